@@ -1,0 +1,1 @@
+"""Ablations of small vision-language models."""

@@ -1,0 +1,266 @@
+"""The types and units of every setting. Values live in conf/*.yaml; this file states none of them twice.
+
+Hydra checks each YAML against these classes when it composes a command's configuration, so a misspelt key or a
+wrong type fails before anything else happens. `connector` and `benchmark` entries are open mappings because their
+fields are the constructor arguments of the class named by `_target_`; `components.py` checks those.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+
+class Prompt(Enum):
+    """How a record becomes text (reference-system facts B4)."""
+
+    plain = "plain"  # image, caption, newline: the loss is on the caption
+    chat = "chat"  # the LLM's chat format: the loss is on the answers and their end token
+
+
+class ImageMode(Enum):
+    """What happens to an image that is not square."""
+
+    square = "square"  # the encoder's own resize: CLIP crops, SigLIP stretches
+    pad = "pad"  # first pasted on a square canvas of the encoder's mean colour
+
+
+class Tune(Enum):
+    """What a stage does to one part of the model."""
+
+    frozen = "frozen"
+    full = "full"
+
+
+class Resize(Enum):
+    """How an encoder's preprocessing reaches its input size."""
+
+    crop = "crop"  # shortest edge to the size, centre crop
+    stretch = "stretch"  # both edges to the size, aspect ratio not kept
+
+
+class Tokens(Enum):
+    """Which positions of the vision encoder's output go to the connector."""
+
+    all = "all"
+    drop_first = "drop_first"  # the encoder has a CLS token
+
+
+class Precision(Enum):
+    """Arithmetic of training. Under bf16 the optimizer keeps fp32 master weights."""
+
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+@dataclass
+class Chat:
+    """A chat format: system + (user + question + assistant + " " + answer + end) for each turn."""
+
+    system: str = MISSING  # ends with the separator before the first turn
+    user: str = MISSING  # stands before a question
+    assistant: str = MISSING  # stands after a question; a prompt for inference ends here
+    end: str = MISSING  # end token, written after each answer; the next turn follows without a space
+
+
+@dataclass
+class LLM:
+    """A causal language model of transformers."""
+
+    name: str = MISSING
+    label: str = MISSING  # short name in run names, as in the paper: TL, SLM, Phi
+    path: str = MISSING  # hub id, or a local folder that from_pretrained reads
+    chat: Chat = field(default_factory=Chat)
+    pad_token: str = MISSING
+    max_length: int = MISSING  # tokens, image tokens included; longer samples lose their tail
+    architecture: dict[str, Any] | None = None  # transformers config: sizes without the weights, for plan, bench and tests
+    prepare: dict[str, Any] | None = None  # `_target_` that makes `path` on this machine (`tinyvlm data prepare`)
+
+
+@dataclass
+class Vision:
+    """A vision encoder of transformers and its preprocessing."""
+
+    name: str = MISSING
+    label: str = MISSING  # short name in run names, as in the paper: C, Sig
+    path: str = MISSING  # hub id, or a local folder that from_pretrained reads
+    feature_layer: int = MISSING  # index into the hidden states, 0 = embeddings, -1 = last layer
+    tokens: Tokens = MISSING
+    unused: list[str] = MISSING  # modules behind the last layer that the features do not pass through
+    image_size: int = MISSING  # pixels
+    resize: Resize = MISSING
+    mean: list[float] = MISSING  # of RGB in 0..1
+    std: list[float] = MISSING
+    architecture: dict[str, Any] | None = None
+    prepare: dict[str, Any] | None = None
+
+
+@dataclass
+class Split:
+    """One training set: a LLaVA-style JSON list and the folder its image paths start from."""
+
+    annotations: str = MISSING
+    images: str = MISSING
+    count: int = MISSING  # published number of records, for plans made before the files are there
+    source: str = MISSING  # where the files can be had, by public name
+
+
+@dataclass
+class Data:
+    """A family of training sets, one for each kind of stage."""
+
+    name: str = MISSING
+    label: str = MISSING
+    splits: dict[str, Split] = MISSING  # stage split name -> files
+    prepare: dict[str, Any] | None = None
+
+
+@dataclass
+class Parts:
+    """What a stage trains."""
+
+    vision: Tune = MISSING
+    connector: Tune = MISSING
+    llm: Tune = MISSING
+
+
+@dataclass
+class Optim:
+    """AdamW with linear warm-up and cosine decay to zero."""
+
+    betas: list[float] = MISSING
+    eps: float = MISSING
+    weight_decay: float = MISSING
+    warmup_ratio: float = MISSING  # share of the stage's steps
+    max_grad_norm: float = MISSING  # over all trained parameters
+
+
+@dataclass
+class Stage:
+    """One training of a recipe."""
+
+    start: str | None = None  # the stage whose weights this one continues; null: the published weights
+    split: str = MISSING  # which split of the data group
+    prompt: Prompt = MISSING
+    image_mode: ImageMode = MISSING
+    train: Parts = field(default_factory=Parts)
+    vision_from_layer: int = MISSING  # with train.vision=full: the first encoder layer that learns; 0 = everything
+    lr: float = MISSING  # peak, after warm-up
+    samples_per_step: int = MISSING  # records in an optimizer step, over all GPUs
+    epochs: int = MISSING
+    max_steps: int | None = None  # optimizer steps at most; null: all of the epochs
+
+
+@dataclass
+class Recipe:
+    """An order of stages, given by each stage's `start`."""
+
+    name: str = MISSING
+    optim: Optim = field(default_factory=Optim)
+    stages: dict[str, Stage] = MISSING
+
+
+@dataclass
+class Engine:
+    """How training runs on the machine. Nothing here but `precision` changes the trained weights beyond rounding."""
+
+    zero: int = MISSING  # DeepSpeed ZeRO stage 1, 2 or 3
+    precision: Precision = MISSING
+    micro_tokens: int = MISSING  # tokens of a micro-batch on one GPU
+    activation_checkpointing: bool = MISSING  # recompute activations in the backward pass: less memory, about 30% slower
+    workers: int = MISSING  # processes that load images, per GPU; 0: the training process itself
+    save_every: int = MISSING  # optimizer steps between checkpoints
+    gpus: int | None = None  # worker processes on this machine; null: one for each visible GPU, one on a CPU
+
+
+@dataclass
+class Train:
+    """`tinyvlm train` and `tinyvlm plan`."""
+
+    llm: LLM = field(default_factory=LLM)
+    vision: Vision = field(default_factory=Vision)
+    connector: dict[str, Any] = MISSING  # name, `_target_` and the class's arguments
+    data: Data = field(default_factory=Data)
+    recipe: Recipe = field(default_factory=Recipe)
+    engine: Engine = field(default_factory=Engine)
+    seed: int = MISSING
+    data_dir: str = MISSING
+    results_dir: str = MISSING
+    sweep: str | None = None  # the file of sweeps/ that made this run
+
+
+@dataclass
+class Judge:
+    """An OpenAI-compatible endpoint that grades open answers. The key comes from the environment only."""
+
+    base_url: str | None = None  # null: OPENAI_BASE_URL, else the client's default
+    model: str | None = None  # null: judged benchmarks are shown as "not judged"
+    key_variable: str = MISSING  # environment variable that holds the key
+    concurrency: int = MISSING  # requests in flight
+    timeout_s: float = MISSING
+    retries: int = MISSING  # of transport errors, with exponential back-off
+
+
+@dataclass
+class Eval:
+    """`tinyvlm eval`."""
+
+    run: str = MISSING  # run folder name, its shown name, or "all"
+    stage: str | None = None  # null: the run's last
+    benchmark: dict[str, Any] = MISSING  # name -> `_target_` and the class's arguments
+    blind: bool = MISSING  # answer again with images shuffled between questions: what the text alone gives away
+    batch_size: int = MISSING  # questions answered together
+    limit: int | None = None  # first questions only; such scores are marked and kept out of tables
+    judge: Judge = field(default_factory=Judge)
+    gpus: int | None = None
+    seed: int = MISSING  # of the blind control's shuffle
+    eval_dir: str = MISSING  # folder that holds one folder a benchmark, in LLaVA's layout
+    data_dir: str = MISSING
+    results_dir: str = MISSING
+
+
+@dataclass
+class Score:
+    """`tinyvlm score`."""
+
+    benchmark: dict[str, Any] = MISSING
+    answers: str = MISSING  # JSONL with question_id, prompt, text
+    data_dir: str = MISSING  # the benchmark's own folder
+    output: str | None = None  # JSON file for the score, its details and the per-question results
+    judge: Judge = field(default_factory=Judge)
+    results_dir: str = MISSING  # judge replies are cached there
+
+
+@dataclass
+class Ask:
+    """`tinyvlm ask`."""
+
+    run: str = MISSING
+    image: str = MISSING
+    question: str = MISSING
+    max_new_tokens: int = MISSING
+    results_dir: str = MISSING
+    data_dir: str = MISSING
+
+
+@dataclass
+class Report:
+    """`tinyvlm report`."""
+
+    table: dict[str, Any] = MISSING  # name -> a table's YAML
+    format: str = MISSING  # terminal, markdown, latex, csv
+    output: str | None = None  # folder for the files; null: print to the terminal
+    results_dir: str = MISSING
+
+
+@dataclass
+class DataCommand:
+    """`tinyvlm data check` and `tinyvlm data prepare`."""
+
+    action: str = MISSING  # check or prepare
+    data: Data | None = None
+    llm: LLM | None = None
+    vision: Vision | None = None
+    data_dir: str = MISSING
+    results_dir: str = MISSING

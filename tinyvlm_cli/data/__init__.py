@@ -1,0 +1,1 @@
+"""Records, chat text, token ids, images and the index over a training set."""

@@ -1,0 +1,1 @@
+"""Benchmarks, generation and the runner that joins them."""

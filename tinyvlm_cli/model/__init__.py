@@ -1,0 +1,1 @@
+"""The model: vision encoder, connector, LLM and how they are joined."""

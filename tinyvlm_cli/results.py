@@ -1,0 +1,126 @@
+"""The results folder: where stages, runs, answers and scores lie, and the records in their files.
+
+    results/
+      stages/<stage>/              one training, shared by every run that needs it
+        stage.yaml                 everything that determines the weights, and what ran (versions, commit, data hashes)
+        train.jsonl                one line an optimizer step
+        <part>.safetensors         the parts that this stage trained
+        DONE                       written last
+      runs/<run>/
+        config.yaml                the resolved configuration
+        run.yaml                   shown name, group choices, stage folders in order, versions
+        eval/<benchmark>/answers.jsonl        LLaVA's format
+        eval/<benchmark>/per_question.json    Question.key -> 0..1
+        eval/<benchmark>.blind/...            the same with shuffled images
+        scores.jsonl               one ScoreRow a line; a later row replaces an earlier one of the same `cell`
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from tinyvlm_cli.errors import UserError
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """A line of scores.jsonl: one benchmark's score of one stage of one run."""
+
+    run: str  # run folder
+    name: str  # shown name: TinyLLaVA-base-C-TL
+    llm: str
+    vision: str
+    connector: str
+    data: str
+    recipe: str
+    seed: int
+    stage: str  # whose weights answered: "finetune"
+    benchmark: str
+    metric: str
+    value: float | None  # None: not judged
+    n: int
+    valid: float  # share of the answers that the scorer could read
+    follows: str
+    version: int
+    split: str
+    images: str  # "real", or "shuffled": the blind control
+    judge: str | None = None
+    limit: int | None = None  # answered only the first so many questions: not comparable
+    details: dict[str, Any] = field(default_factory=dict)
+    created: str = ""  # UTC, ISO 8601
+
+    @property
+    def cell(self) -> tuple[str, str, str, str]:
+        """What a row is the score of."""
+        return (self.run, self.stage, self.benchmark, self.images)
+
+
+def read_scores(results_dir: Path) -> list[ScoreRow]:
+    """The newest row of every cell of every run, in order of first appearance."""
+    rows: dict[tuple[str, str, str, str], ScoreRow] = {}
+    for path in sorted(results_dir.glob("runs/*/scores.jsonl")):
+        for record in read_jsonl(path):
+            row = _score_row(record, path)
+            rows[row.cell] = row
+    return list(rows.values())
+
+
+def append_score(run_dir: Path, row: ScoreRow) -> None:
+    """Add `row` to the run's scores.jsonl."""
+    append_jsonl(run_dir / "scores.jsonl", asdict(row))
+
+
+def _score_row(record: dict[str, Any], path: Path) -> ScoreRow:
+    known = {f.name for f in fields(ScoreRow)}
+    unknown = set(record) - known
+    if unknown:
+        raise UserError(f"{path}: a row has the unknown fields {sorted(unknown)}; was it written by a newer tinyvlm?")
+    try:
+        return ScoreRow(**record)
+    except TypeError as error:
+        raise UserError(f"{path}: a row is not complete ({error}); run `tinyvlm eval` for this run again") from None
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a JSON-lines file of ours. A last line cut short by a kill is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                return
+            raise UserError(f"{path}:{number}: not a JSON record ({error.msg}); delete that line or the file") from None
+
+
+def append_jsonl(path: Path, record: dict[str, Any]) -> None:
+    """Add one line and force it to disk, so that a kill loses nothing already reported."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        _end_cut_line(file)
+        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _end_cut_line(file: Any) -> None:
+    """Remove what a kill left of a last line, so that the next record starts on its own."""
+    end = file.seek(0, os.SEEK_END)
+    if end == 0:
+        return
+    file.seek(end - 1)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step: a reader sees the old text or the new, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)

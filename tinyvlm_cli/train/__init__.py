@@ -1,0 +1,1 @@
+"""Stages, the optimizer loop and its measurements."""
