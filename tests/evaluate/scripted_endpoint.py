@@ -1,6 +1,7 @@
 """A judge on 127.0.0.1 that answers from a script, for the tests of whatever asks one."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
+from unittest.mock import patch
 
 from tinyvlm_cli import config
 from tinyvlm_cli.evaluate.judge import Judge, open_judge
@@ -70,7 +72,8 @@ def endpoint(script: Callable[[str], str | int | float]) -> Iterator[Endpoint]:
     state.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     try:
-        yield state
+        with patch.dict(os.environ, NO_PROXY="127.0.0.1"):
+            yield state
     finally:
         server.shutdown()
         server.server_close()

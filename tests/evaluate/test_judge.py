@@ -19,11 +19,6 @@ def ask(text: str) -> Request:
     return Request(messages=(("user", text),), temperature=0.0, max_tokens=3)
 
 
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
 def test_sends_the_request_as_it_is(tmp_path: Path) -> None:
     with endpoint(lambda _: "0.5") as judge:
         reply = judge.judge(tmp_path).reply(QUESTION)

@@ -1,0 +1,184 @@
+"""LLaVA-Bench in the Wild: the official request, its reading of the reply, and its rounding."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from scripted_endpoint import endpoint
+
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.evaluate.benchmark import Answer
+from tinyvlm_cli.evaluate.benchmarks.llavaw import LLaVAWild, read_grades
+
+CONF = Path(__file__).parents[2] / "conf/benchmark/llavaw.yaml"
+RULES = {f"llava_bench_{name}": {"role": "Helper", "prompt": f"Grade {name}."} for name in ("conv", "detail")}
+FILES = {
+    "questions.jsonl": [
+        {"question_id": 0, "image": "001.jpg", "category": "conv", "text": "Where?"},
+        {"question_id": 1, "image": "001.jpg", "category": "conv", "text": "When?"},
+        {"question_id": 2, "image": "002.jpg", "category": "detail", "text": "Describe."},
+    ],
+    "context.jsonl": [
+        {"id": "002", "image": "002.jpg", "caption": ["a hill", "a tree"]},
+        {"id": "001", "image": "001.jpg", "caption": "a beach"},
+    ],
+    # Not in the order of the questions.
+    "answers_gpt4.jsonl": [{"question_id": i, "text": f"reference {i}"} for i in (2, 0, 1)],
+}
+ANSWERS = [Answer(str(i), "", f"model {i}") for i in (1, 2, 0)]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Any:
+    def make(**changes: Any) -> LLaVAWild:
+        for name, lines in FILES.items():
+            (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (tmp_path / "rule.json").write_text(json.dumps(RULES))
+        node = {**yaml.safe_load(CONF.read_text()), "data_dir": str(tmp_path), "runs": 1, **changes}
+        del node["_target_"]
+        return LLaVAWild(**node)
+
+    return make
+
+
+def graded(*replies: str) -> Any:
+    """A script with the reply to each question's answer."""
+    return lambda prompt: next(reply for i, reply in enumerate(replies) if f"model {i}" in prompt)
+
+
+def test_the_request_is_the_official_one(bench: Any, tmp_path: Path) -> None:
+    with endpoint(graded("8 7", "8 7", "8 7")) as judge:
+        score = bench(judge=judge.judge(tmp_path, concurrency=1)).score(ANSWERS)
+    assert judge.asked[2]["messages"] == [
+        {
+            "role": "system",
+            "content": "You are a helpful and precise assistant for checking the quality of the answer.",
+        },
+        {
+            "role": "user",
+            "content": "[Context]\na hill\na tree\n\n[Question]\nDescribe.\n\n"
+            "[Helper 1]\nreference 2\n\n[End of Helper 1]\n\n[Helper 2]\nmodel 2\n\n[End of Helper 2]\n\n"
+            "[System]\nGrade detail.\n\n",
+        },
+    ]
+    assert (judge.asked[0]["temperature"], judge.asked[0]["max_tokens"]) == (0.2, 1024)
+    assert (score.details["protocol"], score.judge) == ("official", "gpt-4-0613")
+
+
+def test_everything_is_paired_by_id(bench: Any, tmp_path: Path) -> None:
+    with endpoint(graded("8 7", "8 7", "8 7")) as judge:
+        bench(judge=judge.judge(tmp_path, concurrency=1)).score(ANSWERS)
+    for i, prompt in enumerate(judge.prompts):
+        assert f"reference {i}\n" in prompt and f"model {i}\n" in prompt
+    assert ["a beach\n\n[Q" in prompt for prompt in judge.prompts] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("reply", "grades"),
+    [("8 7\nBecause.", (8.0, 7.0)), ("8,7", (8.0, 7.0)), ("8.5 7\r", (8.5, 7.0)), ("8, 7", None), ("8 7 ", None),
+     ("8/10 7/10", None), ("\n8 7", None), ("8", None), ("", None), ("nan 7", None)],
+)  # fmt: skip
+def test_grades_are_read_as_officially(reply: str, grades: tuple[float, float] | None) -> None:
+    assert read_grades(reply) == grades
+
+
+def test_the_score_is_the_ratio_of_means_rounded_twice(bench: Any, tmp_path: Path) -> None:
+    with endpoint(graded("10 1", "2 2", "9 7")) as judge:
+        score = bench(judge=judge.judge(tmp_path)).score(ANSWERS)
+    assert score.value == 47.6  # 10/21; the mean of ratios would be 62.6
+    assert (score.details["reference"], score.details["model"]) == (70.0, 33.3)
+    assert score.details["categories"]["conv"] == {"relative": 25.0, "reference": 60.0, "model": 15.0}
+    assert score.per_question == {"0": 0.1, "1": 0.2, "2": 0.7}
+
+
+def test_means_are_rounded_before_they_are_divided(bench: Any, tmp_path: Path) -> None:
+    # Means 1/3 and 4/15: 80.0 as they are, 0.267 / 0.333 = 80.2 when rounded to three places first.
+    with endpoint(graded("1 0.8", "0 0", "0 0")) as judge:
+        assert bench(judge=judge.judge(tmp_path)).score(ANSWERS).value == 80.2
+
+
+def test_the_score_is_the_mean_of_the_runs(bench: Any, tmp_path: Path) -> None:
+    with endpoint(lambda _: f"10 {len(judge.asked)}") as judge:
+        score = bench(runs=3, judge=judge.judge(tmp_path, concurrency=1)).score(ANSWERS[2:])
+    assert (score.value, score.details["runs"], score.details["std"]) == (20.0, [10.0, 20.0, 30.0], 8.2)
+
+
+def test_an_unreadable_reply_is_asked_again(bench: Any, tmp_path: Path) -> None:
+    with endpoint(lambda _: "10 4" if len(judge.asked) == 3 else "8, 7") as judge:
+        score = bench(judge=judge.judge(tmp_path)).score(ANSWERS[2:])
+    assert (score.value, len(judge.asked), score.details["unparsable"]) == (40.0, 3, 0)
+    assert judge.asked[0] == judge.asked[2]
+
+
+def test_never_readable_is_left_out_and_reported(bench: Any, tmp_path: Path) -> None:
+    with endpoint(graded("10 4", "8, 7", "10 8")) as judge:
+        score = bench(judge=judge.judge(tmp_path)).score(ANSWERS)
+    assert (score.value, score.details["unparsable"], score.valid) == (60.0, 1, pytest.approx(2 / 3))
+    assert "left out" in score.notes[0]
+    assert set(score.per_question) == {"0", "2"}
+
+
+def test_official_failures_are_averaged_as_minus_one(bench: Any, tmp_path: Path) -> None:
+    with endpoint(graded("10 4", "8, 7", "10 8")) as judge:
+        score = bench(official_failures=True, judge=judge.judge(tmp_path)).score(ANSWERS)
+    assert (score.value, len(judge.asked)) == (57.9, 3)  # (4 - 1 + 8) / (10 - 1 + 10)
+
+
+def test_no_readable_reply_gives_no_number(bench: Any, tmp_path: Path) -> None:
+    with endpoint(lambda _: "?") as judge:
+        score = bench(judge=judge.judge(tmp_path)).score(ANSWERS)
+    assert (score.value, score.pending, score.details["unparsable"]) == (None, 0, 3)
+
+
+def test_a_failing_judge_leaves_answers_pending(bench: Any, tmp_path: Path) -> None:
+    with endpoint(lambda prompt: 500 if "model 1" in prompt else "8 7") as judge:
+        score = bench(judge=judge.judge(tmp_path)).score(ANSWERS)
+    assert (score.value, score.pending, score.per_question) == (None, 1, {})
+
+
+def test_without_a_judge_it_is_not_judged(bench: Any) -> None:
+    score = bench().score(ANSWERS)
+    assert (score.value, score.pending, score.n) == (None, 0, 3)
+
+
+def test_our_own_words_are_said_to_be_ours(bench: Any, tmp_path: Path) -> None:
+    with endpoint(lambda _: "8 7") as judge:
+        llavaw = bench(judge=judge.judge(tmp_path))
+        (tmp_path / "rule.json").unlink()
+        score = llavaw.score(ANSWERS)
+    assert (score.details["protocol"], "not comparable" in score.notes[0]) == ("tinyvlm", True)
+    assert "rule.json" in llavaw.wanted()[0]
+
+
+def test_a_rule_that_is_not_there_is_named(bench: Any, tmp_path: Path) -> None:
+    with endpoint(lambda _: "8 7") as judge:
+        llavaw = bench(judge=judge.judge(tmp_path))
+        (tmp_path / "rule.json").write_text(json.dumps({"llava_bench_conv": RULES["llava_bench_conv"]}))
+        with pytest.raises(UserError, match="llava_bench_detail"):
+            llavaw.score(ANSWERS)
+
+
+def test_holes_in_answers_and_references_are_refused(bench: Any, tmp_path: Path) -> None:
+    llavaw = bench()
+    with pytest.raises(UserError, match="first: 0"):
+        llavaw.score(ANSWERS[:2])
+    (tmp_path / "answers_gpt4.jsonl").write_text('{"question_id": 0, "text": ""}\n')
+    with pytest.raises(UserError, match="no answer for question 1"):
+        llavaw.questions()
+
+
+def test_a_broken_line_is_named(bench: Any, tmp_path: Path) -> None:
+    llavaw = bench()
+    with (tmp_path / "questions.jsonl").open("a") as file:
+        file.write('\n{"question_id": 3}\n')
+    with pytest.raises(UserError, match=r"questions\.jsonl:5: the record has no image"):
+        llavaw.questions()
+
+
+def test_missing_names_files_then_images(bench: Any, tmp_path: Path) -> None:
+    llavaw = bench()
+    assert "2 images are not there" in llavaw.missing()[0]
+    (tmp_path / "context.jsonl").unlink()
+    assert "context.jsonl is not there" in llavaw.missing()[0]

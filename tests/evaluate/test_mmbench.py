@@ -1,0 +1,208 @@
+"""MMBench: the traps of its table, the circular rule, the two versions of reading a choice, and the judge's part."""
+
+import base64
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from scripted_endpoint import endpoint
+
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.evaluate.benchmark import Answer
+from tinyvlm_cli.evaluate.benchmarks.mmbench import MMBench
+from tinyvlm_cli.evaluate.choices import CHOICE_RULES
+
+CONF = Path(__file__).parents[2] / "conf/benchmark/mmbench.yaml"
+PICTURE = base64.b64encode(b"a picture that is long enough to be no index " * 3).decode()
+SUFFIX = "Answer with the option's letter from the given choices directly."
+DEFAULTS = {
+    "hint": "", "A": "cat", "B": "dog", "C": "", "D": "", "category": "object_localization", "image": PICTURE,
+    "source": "web", "l2-category": "finegrained_perception (instance-level)", "comment": "", "split": "dev",
+}  # fmt: skip
+COLUMNS = ["index", "question", "answer", *DEFAULTS]
+JUDGE_FILE = 'def build_prompt(question, options, prediction):\n    tmpl = ("Match.\\n" "Q: {}?\\n{}|{}|")\n'
+
+
+def row(index: int, answer: str = "A", **changes: str) -> dict[str, str]:
+    return {**DEFAULTS, "index": str(index), "question": f"What is {index % 1_000_000}?", "answer": answer, **changes}
+
+
+def pair_of_rows(index: int, **changes: str) -> list[dict[str, str]]:
+    """A two-option question and its rotation: the answer is the cat, A then B."""
+    turned = {**changes, "A": "dog", "B": "cat", "image": str(index)}
+    return [row(index, "A", **changes), row(index + 1_000_000, "B", **turned)]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Any:
+    def make(*rows: dict[str, str], **changes: Any) -> MMBench:
+        node = {**yaml.safe_load(CONF.read_text()), "data_dir": str(tmp_path), **changes}
+        del node["_target_"]
+        with (tmp_path / node["file"]).open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, delimiter="\t")
+            writer.writeheader()
+            writer.writerows(rows)
+        return MMBench(**node)
+
+    return make
+
+
+def answers(**texts: str) -> list[Answer]:
+    """Answers in LLaVA's format: `_7="A"` answers row 7."""
+    return [Answer(key.removeprefix("_"), "", text) for key, text in texts.items()]
+
+
+def test_prompt_has_hint_options_and_suffix(bench: Any) -> None:
+    question = bench(row(3, hint="A hint.", C="bird")).questions()[0]
+    assert question.text == f"A hint.\nWhat is 3?\nA. cat\nB. dog\nC. bird\n{SUFFIX}"
+    assert (question.key, question.question_id) == ("3", "3")
+
+
+@pytest.mark.parametrize("hint", ["", "nan"])
+def test_an_absent_hint_leaves_no_line(bench: Any, hint: str) -> None:
+    assert bench(row(3, hint=hint)).questions()[0].text.startswith("What is 3?")
+
+
+@pytest.mark.parametrize("text", ["None", "NA", "null", "N/A"])
+def test_options_that_look_like_no_value_survive(bench: Any, text: str) -> None:
+    mmbench = bench(row(3, "B", B=text))
+    assert f"\nB. {text}\n" in mmbench.questions()[0].text
+    assert mmbench.score(answers(_3=text)).value == 100
+
+
+def test_the_prompt_stops_at_a_gap_and_the_score_skips_it(bench: Any) -> None:
+    mmbench = bench(row(3, "D", C="", D="horse"))
+    assert "horse" not in mmbench.questions()[0].text
+    assert mmbench.score(answers(_3="horse")).value == 100
+
+
+def test_a_quoted_newline_stays_in_its_row(bench: Any) -> None:
+    assert bench(row(3, question="one\ntwo"), row(4)).questions()[0].text.startswith("one\ntwo\nA. cat")
+
+
+def test_rotations_may_name_the_row_that_holds_their_image(bench: Any) -> None:
+    first, rotation = bench(*pair_of_rows(7)).questions()
+    assert rotation.image == first.image == base64.b64decode(PICTURE)
+    assert rotation.image_key == first.image_key
+
+
+@pytest.mark.parametrize(
+    ("answer", "old", "new"),
+    [
+        ("B", "B", "B"),
+        ("(B)", "B", "B"),
+        ("b", "", ""),
+        ("B or C", "", ""),
+        ("A dog", "A", "A"),  # an article counts as the letter
+        ("D cannot be told from here at all", "D", ""),  # 2026: not among the last four words
+        ("It looks like it could be D here", "D", "D"),
+        ("the correct answer is **B** because of A and C", "", "B"),
+        ("The answer is blue and C or D", "", "B"),  # no border after the letter
+        ("a small green parrot", "C", "C"),  # the only option whose text is in it
+        ("a green parrot " + "indeed " * 20, "C", ""),  # 2026: longer than twice the options
+        ("green parrot or yellow lion", "", ""),
+        ("Cannot determine the answer, maybe B", "Z", "Z"),
+        ("Z", "Z", "Z"),
+        ("", "", ""),
+    ],
+)
+def test_choices_are_read_as_vlmevalkit_did_and_does(answer: str, old: str, new: str) -> None:
+    options = {"A": "red fox", "B": "blue whale", "C": "green parrot", "D": "yellow lion"}
+    assert [CHOICE_RULES[rule].read(answer, options) for rule in ("2024", "2026")] == [old, new]
+
+
+def test_one_wrong_rotation_loses_the_question(bench: Any) -> None:
+    score = bench(*pair_of_rows(7), *pair_of_rows(8)).score(answers(_7="A", _1000007="B", _8="A", _1000008="A"))
+    assert (score.value, score.n, score.details["vanilla"]) == (50, 2, 100)
+    assert score.per_question == {"7": 1.0, "8": 0.0}
+    assert score.details["choice_rule"] == "2024"
+
+
+def test_the_choice_rule_is_a_field_and_the_command_line_may_give_a_number(bench: Any) -> None:
+    texts = answers(_3="B cannot be told from here at all")
+    assert bench(row(3, "B")).score(texts).value == 100
+    assert bench(row(3, "B"), choice_rule=2026).score(texts).value == 0
+    with pytest.raises(UserError, match="2024 or 2026"):
+        bench(row(3), choice_rule="2025")
+
+
+def test_abilities_are_those_of_the_first_row(bench: Any) -> None:
+    rows = [*pair_of_rows(7), *pair_of_rows(8, category="ocr", **{"l2-category": "logic_reasoning", "split": "test"})]
+    rows[1]["category"] = "elsewhere"
+    details = bench(*rows).score(answers(_7="A", _1000007="B", _8="B", _1000008="B")).details
+    assert details["l2"] == {"FP-S": 100, "LR": 0}
+    assert details["abilities"] == {"object_localization": 100, "ocr": 0}
+    assert {split: table["overall"] for split, table in details["splits"].items()} == {"dev": 100, "test": 0}
+
+
+def test_answers_are_paired_by_id_and_the_last_one_counts(bench: Any) -> None:
+    score = bench(*pair_of_rows(7)).score(answers(_1000007="B", _7="B") + answers(_7="A", _99="A"))
+    assert score.value == 100
+    assert ["repeat" in note or "no question" in note for note in score.notes] == [True, True]
+
+
+def test_a_row_without_answer_is_wrong(bench: Any) -> None:
+    score = bench(*pair_of_rows(7), *pair_of_rows(8)).score(answers(_7="A", _8="A", _1000008="B"))
+    assert (score.value, score.n) == (50, 2)
+    assert "1 rows have no answer" in score.notes[0]
+
+
+def test_the_first_questions_alone_are_scored_as_such(bench: Any) -> None:
+    score = bench(*pair_of_rows(7), *pair_of_rows(8)).score(answers(_7="A", _1000007="B"))
+    assert (score.value, score.n) == (100, 1)
+    assert "not comparable" in score.notes[0]
+
+
+def test_a_split_without_answers_is_refused(bench: Any) -> None:
+    with pytest.raises(UserError, match="no public answers"):
+        bench(row(3, "")).score(answers(_3="A"))
+
+
+def test_unreadable_answers_are_wrong_without_a_judge(bench: Any) -> None:
+    score = bench(*pair_of_rows(7)).score(answers(_7="the feline", _1000007="B"))
+    assert (score.value, score.valid, score.judge) == (0, 0.5, None)
+    assert "no judge is set" in score.notes[0]
+
+
+def test_the_judge_reads_only_what_can_still_be_won(bench: Any, tmp_path: Path) -> None:
+    (tmp_path / "multiple_choice.py").write_text(f"raise SystemExit\n{JUDGE_FILE}")
+    texts = answers(_7="the feline", _1000007="B", _8="the feline", _1000008="A")
+    with endpoint(lambda _: "A") as judge:
+        score = bench(*pair_of_rows(7), *pair_of_rows(8), judge=judge.judge(tmp_path)).score(texts)
+    assert judge.prompts == ["Match.\nQ: What is 7??\nThere are several options: \nA. cat\nB. dog\n|the feline|"]
+    assert (judge.asked[0]["temperature"], judge.asked[0]["max_tokens"]) == (0.0, 2048)
+    assert (score.value, score.judge, score.details["protocol"]) == (50, "gpt-4-0613", "official")
+
+
+def test_three_unreadable_replies_are_wrong_and_not_a_draw(bench: Any, tmp_path: Path) -> None:
+    with endpoint(lambda _: "hm") as judge:
+        score = bench(*pair_of_rows(7), judge=judge.judge(tmp_path)).score(answers(_7="feline", _1000007="B"))
+    assert (len(judge.asked), score.value) == (3, 0)
+    assert "at random" in score.notes[0] and "own words" in score.notes[1]
+    assert score.details["protocol"] == "tinyvlm"
+
+
+def test_a_failing_judge_leaves_the_question_pending(bench: Any, tmp_path: Path) -> None:
+    with endpoint(lambda _: 500) as judge:
+        score = bench(*pair_of_rows(7), judge=judge.judge(tmp_path)).score(answers(_7="feline", _1000007="B"))
+    assert (score.value, score.pending, score.per_question) == (None, 1, {})
+
+
+def test_the_upload_sheet_has_all_rows_and_the_official_columns(bench: Any, tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    path = tmp_path / "upload.xlsx"
+    bench(*pair_of_rows(7, C="None")).export(answers(_7="=A", _1000007="B\x0b"), path)
+    lines = list(openpyxl.load_workbook(path).active.values)
+    assert lines[0] == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
+    assert lines[1] == (7, "What is 7?", "cat", "dog", "None", None, "=A", "A", "dev")
+    assert [line[0] for line in lines[1:]] == [7, 1_000_007]
+    assert openpyxl.load_workbook(path).active["G2"].data_type == "s"
+
+
+def test_missing_names_the_file(bench: Any, tmp_path: Path) -> None:
+    mmbench = bench(row(3))
+    assert mmbench.missing() == []
+    (tmp_path / "mmbench_dev_20230712.tsv").unlink()
+    assert "get mmbench_dev_20230712.tsv of MMBench" in mmbench.missing()[0]

@@ -1,0 +1,166 @@
+"""MM-Vet: the official request, its retries, and its tables."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from scripted_endpoint import endpoint
+
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.evaluate.benchmark import Answer
+from tinyvlm_cli.evaluate.benchmarks.mmvet import AGAIN, MMVet, read_grade
+
+CONF = Path(__file__).parents[2] / "conf/benchmark/mmvet.yaml"
+EVALUATOR = 'prompt = """Grade it.\n"""\nraise SystemExit("never run")\n'
+DATA = {
+    "v1_0": ("What is x?", "-1<AND>-5", ["ocr", "math"]),
+    "v1_1": ("Who is it?", "Bo<OR>Bob", ["rec"]),
+    "v1_2": ("How much?", "3", ["math", "ocr"]),  # the same capabilities, listed the other way round
+}
+TEXTS = {"0": "x = -1", "1": "two\nlines", "2": "three"}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Any:
+    def make(**changes: Any) -> MMVet:
+        records = {
+            key: {"imagename": f"{key}.png", "question": q, "answer": a, "capability": c, "imagesource": ""}
+            for key, (q, a, c) in DATA.items()
+        }
+        (tmp_path / "mm-vet.json").write_text(json.dumps(records))
+        (tmp_path / "mm-vet_evaluator.py").write_text(EVALUATOR)
+        node = {**yaml.safe_load(CONF.read_text()), "data_dir": str(tmp_path), **changes}
+        del node["_target_"]
+        return MMVet(**node)
+
+    return make
+
+
+def llava_answers(texts: dict[str, str] = TEXTS) -> list[Answer]:
+    return [Answer(key, "", text) for key, text in texts.items()]
+
+
+def graded(**grades: str) -> Any:
+    """A script that gives each reply by a word of the answer."""
+    return lambda prompt: next(grade for word, grade in grades.items() if word in prompt)
+
+
+def test_questions_are_asked_as_they_are(bench: Any, tmp_path: Path) -> None:
+    question = bench().questions()[1]
+    assert (question.key, question.question_id, question.text) == ("v1_1", "1", "Who is it?")
+    assert question.image == tmp_path / "images/v1_1.png"
+
+
+def test_the_request_is_the_official_one(bench: Any, tmp_path: Path) -> None:
+    with endpoint(lambda _: "1.0") as judge:
+        score = bench(judge=judge.judge(tmp_path, concurrency=1)).score(llava_answers())
+    assert judge.prompts[0] == "Grade it.\n\nWhat is x? | -1 <AND> -5 | x = -1 | "
+    assert judge.prompts[1] == "Grade it.\n\nWho is it? | Bo <OR> Bob | two\nlines | "
+    assert judge.asked[0]["messages"][0]["role"] == "user" and len(judge.asked[0]["messages"]) == 1
+    assert (judge.asked[0]["temperature"], judge.asked[0]["max_tokens"]) == (0.0, 3)
+    assert (score.value, score.details["protocol"], score.judge) == (100.0, "official", "gpt-4-0613")
+    assert score.details["judge"]["served"] == ["served-name"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "grade"),
+    [("0.5", 0.5), ("1 of 1", 1.0), (" 0.5", None), ("0.5\n", 0.5), ("0.5.", None), ("1.1", None), ("-0.1", None),
+     ("", None), ("nan", None)],
+)  # fmt: skip
+def test_grades_are_read_as_officially(reply: str, grade: float | None) -> None:
+    assert read_grade(reply) == grade
+
+
+def test_an_unreadable_reply_is_asked_again_hotter(bench: Any, tmp_path: Path) -> None:
+    with endpoint(lambda _: "0.7" if len(judge.asked) == 5 else "sure") as judge:
+        score = bench(judge=judge.judge(tmp_path, concurrency=1)).score(llava_answers({"0": "x = -1"}))
+    assert [body["temperature"] for body in judge.asked] == [0.0, 0.0, 0.5, 1.0, 1.5]
+    assert [prompt.endswith(AGAIN) for prompt in judge.prompts] == [False, True, True, True, True]
+    assert (score.value, score.details["unparsable"]) == (70.0, 0)
+
+
+def test_never_readable_is_zero_and_counted(bench: Any, tmp_path: Path) -> None:
+    script = graded(three="sure", two="1.0", x="1.0")
+    with endpoint(script) as judge:
+        score = bench(judge=judge.judge(tmp_path)).score(llava_answers())
+    assert (score.value, score.details["unparsable"], score.valid) == (66.7, 1, pytest.approx(2 / 3))
+    assert "cannot be read" in score.notes[0]
+
+
+def test_an_answer_counts_for_each_of_its_capabilities(bench: Any, tmp_path: Path) -> None:
+    with endpoint(graded(three="0.5", two="0.3", x="1.0")) as judge:
+        score = bench(judge=judge.judge(tmp_path)).score(llava_answers())
+    assert score.value == 60.0
+    assert score.details["capabilities"] == {"math": 75.0, "ocr": 75.0, "rec": 30.0}
+    assert score.details["integrations"] == {"math_ocr": 75.0, "rec": 30.0}
+    assert score.per_question == {"v1_0": 1.0, "v1_1": 0.3, "v1_2": 0.5}
+
+
+def test_runs_are_graded_apart_and_their_spread_is_that_of_a_population(bench: Any, tmp_path: Path) -> None:
+    with endpoint(lambda _: "0.2" if len(judge.asked) == 1 else "0.6") as judge:
+        mmvet = bench(runs=2, judge=judge.judge(tmp_path, concurrency=1))
+        score = mmvet.score(llava_answers({"0": "x = -1"}))
+    assert (score.value, score.details["std"], sorted(score.details["runs"])) == (40.0, 20.0, [20.0, 60.0])
+
+
+def test_a_rerun_asks_nothing(bench: Any, tmp_path: Path) -> None:
+    with endpoint(lambda _: "0.5") as judge:
+        first = bench(judge=judge.judge(tmp_path)).score(llava_answers())
+        again = bench(judge=judge.judge(tmp_path)).score(llava_answers())
+    assert (len(judge.asked), first) == (3, again)
+
+
+def test_a_failing_judge_gives_no_number(bench: Any, tmp_path: Path) -> None:
+    with endpoint(lambda prompt: 500 if "three" in prompt else "1.0") as judge:
+        score = bench(judge=judge.judge(tmp_path)).score(llava_answers())
+    assert (score.value, score.pending, score.per_question) == (None, 1, {})
+    assert "status 500" in score.notes[-1]
+
+
+def test_without_a_judge_it_is_not_judged(bench: Any) -> None:
+    score = bench().score(llava_answers())
+    assert (score.value, score.pending, score.n) == (None, 0, 3)
+
+
+def test_the_prompt_is_read_from_the_notebook_too(bench: Any, tmp_path: Path) -> None:
+    mmvet = bench()
+    (tmp_path / "mm-vet_evaluator.py").unlink()
+    cells = [{"cell_type": "markdown", "source": ["prompt = 'no'"]}, {"cell_type": "code", "source": [EVALUATOR]}]
+    (tmp_path / "mm-vet_evaluator.ipynb").write_text(json.dumps({"cells": cells}))
+    assert (mmvet._prompt(), mmvet.wanted()) == ("Grade it.\n", [])
+
+
+def test_our_own_words_are_said_to_be_ours(bench: Any, tmp_path: Path) -> None:
+    with endpoint(lambda _: "1.0") as judge:
+        mmvet = bench(judge=judge.judge(tmp_path))
+        (tmp_path / "mm-vet_evaluator.py").unlink()
+        score = mmvet.score(llava_answers())
+    assert score.details["protocol"] == "tinyvlm"
+    assert "not comparable" in score.notes[0]
+    assert "mm-vet_evaluator.py" in mmvet.wanted()[0]
+
+
+def test_ids_pair_whatever_the_order_and_the_spelling(bench: Any, tmp_path: Path) -> None:
+    answers = [Answer("v1_2", "", "three"), Answer("0", "", "x = -1"), Answer("1", "", "old"), Answer("1", "", "two")]
+    with endpoint(graded(three="0.0", two="0.5", x="1.0")) as judge:
+        score = bench(judge=judge.judge(tmp_path)).score(answers)
+    assert score.per_question == {"v1_0": 1.0, "v1_1": 0.5, "v1_2": 0.0}
+    assert "repeat" in score.notes[0]
+
+
+def test_a_hole_is_refused_and_a_start_is_marked(bench: Any) -> None:
+    with pytest.raises(UserError, match="first: v1_1"):
+        bench().score(llava_answers({"0": "x", "2": "three"}))
+    assert "first 2 of 3" in bench().score(llava_answers({"0": "x", "1": "two"})).notes[0]
+
+
+def test_missing_names_files_and_images(bench: Any, tmp_path: Path) -> None:
+    mmvet = bench()
+    assert "3 images are not there" in mmvet.missing()[0]
+    (tmp_path / "mm-vet.json").write_text("[]")
+    with pytest.raises(UserError, match="not MM-Vet's layout"):
+        mmvet.questions()
+    (tmp_path / "mm-vet.json").unlink()
+    assert "get mm-vet.zip" in mmvet.missing()[0]
