@@ -7,9 +7,10 @@ fields are the constructor arguments of the class named by `_target_`; `componen
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 
 class Prompt(Enum):
@@ -74,7 +75,9 @@ class LLM:
     chat: Chat = field(default_factory=Chat)
     pad_token: str = MISSING
     max_length: int = MISSING  # tokens, image tokens included; longer samples lose their tail
-    architecture: dict[str, Any] | None = None  # transformers config: sizes without the weights, for plan, bench and tests
+    architecture: dict[str, Any] | None = (
+        None  # transformers config: sizes without the weights, for plan, bench and tests
+    )
     prepare: dict[str, Any] | None = None  # `_target_` that makes `path` on this machine (`tinyvlm data prepare`)
 
 
@@ -157,6 +160,7 @@ class Recipe:
     """An order of stages, given by each stage's `start`."""
 
     name: str = MISSING
+    paper_data: str = MISSING  # the data group that the paper trains it on; any other shows in a run's name
     optim: Optim = field(default_factory=Optim)
     stages: dict[str, Stage] = MISSING
 
@@ -168,8 +172,12 @@ class Engine:
     zero: int = MISSING  # DeepSpeed ZeRO stage 1, 2 or 3
     precision: Precision = MISSING
     micro_tokens: int = MISSING  # tokens of a micro-batch on one GPU
-    activation_checkpointing: bool = MISSING  # recompute activations in the backward pass: less memory, about 30% slower
-    workers: int = MISSING  # processes that load images, per GPU; 0: the training process itself
+    activation_checkpointing: bool = (
+        MISSING  # recompute activations in the backward pass: less memory, about 30% slower
+    )
+    workers: int | None = (
+        None  # processes that load images, per GPU; 0: the training process itself; null: 8 with a GPU, else 0
+    )
     save_every: int = MISSING  # optimizer steps between checkpoints
     gpus: int | None = None  # worker processes on this machine; null: one for each visible GPU, one on a CPU
 
@@ -264,3 +272,26 @@ class DataCommand:
     vision: Vision | None = None
     data_dir: str = MISSING
     results_dir: str = MISSING
+
+
+@dataclass
+class Demo:
+    """`tinyvlm demo`."""
+
+    commands: list[str] = MISSING  # the words after `tinyvlm`, one command a line
+
+
+C = TypeVar("C")
+
+
+def to_yaml(config: Any) -> str:
+    """A configuration object as YAML, every value in place."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def from_yaml(kind: type[C], path: Path) -> C:
+    """The configuration object that `to_yaml` wrote."""
+    merged = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.load(path))
+    loaded = OmegaConf.to_object(merged)
+    assert isinstance(loaded, kind)
+    return loaded

@@ -1,26 +1,28 @@
 """The results folder: where stages, runs, answers and scores lie, and the records in their files.
 
-    results/
-      stages/<stage>/              one training, shared by every run that needs it
-        stage.yaml                 everything that determines the weights, and what ran (versions, commit, data hashes)
-        train.jsonl                one line an optimizer step
-        <part>.safetensors         the parts that this stage trained
-        DONE                       written last
-      runs/<run>/
-        config.yaml                the resolved configuration
-        run.yaml                   shown name, group choices, stage folders in order, versions
-        eval/<benchmark>/answers.jsonl        LLaVA's format
-        eval/<benchmark>/per_question.json    Question.key -> 0..1
-        eval/<benchmark>.blind/...            the same with shuffled images
-        scores.jsonl               one ScoreRow a line; a later row replaces an earlier one of the same `cell`
+results/
+  stages/<stage>/              one training, shared by every run that needs it
+    stage.yaml                 everything that determines the weights, and what ran (versions, commit, data hashes)
+    train.jsonl                one line an optimizer step
+    <part>.safetensors         the parts that this stage trained
+    DONE                       written last
+  runs/<run>/
+    config.yaml                the resolved configuration
+    run.yaml                   shown name, group choices, stage folders in order, versions
+    eval/<stage>/<benchmark>/answers-<rank>.jsonl     LLaVA's format
+    eval/<stage>/<benchmark>/per_question.json        Question.key -> 0..1
+    eval/<stage>/<benchmark>.shuffled/...             the blind control: images shuffled between questions
+    scores.jsonl               one ScoreRow a line; a later row replaces an earlier one of the same `cell`
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from tinyvlm_cli.errors import UserError
 
@@ -56,6 +58,55 @@ class ScoreRow:
     def cell(self) -> tuple[str, str, str, str]:
         """What a row is the score of."""
         return (self.run, self.stage, self.benchmark, self.images)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's run.yaml."""
+
+    folder: Path
+    name: str  # shown name: TinyLLaVA-base-C-TL
+    llm: str
+    vision: str
+    connector: str
+    data: str
+    recipe: str
+    seed: int
+    stages: dict[str, str]  # stage name -> folder in results/stages, in training order
+    made_with: dict[str, Any]
+
+
+def read_run(folder: Path) -> Run:
+    """The record of the run in `folder`."""
+    path = folder / "run.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder}: not a run folder (no run.yaml)")
+    return Run(folder=folder, **yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def find_runs(results_dir: Path, wanted: str) -> list[Run]:
+    """The runs that `run=` names: a folder, a folder's beginning, a shown name, or "all".
+
+    Raises UserError when nothing fits, or several do where "all" was not asked for.
+    """
+    if (Path(wanted) / "run.yaml").is_file():
+        return [read_run(Path(wanted))]
+    runs = [read_run(path.parent) for path in sorted(results_dir.glob("runs/*/run.yaml"))]
+    if not runs:
+        raise UserError(f"run={wanted}: there is no run in {results_dir}/runs; train one with: tinyvlm train")
+    if wanted == "all":
+        return runs
+    for fits in (
+        [run for run in runs if run.folder.name == wanted],
+        [run for run in runs if run.name == wanted],
+        [run for run in runs if run.folder.name.startswith(wanted)],
+    ):
+        if len(fits) == 1:
+            return fits
+        if fits:
+            raise UserError(f"run={wanted}: fits {', '.join(run.folder.name for run in fits)}; name one of them")
+    known = ", ".join(run.folder.name for run in runs)
+    raise UserError(f"run={wanted}: no such run in {results_dir}/runs; there are {known}")
 
 
 def read_scores(results_dir: Path) -> list[ScoreRow]:
@@ -98,10 +149,16 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
     """Add one line and force it to disk, so that a kill loses nothing already reported."""
+    append_all_jsonl(path, [record])
+
+
+def append_all_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Add a line for each record and force them to disk together."""
+    lines = b"".join(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         _end_cut_line(file)
-        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        file.write(lines)
         file.flush()
         os.fsync(file.fileno())
 

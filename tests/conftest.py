@@ -1,0 +1,46 @@
+"""A model small enough for every test, described as a configuration."""
+
+from typing import Any
+
+import pytest
+import torch
+from small import CLIP, LLAMA
+
+from tinyvlm_cli.config import LLM, Chat, Resize, Tokens, Vision
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def small_llm() -> LLM:
+    return LLM(
+        name="small",
+        label="S",
+        path="nowhere/small",
+        chat=Chat(system="", user="USER: ", assistant=" ASSISTANT:", end="</s>"),
+        pad_token="<unk>",
+        max_length=128,
+        architecture=dict(LLAMA),
+    )
+
+
+@pytest.fixture
+def small_vision() -> Vision:
+    return Vision(
+        name="small",
+        label="s",
+        path="nowhere/small",
+        feature_layer=-2,
+        tokens=Tokens.drop_first,
+        unused=["post_layernorm"],
+        image_size=16,
+        resize=Resize.stretch,
+        mean=[0.5, 0.5, 0.5],
+        std=[0.5, 0.5, 0.5],
+        architecture=dict(CLIP),
+    )
+
+
+@pytest.fixture
+def mlp() -> dict[str, Any]:
+    return {"name": "mlp", "_target_": "tinyvlm_cli.model.connectors.MLP", "depth": 2}

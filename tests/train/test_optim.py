@@ -1,0 +1,62 @@
+"""What trains, at which rate, and that it really does."""
+
+import math
+
+import pytest
+import torch
+from small import micro_batches, small_vlm
+
+from tinyvlm_cli.config import Optim, Parts, Stage, Tune
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.train.optim import GradientCheck, build_optimizer, choose_trained, lr_at
+
+OPTIM = Optim(betas=[0.9, 0.999], eps=1e-8, weight_decay=0.1, warmup_ratio=0.03, max_grad_norm=1.0)
+
+
+def stage(vision: Tune, connector: Tune, llm: Tune, layer: int = 0) -> Stage:
+    return Stage(train=Parts(vision=vision, connector=connector, llm=llm), vision_from_layer=layer)
+
+
+def test_the_rate_warms_up_from_zero_and_falls_to_zero() -> None:
+    rates = [lr_at(step, 100, peak=2.0, warmup_ratio=0.03) for step in range(101)]
+    assert rates[:4] == pytest.approx([0.0, 2 / 3, 4 / 3, 2.0])
+    assert rates[3 + 48] == pytest.approx(1 + math.cos(math.pi * 48 / 97))
+    assert rates[100] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_vision_from_a_layer_on_gets_gradients_there_and_nowhere_before(recompute: bool) -> None:
+    model = small_vlm("full")
+    choose_trained(model, stage(Tune.full, Tune.full, Tune.full, layer=1))
+    if recompute:
+        for part in (model.vision.model, model.llm):
+            part.gradient_checkpointing_enable({"use_reentrant": False})
+    check = GradientCheck(model)
+    (micros,), _ = micro_batches(0, 1)
+    model(micros[0]).backward()
+    check.finish()
+    learned = {name for name, p in model.vision.named_parameters() if p.grad is not None}
+    assert learned == {
+        name for name, _ in model.vision.named_parameters() if "layers.1." in name or "layers.2." in name
+    }
+
+
+def test_a_trained_tensor_without_gradient_is_named() -> None:
+    model = small_vlm("full")
+    model.connector.register_parameter("forgotten", torch.nn.Parameter(torch.zeros(2)))
+    check = GradientCheck(model)
+    (micros,), _ = micro_batches(0, 1)
+    model(micros[0]).backward()
+    with pytest.raises(UserError, match=r"1 trained tensors get no gradient: connector.forgotten"):
+        check.finish()
+
+
+def test_a_layer_beyond_the_encoder_is_refused() -> None:
+    with pytest.raises(UserError, match="vision_from_layer: 3 leaves no layer to train"):
+        choose_trained(small_vlm("full"), stage(Tune.full, Tune.full, Tune.full, layer=3))
+
+
+def test_norms_and_biases_are_not_decayed() -> None:
+    groups = build_optimizer(small_vlm("full"), OPTIM, fused=False).param_groups
+    assert {p.ndim for p in groups[0]["params"]} == {2} and groups[0]["weight_decay"] == 0.1
+    assert {p.ndim for p in groups[1]["params"]} == {1} and groups[1]["weight_decay"] == 0.0

@@ -1,0 +1,148 @@
+"""The order of stages, and which runs share one."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinyvlm_cli.config import (
+    LLM,
+    Data,
+    Engine,
+    ImageMode,
+    Optim,
+    Parts,
+    Precision,
+    Prompt,
+    Recipe,
+    Split,
+    Stage,
+    Train,
+    Tune,
+    Vision,
+)
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.train.job import read_job, write_job
+from tinyvlm_cli.train.stages import run_folder, run_name, stage_nodes, stage_order
+
+
+def stage(start: str | None, **more: Any) -> Stage:
+    return Stage(
+        start=start,
+        split=more.pop("split", "pretrain"),
+        prompt=more.pop("prompt", Prompt.plain),
+        image_mode=ImageMode.square,
+        train=Parts(vision=Tune.frozen, connector=Tune.full, llm=Tune.frozen),
+        vision_from_layer=0,
+        lr=more.pop("lr", 1e-3),
+        samples_per_step=2,
+        epochs=1,
+    )
+
+
+BASE = {"finetune": stage("pretrain", prompt=Prompt.chat), "pretrain": stage(None)}
+SHARE = {
+    "pretrain": stage(None),
+    "caption_pretrain": stage("pretrain"),
+    "finetune": stage("caption_pretrain", prompt=Prompt.chat),
+}
+
+
+@pytest.fixture
+def config(small_llm: LLM, small_vision: Vision, mlp: dict[str, Any], tmp_path: Path) -> Train:
+    annotations = tmp_path / "captions.json"
+    annotations.write_text("[]", encoding="utf-8")
+    split = Split(annotations=str(annotations), images=str(tmp_path), count=10, source="here")
+    return Train(
+        llm=small_llm,
+        vision=small_vision,
+        connector=mlp,
+        data=Data(name="d", label="d", splits={"pretrain": split}),
+        recipe=Recipe(name="base", paper_data="d", optim=Optim([0.9, 0.999], 1e-8, 0.0, 0.03, 1.0), stages=BASE),
+        engine=Engine(1, Precision.fp32, 256, False, 0, 10),
+        seed=42,
+        data_dir=str(tmp_path),
+        results_dir=str(tmp_path / "results"),
+    )
+
+
+def folders(config: Train) -> list[str]:
+    return [node.folder for node in stage_nodes(config)]
+
+
+def test_order_follows_start_not_the_order_of_writing() -> None:
+    assert stage_order(BASE) == ["pretrain", "finetune"]
+    assert stage_order(SHARE) == ["pretrain", "caption_pretrain", "finetune"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "says"),
+    [
+        ({"a": stage("b")}, "'b' is not a stage"),
+        ({"a": stage("b"), "b": stage("a")}, "a, b cannot be reached"),
+        ({"a": stage(None), "b": stage("a"), "c": stage("a")}, "b and c both start from a"),
+        ({"a": stage("a"), "b": stage(None)}, "a cannot be reached"),
+    ],
+)
+def test_stages_that_are_not_one_line_are_refused(stages: dict[str, Stage], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        stage_order(stages)
+
+
+def test_base_and_share_share_the_connector_pretraining_only(config: Train) -> None:
+    share = replace(config, recipe=replace(config.recipe, name="share", stages=SHARE))
+    assert set(folders(config)) & set(folders(share)) == {folders(config)[0]}
+
+
+@pytest.mark.parametrize("part", ["llm.max_length", "vision.tokens", "vision.mean", "seed", "stage.lr"])
+def test_whatever_changes_the_weights_changes_the_folder(config: Train, part: str) -> None:
+    changed = {
+        "llm.max_length": lambda: replace(config, llm=replace(config.llm, max_length=64)),
+        "vision.tokens": lambda: replace(config, vision=replace(config.vision, tokens="all")),
+        "vision.mean": lambda: replace(config, vision=replace(config.vision, mean=[0.1, 0.5, 0.5])),
+        "seed": lambda: replace(config, seed=1),
+        "stage.lr": lambda: replace(
+            config, recipe=replace(config.recipe, stages={**BASE, "pretrain": stage(None, lr=2e-3)})
+        ),
+    }[part]()
+    assert not set(folders(config)) & set(folders(changed))
+
+
+def test_what_does_not_change_the_weights_keeps_the_folder(config: Train) -> None:
+    other = replace(
+        config,
+        engine=replace(config.engine, zero=3, micro_tokens=512, workers=4),
+        data=replace(config.data, name="renamed"),
+        llm=replace(config.llm, label="X"),
+    )
+    assert folders(other) == folders(config)
+
+
+def test_the_caption_stage_does_not_depend_on_the_chat_format(config: Train) -> None:
+    chat = replace(config, llm=replace(config.llm, chat=replace(config.llm.chat, user="Q: ")))
+    assert folders(chat)[0] == folders(config)[0]
+    assert folders(chat)[1] != folders(config)[1]
+
+
+def test_other_annotations_under_the_same_name_are_another_stage(config: Train) -> None:
+    before = folders(config)
+    Path(config.data.splits["pretrain"].annotations).write_text("[1]", encoding="utf-8")
+    assert not set(before) & set(folders(config))
+
+
+def test_names_follow_the_paper(config: Train) -> None:
+    assert run_name(config) == "TinyLLaVA-base-s-S"
+    other = replace(config, connector={**config.connector, "name": "resampler"}, data=replace(config.data, name="e"))
+    assert run_name(other) == "TinyLLaVA-base-s-S-resampler-e"
+    assert run_folder(config, stage_nodes(config)).startswith("TinyLLaVA-base-s-S-s42-")
+
+
+def test_a_stage_folder_that_describes_another_stage_is_refused(config: Train) -> None:
+    node = stage_nodes(config)[0]
+    folder = write_job(config, node)
+    assert read_job(folder).config == config
+    record = (folder / "stage.yaml").read_text(encoding="utf-8")
+    (folder / "stage.yaml").write_text(record.replace("seed: 42", "seed: 43"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"describes another stage \(seed differ\)"):
+        write_job(config, node)

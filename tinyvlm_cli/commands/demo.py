@@ -1,0 +1,31 @@
+"""Run a small study from data to tables on the embedded parts, on a CPU, in minutes."""
+
+import logging
+import shlex
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from tinyvlm_cli import cli
+from tinyvlm_cli.config import Demo
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Demo) -> int:
+    """Run the commands of conf/demo.yaml one after the other. Returns the first bad exit code, or 0."""
+    console = Console()
+    began = time.perf_counter()
+    for words in config.commands:
+        console.print(f"\n[bold]$ tinyvlm {words}[/bold]", highlight=False)
+        code = cli.main(shlex.split(words))
+        if code:
+            return code
+    console.print(
+        f"\nThe demo took {time.perf_counter() - began:.0f} s. All of it lies in {Path('results').resolve()}."
+    )
+    console.print(
+        'Ask a model: tinyvlm ask run=TinyLLaVA-demo-tiny-tiny image=FILE question="What color is the shape?"'
+    )
+    return 0

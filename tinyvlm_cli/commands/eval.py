@@ -1,0 +1,164 @@
+"""Answer benchmarks with a trained run and score the answers."""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tinyvlm_cli import launch
+from tinyvlm_cli.components import build
+from tinyvlm_cli.config import Eval
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.evaluate.benchmark import Benchmark, Score
+from tinyvlm_cli.evaluate.job import REAL, SHUFFLED, EvalJob, Task, answered, task_folder, write_eval_job
+from tinyvlm_cli.evaluate.judge import open_judge
+from tinyvlm_cli.provenance import now
+from tinyvlm_cli.results import Run, ScoreRow, append_score, find_runs, read_scores, write_text
+from tinyvlm_cli.train.job import is_done
+
+log = logging.getLogger(__name__)
+
+PENDING = 3  # exit code: some answers wait for a judge
+
+
+def run(config: Eval) -> int:
+    """Answer what is not answered yet, then score. Returns the exit code."""
+    benchmarks = {name: _with_judge(build(node), config) for name, node in config.benchmark.items()}
+    findings = [finding for benchmark in benchmarks.values() for finding in benchmark.missing()]
+    if findings:
+        raise UserError("\n".join(findings))
+    runs = find_runs(Path(config.results_dir), config.run)
+    jobs = [_job(config, one) for one in runs]
+    pending = 0
+    for one, job in zip(runs, jobs, strict=True):
+        _answer(config, benchmarks, job)
+        rows = _score(config, benchmarks, one, job)
+        _show(one, rows)
+        pending += sum(row.details.get("pending", 0) for row in rows)
+    if pending:
+        log.warning("%d answers wait for the judge; the same command completes them", pending)
+        return PENDING
+    return 0
+
+
+def _with_judge(benchmark: Any, config: Eval) -> Benchmark:
+    if hasattr(benchmark, "judge"):
+        benchmark = dataclasses.replace(benchmark, judge=open_judge(config.judge, Path(config.results_dir)))
+    answering: Benchmark = benchmark
+    return answering
+
+
+def _job(config: Eval, run: Run) -> EvalJob:
+    stage = config.stage or list(run.stages)[-1]
+    if stage not in run.stages:
+        raise UserError(f"stage={stage}: {run.folder.name} has no such stage; choose from {', '.join(run.stages)}")
+    names = list(run.stages)[: list(run.stages).index(stage) + 1]
+    folders = [Path(config.results_dir) / "stages" / run.stages[name] for name in names]
+    for name, folder in zip(names, folders, strict=True):
+        if not is_done(folder):
+            raise UserError(
+                f"{folder}: stage '{name}' of {run.folder.name} is not trained; run its `tinyvlm train` again"
+            )
+    images = [REAL, SHUFFLED] if config.blind else [REAL]
+    return EvalJob(
+        run_dir=str(run.folder),
+        stage=stage,
+        stage_dirs=[str(folder) for folder in folders],
+        batch_size=config.batch_size,
+        limit=config.limit,
+        seed=config.seed,
+        tasks=[
+            Task(node, image, str(task_folder(run.folder, stage, name, image)))
+            for name, node in config.benchmark.items()
+            for image in images
+        ],
+    )
+
+
+def _answer(config: Eval, benchmarks: dict[str, Benchmark], job: EvalJob) -> None:
+    """Start workers for the tasks with open questions, if there are any."""
+    waiting = []
+    for task in job.tasks:
+        benchmark = benchmarks[Path(task.folder).name.removesuffix(f".{SHUFFLED}")]
+        questions = benchmark.questions()[: job.limit]
+        if len(answered(Path(task.folder), questions, max_new_tokens=benchmark.max_new_tokens)) < len(questions):
+            waiting.append(task)
+    if not waiting:
+        log.info("%s, %s: every question is answered already", Path(job.run_dir).name, job.stage)
+        return
+    folder = Path(job.run_dir) / "eval" / job.stage
+    write_eval_job(folder, dataclasses.replace(job, tasks=waiting))
+    launch.run("eval", folder, gpus=config.gpus)
+
+
+def _score(config: Eval, benchmarks: dict[str, Benchmark], run: Run, job: EvalJob) -> list[ScoreRow]:
+    known = {row.cell: row for row in read_scores(Path(config.results_dir))}
+    rows = []
+    for task in job.tasks:
+        folder = Path(task.folder)
+        name = folder.name.removesuffix(f".{SHUFFLED}")
+        benchmark = benchmarks[name]
+        questions = benchmark.questions()[: job.limit]
+        answers = answered(folder, questions, max_new_tokens=benchmark.max_new_tokens)
+        score = benchmark.score([answers[question.key] for question in questions])
+        for note in score.notes:
+            log.warning("%s: %s", benchmark.label, note)
+        write_text(folder / "per_question.json", json.dumps(score.per_question))
+        row = _row(config, run, job, task, name, benchmark, score)
+        before = known.get(row.cell)
+        if before is None or dataclasses.replace(before, created=row.created) != row:
+            append_score(run.folder, row)
+        rows.append(row)
+    return rows
+
+
+def _row(config: Eval, run: Run, job: EvalJob, task: Task, name: str, benchmark: Benchmark, score: Score) -> ScoreRow:
+    pending = {"pending": score.pending} if score.pending else {}
+    # JSON and back, so that a row compares equal to the same row read from its file.
+    details = json.loads(json.dumps({**score.details, **pending}))
+    return ScoreRow(
+        run=run.folder.name,
+        name=run.name,
+        llm=run.llm,
+        vision=run.vision,
+        connector=run.connector,
+        data=run.data,
+        recipe=run.recipe,
+        seed=run.seed,
+        stage=job.stage,
+        benchmark=name,
+        metric=score.metric,
+        value=score.value,
+        n=score.n,
+        valid=score.valid,
+        follows=benchmark.follows,
+        version=benchmark.version,
+        split=benchmark.split,
+        images=task.images,
+        judge=score.judge,
+        limit=config.limit,
+        details=details,
+        created=now(),
+    )
+
+
+def _show(run: Run, rows: list[ScoreRow]) -> None:
+    table = Table(title=f"{run.folder.name}, {rows[0].stage}" if rows else run.folder.name)
+    for column in ("benchmark", "metric", "score", "blind", "questions", "readable"):
+        table.add_column(column, justify="left" if column in ("benchmark", "metric") else "right")
+    blind = {row.benchmark: row for row in rows if row.images == SHUFFLED}
+    for row in rows:
+        if row.images == REAL:
+            control = _value(blind[row.benchmark]) if row.benchmark in blind else "-"
+            table.add_row(row.benchmark, row.metric, _value(row), control, str(row.n), f"{row.valid:.0%}")
+    Console().print(table)
+
+
+def _value(row: ScoreRow) -> str:
+    if row.value is not None:
+        return f"{row.value:.1f}"
+    return "pending" if row.details.get("pending") else "not judged"

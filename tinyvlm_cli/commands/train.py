@@ -1,0 +1,100 @@
+"""Train all stages of one run, on every visible GPU or on the CPU."""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import yaml
+
+from tinyvlm_cli import launch
+from tinyvlm_cli.components import check
+from tinyvlm_cli.config import Train, to_yaml
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.provenance import now, provenance
+from tinyvlm_cli.results import write_text
+from tinyvlm_cli.train.job import DONE, is_done, locked, stage_dir, write_job
+from tinyvlm_cli.train.stages import StageNode, run_folder, run_name, stage_nodes, stage_split
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Train) -> int:
+    """Train what is not trained yet. Returns the exit code."""
+    nodes = stage_nodes(config)
+    missing = [node for node in nodes if not is_done(stage_dir(config, node.folder))]
+    findings = _findings(config, missing)
+    if findings:
+        raise UserError("\n".join(findings))
+    run_dir = Path(config.results_dir) / "runs" / run_folder(config, nodes)
+    if _is_main():
+        _write_run(config, nodes, run_dir)
+    for node in nodes:
+        train_node(config, node)
+    log.info("%s is trained; evaluate it with: tinyvlm eval run=%s", run_name(config), run_dir.name)
+    return 0
+
+
+def train_node(config: Train, node: StageNode) -> None:
+    """Train one stage unless it is trained already, by this run or another."""
+    folder = stage_dir(config, node.folder)
+    if is_done(folder):
+        log.info("%s: trained already", node.folder)
+    elif not _is_main():
+        launch.run("train", folder, gpus=config.engine.gpus)
+    else:
+        with locked(folder):
+            if is_done(folder):  # by the process that we waited for
+                log.info("%s: trained by another process meanwhile", node.folder)
+                return
+            write_job(config, node)
+            launch.run("train", folder, gpus=config.engine.gpus)
+            write_text(folder / DONE, now() + "\n")
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _findings(config: Train, missing: list[StageNode]) -> list[str]:
+    """Everything that would stop the run later, as sentences."""
+    findings = check(config.connector, {"vision_dim", "llm_dim"}, where="connector")
+    if config.engine.zero not in (1, 2, 3):
+        findings.append(
+            f"engine.zero: {config.engine.zero} is not allowed; choose 1, 2 or 3 (0 takes a wrong first step in bf16)"
+        )
+    for part, spec in (("llm", config.llm), ("vision", config.vision)):
+        if spec.prepare and not Path(spec.path).is_dir():
+            findings.append(
+                f"{part}.path: no folder {spec.path}; make it with: tinyvlm data prepare {part}={spec.name}"
+            )
+    for name in dict.fromkeys(config.recipe.stages[node.name].split for node in missing):
+        split = stage_split(config, name)
+        for what, there in (
+            ("annotations", Path(split.annotations).is_file()),
+            ("images", Path(split.images).is_dir()),
+        ):
+            if not there:
+                setting = f"data.splits.{name}.{what}"
+                how = f"get it from {split.source}, or set data_dir or {setting} to where it is"
+                if config.data.prepare:
+                    how = f"make it with: tinyvlm data prepare data={config.data.name}"
+                findings.append(f"{setting}: no {getattr(split, what)}; {how}")
+    return findings
+
+
+def _write_run(config: Train, nodes: list[StageNode], run_dir: Path) -> None:
+    write_text(run_dir / "config.yaml", to_yaml(config))
+    record = {
+        "name": run_name(config),
+        "llm": config.llm.name,
+        "vision": config.vision.name,
+        "connector": config.connector["name"],
+        "data": config.data.name,
+        "recipe": config.recipe.name,
+        "seed": config.seed,
+        "stages": {node.name: node.folder for node in nodes},
+        "made_with": provenance(),
+    }
+    write_text(run_dir / "run.yaml", yaml.safe_dump(record, sort_keys=False))
+
+
+def _is_main() -> bool:
+    return not launch.is_rank() or os.environ["RANK"] == "0"

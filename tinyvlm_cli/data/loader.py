@@ -1,0 +1,132 @@
+"""From the plan of a step to packed micro-batches, with images loaded in worker processes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tinyvlm_cli.config import ImageMode, Vision
+from tinyvlm_cli.data.batch import MicroBatch
+from tinyvlm_cli.data.chat import IMAGE
+from tinyvlm_cli.data.images import open_image, pixels, resolve
+from tinyvlm_cli.data.index import Sample, SplitIndex
+from tinyvlm_cli.data.packing import Micro, spread, step_samples
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """Everything that decides which rank computes which samples when."""
+
+    index: SplitIndex
+    usable: NDArray[np.int64]  # numbers of the samples that keep a supervised token
+    lengths: NDArray[np.int32]  # tokens of every sample, images and truncation counted
+    image_root: Path
+    vision: Vision
+    image_mode: ImageMode
+    tokens_per_image: int
+    max_length: int
+    samples_per_step: int
+    micro_tokens: int
+    seed: int
+
+    def step(self, step: int, ranks: int) -> list[list[Micro]]:
+        """The step's micro-batches: [rank][micro-batch]."""
+        samples = step_samples(self.usable, step, samples_per_step=self.samples_per_step, seed=self.seed)
+        return spread(samples, self.lengths, ranks=ranks, micro_tokens=self.micro_tokens)
+
+    def supervised_tokens(self, micros: list[list[Micro]]) -> int:
+        """Supervised tokens of a step over all ranks, which its loss is the mean over."""
+        numbers = (number for rank in micros for micro in rank for number in micro)
+        return sum(int(self.expand(self.index.sample(number))[1].sum()) for number in numbers)
+
+    def expand(self, sample: Sample) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """A sample's ids with `tokens_per_image` marks for each image, and which are supervised, both truncated."""
+        repeats = np.where(sample.ids == IMAGE, self.tokens_per_image, 1)
+        ids = np.repeat(sample.ids, repeats)[: self.max_length]
+        supervised = np.repeat(sample.supervised, repeats)[: self.max_length]
+        return ids, supervised
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One rank's share of an optimizer step."""
+
+    step: int
+    micros: list[MicroBatch]
+    supervised_tokens: int  # over all ranks
+    tokens: int  # over all ranks, image tokens included
+
+
+def step_batches(plan: StagePlan, *, first: int, last: int, rank: int, ranks: int, workers: int) -> Iterator[StepBatch]:
+    """The steps first..last-1 in order, loaded ahead by `workers` processes."""
+    loader = DataLoader(
+        _Steps(plan, rank, ranks),
+        sampler=range(first, last),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=2 if workers else None,
+        multiprocessing_context="forkserver" if workers else None,
+    )
+    yield from loader
+
+
+class _Steps(Dataset[StepBatch]):
+    """Step number -> StepBatch."""
+
+    def __init__(self, plan: StagePlan, rank: int, ranks: int) -> None:
+        self.plan = plan
+        self.rank = rank
+        self.ranks = ranks
+
+    def __getitem__(self, step: int) -> StepBatch:
+        micros = self.plan.step(step, self.ranks)
+        return StepBatch(
+            step=step,
+            micros=[pack(self.plan, micro) for micro in micros[self.rank]],
+            supervised_tokens=self.plan.supervised_tokens(micros),
+            tokens=int(sum(self.plan.lengths[list(micro)].sum() for rank in micros for micro in rank)),
+        )
+
+
+def pack(plan: StagePlan, micro: Micro) -> MicroBatch:
+    """The samples of a micro-batch one after another in one row, with their images."""
+    samples = [plan.index.sample(number) for number in micro]
+    expanded = [plan.expand(sample) for sample in samples]
+    if not samples:  # a rank without work this time: one token that predicts nothing
+        expanded = [(np.zeros(1, np.int32), np.zeros(1, np.bool_))]
+    ids = np.concatenate([ids for ids, _ in expanded])
+    supervised = np.concatenate([flags for _, flags in expanded])
+    lengths = [len(ids) for ids, _ in expanded]
+    is_image = ids == IMAGE
+    targets = np.flatnonzero(supervised)  # the first token of a sample never is supervised: nothing comes before it
+    return MicroBatch(
+        ids=_row(np.where(is_image, 0, ids)),
+        positions=_row(np.concatenate([np.arange(length) for length in lengths])),
+        is_image=torch.from_numpy(is_image)[None],
+        lengths=torch.tensor(lengths),
+        predict=torch.from_numpy(targets - 1),
+        targets=torch.from_numpy(ids[targets].astype(np.int64)),
+        pixels=_images(plan, samples),
+    )
+
+
+def _images(plan: StagePlan, samples: list[Sample]) -> Tensor:
+    """[max(I, 1), 3, size, size] uint8: the samples' images in order, or one blank image."""
+    loaded = [
+        pixels(open_image(resolve(plan.image_root, sample.image)), plan.vision, plan.image_mode)
+        for sample in samples
+        if sample.image is not None
+    ]
+    if not loaded:
+        size = plan.vision.image_size
+        loaded = [np.zeros((3, size, size), np.uint8)]
+    return torch.from_numpy(np.stack(loaded))
+
+
+def _row(values: NDArray[np.int32] | NDArray[np.int64]) -> Tensor:
+    return torch.from_numpy(values.astype(np.int64))[None]

@@ -1,0 +1,151 @@
+"""A worker's share of an evaluation: answer the questions that have no answer yet."""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from transformers import PreTrainedTokenizerFast
+from transformers.generation.streamers import BaseStreamer
+
+from tinyvlm_cli.checkpoint.parts import build_model
+from tinyvlm_cli.components import build
+from tinyvlm_cli.config import ImageMode, Precision, Train
+from tinyvlm_cli.data.chat import encode_prompt
+from tinyvlm_cli.data.images import open_image, pixels
+from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark, Question
+from tinyvlm_cli.evaluate.generate import Prompt, answer
+from tinyvlm_cli.evaluate.job import SHUFFLED, EvalJob, Task, add_answers, answered
+from tinyvlm_cli.model.llm import load_tokenizer
+from tinyvlm_cli.model.vlm import VLM
+
+log = logging.getLogger(__name__)
+
+
+def answer_all(job: EvalJob) -> None:
+    """Answer every task's open questions. Ranks share them by image and write files of their own."""
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    config = job.config
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+    dtype = torch.bfloat16 if config.engine.precision is Precision.bf16 else torch.float32
+    model = build_model(config, [Path(d) for d in job.stage_dirs], dtype=dtype, attention="sdpa").to(device).eval()
+    answerer = Answerer(model, load_tokenizer(config.llm), config, config.recipe.stages[job.stage].image_mode)
+    progress = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.speed:.1f} questions/s"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True),
+    )  # fmt: skip
+    shown = rank == 0 and progress.console.is_terminal
+    with progress if shown else nullcontext():
+        for task in job.tasks:
+            _answer_task(job, task, answerer, progress, rank=rank, ranks=ranks)
+
+
+class Answerer:
+    """A loaded model that answers questions."""
+
+    def __init__(self, model: VLM, tokenizer: PreTrainedTokenizerFast, config: Train, image_mode: ImageMode) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = config
+        self.image_mode = image_mode
+
+    def __call__(
+        self, questions: Sequence[Question], *, max_new_tokens: int, streamer: BaseStreamer | None = None
+    ) -> list[str]:
+        """The replies to `questions`. Questions on one image share its features.
+
+        streamer: gets the tokens of a single question as they come.
+        """
+        chat = self.config.llm.chat
+        keys = list(dict.fromkeys(q.image_key for q in questions if q.image is not None))
+        images = {q.image_key: q.image for q in questions if q.image is not None}
+        prompts = [
+            Prompt(
+                encode_prompt(q.text, has_image=q.image is not None, tokenizer=self.tokenizer, chat=chat),
+                keys.index(q.image_key) if q.image is not None else None,
+            )
+            for q in questions
+        ]
+        loaded = [pixels(open_image(images[key]), self.config.vision, self.image_mode) for key in keys]
+        size = self.config.vision.image_size
+        stacked = torch.from_numpy(np.stack(loaded)) if loaded else torch.empty(0, 3, size, size, dtype=torch.uint8)
+        return answer(
+            self.model,
+            self.tokenizer,
+            prompts,
+            stacked,
+            end=chat.end,
+            max_new_tokens=max_new_tokens,
+            streamer=streamer,
+        )
+
+
+def _answer_task(job: EvalJob, task: Task, answerer: Answerer, progress: Progress, *, rank: int, ranks: int) -> None:
+    benchmark: Benchmark = build(task.benchmark)
+    folder = Path(task.folder)
+    questions = benchmark.questions()[: job.limit]
+    if task.images == SHUFFLED:
+        questions = shuffle_images(questions, job.seed)
+    done = answered(folder, questions, max_new_tokens=benchmark.max_new_tokens)
+    waiting = [q for q in mine(questions, rank, ranks) if q.key not in done]
+    label = benchmark.label if task.images != SHUFFLED else f"{benchmark.label}, blind"
+    total = len(mine(questions, rank, ranks))
+    bar = progress.add_task(label, total=total, completed=total - len(waiting))
+    for batch in batches(waiting, job.batch_size):
+        texts = answerer(batch, max_new_tokens=benchmark.max_new_tokens)
+        replies = [Answer(q.question_id, q.text, text, q.key) for q, text in zip(batch, texts, strict=True)]
+        add_answers(folder, rank, replies, model_id=Path(job.run_dir).name, max_new_tokens=benchmark.max_new_tokens)
+        progress.update(bar, advance=len(batch))
+    _report_when_piped(progress, bar, label, rank)
+
+
+def mine(questions: Sequence[Question], rank: int, ranks: int) -> list[Question]:
+    """A rank's questions: every `ranks`-th image with all questions on it."""
+    groups = {key: i for i, key in enumerate(dict.fromkeys(q.image_key or q.key for q in questions))}
+    return [q for q in questions if groups[q.image_key or q.key] % ranks == rank]
+
+
+def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
+    """The questions in groups of `size`, questions on one image next to each other, alike in length."""
+    longest: dict[str, int] = {}
+    for q in questions:
+        key = q.image_key or q.key
+        longest[key] = max(longest.get(key, 0), len(q.text))
+    ordered = sorted(questions, key=lambda q: (-longest[q.image_key or q.key], q.image_key or q.key))
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
+
+
+def shuffle_images(questions: Sequence[Question], seed: int) -> list[Question]:
+    """The blind control: every image's questions get another image of the benchmark.
+
+    What a model still answers right, the text alone gives away.
+    """
+    images = {q.image_key: q.image for q in questions if q.image is not None}
+    keys = list(images)
+    order = np.random.default_rng(seed).permutation(len(keys))
+    # Each image passes to the next in a random circle, so none stays (unless there is only one).
+    swapped = {keys[order[i]]: keys[order[(i + 1) % len(keys)]] for i in range(len(keys))}
+    return [
+        replace(q, image=images[swapped[q.image_key]], image_key=swapped[q.image_key]) if q.image is not None else q
+        for q in questions
+    ]
+
+
+def _report_when_piped(progress: Progress, bar: TaskID, label: str, rank: int) -> None:
+    if rank == 0 and not progress.console.is_terminal:
+        log.info("%s: %d questions answered", label, int(progress.tasks[bar].completed))

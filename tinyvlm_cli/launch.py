@@ -1,0 +1,70 @@
+"""Starting worker processes, one for each GPU, with PyTorch's elastic launcher.
+
+The parent process composes the configuration and writes it to a folder; the workers read that folder. Fresh workers
+for every job leave no memory and no process group behind.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from tinyvlm_cli.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class WorkerError(RuntimeError):
+    """A worker process died of something that is not a user's mistake."""
+
+
+def is_rank() -> bool:
+    """Whether torchrun or srun has made this process one of several already."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def num_workers(gpus: int | None) -> int:
+    """Worker processes to start: `gpus`, else one for each visible GPU, else one."""
+    import torch
+
+    visible = torch.cuda.device_count()  # counts without touching them
+    if gpus is not None and visible and gpus > visible:
+        raise UserError(f"engine.gpus: {gpus} asked for, {visible} visible on this machine")
+    return gpus or visible or 1
+
+
+def run(job: str, folder: Path, *, gpus: int | None) -> None:
+    """Run `tinyvlm_cli.worker <job> <folder>` on every GPU and wait for it.
+
+    Raises UserError with a worker's own sentence when it made one, WorkerError for anything else.
+    """
+    if is_rank():
+        from tinyvlm_cli.worker import work
+
+        work(job, folder)
+        return
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    count = num_workers(gpus)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=folder.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",  # any free port: several jobs run side by side
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
+    try:
+        elastic_launch(config, sys.executable)("-m", "tinyvlm_cli.worker", job, str(folder))
+    except ChildFailedError as failed:
+        _, failure = failed.get_first_failure()
+        message = failure.message if isinstance(failure.message, str) else str(failure.message)
+        kind, _, text = message.partition(": ")
+        if kind == UserError.__name__:
+            raise UserError(text) from None
+        raise WorkerError(f"worker {failure.local_rank} stopped (exit code {failure.exitcode}): {message}") from None

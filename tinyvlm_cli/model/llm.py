@@ -1,0 +1,69 @@
+"""The language model and its tokenizer."""
+
+import torch
+from torch import Tensor
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from tinyvlm_cli.config import LLM
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.model.pretrained import config_from_architecture, load, read_config
+
+
+def llm_config(spec: LLM, *, planned: bool) -> PretrainedConfig:
+    """The model's transformers configuration; planned: from the YAML's `architecture` where it has one."""
+    if planned and spec.architecture:
+        return config_from_architecture(spec.architecture)
+    return read_config(spec.path, where="llm.path")
+
+
+def load_llm(
+    spec: LLM, *, dtype: torch.dtype, attention: str, state: dict[str, Tensor] | None = None
+) -> PreTrainedModel:
+    """The model with its published weights, or with `state`, the weights a stage saved.
+
+    attention: a name known to transformers: "sdpa" to generate, `attention.PACKED` to train.
+    """
+    config = llm_config(spec, planned=False)
+    model_class = _model_class(config)
+    return load(model_class, config, path=spec.path, state=state, dtype=dtype, attention=attention, where="llm.path")
+
+
+def blank_llm(
+    spec: LLM, *, attention: str, dtype: torch.dtype = torch.float32, planned: bool = False
+) -> PreTrainedModel:
+    """The model with random weights: for counting on the meta device and for tests."""
+    config = llm_config(spec, planned=planned)
+    return _model_class(config)._from_config(config, dtype=dtype, attn_implementation=attention)
+
+
+def load_tokenizer(spec: LLM) -> PreTrainedTokenizerFast:
+    """The model's tokenizer, with the YAML's pad token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(spec.path, use_fast=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"llm.path: cannot load the tokenizer of '{spec.path}' ({reason})") from None
+    if not tokenizer.is_fast:
+        raise UserError(f"llm.path: '{spec.path}' has no fast tokenizer (tokenizer.json); labels need its offsets")
+    known = tokenizer.get_vocab()
+    for setting, token in (("llm.pad_token", spec.pad_token), ("llm.chat.end", spec.chat.end)):
+        if token not in known:
+            raise UserError(
+                f"{setting}: '{token}' is not a token of '{spec.path}'; its own are {tokenizer.all_special_tokens}"
+            )
+    tokenizer.pad_token = spec.pad_token
+    return tokenizer
+
+
+def _model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    try:
+        model_class: type[PreTrainedModel] = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    except KeyError:
+        raise UserError(f"llm.path: transformers has no causal language model of type '{config.model_type}'") from None
+    return model_class

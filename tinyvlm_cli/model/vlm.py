@@ -1,0 +1,51 @@
+"""The whole model: image features, through the connector, written over the placeholder tokens of the text.
+
+Shapes: T tokens of a row, S samples in it, I images, M connector tokens of an image, D width of the LLM,
+P positions whose next token is supervised, V vocabulary.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from tinyvlm_cli.data.batch import MicroBatch
+from tinyvlm_cli.model import attention
+from tinyvlm_cli.model.connectors import Connector
+from tinyvlm_cli.model.vision import VisionEncoder
+
+
+class VLM(nn.Module):
+    """vision encoder -> connector -> LLM."""
+
+    def __init__(self, vision: VisionEncoder, connector: Connector, llm: PreTrainedModel) -> None:
+        super().__init__()
+        self.vision = vision
+        self.connector = connector
+        self.llm = llm
+
+    def embed(self, ids: Tensor, is_image: Tensor, pixels: Tensor) -> Tensor:
+        """ids, is_image: [B, T], pixels: [I, 3, size, size] -> [B, T, D].
+
+        There is one path through the modules for every batch: ranks that ran them in another order, or not at all,
+        would mix up or wait for each other's gradients. A row without images therefore brings a blank one, of which
+        nothing is written; its gradients are zero.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and any(p.requires_grad for p in self.vision.parameters())):
+            features = self.vision(pixels)
+        image_tokens = self.connector(features)  # [I, M, D]
+        text = self.llm.get_input_embeddings()(ids)
+        out: Tensor = text.masked_scatter(is_image[..., None], image_tokens.to(text.dtype))
+        return out
+
+    def forward(self, batch: MicroBatch) -> Tensor:
+        """The summed cross-entropy of the supervised tokens, in fp32."""
+        attention.set_lengths(batch.lengths)
+        logits = self.llm(
+            inputs_embeds=self.embed(batch.ids, batch.is_image, batch.pixels),
+            position_ids=batch.positions,
+            attention_mask=None,
+            use_cache=False,
+            logits_to_keep=batch.predict,
+        ).logits  # [1, P, V]
+        return cross_entropy(logits[0].float(), batch.targets, reduction="sum")

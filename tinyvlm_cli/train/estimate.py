@@ -1,0 +1,52 @@
+"""What a stage would take, worked out without weights, images or a GPU."""
+
+from dataclasses import dataclass
+
+import torch
+
+from tinyvlm_cli.components import build
+from tinyvlm_cli.config import Stage, Train
+from tinyvlm_cli.data.packing import num_steps
+from tinyvlm_cli.model.connectors import Connector
+from tinyvlm_cli.model.llm import blank_llm
+from tinyvlm_cli.model.vision import blank_vision
+from tinyvlm_cli.model.vlm import VLM
+from tinyvlm_cli.train.optim import PARTS, choose_trained, count
+from tinyvlm_cli.train.stages import stage_split
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A stage in figures."""
+
+    samples: int  # published number of records of the split
+    steps: int  # optimizer steps
+    every: dict[str, int]  # parameters of each part as kept in memory
+    trained: dict[str, int]  # of which this stage changes
+    tokens_per_image: int
+
+
+def meta_model(config: Train) -> VLM:
+    """The whole model on the meta device: shapes without memory."""
+    with torch.device("meta"):
+        vision = blank_vision(config.vision, planned=True)
+        llm = blank_llm(config.llm, attention="sdpa", planned=True)
+        connector = build(config.connector, vision_dim=vision.dim, llm_dim=llm.config.hidden_size)
+    assert isinstance(connector, Connector)
+    return VLM(vision, connector, llm)
+
+
+def estimate(config: Train, stage: Stage, model: VLM) -> Estimate:
+    """The figures of one stage. An epoch's last, incomplete step is dropped, as in training."""
+    samples = stage_split(config, stage.split).count
+    choose_trained(model, stage)
+    figures = {part: count(getattr(model, part)) for part in PARTS}
+    return Estimate(
+        samples=samples,
+        steps=num_steps(
+            samples, samples_per_step=stage.samples_per_step, epochs=stage.epochs, max_steps=stage.max_steps
+        ),
+        every={part: every for part, (every, _) in figures.items()},
+        trained={part: trained for part, (_, trained) in figures.items()},
+        tokens_per_image=model.connector.num_tokens(model.vision.num_patches),
+    )

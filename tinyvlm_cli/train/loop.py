@@ -1,0 +1,173 @@
+"""The training of one stage, in one worker process a GPU."""
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from tinyvlm_cli.checkpoint.parts import build_model, save_part
+from tinyvlm_cli.config import Precision, Stage, Train
+from tinyvlm_cli.data.index import SplitIndex, open_index
+from tinyvlm_cli.data.loader import StagePlan, StepBatch, step_batches
+from tinyvlm_cli.data.packing import num_steps
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.model.attention import register
+from tinyvlm_cli.model.llm import load_tokenizer
+from tinyvlm_cli.model.vlm import VLM
+from tinyvlm_cli.train.engine import Engine, start_process_group
+from tinyvlm_cli.train.job import StageJob
+from tinyvlm_cli.train.meter import Meter
+from tinyvlm_cli.train.optim import PARTS, GradientCheck, choose_trained, count, lr_at, trained_parts
+from tinyvlm_cli.train.stages import stage_split
+
+log = logging.getLogger(__name__)
+
+DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
+
+
+def train_stage(job: StageJob) -> None:
+    """Train a stage to its end, from its last checkpoint if it has one, and write its weights."""
+    device = start_process_group()
+    config, stage = job.config, job.stage
+    index = stage_index(config, stage)
+    model = build_model(config, job.before, dtype=DTYPES[config.engine.precision], attention=register())
+    plan = plan_stage(config, stage, index, tokens_per_image=model.connector.num_tokens(model.vision.num_patches))
+    steps = num_steps(
+        len(plan.usable), samples_per_step=stage.samples_per_step, epochs=stage.epochs, max_steps=stage.max_steps
+    )
+    if steps == 0:
+        raise UserError(
+            f"recipe.stages.{job.name}.samples_per_step: {stage.samples_per_step} is more than the "
+            f"{len(plan.usable)} usable samples of split '{stage.split}'"
+        )
+    choose_trained(model, stage)
+    if config.engine.activation_checkpointing:
+        _recompute_activations(model)
+    if dist.get_rank() == 0:
+        _announce(job, model, steps)
+    model.train()  # the reference, too, keeps the dropout of frozen parts on
+    engine = Engine(model, config.engine, config.recipe.optim, device)
+    first = engine.resume(job.folder / "checkpoints")
+    if first and dist.get_rank() == 0:
+        log.info("%s: goes on after step %d", job.name, first)
+    _run(job, engine, plan, first, steps)
+    for part in trained_parts(stage):
+        state = engine.part_state(part)
+        if dist.get_rank() == 0:
+            save_part(job.folder, part, state)
+
+
+def stage_index(config: Train, stage: Stage) -> SplitIndex:
+    """The tokenised samples of a stage's split."""
+    return open_index(
+        stage_split(config, stage.split),
+        tokenizer=load_tokenizer(config.llm),
+        chat=config.llm.chat,
+        prompt=stage.prompt,
+        results_dir=Path(config.results_dir),
+    )
+
+
+def plan_stage(config: Train, stage: Stage, index: SplitIndex, *, tokens_per_image: int) -> StagePlan:
+    """The samples of a stage in their order."""
+    lengths = index.lengths(tokens_per_image, config.llm.max_length)
+    return StagePlan(
+        index=index,
+        usable=np.flatnonzero(lengths),
+        lengths=lengths,
+        image_root=Path(stage_split(config, stage.split).images),
+        vision=config.vision,
+        image_mode=stage.image_mode,
+        tokens_per_image=tokens_per_image,
+        max_length=config.llm.max_length,
+        samples_per_step=stage.samples_per_step,
+        micro_tokens=config.engine.micro_tokens,
+        seed=config.seed,
+    )
+
+
+def _run(job: StageJob, engine: Engine, plan: StagePlan, first: int, steps: int) -> None:
+    """The optimizer steps first..steps-1."""
+    stage, settings = job.stage, job.config.engine
+    is_main = dist.get_rank() == 0
+    warmup_ratio = job.config.recipe.optim.warmup_ratio
+    workers = settings.workers if settings.workers is not None else 8 * torch.cuda.is_available()
+    batches = step_batches(
+        plan, first=first, last=steps, rank=dist.get_rank(), ranks=dist.get_world_size(), workers=workers
+    )
+    check = GradientCheck(engine.model)
+    meter = Meter(job.folder, name=job.name, first=first, last=steps) if is_main else None
+    with meter or nullcontext():
+        for batch in _timed(batches, meter):
+            _seed_dropout(job.config.seed, batch.step)
+            lr = lr_at(batch.step, steps, peak=stage.lr, warmup_ratio=warmup_ratio)
+            loss = float(engine.step(batch.micros, lr=lr, supervised_tokens=batch.supervised_tokens))
+            if batch.step == first:
+                check.finish()
+            if not math.isfinite(loss):
+                _stop(job, plan, batch)
+            done = batch.step + 1
+            if meter:
+                meter.step(
+                    step=done, loss=loss, lr=lr, grad_norm=engine.grad_norm,
+                    samples=stage.samples_per_step, tokens=batch.tokens,
+                )  # fmt: skip
+            if done % settings.save_every == 0 and done < steps:
+                engine.save(job.folder / "checkpoints", done)
+
+
+def _timed(batches: Iterator[StepBatch], meter: Meter | None) -> Iterator[StepBatch]:
+    while True:
+        with meter.waiting() if meter else nullcontext():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _seed_dropout(seed: int, step: int) -> None:
+    """Dropout, too, is a function of (seed, step, rank), so a resumed stage goes on as if unbroken."""
+    mixed = np.random.SeedSequence([seed, step, dist.get_rank()]).generate_state(1)
+    torch.manual_seed(int(mixed[0]))
+
+
+def _stop(job: StageJob, plan: StagePlan, batch: StepBatch) -> None:
+    numbers = [number for rank in plan.step(batch.step, dist.get_world_size()) for micro in rank for number in micro]
+    ids = ", ".join(plan.index.sample(number).id for number in numbers[:20])
+    raise UserError(
+        f"{job.name}: the loss of step {batch.step + 1} is not finite; its samples are {ids}"
+        f"{' ...' if len(numbers) > 20 else ''}; lower recipe.stages.{job.name}.lr or look at these samples. "
+        "The last checkpoint is kept"
+    )
+
+
+def _recompute_activations(model: VLM) -> None:
+    for part in (model.vision.model, model.llm):
+        if any(p.requires_grad for p in part.parameters()) or part is model.llm:
+            # The reentrant kind gives a part whose first layers are frozen no gradient at all.
+            part.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _announce(job: StageJob, model: VLM, steps: int) -> None:
+    stage = job.stage
+    figures = {part: count(getattr(model, part)) for part in PARTS}
+    parts = "  ".join(f"{part} {_short(trained)} of {_short(every)}" for part, (every, trained) in figures.items())
+    log.info("%s: trains %s", job.folder.name, parts)
+    log.info(
+        "%s: %d steps of %d samples on %d %s, %s, ZeRO-%d",
+        job.name, steps, stage.samples_per_step, dist.get_world_size(),
+        "GPU(s)" if torch.cuda.is_available() else "CPU process(es)",
+        job.config.engine.precision.value, job.config.engine.zero,
+    )  # fmt: skip
+
+
+def _short(number: int) -> str:
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)

@@ -1,0 +1,111 @@
+"""What a running stage shows: the progress bar, train.jsonl and TensorBoard."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tinyvlm_cli.results import append_jsonl, read_jsonl, write_text
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A line of train.jsonl."""
+
+    step: int  # from 1
+    loss: float  # mean over the step's supervised tokens, all GPUs
+    lr: float
+    grad_norm: float  # before clipping
+    samples_per_s: float  # all GPUs
+    tokens_per_s: float  # all GPUs, image tokens included
+    data_wait_s: float  # that the step waited for its images
+    elapsed_s: float  # since this process began to train
+
+
+class Meter:
+    """Writes each step's record and shows the stage's progress. Used as a context manager, on rank 0 only."""
+
+    def __init__(self, stage_dir: Path, *, name: str, first: int, last: int) -> None:
+        self.path = stage_dir / "train.jsonl"
+        self.name = name
+        self.first, self.last = first, last
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self.board = _board(stage_dir / "tensorboard", first)
+        self.started = self.mark = time.perf_counter()
+        self.waited = 0.0
+        _forget_after(self.path, first)
+
+    def __enter__(self) -> "Meter":
+        self.task = self.progress.add_task(self.name, total=self.last, completed=self.first, figures="")
+        if self.progress.console.is_terminal:
+            self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        self.board.close()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time that passes in here is the input's."""
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
+
+    def step(self, *, step: int, loss: float, lr: float, grad_norm: float, samples: int, tokens: int) -> None:
+        """Record a finished step (numbered from 1)."""
+        now = time.perf_counter()
+        took, self.mark = now - self.mark, now
+        record = StepRecord(
+            step=step,
+            loss=round(loss, 6),
+            lr=lr,
+            grad_norm=round(grad_norm, 5),
+            samples_per_s=round(samples / took, 2),
+            tokens_per_s=round(tokens / took, 1),
+            data_wait_s=round(self.waited, 4),
+            elapsed_s=round(now - self.started, 3),
+        )
+        self.waited = 0.0
+        append_jsonl(self.path, asdict(record))
+        for key in ("loss", "lr", "grad_norm", "samples_per_s", "tokens_per_s"):
+            self.board.add_scalar(key, getattr(record, key), step)
+        figures = (
+            f"loss {loss:.3f}  lr {lr:.1e}  {record.samples_per_s:,.0f} samples/s  {record.tokens_per_s:,.0f} tokens/s"
+        )
+        self.progress.update(self.task, completed=step, figures=figures)
+        if not self.progress.console.is_terminal and (step == self.last or step % max(1, self.last // 10) == 0):
+            log.info("%s: step %d of %d  %s", self.name, step, self.last, figures)
+
+
+def _board(folder: Path, first: int):  # type: ignore[no-untyped-def]
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=first + 1)
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop the records of steps that a resumed stage does again."""
+    if path.exists():
+        kept = [json.dumps(record) + "\n" for record in read_jsonl(path) if record["step"] <= step]
+        write_text(path, "".join(kept))

@@ -1,0 +1,98 @@
+"""Which tensors a stage trains, and the optimizer over them."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+
+from tinyvlm_cli.config import Optim, Stage, Tune
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.model.vlm import VLM
+
+PARTS = ("vision", "connector", "llm")
+
+
+def trained_parts(stage: Stage) -> list[str]:
+    """The parts that a stage changes."""
+    return [part for part in PARTS if getattr(stage.train, part) is not Tune.frozen]
+
+
+def choose_trained(model: VLM, stage: Stage) -> None:
+    """Set requires_grad on every parameter as the stage says."""
+    for part in PARTS:
+        getattr(model, part).requires_grad_(getattr(stage.train, part) is not Tune.frozen)
+    if stage.train.vision is Tune.full and stage.vision_from_layer > 0:
+        layers = model.vision.layers
+        if stage.vision_from_layer >= len(layers):
+            raise UserError(
+                f"vision_from_layer: {stage.vision_from_layer} leaves no layer to train; the encoder uses "
+                f"{len(layers)} layers, numbered from 0"
+            )
+        model.vision.requires_grad_(False)
+        layers[stage.vision_from_layer :].requires_grad_(True)
+
+
+def build_optimizer(model: nn.Module, optim: Optim, *, fused: bool) -> AdamW:
+    """AdamW over the trained parameters; biases and norms are not decayed."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": optim.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    first, second = optim.betas
+    return AdamW(
+        [group for group in groups if group["params"]], lr=0.0, betas=(first, second), eps=optim.eps, fused=fused
+    )
+
+
+def lr_at(step: int, steps: int, *, peak: float, warmup_ratio: float) -> float:
+    """Learning rate of optimizer step `step` (from 0): linear warm-up from zero, then a cosine to zero.
+
+    As transformers' cosine schedule in the reference: the very first step has learning rate zero.
+    """
+    warmup = math.ceil(warmup_ratio * steps)
+    if step < warmup:
+        return peak * step / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def count(module: nn.Module) -> tuple[int, int]:
+    """(all, trained) parameters."""
+    parameters = list(module.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+class GradientCheck:
+    """Sees to it that every trained tensor gets a gradient in the first step.
+
+    A tensor without one would silently keep its old weights: the reference's partly tuned vision encoder learned
+    nothing (facts K1).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.waiting = {name for name, p in model.named_parameters() if p.requires_grad}
+        self.hooks = [
+            p.register_post_accumulate_grad_hook(self._seen(name))  # type: ignore[no-untyped-call]
+            for name, p in model.named_parameters()
+            if p.requires_grad
+        ]
+
+    def finish(self) -> None:
+        """Raise UserError if a tensor got no gradient; stop looking."""
+        for hook in self.hooks:
+            hook.remove()
+        if self.waiting:
+            first = ", ".join(sorted(self.waiting)[:5])
+            raise UserError(
+                f"{len(self.waiting)} trained tensors get no gradient: {first}; the loss does not depend on them, "
+                "so freeze them or change what the model uses"
+            )
+
+    def _seen(self, name: str) -> Callable[[torch.Tensor], None]:
+        def hook(parameter: torch.Tensor) -> None:
+            self.waiting.discard(name)
+
+        return hook

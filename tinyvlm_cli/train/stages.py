@@ -1,0 +1,132 @@
+"""The stage graph of a recipe, and what makes two stages the same.
+
+A stage's identity is everything that determines its weights. Its hash names the stage's folder, so two runs that need
+the same stage find the same folder and train it once.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from tinyvlm_cli.config import Prompt, Split, Stage, Train, Tune
+from tinyvlm_cli.data.fingerprint import split_hash, weights_hash
+from tinyvlm_cli.errors import UserError
+
+FORMAT = 1  # raised when the same settings would give other weights
+
+
+@dataclass(frozen=True)
+class StageNode:
+    """One stage of a run."""
+
+    name: str  # its key in recipe.stages
+    folder: str  # its folder in results/stages
+    before: tuple[str, ...]  # folders of the stages it builds on, first to last
+    identity: dict[str, Any]
+
+
+def stage_nodes(config: Train) -> list[StageNode]:
+    """The run's stages in training order."""
+    nodes: dict[str, StageNode] = {}
+    for name in stage_order(config.recipe.stages):
+        stage = config.recipe.stages[name]
+        start = nodes[stage.start] if stage.start is not None else None
+        identity = _identity(config, stage, start)
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+        parts = (name, config.vision.name, config.connector["name"], config.llm.name, digest)
+        before = (*start.before, start.folder) if start is not None else ()
+        nodes[name] = StageNode(name, "-".join(parts), before, identity)
+    return list(nodes.values())
+
+
+def stage_order(stages: dict[str, Stage]) -> list[str]:
+    """Stage names, each after the one it starts from. Raises UserError where that is not one line of stages."""
+    where = "recipe.stages"
+    follows: dict[str | None, list[str]] = {}
+    for name, stage in stages.items():
+        if stage.start is not None and stage.start not in stages:
+            raise UserError(
+                f"{where}.{name}.start: '{stage.start}' is not a stage; choose from {sorted(stages)} or null"
+            )
+        follows.setdefault(stage.start, []).append(name)
+    for start, names in follows.items():
+        if len(names) > 1:
+            raise UserError(
+                f"{where}: {' and '.join(sorted(names))} both start from {start}; a run is one line of stages"
+            )
+    order: list[str] = []
+    while (following := follows.get(order[-1] if order else None)) is not None and len(order) <= len(stages):
+        order += following
+    if sorted(order) != sorted(stages):
+        lost = sorted(set(stages) - set(order))
+        raise UserError(
+            f"{where}: {', '.join(lost)} cannot be reached; one stage has start: null, the others follow it"
+        )
+    return order
+
+
+def stage_split(config: Train, name: str) -> Split:
+    """The files of a split that a stage trains on."""
+    if name not in config.data.splits:
+        raise UserError(
+            f"data={config.data.name} has no split '{name}', which recipe={config.recipe.name} trains on; "
+            f"it has {sorted(config.data.splits)}"
+        )
+    return config.data.splits[name]
+
+
+def run_name(config: Train) -> str:
+    """The shown name by the paper's rule, with what differs from the paper's setting appended."""
+    name = f"TinyLLaVA-{config.recipe.name}-{config.vision.label}-{config.llm.label}"
+    if config.connector["name"] != "mlp":
+        name += f"-{config.connector['name']}"
+    if config.data.name != config.recipe.paper_data:
+        name += f"-{config.data.name}"
+    return name
+
+
+def run_folder(config: Train, nodes: list[StageNode]) -> str:
+    """The run's folder in results/runs: shown name, seed, and the start of its last stage's hash."""
+    return f"{run_name(config)}-s{config.seed}-{nodes[-1].folder.rsplit('-', 1)[1][:6]}"
+
+
+def _identity(config: Train, stage: Stage, start: StageNode | None) -> dict[str, Any]:
+    """Everything that determines the stage's weights; names, paths and the machine are not among it."""
+    results_dir = Path(config.results_dir)
+    settings = _plain(asdict(stage))
+    del settings["start"], settings["split"]
+    if stage.train.vision is Tune.frozen:
+        del settings["vision_from_layer"]
+    llm: dict[str, Any] = {
+        "weights": weights_hash(config.llm.path, results_dir),
+        "max_length": config.llm.max_length,
+    }
+    if stage.prompt is Prompt.chat:
+        llm["chat"] = asdict(config.llm.chat)
+    vision = {
+        key: value
+        for key, value in _plain(asdict(config.vision)).items()
+        if key not in ("name", "label", "path", "architecture", "prepare")
+    }
+    return {
+        "format": FORMAT,
+        "start": start.folder.rsplit("-", 1)[1] if start is not None else None,
+        "llm": llm,
+        "vision": {"weights": weights_hash(config.vision.path, results_dir), **vision},
+        "connector": {key: value for key, value in config.connector.items() if key not in ("name", "label")},
+        "data": split_hash(stage_split(config, stage.split), results_dir),
+        "stage": settings,
+        "optim": asdict(config.recipe.optim),
+        "precision": config.engine.precision.value,
+        "seed": config.seed,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Nested dicts with enums as their values."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.value if isinstance(value, Enum) else value

@@ -1,0 +1,53 @@
+"""A worker process: `python -m tinyvlm_cli.worker train|eval FOLDER`, started by launch.py.
+
+The job's whole description lies in FOLDER.
+"""
+
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from tinyvlm_cli.errors import UserError
+
+
+def work(job: str, folder: Path) -> None:
+    """Do this rank's share of the job."""
+    if job == "train":
+        from tinyvlm_cli.train.job import read_job
+        from tinyvlm_cli.train.loop import train_stage
+
+        train_stage(read_job(folder))
+    else:
+        assert job == "eval", job
+        from tinyvlm_cli.evaluate.job import read_eval_job
+        from tinyvlm_cli.evaluate.runner import answer_all
+
+        answer_all(read_eval_job(folder))
+
+
+@record
+def main() -> None:
+    """Entry point of the process."""
+    from tinyvlm_cli.logs import set_up
+
+    sys.excepthook = _explain
+    job, folder = sys.argv[1:]
+    set_up(main_rank=os.environ.get("RANK", "0") == "0")
+    work(job, Path(folder))
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A user's mistake is told by the parent process, without a traceback."""
+    if not isinstance(error, UserError):
+        sys.__excepthook__(kind, error, trace)
+
+
+if __name__ == "__main__":
+    main()
