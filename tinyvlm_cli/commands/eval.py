@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,23 +14,22 @@ from tinyvlm_cli.config import Eval
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Benchmark, Score
 from tinyvlm_cli.evaluate.job import REAL, SHUFFLED, EvalJob, Task, answered, task_folder, write_eval_job
-from tinyvlm_cli.evaluate.judge import open_judge
+from tinyvlm_cli.evaluate.judge import PENDING, with_judge
 from tinyvlm_cli.provenance import now
 from tinyvlm_cli.results import Run, ScoreRow, append_score, find_runs, read_scores, write_text
 from tinyvlm_cli.train.job import is_done
 
 log = logging.getLogger(__name__)
 
-PENDING = 3  # exit code: some answers wait for a judge
-
 
 def run(config: Eval) -> int:
     """Answer what is not answered yet, then score. Returns the exit code."""
-    benchmarks = {name: _with_judge(build(node), config) for name, node in config.benchmark.items()}
+    results_dir = Path(config.results_dir)
+    benchmarks = {name: with_judge(build(node), config.judge, results_dir) for name, node in config.benchmark.items()}
     findings = [finding for benchmark in benchmarks.values() for finding in benchmark.missing()]
     if findings:
         raise UserError("\n".join(findings))
-    runs = find_runs(Path(config.results_dir), config.run)
+    runs = find_runs(results_dir, config.run)
     jobs = [_job(config, one) for one in runs]
     pending = 0
     for one, job in zip(runs, jobs, strict=True):
@@ -43,13 +41,6 @@ def run(config: Eval) -> int:
         log.warning("%d answers wait for the judge; the same command completes them", pending)
         return PENDING
     return 0
-
-
-def _with_judge(benchmark: Any, config: Eval) -> Benchmark:
-    if hasattr(benchmark, "judge"):
-        benchmark = dataclasses.replace(benchmark, judge=open_judge(config.judge, Path(config.results_dir)))
-    answering: Benchmark = benchmark
-    return answering
 
 
 def _job(config: Eval, run: Run) -> EvalJob:
@@ -97,7 +88,8 @@ def _answer(config: Eval, benchmarks: dict[str, Benchmark], job: EvalJob) -> Non
 
 def _score(config: Eval, benchmarks: dict[str, Benchmark], run: Run, job: EvalJob) -> list[ScoreRow]:
     known = {row.cell: row for row in read_scores(Path(config.results_dir))}
-    rows = []
+    rows: list[ScoreRow] = []
+    notes: list[str] = []
     for task in job.tasks:
         folder = Path(task.folder)
         name = folder.name.removesuffix(f".{SHUFFLED}")
@@ -105,18 +97,19 @@ def _score(config: Eval, benchmarks: dict[str, Benchmark], run: Run, job: EvalJo
         questions = benchmark.questions()[: job.limit]
         answers = answered(folder, questions, max_new_tokens=benchmark.max_new_tokens)
         score = benchmark.score([answers[question.key] for question in questions])
-        for note in score.notes:
-            log.warning("%s: %s", benchmark.label, note)
+        notes += [f"{benchmark.label}: {note}" for note in score.notes]
         write_text(folder / "per_question.json", json.dumps(score.per_question))
-        row = _row(config, run, job, task, name, benchmark, score)
+        row = _row(run, job, task, benchmark, score)
         before = known.get(row.cell)
         if before is None or dataclasses.replace(before, created=row.created) != row:
             append_score(run.folder, row)
         rows.append(row)
+    for note in dict.fromkeys(notes):
+        log.warning("%s", note)
     return rows
 
 
-def _row(config: Eval, run: Run, job: EvalJob, task: Task, name: str, benchmark: Benchmark, score: Score) -> ScoreRow:
+def _row(run: Run, job: EvalJob, task: Task, benchmark: Benchmark, score: Score) -> ScoreRow:
     pending = {"pending": score.pending} if score.pending else {}
     # JSON and back, so that a row compares equal to the same row read from its file.
     details = json.loads(json.dumps({**score.details, **pending}))
@@ -130,7 +123,7 @@ def _row(config: Eval, run: Run, job: EvalJob, task: Task, name: str, benchmark:
         recipe=run.recipe,
         seed=run.seed,
         stage=job.stage,
-        benchmark=name,
+        benchmark=benchmark.name,
         metric=score.metric,
         value=score.value,
         n=score.n,
@@ -140,7 +133,7 @@ def _row(config: Eval, run: Run, job: EvalJob, task: Task, name: str, benchmark:
         split=benchmark.split,
         images=task.images,
         judge=score.judge,
-        limit=config.limit,
+        limit=job.limit,
         details=details,
         created=now(),
     )

@@ -4,6 +4,7 @@ What cannot be had (wrong key, dead endpoint, timeouts) is never a score: `Judge
 stays pending, and a later run asks for it alone. The key is read from the environment and goes nowhere else.
 """
 
+import dataclasses
 import logging
 import os
 from collections import Counter
@@ -17,6 +18,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tinyvlm_cli import config
+from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.evaluate.judge_cache import Reply, ReplyCache, Request
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Grade = TypeVar("Grade")
+
+PENDING = 3  # exit code of a command: some answers wait for the judge
 
 REFUSED_KEY = (401, 403)
 NO_SUCH_PLACE = 404  # wrong URL or model
@@ -43,6 +47,14 @@ def open_judge(settings: config.Judge, results_dir: Path) -> "Judge | None":
     if not os.environ.get(settings.key_variable) and settings.base_url is None:
         log.warning("judge.model is %s, but %s is not set", settings.model, settings.key_variable)
     return Judge(settings, settings.model, cache=ReplyCache(results_dir / "judge", settings.model))
+
+
+def with_judge(benchmark: Any, settings: config.Judge, results_dir: Path) -> Benchmark:
+    """`benchmark`, with the command's judge where it takes one."""
+    if hasattr(benchmark, "judge"):
+        benchmark = dataclasses.replace(benchmark, judge=open_judge(settings, results_dir))
+    judging: Benchmark = benchmark
+    return judging
 
 
 class Judge:

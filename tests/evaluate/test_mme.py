@@ -1,0 +1,147 @@
+"""MME: pairs by image, the official totals, and the two questions that share an id."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from from_conf import SUFFIX, from_conf, own_answers, write_lines
+
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.evaluate.benchmark import Answer
+
+REQUEST = "Please answer yes or no."
+
+
+def write_image(release: Path, subtask: str, name: str, *, is_flat: bool = True, spaces: str = " ") -> None:
+    """An image with a question whose answer is yes and one whose answer is no."""
+    texts = release / subtask if is_flat else release / subtask / "questions_answers_YN"
+    texts.mkdir(parents=True, exist_ok=True)
+    lines = [f"Is it {word}?{spaces}{REQUEST}\t{label}" for word, label in (("so", "Yes"), ("not so", "No"))]
+    (texts / f"{name}.txt").write_text("\n".join(lines))
+    images = release / subtask if is_flat else release / subtask / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    (images / f"{name}.png").touch()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Any:
+    release = tmp_path / "MME_Benchmark_release_version"
+    for name in ("1", "2"):
+        write_image(release, "count", name)
+    write_image(release, "artwork", "31", is_flat=False, spaces="  ")
+    write_image(release, "code_reasoning", "0020")
+    return from_conf("mme", tmp_path)
+
+
+def reply(question_id: str, word: str, text: str) -> Answer:
+    return Answer(question_id, f"Is it {word}?\n{SUFFIX}", text)
+
+
+ALL_RIGHT = [
+    reply(image, word, text)
+    for image in ("code_reasoning/0020.png", "count/1.png", "count/2.png", "artwork/images/31.png")
+    for word, text in (("so", "Yes"), ("not so", "No"))
+]
+
+
+def without(*places: int) -> list[Answer]:
+    return [answer for place, answer in enumerate(ALL_RIGHT) if place not in places]
+
+
+def test_keys_are_unique_and_the_request_gives_way_to_the_suffix(bench: Any, tmp_path: Path) -> None:
+    questions = bench.questions()
+    assert len({question.key for question in questions}) == 8
+    first, second = [question for question in questions if question.category == "artwork"]
+    assert first.question_id == second.question_id == "artwork/images/31.png"
+    assert first.text == f"Is it so?\n{SUFFIX}"
+    assert first.image == tmp_path / "MME_Benchmark_release_version/artwork/images/31.png"
+
+
+def test_llavas_file_gives_the_same_keys_in_its_order(bench: Any, tmp_path: Path) -> None:
+    keys = {question.key for question in bench.questions()}
+    lines = [{"question_id": a.question_id, "image": a.question_id, "text": a.prompt} for a in ALL_RIGHT]
+    write_lines(tmp_path / "llava_mme.jsonl", lines)
+    questions = bench.questions()
+    assert {question.key for question in questions} == keys
+    assert questions[0].key == "code_reasoning/0020: Is it so?"
+
+
+def test_perception_is_the_value_and_cognition_a_detail(bench: Any) -> None:
+    score = bench.score(ALL_RIGHT)
+    assert (score.value, score.n, score.details["cognition"]) == (400, 6, 200)
+    assert all(not key.startswith("code_reasoning") for key in score.per_question)
+    assert any(note.startswith("existence, position, color") for note in score.notes)
+
+
+def test_a_subtask_is_accuracy_plus_images_with_both_right(bench: Any) -> None:
+    wrong = [*without(3), reply("count/1.png", "not so", "Yes")]
+    count = bench.score(wrong).details["subtasks"]["count"]
+    assert (count["acc"], count["acc_plus"], count["score"], count["n"]) == (0.75, 0.5, 125, 4)
+
+
+def test_what_cannot_be_read_is_wrong_and_leaves_precision_and_recall(bench: Any) -> None:
+    score = bench.score([*without(2), reply("count/1.png", "so", "The answer is yes")])
+    count = score.details["subtasks"]["count"]
+    assert (count["acc"], count["other"], count["precision"], count["recall"]) == (0.75, 1, 1, 1)
+    assert score.valid == pytest.approx(5 / 6)
+
+
+@pytest.mark.parametrize("spaces", [" ", "  "])
+def test_the_official_request_in_a_prompt_is_known_too(bench: Any, spaces: str) -> None:
+    asked = [Answer(a.question_id, a.prompt.split("\n")[0] + spaces + REQUEST, a.text) for a in ALL_RIGHT]
+    assert bench.score(asked).value == 400
+
+
+def test_pairs_are_by_image_not_by_line(bench: Any) -> None:
+    score = bench.score(ALL_RIGHT[::2] + ALL_RIGHT[1::2])
+    assert score.value == 400
+    assert any("do not stand in pairs" in note for note in score.notes)
+
+
+def test_half_an_image_is_wrong_and_shifts_nothing(bench: Any) -> None:
+    score = bench.score(without(2))
+    assert score.details["subtasks"]["count"]["score"] == 75 + 50
+    assert any("1 questions have no answer while the other" in note for note in score.notes)
+
+
+def test_an_image_without_answers_is_left_out(bench: Any) -> None:
+    score = bench.score(without(2, 3))
+    assert (score.details["subtasks"]["count"]["score"], score.n) == (200, 4)
+    assert "1 images have no answer (first: count/1.png); they are left out" in score.notes
+
+
+def test_a_tab_or_line_break_does_not_break_the_line(bench: Any) -> None:
+    score = bench.score([*without(2), reply("count/1.png", "so", "Yes\n\tit is")])
+    assert score.value == 400
+    assert any(note.startswith("1 answers hold a tab") for note in score.notes)
+
+
+def test_an_absent_subtask_leaves_a_total_of_the_others(bench: Any) -> None:
+    score = bench.score(without(2, 3, 4, 5))
+    assert score.value == 200
+    assert any("count" in note and "the perception total is over the others" in note for note in score.notes)
+
+
+def test_without_a_prompt_the_question_is_unknown(bench: Any) -> None:
+    with pytest.raises(UserError, match=r"count/1.png has no prompt"):
+        bench.score([*ALL_RIGHT, Answer("count/1.png", "", "Yes")])
+
+
+def test_a_limited_run_is_scored_on_what_it_answered(bench: Any) -> None:
+    keys = [question.key for question in bench.questions()][:3]
+    score = bench.score(own_answers(dict.fromkeys(keys, "Yes")))
+    assert (score.n, score.details["subtasks"]["count"]["acc"]) == (3, pytest.approx(2 / 3))
+    assert score.details["subtasks"]["count"]["acc_plus"] == 0
+
+
+def test_scoring_needs_no_images(bench: Any, tmp_path: Path) -> None:
+    for path in tmp_path.rglob("*.png"):
+        path.unlink()
+    assert bench.score(ALL_RIGHT).value == 400
+    assert "images are not there" in "".join(bench.missing())
+
+
+def test_a_broken_question_file_is_named(bench: Any, tmp_path: Path) -> None:
+    (tmp_path / "MME_Benchmark_release_version/count/1.txt").write_text(f"Is it so? {REQUEST}\tYes\n")
+    with pytest.raises(UserError, match=r"count/1.txt: not two lines"):
+        bench.questions()

@@ -1,0 +1,110 @@
+"""Each official reading of an answer, slips included. Expected values are what the official code gives."""
+
+import pytest
+
+from tinyvlm_cli.evaluate.parsing import (
+    leave_one_out,
+    m4c_words,
+    mme_word,
+    pope_says_no,
+    scienceqa_choice,
+    vqa_accuracy,
+    vqa_words,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Red, blue", "red blue"),  # a mark that touches a space goes ...
+        ("red/blue", "red blue"),  # ... another becomes a space
+        ("red/blue, green/pink", "red blue green pink"),  # each mark for itself
+        ("1,000-2,000", "10002000"),  # digit, comma, digit: all marks go, and leave no space
+        ("a-b 1,0", "ab 10"),
+        ("10:30", "10:30"),  # not in the list
+        ("50% & $5 #1 *", "50% & $5 #1 *"),
+        ("3.", "3"),  # the look-behind is misspelt: the point after a digit goes ...
+        ("3.5", "3.5"),  # ... unless a digit follows
+        ("a.5 b.", "a.5 b"),
+        ("." * 34, ".."),  # re.UNICODE is the count: 32 go
+        ("None", "0"),
+        ("ten eleven", "10 eleven"),
+        ("a one", "1"),  # the numeral first, then the article
+        ("The cat an", "cat"),
+        ("dont", "don't"),
+        ("couldn'tve", "couldn't've"),
+        ("Im", "im"),  # the table's "Im" is never met: words are lower-cased
+        ("somebody'd", "somebodyd"),
+        ("let's", "let's"),
+        ("two  \n dogs", "2 dogs"),
+    ],
+)
+def test_vqa_words(text: str, words: str) -> None:
+    assert vqa_words(text) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("1,000-2,000", "1000 2000"),  # commas go first, so that the digit rule cannot fire
+        ("dog's?", "dog 's"),
+        ("What?now", "whatnow"),
+        ("The Dog.", "dog"),
+    ],
+)
+def test_m4c_words_differ_from_vqa_words(text: str, words: str) -> None:
+    assert m4c_words(text) == words
+    assert vqa_words(text) != words or text == "The Dog."
+
+
+@pytest.mark.parametrize(("agreeing", "score"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)])
+def test_an_annotator_is_not_compared_with_himself(agreeing: int, score: float) -> None:
+    truths = ["yes"] * agreeing + [f"other {i}" for i in range(10 - agreeing)]
+    assert leave_one_out("yes", truths) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"), [("Two", 1), ("two", 0), ("2", 0), ("Two.", 0), ("the Two", 0), (" Two\n", 1)]
+)
+def test_nothing_is_normalised_where_all_agree(answer: str, score: float) -> None:
+    assert vqa_accuracy(answer, ["Two"] * 10) == score
+    assert vqa_accuracy(answer, ["Two"] * 9 + ["three"]) == 1
+
+
+@pytest.mark.parametrize("text", ["No", "no", "No, there is none.", "There is not one", "Yes, not far", "no, yes. yes"])
+def test_pope_reads_no(text: str) -> None:
+    assert pope_says_no(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["NO", "No!", "No\nthere", "Nope", "Not", "", "It isn't", "No,there", "Yes. There is no other"]
+)
+def test_pope_reads_everything_else_as_yes(text: str) -> None:
+    assert not pope_says_no(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("Yes", "yes"), ("NO.", "no"), ("None", "no"), ("Not", "no"), ("Know", "no"), ("snow", "no"), ("i no", "no"),
+        ("yes no", "yes"), ("Yep", "other"), ("The answer is yes", "other"), ("", "other"), ("   no", "other"),
+    ],
+)  # fmt: skip
+def test_mme_looks_at_four_characters(text: str, word: str) -> None:
+    assert mme_word(text) == word
+
+
+@pytest.mark.parametrize(
+    ("text", "choice"),
+    [
+        ("B", 1), ("B. blue", 1), ("The answer is B.", 1), ("So. The answer is C, I think", 2),
+        ("The answer is Blue.", 1),  # the point is a wildcard
+        ("The answer is B", None),  # and needs a character
+        ("The answer is A. The answer is B.", None),  # not exactly one
+        ("b", None), ("(B)", None), ("B)", None), ("B.", None), ("B.blue", None), (" B", None), ("", None),
+        ("D", None), ("The answer is D.", None),  # not among the choices
+        ("Apple", None), ("Z", None),
+    ],
+)  # fmt: skip
+def test_scienceqa_choice(text: str, choice: int | None) -> None:
+    assert scienceqa_choice(text, 3) == choice

@@ -1,0 +1,52 @@
+"""How questions are shared, grouped, shuffled and taken up again."""
+
+from pathlib import Path
+
+import pytest
+
+from tinyvlm_cli.evaluate.benchmark import Answer, Question
+from tinyvlm_cli.evaluate.job import add_answers, answered
+from tinyvlm_cli.evaluate.runner import batches, mine, shuffle_images
+
+QUESTIONS = [
+    Question(f"q{i}", f"q{i}", "word " * (i % 5 + 1), Path(f"{i // 4}.png"), f"{i // 4}.png") for i in range(22)
+] + [Question("text", "text", "no image", None, "")]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 5, 30])
+def test_ranks_share_all_questions_and_keep_an_images_questions_together(ranks: int) -> None:
+    shares = [mine(QUESTIONS, rank, ranks) for rank in range(ranks)]
+    assert sorted(q.key for share in shares for q in share) == sorted(q.key for q in QUESTIONS)
+    owners = {q.image_key: rank for rank, share in enumerate(shares) for q in share}
+    assert all(owners[q.image_key] == rank for rank, share in enumerate(shares) for q in share)
+
+
+def test_batches_hold_every_question_once_with_an_images_questions_next_to_each_other() -> None:
+    flat = [q for batch in batches(QUESTIONS, 5) for q in batch]
+    assert sorted(q.key for q in flat) == sorted(q.key for q in QUESTIONS)
+    keys = [q.image_key for q in flat]
+    assert all(keys[i] != keys[j] for i in range(len(keys)) for j in range(i + 2, len(keys)) if keys[j] != keys[j - 1])
+
+
+def test_the_blind_control_gives_no_image_its_own_questions() -> None:
+    shuffled = shuffle_images(QUESTIONS, seed=0)
+    assert [q.text for q in shuffled] == [q.text for q in QUESTIONS]
+    assert all(a.image_key != b.image_key for a, b in zip(QUESTIONS[:-1], shuffled[:-1], strict=True))
+    assert {q.image_key for q in shuffled} == {q.image_key for q in QUESTIONS}
+    assert shuffled == shuffle_images(QUESTIONS, seed=0) != shuffle_images(QUESTIONS, seed=1)
+
+
+def test_answers_are_taken_up_again_after_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
+    given = [Answer(q.question_id, q.text, f"a{q.key}", q.key) for q in QUESTIONS[:3]]
+    add_answers(tmp_path, 0, given, model_id="m", max_new_tokens=5)
+    with (tmp_path / "answers-0.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"question_id": "q3", "prom')
+    assert list(answered(tmp_path, QUESTIONS, max_new_tokens=5)) == ["q0", "q1", "q2"]
+    add_answers(tmp_path, 0, [Answer("q3", QUESTIONS[3].text, "a", "q3")], model_id="m", max_new_tokens=5)
+    assert list(answered(tmp_path, QUESTIONS, max_new_tokens=5)) == ["q0", "q1", "q2", "q3"]
+
+
+def test_an_answer_to_another_wording_or_token_limit_does_not_count(tmp_path: Path) -> None:
+    add_answers(tmp_path, 0, [Answer("q0", "old wording", "a", "q0")], model_id="m", max_new_tokens=5)
+    add_answers(tmp_path, 0, [Answer("q1", QUESTIONS[1].text, "a", "q1")], model_id="m", max_new_tokens=9)
+    assert not answered(tmp_path, QUESTIONS, max_new_tokens=5)

@@ -1,0 +1,78 @@
+"""ScienceQA: who counts as an image question, prompts, and what a missing answer costs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from from_conf import answers, from_conf, own_answers
+
+from tinyvlm_cli.evaluate.benchmark import Answer
+
+OPTION_SUFFIX = "Answer with the option's letter from the given choices directly."
+COMMON = {"subject": "natural science", "grade": "grade2", "lecture": "", "solution": ""}
+PROBLEMS = {
+    "5": {**COMMON, "question": "Which?", "choices": ["x", "y"], "answer": 1, "hint": "", "image": "image.png"},
+    "7": {**COMMON, "question": "Why?", "choices": ["x", "y", "z"], "answer": 0, "hint": "A hint.", "image": None},
+    "9": {**COMMON, "question": "Who?", "choices": ["x", "y"], "answer": 0, "hint": "", "image": "image.png"},
+}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Any:
+    (tmp_path / "problems.json").write_text(json.dumps({**PROBLEMS, "1": {**PROBLEMS["5"], "question": "train"}}))
+    (tmp_path / "pid_splits.json").write_text(json.dumps({"test": list(PROBLEMS), "train": ["1"]}))
+    return from_conf("scienceqa", tmp_path)
+
+
+def marked(texts: dict[str, str]) -> list[Answer]:
+    """Answers with the prompts that LLaVA writes."""
+    return [Answer(key, "<image>\nQ" if PROBLEMS[key]["image"] else "Q", text) for key, text in texts.items()]
+
+
+def test_hint_options_and_suffix_make_the_prompt(bench: Any, tmp_path: Path) -> None:
+    first, second, _ = bench.questions()
+    assert first.text == f"Which?\nA. x\nB. y\n{OPTION_SUFFIX}"
+    assert second.text == f"Context: A hint.\nWhy?\nA. x\nB. y\nC. z\n{OPTION_SUFFIX}"
+    assert (first.image, second.image) == (tmp_path / "images/test/5/image.png", None)
+
+
+def test_llavas_file_lacks_the_suffix_and_has_a_mark(bench: Any, tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "<image>\nWhich?\nA. x\nB. y"}, {"from": "gpt", "value": "B"}]
+    line = {"id": "5", "image": "5/image.png", "conversations": turns}
+    (tmp_path / "llava_test_CQM-A.json").write_text(json.dumps([line]))
+    (question,) = bench.questions()
+    assert question.text == f"Which?\nA. x\nB. y\n{OPTION_SUFFIX}"
+
+
+def test_the_headline_is_over_image_questions(bench: Any) -> None:
+    score = bench.score(marked({"5": "B", "7": "B", "9": "A"}))
+    assert (score.value, score.n) == (100, 2)
+    assert score.details["accuracy"] == pytest.approx(200 / 3)
+
+
+def test_the_prompt_decides_what_an_image_question_is(bench: Any) -> None:
+    unmarked = [Answer("5", "no mark", "A"), Answer("7", "<image>\nQ", "A"), Answer("9", "<image>\nQ", "A")]
+    assert bench.score(unmarked).value == 100
+
+
+def test_a_missing_answer_leaves_the_image_questions(bench: Any) -> None:
+    score = bench.score(marked({"5": "B", "7": "A"}))
+    assert (score.value, score.n) == (100, 1)
+    assert score.details["accuracy"] == pytest.approx(200 / 3)  # wrong there
+
+
+def test_without_any_mark_the_official_file_decides(bench: Any) -> None:
+    score = bench.score(answers({"5": "B", "7": "A", "9": "B"}))
+    assert (score.value, score.n) == (50, 2)
+    assert any("no prompt contains <image>" in note for note in score.notes)
+
+
+def test_an_unreadable_answer_is_wrong_and_never_drawn(bench: Any) -> None:
+    score = bench.score(marked({"5": "(B)", "7": "A", "9": "C"}))  # C is none of two choices
+    assert (score.value, score.valid) == (0, 0)
+
+
+def test_a_limited_run_is_scored_on_what_it_answered(bench: Any) -> None:
+    score = bench.score(own_answers({"5": "B", "7": "C"}))
+    assert (score.value, score.n, score.details["questions"]) == (100, 1, 2)

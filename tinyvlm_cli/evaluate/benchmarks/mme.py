@@ -1,0 +1,264 @@
+"""MME (arXiv 2306.13394): two yes-or-no questions on each image, one true and one false.
+
+Answers are found as by LLaVA's convert_answer_to_mme.py and scored as by MME's calculation.py. That tool takes lines
+two by two, so an answer more or less shifts all later pairs; here a pair is what is asked about one image.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.evaluate.benchmark import Answer, Question, Score
+from tinyvlm_cli.evaluate.layout import are_ours, lacking, lacking_images, llava_questions
+from tinyvlm_cli.evaluate.pairing import pair
+from tinyvlm_cli.evaluate.parsing import mme_word
+
+PERCEPTION = (
+    "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"
+)  # fmt: skip
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+REQUEST = "Please answer yes or no."  # ends the official questions; LLaVA's suffix stands in its place
+QUESTIONS_FOLDER, IMAGES_FOLDER = "questions_answers_YN", "images"  # in five subtasks; the others are flat
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question of the release."""
+
+    key: str
+    subtask: str
+    image: str  # "artwork/images/31.jpg", also LLaVA's id of both questions on it
+    question: str  # without the request
+    truth: str  # yes or no
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What was said to a question."""
+
+    word: str  # yes, no or other
+    truth: str
+
+    @property
+    def is_right(self) -> bool:
+        """An answer that cannot be read is wrong."""
+        return self.word == self.truth
+
+
+@dataclass(frozen=True)
+class MME:
+    """The headline is the total of the perception subtasks, each 100 x (accuracy + share of images with both right)."""
+
+    name: str
+    label: str
+    data_dir: str
+    llava_file: str  # read first; the suffix is in it
+    release: str  # official folder with a folder a subtask
+    suffix: str  # stands in place of the official request
+    max_new_tokens: int
+    follows: str
+    version: int
+    split: str
+    source: str  # where the files can be had, by public name
+
+    def missing(self) -> list[str]:
+        """The release, or images that are asked about. Single subtasks may be absent: the score says so."""
+        if not any((self._release / subtask).is_dir() for subtask in (*PERCEPTION, *COGNITION)):
+            return lacking([self._release / PERCEPTION[0]], self.source)
+        return lacking_images(self.questions(), self.source)
+
+    def questions(self) -> list[Question]:
+        """LLaVA's questions, or the official ones made like them."""
+        path = self._dir / self.llava_file
+        if path.exists():
+            questions = llava_questions(path, self._release)
+            return [replace(question, key=self._key(question.question_id, question.text)) for question in questions]
+        return [
+            Question(
+                item.key,
+                item.image,
+                f"{item.question}\n{self.suffix}",
+                self._release / item.image,
+                item.image,
+                item.subtask,
+            )
+            for item in self._items()
+        ]
+
+    def score(self, answers: Sequence[Answer]) -> Score:
+        """The perception total, with cognition and the subtasks in the details.
+
+        Images without any answer are left out as by the official tool. A question without an answer is wrong when the
+        other one of its image has one.
+        """
+        items = self._items()
+        ours = are_ours(answers)
+        answers = [self._with_key(answer) for answer in answers]
+        paired = pair(self._in_order(items), answers)
+        is_cut = ours and paired.is_start
+        answered = {item.image for item in items if item.key in paired.texts}
+        counted = [item for item in items if item.image in answered and not (is_cut and item.key not in paired.texts)]
+        replies = {item.key: Reply(mme_word(paired.texts.get(item.key, "")), item.truth) for item in counted}
+        subtasks = {}
+        for subtask in (*PERCEPTION, *COGNITION):
+            images: dict[str, list[Reply]] = {}
+            for item in counted:
+                if item.subtask == subtask:
+                    images.setdefault(item.image, []).append(replies[item.key])
+            if images:
+                subtasks[subtask] = _figures(list(images.values()))
+        headline = [item.key for item in counted if item.subtask in PERCEPTION]
+        notes = [*paired.notes, *_shift_notes(answers), *_absent_notes(subtasks)]
+        if not is_cut:
+            notes += _missing_notes(items, paired.texts, answered)
+        return Score(
+            metric="perception",
+            value=_total(subtasks, PERCEPTION),
+            n=len(headline),
+            valid=sum(replies[key].word != "other" for key in headline) / max(len(headline), 1),
+            details={"cognition": _total(subtasks, COGNITION), "subtasks": subtasks},
+            per_question={key: float(replies[key].is_right) for key in headline},
+            notes=tuple(notes),
+        )
+
+    @property
+    def _dir(self) -> Path:
+        return Path(self.data_dir)
+
+    @property
+    def _release(self) -> Path:
+        return self._dir / self.release
+
+    def _key(self, image: str, prompt: str) -> str:
+        """Both questions of an image have its name as their id, so that the text is needed too.
+
+        Like LLaVA's converter it takes the name up to its first point; of the prompt what the releases share.
+        """
+        subtask, *_, name = image.split("/")
+        question = " ".join(prompt.replace(self.suffix, "").replace(REQUEST, "").split())
+        return f"{subtask}/{_stem(name)}: {question}"
+
+    def _with_key(self, answer: Answer) -> Answer:
+        if answer.key:
+            return answer
+        if not answer.prompt:
+            raise UserError(
+                f"{self.name}: an answer to {answer.question_id} has no prompt, which tells apart the two questions on "
+                "an image; add the prompt"
+            )
+        return replace(answer, key=self._key(answer.question_id, answer.prompt))
+
+    def _in_order(self, items: Sequence[Item]) -> list[str]:
+        """The items' keys in the order of the questions, which `limit=` cuts."""
+        keys = {item.key for item in items}
+        asked = [question.key for question in self.questions() if question.key in keys]
+        return list(dict.fromkeys([*asked, *(item.key for item in items)]))
+
+    def _items(self) -> list[Item]:
+        """Every question of the subtasks that are there, image by image."""
+        folders = [self._release / subtask for subtask in (*PERCEPTION, *COGNITION)]
+        items = [item for folder in folders if folder.is_dir() for item in self._subtask(folder)]
+        if not items:
+            raise UserError(f"{self._release}: there are no questions; get {self.source}")
+        key, times = Counter(item.key for item in items).most_common(1)[0]
+        if times > 1:
+            raise UserError(f"{self._release}: '{key}' is asked {times} times; get {self.source}")
+        return items
+
+    def _subtask(self, folder: Path) -> list[Item]:
+        is_flat = not (folder / QUESTIONS_FOLDER).is_dir()
+        texts, images = (folder, folder) if is_flat else (folder / QUESTIONS_FOLDER, folder / IMAGES_FOLDER)
+        names = {_stem(path.name): path.name for path in images.glob("[!.]*") if path.suffix != ".txt"}
+        prefix = images.relative_to(self._release).as_posix()
+        items = []
+        for path in sorted(texts.glob("[!.]*.txt")):
+            image = f"{prefix}/{names.get(_stem(path.name), f'{path.stem}.jpg')}"
+            for question, truth in self._read(path):
+                items.append(Item(self._key(image, question), folder.name, image, self._bare(question), truth))
+        return items
+
+    def _bare(self, question: str) -> str:
+        return question.replace(REQUEST, "").strip()
+
+    def _read(self, path: Path) -> list[tuple[str, str]]:
+        """The two questions about an image, with yes or no."""
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+        fields = [tuple(line.split("\t")) for line in lines]
+        read = [(row[0].strip(), row[-1].strip().lower()) for row in fields if len(row) == 2]
+        if len(lines) != 2 or len(read) != 2 or any(truth not in ("yes", "no") for _, truth in read):
+            raise UserError(f"{path}: not two lines of a question, a tab, Yes or No; get {self.source}")
+        return read
+
+
+def _stem(name: str) -> str:
+    return name.split(".", maxsplit=1)[0]
+
+
+def _figures(images: Sequence[Sequence[Reply]]) -> dict[str, float]:
+    """The official figures of a subtask; precision and recall of yes are over the answers that could be read."""
+    replies = [reply for image in images for reply in image]
+    accuracy = sum(reply.is_right for reply in replies) / len(replies)
+    # Two, not all: an image that `limit=` cut in half is not won.
+    both = sum(sum(reply.is_right for reply in image) == 2 for image in images) / len(images)
+    counts = Counter((reply.word, reply.truth) for reply in replies)
+    hits = counts["yes", "yes"]
+    return {
+        "score": accuracy * 100 + both * 100,
+        "acc": accuracy,
+        "acc_plus": both,
+        "precision": hits / max(hits + counts["yes", "no"], 1),
+        "recall": hits / max(hits + counts["no", "yes"], 1),
+        "other": sum(reply.word == "other" for reply in replies),
+        "n": len(replies),
+    }
+
+
+def _total(subtasks: Mapping[str, Mapping[str, float]], names: Iterable[str]) -> float | None:
+    """The sum of the subtasks that were answered; None of none."""
+    scores = [subtasks[name]["score"] for name in names if name in subtasks]
+    return sum(scores) if scores else None
+
+
+def _absent_notes(subtasks: Mapping[str, Any]) -> list[str]:
+    notes = []
+    for kind, names in (("perception", PERCEPTION), ("cognition", COGNITION)):
+        absent = [name for name in names if name not in subtasks]
+        if absent:
+            notes.append(f"{', '.join(absent)}: no questions or no answers; the {kind} total is over the others")
+    return notes
+
+
+def _missing_notes(items: Sequence[Item], texts: Mapping[str, str], answered: set[str]) -> list[str]:
+    notes = []
+    unasked = {item.image for item in items} - answered
+    halves = [item.key for item in items if item.image in answered and item.key not in texts]
+    if unasked:
+        notes.append(f"{len(unasked)} images have no answer (first: {min(unasked)}); they are left out")
+    if halves:
+        notes.append(
+            f"{len(halves)} questions have no answer while the other on their image has one (first: {halves[0]}): "
+            "wrong; the official tool would pair the answers of two images"
+        )
+    return notes
+
+
+def _shift_notes(answers: Iterable[Answer]) -> list[str]:
+    """Where the official tool would stop or mix images up."""
+    notes = []
+    lines: dict[str, list[str]] = {}
+    for answer in answers:
+        lines.setdefault(answer.question_id.split("/")[0], []).append(answer.question_id)
+    mixed = [
+        subtask
+        for subtask, ids in lines.items()
+        if any(one != other for one, other in zip(ids[::2], ids[1::2], strict=False))
+    ]
+    if mixed:
+        notes.append(f"answers of {', '.join(mixed)} do not stand in pairs; the official tool would mix images up")
+    broken = sum("\t" in answer.text or "\n" in answer.text for answer in answers)
+    if broken:
+        notes.append(f"{broken} answers hold a tab or a line break, at which the official tool stops")
+    return notes

@@ -1,0 +1,169 @@
+"""VQAv2 (arXiv 1612.00837): short answers, each compared with those of ten people.
+
+The papers' numbers come from the test server, which gets LLaVA's conversion of the answers: `value` is the server's
+rule on converted answers, `details.raw_accuracy` the same rule on the answers as they are. They differ where all ten
+people agree, because the rule then compares letter by letter.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.evaluate.benchmark import Answer, Question, Score
+from tinyvlm_cli.evaluate.layout import are_ours, first_of, lacking, lacking_images, llava_questions, need
+from tinyvlm_cli.evaluate.official_files import read_json, read_lines
+from tinyvlm_cli.evaluate.pairing import pair
+from tinyvlm_cli.evaluate.parsing import m4c_words, prepare_truths, prepared_accuracy
+from tinyvlm_cli.results import write_text
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A question's annotation."""
+
+    key: str
+    question_type: str  # how it begins: "what color is"
+    answer_type: str  # yes/no, number, other
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class VQAv2:
+    """The splits with public answers are scored here; the others are exported for the server."""
+
+    name: str
+    label: str
+    data_dir: str
+    llava_file: str  # read first; the suffix is in it
+    questions_file: str  # official, read when LLaVA's is not there
+    annotations_file: str
+    images: str  # folder
+    image_name: str  # for official questions: a format of image_id
+    suffix: str  # added to official questions
+    upload_file: str  # LLaVA's questions of all of test2015: the server wants an answer to each
+    official_upload_file: str  # the same from the official release
+    max_new_tokens: int
+    follows: str
+    version: int
+    split: str
+    source: str  # where the files can be had, by public name
+
+    def missing(self) -> list[str]:
+        """The file of the questions, or images that it names."""
+        return lacking([self._questions_path], self.source) or lacking_images(self.questions(), self.source)
+
+    def questions(self) -> list[Question]:
+        """LLaVA's questions, or the official ones made like them."""
+        path = need(self._questions_path, self.source)
+        if path.name == self.llava_file:
+            return llava_questions(path, self._dir / self.images)
+        try:
+            return [self._question(record) for record in read_json(path)["questions"]]
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: not VQAv2's layout ({error!r}); get {self.source}") from None
+
+    def score(self, answers: Sequence[Answer]) -> Score:
+        """Accuracy in percent, rounded as the official code does. A question without an answer has the answer ''."""
+        truths = self._truths()
+        paired = pair([truth.key for truth in truths], answers)
+        notes = list(paired.notes)
+        if paired.is_start and are_ours(answers):
+            truths = [truth for truth in truths if truth.key in paired.texts]
+        elif paired.missing:
+            notes.append(f"{len(paired.missing)} questions have no answer (first: {paired.missing[0]}): wrong")
+        converted, raw = {}, {}
+        readable = 0
+        for truth in truths:
+            text = paired.texts.get(truth.key, "")
+            prepared = prepare_truths(truth.answers)
+            raw[truth.key] = prepared_accuracy(text, prepared)
+            converted[truth.key] = prepared_accuracy(m4c_words(text), prepared)
+            readable += bool(m4c_words(text))
+        return Score(
+            metric="accuracy",
+            value=_percent(list(converted.values())),
+            n=len(truths),
+            valid=readable / len(truths),
+            details={
+                "raw_accuracy": _percent(list(raw.values())),
+                "answer_types": _table(truths, "answer_type", converted, raw),
+                "question_types": _table(truths, "question_type", converted, raw),
+            },
+            per_question=converted,
+            notes=tuple(notes),
+        )
+
+    def export(self, answers: Sequence[Answer], path: Path) -> None:
+        """Write the array that the server takes, with every question of test2015 in order, answered or not."""
+        ids = self._upload_ids()
+        texts = pair([str(question_id) for question_id in ids], answers).texts
+        rows = [{"question_id": number, "answer": m4c_words(texts.get(str(number), ""))} for number in ids]
+        write_text(path, json.dumps(rows))
+
+    @property
+    def _dir(self) -> Path:
+        return Path(self.data_dir)
+
+    @property
+    def _questions_path(self) -> Path:
+        return first_of(self._dir / self.llava_file, self._dir / self.questions_file)
+
+    def _question(self, record: dict[str, Any]) -> Question:
+        key, image = str(record["question_id"]), self.image_name.format(record["image_id"])
+        return Question(key, key, f"{record['question']}\n{self.suffix}", self._dir / self.images / image, image)
+
+    def _truths(self) -> list[Truth]:
+        path = self._dir / self.annotations_file
+        if not path.is_file():
+            raise UserError(
+                f"{path} is not there; get {self.source}, or export the upload file: test splits have no public answers"
+            )
+        try:
+            with path.open(encoding="utf-8") as file:
+                records = json.load(file, object_hook=_slim)["annotations"]
+            truths = {
+                str(record["question_id"]): Truth(
+                    key=str(record["question_id"]),
+                    question_type=record["question_type"],
+                    answer_type=record["answer_type"],
+                    answers=tuple(record["answers"]),
+                )
+                for record in records
+            }
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not VQAv2's layout ({error!r}); get {self.source}") from None
+        return list(truths.values())
+
+    def _upload_ids(self) -> list[int]:
+        llava, official = self._dir / self.upload_file, self._dir / self.official_upload_file
+        if llava.exists():
+            return [line["question_id"] for line in read_lines(llava, "question_id")]
+        return [record["question_id"] for record in read_json(need(official, self.source))["questions"]]
+
+
+def _slim(node: dict[str, Any]) -> Any:
+    """Of each person's answer only the text: two million dictionaries would not fit into 2 GB."""
+    return node["answer"] if "answer" in node and "answers" not in node else node
+
+
+def _percent(accuracies: Sequence[float]) -> float:
+    return round(100 * float(sum(accuracies)) / len(accuracies), 2)
+
+
+def _table(truths: Sequence[Truth], kind: str, converted: dict[str, float], raw: dict[str, float]) -> dict[str, Any]:
+    """Both accuracies for each type."""
+    keys = defaultdict(list)
+    for truth in truths:
+        keys[getattr(truth, kind)].append(truth.key)
+    return {
+        name: {
+            "accuracy": _percent([converted[key] for key in keys[name]]),
+            "raw_accuracy": _percent([raw[key] for key in keys[name]]),
+            "n": len(keys[name]),
+        }
+        for name in sorted(keys)
+    }
