@@ -1,0 +1,53 @@
+"""LLaVA's training records: one image at most, and turns of question and answer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tinyvlm_cli.errors import UserError
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer."""
+
+    question: str  # may hold the mark <image>
+    answer: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One training sample."""
+
+    id: str  # not unique across sources
+    image: str | None  # path relative to the image root
+    turns: tuple[Turn, ...]
+
+
+def parse_record(raw: Mapping[str, Any]) -> Record:
+    """A record of the JSON list. Extra keys are ignored.
+
+    As in the reference, a first message that is not from "human" is dropped, and then questions and answers are told
+    apart by position. Raises UserError where the two do not pair up.
+    """
+    name = str(raw.get("id", "without id"))
+    image = raw.get("image")
+    if image is not None and not isinstance(image, str):
+        raise UserError(f"record {name}: image is a {type(image).__name__}; one path is allowed")
+    messages = raw.get("conversations")
+    if not isinstance(messages, list) or not messages:
+        raise UserError(f"record {name}: no conversations")
+    values = [_value(message, name) for message in messages]
+    if messages[0].get("from") != "human":
+        values = values[1:]
+    if not values or len(values) % 2:
+        raise UserError(f"record {name}: {len(values)} messages do not pair into questions and answers")
+    turns = tuple(Turn(q, a) for q, a in zip(values[::2], values[1::2], strict=True))
+    return Record(name, image or None, turns)
+
+
+def _value(message: Any, name: str) -> str:
+    if not isinstance(message, Mapping) or not isinstance(message.get("value"), str):
+        raise UserError(f"record {name}: a message without a text value")
+    value: str = message["value"]
+    return value
