@@ -37,6 +37,7 @@ def small_vision() -> Vision:
         resize=Resize.stretch,
         mean=[0.5, 0.5, 0.5],
         std=[0.5, 0.5, 0.5],
+        partial_from_layer=2,
         architecture=dict(CLIP),
     )
 

@@ -8,16 +8,28 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "tinyvlm_cli"
 # A module may import modules of its own layer and of those before it.
 LAYERS = [
-    {"errors", "config", "logs", "provenance", "results", "compose", "completion", "components"},
+    {
+        "errors",
+        "config",
+        "logs",
+        "provenance",
+        "results",
+        "shipped",
+        "compose",
+        "explain",
+        "sweep_source",
+        "completion",
+        "components",
+    },
     {"data"},
     {"model"},
     {"checkpoint"},
-    {"train", "evaluate", "report"},
+    {"train", "evaluate", "report", "prepare"},
     {"launch", "worker"},
     {"commands", "cli", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-APART = ({"train"}, {"evaluate"}, {"report"})  # of one layer, and yet they do not know each other
+APART = ({"train"}, {"evaluate"}, {"report"}, {"prepare"})  # of one layer, and yet they do not know each other
 TORCH_FREE = (
     "cli.py",
     "compose.py",

@@ -95,6 +95,7 @@ class Vision:
     resize: Resize = MISSING
     mean: list[float] = MISSING  # of RGB in 0..1
     std: list[float] = MISSING
+    partial_from_layer: int = MISSING  # first encoder layer that learns where a recipe trains the encoder in part
     architecture: dict[str, Any] | None = None
     prepare: dict[str, Any] | None = None
 
@@ -195,7 +196,6 @@ class Train:
     seed: int = MISSING
     data_dir: str = MISSING
     results_dir: str = MISSING
-    sweep: str | None = None  # the file of sweeps/ that made this run
 
 
 @dataclass
@@ -252,13 +252,52 @@ class Ask:
     data_dir: str = MISSING
 
 
+class Format(Enum):
+    """What `tinyvlm report` prints."""
+
+    terminal = "terminal"
+    markdown = "markdown"
+    latex = "latex"
+    csv = "csv"
+
+
+@dataclass
+class Published:
+    """Rows of published_scores.csv in a table, in file order."""
+
+    table: str = MISSING  # value of the file's column `table`
+    models: list[str] | None = None  # null: all of them
+
+
+@dataclass
+class Column:
+    """A column of scores."""
+
+    benchmark: str = MISSING
+    label: str = MISSING  # its title
+    detail: list[str] = field(default_factory=list)  # keys into the score's details; none: the score itself
+
+
+@dataclass
+class Table:
+    """A table of the report."""
+
+    title: str = MISSING
+    published: list[Published] = MISSING
+    runs: dict[str, Any] = MISSING  # field of a score row -> the value, or list of values, it must have; null: any
+    heads: dict[str, str] = MISSING  # field that says what a row is -> its title
+    columns: list[Column] = MISSING
+    blind: bool = MISSING  # the blind control in a line under each run that has one
+    footnotes: list[str] = MISSING
+
+
 @dataclass
 class Report:
     """`tinyvlm report`."""
 
-    table: dict[str, Any] = MISSING  # name -> a table's YAML
-    format: str = MISSING  # terminal, markdown, latex, csv
-    output: str | None = None  # folder for the files; null: print to the terminal
+    table: dict[str, Table] = MISSING  # name -> the table
+    format: Format = MISSING  # of what is printed; `output` gets all of them
+    output: str | None = None  # folder for the files; null: print
     results_dir: str = MISSING
 
 

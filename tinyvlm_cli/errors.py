@@ -1,4 +1,7 @@
-"""The one exception that stands for a mistake of the user's."""
+"""What ends a command early, and its exit codes."""
+
+FAILED = 1
+MISTAKE = 2  # the user can mend it
 
 
 class UserError(ValueError):
@@ -6,3 +9,7 @@ class UserError(ValueError):
 
     The text says where, what was found, what is allowed and what to do. Several findings are several lines.
     """
+
+
+class WorkerError(RuntimeError):
+    """A worker process died of something that is not a user's mistake; its own output says of what. Exit code 1."""

@@ -9,13 +9,9 @@ import os
 import sys
 from pathlib import Path
 
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import UserError, WorkerError
 
 log = logging.getLogger(__name__)
-
-
-class WorkerError(RuntimeError):
-    """A worker process died of something that is not a user's mistake."""
 
 
 def is_rank() -> bool:

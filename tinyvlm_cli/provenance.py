@@ -20,7 +20,7 @@ def provenance() -> dict[str, Any]:
     """Versions of what decides a result, the project's commit, and the command line."""
     return {
         "time": now(),
-        "command": " ".join(["tinyvlm", *sys.argv[1:]]),
+        "command": " ".join(sys.argv),  # sys.argv[0] is "tinyvlm train"
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "commit": _commit(),

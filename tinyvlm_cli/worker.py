@@ -3,7 +3,9 @@
 The job's whole description lies in FOLDER.
 """
 
+import ctypes
 import os
+import signal
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +13,8 @@ from types import TracebackType
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from tinyvlm_cli.errors import UserError
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def work(job: str, folder: Path) -> None:
@@ -33,6 +37,7 @@ def main() -> None:
     """Entry point of the process."""
     from tinyvlm_cli.logs import set_up
 
+    _die_with_parent()
     sys.excepthook = _explain
     job, folder = sys.argv[1:]
     set_up(main_rank=os.environ.get("RANK", "0") == "0")
@@ -41,6 +46,12 @@ def main() -> None:
 
     if distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def _die_with_parent() -> None:
+    """A killed parent takes its workers along: the lock on the stage folder is gone with it (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.tree import Tree
 
 from tinyvlm_cli.config import Train
 from tinyvlm_cli.train.estimate import Estimate, estimate, meta_model
@@ -15,37 +15,35 @@ def run(config: Train) -> int:
     """Print the stages of the run with their figures. Returns the exit code."""
     nodes = stage_nodes(config)
     model = meta_model(config)
-    figures = [estimate(config, config.recipe.stages[node.name], model) for node in nodes]
-    console = Console()
-    console.print(_table(config, nodes, figures))
-    parts = "  ".join(f"{part} {number:,}" for part, number in figures[0].every.items())
-    console.print(f"parameters kept in memory: {parts}; {figures[0].tokens_per_image} tokens an image")
+    tree = Tree(f"[bold]{run_name(config)}[/bold]")
+    for node in nodes:
+        tree.add(_describe(config, node, estimate(config, config.recipe.stages[node.name], model)))
+    console = Console(highlight=False)
+    console.print(tree)
+    figure = estimate(config, config.recipe.stages[nodes[0].name], model)
+    parts = ", ".join(f"{part} {number:,}" for part, number in figure.every.items())
+    console.print(f"parameters kept in memory: {parts}", soft_wrap=True)
+    console.print(f"{figure.tokens_per_image} tokens an image", soft_wrap=True)
     console.print(f"run folder: {Path(config.results_dir) / 'runs' / run_folder(config, nodes)}", soft_wrap=True)
-    console.print("steps: an epoch's last, incomplete step is dropped; samples: as published, before the data check")
+    console.print("an epoch's last, incomplete step is dropped; samples are as published, before the data check", soft_wrap=True)
     return 0
 
 
-def _table(config: Train, nodes: list[StageNode], figures: list[Estimate]) -> Table:
-    table = Table(title=run_name(config), title_justify="left")
-    for column in ("stage", "data", "samples", "steps", "trains", "parameters", "lr", "batch", "image", "state"):
-        table.add_column(column, justify="right" if column in ("samples", "steps", "parameters", "lr") else "left")
-    for node, figure in zip(nodes, figures, strict=True):
-        stage = config.recipe.stages[node.name]
-        trained = {part: number for part, number in figure.trained.items() if number}
-        names = [f"{p} from layer {stage.vision_from_layer}" if _partly(p, figure) else p for p in trained]
-        table.add_row(
-            node.name,
-            Path(stage_split(config, stage.split).annotations).name,
-            f"{figure.samples:,}",
-            f"{figure.steps:,}",
-            "\n".join(names),
-            "\n".join(f"{number:,}" for number in trained.values()),
-            f"{stage.lr:g}",
-            str(stage.samples_per_step),
-            stage.image_mode.value,
-            _state(config, node),
-        )
-    return table
+def _describe(config: Train, node: StageNode, figure: Estimate) -> str:
+    stage = config.recipe.stages[node.name]
+    trained = {part: number for part, number in figure.trained.items() if number}
+    names = {
+        part: f"{part} from layer {stage.vision_from_layer}" if _partly(part, figure) else part for part in trained
+    }
+    return "\n".join(
+        [
+            f"[bold]{node.name}[/bold]  {_state(config, node)}",
+            f"{figure.steps:,} steps of {stage.samples_per_step} samples, lr {stage.lr:g}, "
+            f"{stage.image_mode.value} images, {stage.prompt.value} prompt",
+            f"{figure.samples:,} samples in {Path(stage_split(config, stage.split).annotations).name}",
+            "trains " + ", ".join(f"{names[part]} {number:,}" for part, number in trained.items()),
+        ]
+    )
 
 
 def _partly(part: str, figure: Estimate) -> bool:

@@ -26,11 +26,11 @@ def run(config: Train) -> int:
     findings = _findings(config, missing)
     if findings:
         raise UserError("\n".join(findings))
+    for node in nodes:
+        train_node(config, node)
     run_dir = Path(config.results_dir) / "runs" / run_folder(config, nodes)
     if _is_main():
         _write_run(config, nodes, run_dir)
-    for node in nodes:
-        train_node(config, node)
     log.info("%s is trained; evaluate it with: tinyvlm eval run=%s", run_name(config), run_dir.name)
     return 0
 
@@ -48,7 +48,12 @@ def train_node(config: Train, node: StageNode) -> None:
                 log.info("%s: trained by another process meanwhile", node.folder)
                 return
             write_job(config, node)
-            launch.run("train", folder, gpus=config.engine.gpus)
+            try:
+                launch.run("train", folder, gpus=config.engine.gpus)
+            except UserError:
+                if not (folder / "train.jsonl").exists():  # it came before the first step: leave nothing behind
+                    shutil.rmtree(folder)
+                raise
             write_text(folder / DONE, now() + "\n")
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 

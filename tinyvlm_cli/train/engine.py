@@ -4,9 +4,11 @@ DeepSpeed shards the optimizer over GPUs, keeps fp32 master weights under bf16, 
 optimizer, the learning rate, the number of micro-batches in a step and the weighting of the loss are ours.
 """
 
+import io
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tinyvlm_cli.config import Engine as EngineSettings
 from tinyvlm_cli.config import Optim, Precision
 from tinyvlm_cli.data.batch import MicroBatch
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.logs import quieten
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.train.optim import build_optimizer
 
@@ -28,6 +31,7 @@ def start_process_group() -> torch.device:
     os.environ["DS_ACCELERATOR"] = "cuda" if cuda else "cpu"
     import deepspeed
 
+    quieten("DeepSpeed")
     if not cuda:
         # DeepSpeed would compile a shared-memory all-reduce, which takes a minute and a C++ compiler; gloo serves.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -48,9 +52,10 @@ class Engine:
         self.ranks = dist.get_world_size()
         self.zero = settings.zero
         optimizer = build_optimizer(model, optim, fused=device.type == "cuda")
-        self.engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=_deepspeed_config(settings, optim)
-        )
+        with redirect_stdout(io.StringIO()):  # it prints the memory in use at every turn
+            self.engine, *_ = deepspeed.initialize(
+                model=model, optimizer=optimizer, config=_deepspeed_config(settings, optim)
+            )
 
     @property
     def model(self) -> VLM:

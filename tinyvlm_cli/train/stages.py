@@ -109,7 +109,7 @@ def _identity(config: Train, stage: Stage, start: StageNode | None) -> dict[str,
     vision = {
         key: value
         for key, value in _plain(asdict(config.vision)).items()
-        if key not in ("name", "label", "path", "architecture", "prepare")
+        if key not in ("name", "label", "path", "architecture", "prepare", "partial_from_layer")
     }
     return {
         "format": FORMAT,

@@ -1,0 +1,104 @@
+"""The shipped YAML describe the paper's models: sizes, tokens and steps as published (reference-system facts B1-B9)."""
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from tinyvlm_cli.compose import SCHEMAS, prepare_hydra, typed
+from tinyvlm_cli.config import Train
+from tinyvlm_cli.model.llm import blank_llm, llm_config
+from tinyvlm_cli.model.vlm import VLM
+from tinyvlm_cli.shipped import conf_dir
+from tinyvlm_cli.train.estimate import estimate, meta_model
+from tinyvlm_cli.train.optim import count
+
+PHI_SIGLIP_SHARE = ("llm=phi2", "vision=siglip", "recipe=share")
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+)
+
+
+def planned(*words: str) -> Train:
+    """The configuration of `tinyvlm plan`."""
+    prepare_hydra()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = typed(compose("plan", list(words)), SCHEMAS["plan"])
+    assert isinstance(config, Train)
+    return config
+
+
+def model_of(*words: str) -> VLM:
+    """A small LLM's model where the LLM does not matter."""
+    return meta_model(planned("llm=smollm2", *words))
+
+
+@pytest.mark.parametrize(
+    ("llm", "size"),
+    [("phi2", 2_779_683_840), ("stablelm2", 1_644_515_328), ("tinyllama", 1_100_048_384), ("smollm2", 134_515_008)],
+)
+def test_llms_have_their_published_sizes(llm: str, size: int) -> None:
+    with torch.device("meta"):
+        assert count(blank_llm(planned(f"llm={llm}").llm, attention="sdpa", planned=True))[0] == size
+
+
+@pytest.mark.parametrize(("llm", "share"), [("phi2", 0.4), ("stablelm2", 0.25)])
+def test_the_rotary_share_reaches_the_model(llm: str, share: float) -> None:
+    assert llm_config(planned(f"llm={llm}").llm, planned=True).rope_parameters["partial_rotary_factor"] == share
+
+
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [
+        (("llm=phi2", "vision=siglip"), 9_507_840),
+        (("llm=stablelm2", "vision=clip"), 6_295_552),
+        (("llm=phi2", "vision=siglip", "connector=resampler"), 25_085_184),
+        (("llm=tinyllama", "vision=clip", "connector=resampler"), 24_101_376),
+    ],
+)
+def test_connectors_have_their_published_sizes(words: tuple[str, ...], size: int) -> None:
+    assert count(meta_model(planned(*words)).connector)[0] == size
+
+
+@pytest.mark.parametrize(
+    ("words", "tokens"),
+    [
+        (("vision=clip",), 576),
+        (("vision=siglip",), 729),
+        (("vision=dinov2",), 64),
+        (("vision=siglip", "connector=resampler"), 128),
+    ],
+)
+def test_tokens_of_an_image(words: tuple[str, ...], tokens: int) -> None:
+    model = model_of(*words)
+    assert model.connector.num_tokens(model.vision.num_patches) == tokens
+
+
+def test_share_trains_the_papers_parts_in_the_papers_steps() -> None:
+    config = planned(*PHI_SIGLIP_SHARE)
+    model = meta_model(config)
+    figures = {name: estimate(config, stage, model) for name, stage in config.recipe.stages.items()}
+    assert {name: figure.steps for name, figure in figures.items()} == {
+        "pretrain": 2180, "caption_pretrain": 4870, "finetune": 5197
+    }  # fmt: skip
+    # 14 of SigLIP's 26 layers; everything that learns together: facts B3.
+    assert figures["caption_pretrain"].trained["vision"] == 213_353_056
+    assert sum(figures["caption_pretrain"].trained.values()) == 3_002_544_736
+    assert figures["finetune"].trained["vision"] == 0
+    assert len(model.vision.layers) == 26
+
+
+def test_share_trains_the_useful_upper_half_of_clip() -> None:
+    config = planned("llm=smollm2", "vision=clip", "recipe=share")
+    model = meta_model(config)
+    trained = estimate(config, config.recipe.stages["caption_pretrain"], model).trained["vision"]
+    assert (len(model.vision.layers), trained) == (23, 138_558_464)
+
+
+@pytest.mark.parametrize(
+    ("llm", "end"),
+    [("phi2", "<|endoftext|>"), ("stablelm2", "<|endoftext|>"), ("tinyllama", "</s>"), ("smollm2", "<|im_end|>")],
+)
+def test_the_chat_is_the_papers_to_the_last_space(llm: str, end: str) -> None:
+    chat = planned(f"llm={llm}").llm.chat
+    assert (chat.system, chat.user, chat.assistant, chat.end) == (SYSTEM, "USER: ", " ASSISTANT:", end)

@@ -1,0 +1,86 @@
+"""The command line as a user meets it: help, mistakes, completion."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tinyvlm_cli.cli import ACTIONS, COMMANDS, main
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_help_starts_fast_because_it_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from tinyvlm_cli.cli import main; main(['--help']); "
+        "sys.exit(bool({'torch', 'hydra', 'pandas', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert all(f"\n  {name} " in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_shows_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert f"\n  tinyvlm {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("trian", "there is no such command; did you mean 'train'?"),
+        ("train llm=phi3", "llm=phi3: there is no such llm; did you mean 'phi2'?"),
+        ("train lm=phi2", "lm=phi2: there is no setting 'lm'; did you mean 'llm'?"),
+        ("train recipe.stages.pretrian.lr=1", "did you mean recipe.stages.NAME.lr?"),
+        ("train +recipe.lrr=1", "recipe.lrr: there is no such setting"),
+        ("train seed=1.5", "seed=1.5: Value '1.5' of type 'float' could not be converted to Integer"),
+        ("train engine.precision=fp8", "engine.precision=fp8: Invalid value 'fp8', expected one of [bf16, fp32]"),
+        ("train llm=phi2,tinyllama", "add -m to run one job for each"),
+        ("train sweep=recipee", "sweep=recipee: there is no such sweep; did you mean 'recipe'?"),
+        ("train sweep=llm,vision", "one sweep at a time"),
+        ("train llm", "llm: a word without a value; write llm=VALUE"),
+        ("data chekc data=llava15", "'chekc' is not something to do with data; choose check or prepare"),
+        ("eval", "run: not set; add run=..."),
+    ],
+)
+def test_a_mistake_is_one_sentence(words: str, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(words.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"tinyvlm {words.split(maxsplit=1)[0]}: ")
+    assert says in error
+    assert len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_files_are_named_all_at_once_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["train", "recipe=share", "data=llava15"]) == 2
+    error = capsys.readouterr().err
+    for setting in ("pretrain.annotations", "pretrain.images", "finetune.annotations"):
+        assert f"data.splits.{setting}: no data/" in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "offers"),
+    [
+        ("tinyvlm tr", {"train"}),
+        ("tinyvlm train llm=ph", {"llm=phi2"}),
+        ("tinyvlm train sweep=cros", {"sweep=crossed"}),
+        ("tinyvlm train engine.z", {"engine.zero="}),
+        ("tinyvlm data ", set(ACTIONS)),
+        ("tinyvlm trian llm=", set()),
+    ],
+)
+def test_tab_completes(
+    line: str, offers: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    assert main(["-sc", "query=bash"]) == 0
+    assert set(capsys.readouterr().out.split()) == offers

@@ -1,0 +1,98 @@
+"""The command `tinyvlm`: picks the subcommand and hands the rest of the line to Hydra.
+
+Hydra knows no subcommands, so the first word is taken off and Hydra sees `tinyvlm train` as the program's name. Nothing
+heavy is imported before it is known which subcommand runs.
+"""
+
+import os
+import sys
+from difflib import get_close_matches
+
+from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError
+
+COMMANDS = {
+    "train": "all stages of one run, or of a grid with -m or sweep=NAME",
+    "eval": "answer benchmarks with trained runs and score the answers",
+    "score": "score an answers file that anyone made; needs no model",
+    "report": "tables of all scores beside the published ones",
+    "plan": "what `train` would do with the same words; nothing is started",
+    "data": "check: is everything there and readable? prepare: make what can be made",
+    "ask": "one image, one question, an answer as it is written",
+    "demo": "a small study from data to tables on the embedded parts, on a CPU, in minutes",
+}
+ACTIONS = ("check", "prepare")  # of `data`
+HELP = """\
+tinyvlm: train, evaluate and compare small vision-language models.
+
+Usage: tinyvlm COMMAND [key=value ...]
+
+{commands}
+
+Every command takes Hydra's key=value words; `tinyvlm COMMAND --help` shows them with examples.
+
+  tinyvlm demo
+  tinyvlm plan  llm=phi2 vision=siglip recipe=share
+  tinyvlm train llm=phi2 vision=siglip recipe=share
+  tinyvlm train -m llm=tinyllama,phi2 vision=clip,siglip recipe=base,share
+  tinyvlm eval  run=all 'benchmark=[pope,gqa]'
+  tinyvlm report table=variants
+
+Your own ./conf and ./sweeps are searched before the ones that come with tinyvlm.
+Tab completion: eval "$(tinyvlm -sc install=bash)"
+"""
+INTERRUPTED = 130  # exit code, as of a shell
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one command line. Returns the exit code: 0 done, 1 failed, 2 a mistake in the words or files, 3 pending."""
+    words = sys.argv[1:] if words is None else words
+    if not words or words[0].startswith("-") or words[0] == "help":
+        return _about(words)
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    try:
+        return _command(words[0], words[1:])
+    except (UserError, WorkerError) as error:
+        if wants_traceback:
+            raise
+        for line in str(error).splitlines():
+            print(f"tinyvlm {words[0]}: {line}", file=sys.stderr)
+        return MISTAKE if isinstance(error, UserError) else FAILED
+    except KeyboardInterrupt:
+        print(f"tinyvlm {words[0]}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `tinyvlm report | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _about(words: list[str]) -> int:
+    """What is asked of `tinyvlm` itself."""
+    if words and words[0] in ("-sc", "--shell-completion"):
+        from tinyvlm_cli.completion import complete
+
+        return complete(words[1:], COMMANDS, ACTIONS)
+    if words and words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"tinyvlm {version('tinyvlm')}")
+        return 0
+    print(HELP.format(commands="\n".join(f"  {name:8}{says}" for name, says in COMMANDS.items())), end="")
+    return 0 if not words or words[0] in ("-h", "--help", "help") else MISTAKE
+
+
+def _command(name: str, rest: list[str]) -> int:
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise UserError(f"there is no such command; {hint}The commands are {', '.join(COMMANDS)}")
+    if name == "data" and rest and "=" not in rest[0] and not rest[0].startswith("-"):
+        if rest[0] not in ACTIONS:
+            raise UserError(f"'{rest[0]}' is not something to do with data; choose {' or '.join(ACTIONS)}")
+        rest = [f"action={rest[0]}", *rest[1:]]
+    from tinyvlm_cli.compose import run_command
+
+    return run_command(name, rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""Composing a command's configuration with Hydra, and turning Hydra's complaints into one sentence each.
+
+The parent process composes once; what runs gets the dataclasses of config.py and nothing of Hydra's.
+"""
+
+import atexit
+import importlib
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tinyvlm_cli import config as schema
+from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError
+from tinyvlm_cli.explain import check_words, explain
+from tinyvlm_cli.logs import set_up
+from tinyvlm_cli.shipped import PACKAGE, conf_dir, sweeps_dir
+from tinyvlm_cli.sweep_source import SweepSource
+
+SCHEMAS: dict[str, type] = {
+    "train": schema.Train,
+    "plan": schema.Train,
+    "eval": schema.Eval,
+    "score": schema.Score,
+    "report": schema.Report,
+    "data": schema.DataCommand,
+    "ask": schema.Ask,
+    "demo": schema.Demo,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one job of a command line."""
+
+    words: str  # the job's own words
+    code: int
+    error: Exception | None = None
+
+
+def run_command(name: str, words: list[str]) -> int:
+    """Compose `name`'s configuration from `words` and run it: once, or for every point of a grid."""
+    prepare_hydra()
+    check_words(words, SCHEMAS[name])
+    wanted = os.environ.get("HYDRA_FULL_ERROR", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; the sentence is ours
+    outcomes: list[Outcome] = []
+    program = "tinyvlm" if words[:1] == ["-sc"] else f"tinyvlm {name}"
+    argv, sys.argv = sys.argv, [program, *words]
+    set_up()
+    try:
+        entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)
+        entry(lambda composed: outcomes.append(_job(name, composed)))()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, SCHEMAS[name])) from error
+    except SystemExit as left:  # after --help, --info and words that argparse cannot read
+        return left.code if isinstance(left.code, int) else 1
+    finally:
+        sys.argv = argv
+        os.environ["HYDRA_FULL_ERROR"] = wanted
+    return _conclude(name, outcomes)
+
+
+def _job(name: str, composed: DictConfig) -> Outcome:
+    """One job. Its error is kept for the end, so that the other jobs of a grid go on."""
+    words = " ".join(HydraConfig.get().overrides.task)
+    command = importlib.import_module(f"tinyvlm_cli.commands.{name}")
+    try:
+        return Outcome(words, command.run(typed(composed, SCHEMAS[name])))
+    except OmegaConfBaseException as error:
+        return Outcome(words, MISTAKE, UserError(explain(error, SCHEMAS[name])))
+    except UserError as error:
+        return Outcome(words, MISTAKE, error)
+    except WorkerError as error:
+        return Outcome(words, FAILED, error)
+
+
+def typed(composed: DictConfig, kind: type) -> Any:
+    """The dataclass of a composed configuration. Raises UserError with everything that is not set."""
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise UserError("\n".join(f"{key}: not set; add {key}=..." for key in missing))
+    # Merging again refuses keys that `+key=` has added past the schema.
+    plain = OmegaConf.create(OmegaConf.to_container(composed, resolve=True))
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), plain))
+
+
+def _conclude(name: str, outcomes: list[Outcome]) -> int:
+    """The command's exit code; of a grid also what became of the jobs that failed."""
+    failed = [outcome for outcome in outcomes if outcome.error]
+    if len(outcomes) == 1 and outcomes[0].error:
+        raise outcomes[0].error
+    for outcome in failed:
+        for line in str(outcome.error).splitlines():
+            print(f"tinyvlm {name}: {outcome.words}: {line}", file=sys.stderr)
+    if failed:
+        done = len(outcomes) - len(failed)
+        print(
+            f"tinyvlm {name}: {done} of {len(outcomes)} jobs are done, {len(failed)} failed; "
+            "the same command does what is missing",
+            file=sys.stderr,
+        )
+        return FAILED
+    return max((outcome.code for outcome in outcomes), default=0)
+
+
+def prepare_hydra() -> None:
+    """Make schemas, resolvers and search path known to Hydra. Harmless when repeated."""
+    for name, kind in SCHEMAS.items():
+        ConfigStore.instance().store(name=f"{name}_schema", node=kind, provider="tinyvlm")
+    OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
+    OmegaConf.register_new_resolver("scratch", _scratch, replace=True)
+    OmegaConf.register_new_resolver("benchmark_dir", _benchmark_dir, replace=True)
+    for plugin in (SweepSource, TinyvlmSearchPath):
+        Plugins.instance().register(plugin)
+    warnings.filterwarnings("ignore", message=".*Running Hydra app with --multirun.*")
+
+
+@cache
+def _scratch() -> str:
+    """A folder that is gone when the process ends."""
+    folder = tempfile.mkdtemp(prefix="tinyvlm-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _benchmark_dir(folder: str, *, _root_: DictConfig) -> str:
+    """A benchmark's folder: under `eval_dir` where a command has one, else (`score`) the one that it names."""
+    eval_dir = _root_.get("eval_dir")
+    return str(Path(eval_dir) / folder) if eval_dir is not None else str(_root_.data_dir)
+
+
+class TinyvlmSearchPath(SearchPathPlugin):
+    """The user's ./conf and ./sweeps come before the ones that come with the project."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        own_conf, own_sweeps = Path("conf").resolve(), Path("sweeps").resolve()
+        if own_conf.is_dir() and own_conf != conf_dir():
+            search_path.prepend(provider="user", path=f"file://{own_conf}", anchor="main")
+        folders = [folder for folder in (own_sweeps, sweeps_dir()) if folder.is_dir()]
+        for folder in dict.fromkeys(folders):
+            search_path.append(provider="sweeps", path=f"sweeps://{folder}")
