@@ -19,8 +19,8 @@ UNREADABLE = re.compile(r"Error parsing override '(?P<word>[^']+)'")
 FULL_KEY = re.compile(r"full_key: (?P<key>\S+)")
 # Hydra's own flags that a word follows.
 TAKE_A_WORD = frozenset(
-    ("-c", "-p", "-i", "-cn", "-cp", "-cd", "-sc", "--cfg", "--package", "--info")
-    + ("--config-name", "--config-path", "--config-dir", "--shell-completion")
+    {"-c", "-p", "-i", "-cn", "-cp", "-cd", "-sc", "--cfg", "--package", "--info"}
+    | {"--config-name", "--config-path", "--config-dir", "--shell-completion"}
 )
 
 

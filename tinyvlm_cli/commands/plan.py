@@ -25,7 +25,7 @@ def run(config: Train) -> int:
     console.print(f"parameters kept in memory: {parts}", soft_wrap=True)
     console.print(f"{figure.tokens_per_image} tokens an image", soft_wrap=True)
     console.print(f"run folder: {Path(config.results_dir) / 'runs' / run_folder(config, nodes)}", soft_wrap=True)
-    console.print("an epoch's last, incomplete step is dropped; samples are as published, before the data check", soft_wrap=True)
+    console.print("an epoch's last, incomplete step is dropped", soft_wrap=True)
     return 0
 
 

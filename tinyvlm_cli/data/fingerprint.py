@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from tinyvlm_cli.config import Split
+from tinyvlm_cli.data.skips import read_skips
 from tinyvlm_cli.results import write_text
 
 _LARGE = 16 * 2**20  # bytes; hashing less takes no time worth saving
@@ -41,8 +42,13 @@ def weights_hash(path: str, results_dir: Path) -> str:
 
 
 def split_hash(split: Split, results_dir: Path) -> str:
-    """The annotation file's hash; before the file is there, its name and published size stand in for it."""
+    """The hash of the annotation file, and of the records that the data check leaves out of it.
+
+    Before the file is there, its name and published size stand in for it.
+    """
     path = Path(split.annotations)
     if not path.is_file():
         return f"{path.name}, {split.count} records"
-    return file_hash(path, results_dir)
+    digest = file_hash(path, results_dir)
+    skips = read_skips(digest, results_dir)
+    return f"{digest} without {sorted(skips)}" if skips else digest

@@ -10,9 +10,9 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,17 @@ from transformers import PreTrainedTokenizerFast
 
 from tinyvlm_cli.config import Chat, Prompt, Split
 from tinyvlm_cli.data.chat import IMAGE, Encoded, encode
-from tinyvlm_cli.data.fingerprint import file_hash
+from tinyvlm_cli.data.fingerprint import file_hash, split_hash
 from tinyvlm_cli.data.images import resolve
 from tinyvlm_cli.data.records import Record, parse_record
+from tinyvlm_cli.data.skips import read_skips
 from tinyvlm_cli.errors import UserError
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # raised when the same records would give another index
 BATCH = 512  # records tokenised together
+EncodeAll = Callable[[Sequence[Record]], list[Encoded]]
 SAMPLE = np.dtype(
     [
         ("start", np.int64),  # first token in ids.bin and supervised.bin
@@ -110,9 +112,11 @@ def open_index(
     split: Split, *, tokenizer: PreTrainedTokenizerFast, chat: Chat, prompt: Prompt, results_dir: Path
 ) -> SplitIndex:
     """The index of a split, made when it is not there. Several processes can ask at once: one makes it."""
+    if not Path(split.annotations).is_file():
+        raise UserError(f"{split.annotations}: no such file; get it from {split.source}")
     identity = {
         "format": FORMAT,
-        "annotations": file_hash(Path(split.annotations), results_dir),
+        "records": split_hash(split, results_dir),
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "prompt": prompt.value,
         "chat": asdict(chat) if prompt is Prompt.chat else None,
@@ -122,7 +126,15 @@ def open_index(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{digest}.lock")):
         if not folder.is_dir():
-            _make(folder, split, tokenizer, chat, prompt)
+            skips = read_skips(file_hash(Path(split.annotations), results_dir), results_dir)
+            draft = folder.with_name(f"{digest}.draft")
+            shutil.rmtree(draft, ignore_errors=True)  # of a killed process
+            draft.mkdir()
+            try:
+                _write(draft, split, partial(encode, tokenizer=tokenizer, chat=chat, prompt=prompt), skips)
+                draft.rename(folder)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
     return SplitIndex(folder)
 
 
@@ -141,28 +153,26 @@ def read_annotations(split: Split) -> list[Any]:
     return records
 
 
-def _make(folder: Path, split: Split, tokenizer: PreTrainedTokenizerFast, chat: Chat, prompt: Prompt) -> None:
-    """Write the index beside `folder`, then give it its name."""
-    draft = folder.with_name(f"{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
+def _write(folder: Path, split: Split, encode_all: EncodeAll, skips: dict[int, str]) -> None:
+    """Write the index's files into `folder`."""
     raw = read_annotations(split)
     samples = np.zeros(len(raw), SAMPLE)
-    left_out: list[dict[str, Any]] = []
+    left_out: list[dict[str, Any]] = [{"number": number, "reason": reason} for number, reason in skips.items()]
     used = 0
     console = Console(stderr=True)
     shown = Progress(console=console, transient=True, disable=not console.is_terminal)
-    with _Writer(draft) as writer, shown as progress:
+    with _Writer(folder) as writer, shown as progress:
         bar = progress.add_task(f"tokenising {Path(split.annotations).name}", total=len(raw))
         for start in range(0, len(raw), BATCH):
-            records = _parsed(raw, range(start, min(start + BATCH, len(raw))), Path(split.images), left_out)
-            for record, encoded in _encoded(records, tokenizer, chat, prompt, left_out):
+            numbers = [number for number in range(start, min(start + BATCH, len(raw))) if number not in skips]
+            records = _parsed(raw, numbers, Path(split.images), left_out)
+            for record, encoded in _encoded(records, encode_all, left_out):
                 samples[used] = writer.add(record, encoded)
                 used += 1
             progress.update(bar, completed=start + BATCH)
-    np.save(draft / "samples.npy", samples[:used])
+    np.save(folder / "samples.npy", samples[:used])
     lines = "".join(json.dumps(record) + "\n" for record in left_out)
-    (draft / "left_out.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "left_out.jsonl").write_text(lines, encoding="utf-8")
     if not used:
         raise UserError(f"{split.annotations}: no record can be used; the first: {left_out[0]['reason']}")
     if left_out:
@@ -170,10 +180,11 @@ def _make(folder: Path, split: Split, tokenizer: PreTrainedTokenizerFast, chat: 
             "%s: %d of %d records are left out (the first: %s); all of them: %s",
             Path(split.annotations).name, len(left_out), len(raw), left_out[0]["reason"], folder / "left_out.jsonl",
         )  # fmt: skip
-    draft.rename(folder)
 
 
-def _parsed(raw: list[Any], numbers: range, images: Path, left_out: list[dict[str, Any]]) -> list[tuple[int, Record]]:
+def _parsed(
+    raw: list[Any], numbers: list[int], images: Path, left_out: list[dict[str, Any]]
+) -> list[tuple[int, Record]]:
     records = []
     for number in numbers:
         try:
@@ -187,19 +198,17 @@ def _parsed(raw: list[Any], numbers: range, images: Path, left_out: list[dict[st
 
 
 def _encoded(
-    records: list[tuple[int, Record]],
-    tokenizer: PreTrainedTokenizerFast,
-    chat: Chat,
-    prompt: Prompt,
-    left_out: list[dict[str, Any]],
+    records: list[tuple[int, Record]], encode_all: EncodeAll, left_out: list[dict[str, Any]]
 ) -> Iterator[tuple[Record, Encoded]]:
+    if not records:
+        return
     try:
-        together = encode([record for _, record in records], tokenizer=tokenizer, chat=chat, prompt=prompt)
+        together = encode_all([record for _, record in records])
         yield from zip([record for _, record in records], together, strict=True)
     except UserError:  # one of them cannot be encoded: find it
         for number, record in records:
             try:
-                yield record, encode([record], tokenizer=tokenizer, chat=chat, prompt=prompt)[0]
+                yield record, encode_all([record])[0]
             except UserError as error:
                 left_out.append({"number": number, "reason": str(error)})
 

@@ -16,6 +16,7 @@ from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.data.images import open_image, pixels, resolve
 from tinyvlm_cli.data.index import Sample, SplitIndex
 from tinyvlm_cli.data.packing import Micro, spread, step_samples
+from tinyvlm_cli.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -72,22 +73,31 @@ def step_batches(plan: StagePlan, *, first: int, last: int, rank: int, ranks: in
         prefetch_factor=2 if workers else None,
         multiprocessing_context="forkserver" if workers else None,
     )
-    yield from loader
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
 
 
-class _Steps(Dataset[StepBatch]):
-    """Step number -> StepBatch."""
+class _Steps(Dataset[StepBatch | UserError]):
+    """Step number -> StepBatch, or what is wrong with one of its images: raised in a loader process, that would
+    arrive as a traceback.
+    """
 
     def __init__(self, plan: StagePlan, rank: int, ranks: int) -> None:
         self.plan = plan
         self.rank = rank
         self.ranks = ranks
 
-    def __getitem__(self, step: int) -> StepBatch:
+    def __getitem__(self, step: int) -> StepBatch | UserError:
         micros = self.plan.step(step, self.ranks)
+        try:
+            packed = [pack(self.plan, micro) for micro in micros[self.rank]]
+        except UserError as error:
+            return UserError(f"{error}; `tinyvlm data check` finds all such images, and training then leaves them out")
         return StepBatch(
             step=step,
-            micros=[pack(self.plan, micro) for micro in micros[self.rank]],
+            micros=packed,
             supervised_tokens=self.plan.supervised_tokens(micros),
             tokens=int(sum(self.plan.lengths[list(micro)].sum() for rank in micros for micro in rank)),
         )

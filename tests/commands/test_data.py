@@ -1,0 +1,57 @@
+"""`tinyvlm data`: whole or not at all."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tinyvlm_cli.commands import data
+from tinyvlm_cli.commands.data import make
+from tinyvlm_cli.config import Data, DataCommand, Split
+from tinyvlm_cli.errors import UserError
+
+
+def write_mark(folder: Path, *, fails: bool = False) -> None:
+    """What a `prepare` node names in these tests."""
+    (folder / "mark").write_text("made", encoding="utf-8")
+    if fails:
+        raise UserError("no such package")
+
+
+def node(folder: Path, **more: object) -> dict[str, object]:
+    return {"_target_": f"{__name__}.write_mark", "folder": str(folder), **more}
+
+
+def test_a_folder_is_made_once(tmp_path: Path) -> None:
+    make("data=x", node(tmp_path / "deep/made"))
+    (tmp_path / "deep/made/mark").write_text("mine", encoding="utf-8")
+    make("data=x", node(tmp_path / "deep/made"))
+    assert (tmp_path / "deep/made/mark").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such package"):
+        make("data=x", node(tmp_path / "made", fails=True))
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_what_cannot_be_made_is_said(tmp_path: Path) -> None:
+    config = DataCommand(action="prepare", data=Data(name="llava15", label="L", splits={}), results_dir=str(tmp_path))
+    with pytest.raises(UserError, match="data=llava15: cannot be made here"):
+        data.run(config)
+    with pytest.raises(UserError, match="nothing to prepare"):
+        data.run(DataCommand(action="prepare", results_dir=str(tmp_path)))
+
+
+def test_check_writes_the_skip_list_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    talk = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]
+    records = [{"id": str(i), "image": image, "conversations": talk} for i, image in enumerate(["a.png", "b.png"])]
+    (tmp_path / "r.json").write_text(json.dumps(records), encoding="utf-8")
+    split = Split(annotations=str(tmp_path / "r.json"), images=str(tmp_path), count=3, source="here")
+    group = Data(name="x", label="x", splits={"pretrain": split, "caption_pretrain": split})
+    assert data.run(DataCommand(action="check", data=group, results_dir=str(tmp_path))) == 1
+    assert "pretrain: 2 records (published: 3), 1 usable" in capsys.readouterr().out
+    (skips,) = (tmp_path / "index/skip").glob("*[0-9a-f].json")
+    assert list(json.loads(skips.read_text(encoding="utf-8"))) == ["1"]

@@ -1,0 +1,110 @@
+"""The index gives back every usable sample, and lengths that agree with what the loader makes."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from tinyvlm_cli.config import Chat, Prompt, Split
+from tinyvlm_cli.data.chat import IMAGE
+from tinyvlm_cli.data.fingerprint import file_hash, split_hash
+from tinyvlm_cli.data.index import SplitIndex, open_index
+from tinyvlm_cli.data.skips import write_skips
+from tinyvlm_cli.errors import UserError
+
+CHAT = Chat(system="", user="U: ", assistant=" A:", end="</s>")
+
+
+def record(name: str, question: str, answer: str, image: str | None = None) -> dict[str, Any]:
+    talk = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"id": name, "conversations": talk, **({"image": image} if image else {})}
+
+
+GOOD = [
+    record("a", "<image>\nWhat?", "A cat.", "x/a.jpg"),
+    record("b", "Hi", "Yo"),
+    record("c", "<image>\n" + "long " * 30, "lost", "c.jpg"),
+]
+BAD = [
+    record("two", "<image>", "x", "../up.jpg"),
+    {"id": "none"},
+    record("mark", "no mark", "x", "m.jpg"),
+]
+
+
+def split_of(records: list[Any], folder: Path) -> Split:
+    path = folder / "records.json"
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return Split(annotations=str(path), images=str(folder), count=len(records), source="here")
+
+
+def index_of(records: list[Any], folder: Path, words: PreTrainedTokenizerFast) -> SplitIndex:
+    split = split_of(records, folder)
+    return open_index(split, tokenizer=words, chat=CHAT, prompt=Prompt.chat, results_dir=folder)
+
+
+def test_samples_come_back(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
+    index = pickle.loads(pickle.dumps(index_of(GOOD, tmp_path, words)))
+    assert [(s.id, s.image) for s in map(index.sample, range(3))] == [("a", "x/a.jpg"), ("b", None), ("c", "c.jpg")]
+    first = index.sample(0)
+    assert "".join("#" if i == IMAGE else words.decode([int(i)]) for i in first.ids) == "U: #\nWhat? A: A cat.</s>"
+    assert words.decode(first.ids[first.supervised]).replace(" ", "") == "Acat.</s>"
+
+
+@pytest.mark.parametrize(("tokens", "limit"), [(1, 1000), (5, 20), (50, 60), (50, 3)])
+def test_lengths_are_those_of_the_expanded_and_cut_samples(
+    tmp_path: Path, words: PreTrainedTokenizerFast, tokens: int, limit: int
+) -> None:
+    """A sample whose answers are all cut off has none."""
+    index = index_of(GOOD, tmp_path, words)
+    expected = []
+    for sample in map(index.sample, range(3)):
+        repeats = np.where(sample.ids == IMAGE, tokens, 1)
+        kept = np.repeat(sample.supervised, repeats)[:limit]
+        expected.append(len(kept) if kept.any() else 0)
+    assert list(index.lengths(tokens, limit)) == expected
+
+
+def test_records_that_cannot_be_used_are_left_out_and_named(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
+    index = index_of([*GOOD[:1], *BAD, *GOOD[1:]], tmp_path, words)
+    assert [index.sample(i).id for i in range(len(index))] == ["a", "b", "c"]
+    lines = (index.folder / "left_out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["number"] for line in lines] == [1, 2, 3]
+
+
+def test_what_the_data_check_found_is_left_out_and_is_another_stage(
+    tmp_path: Path, words: PreTrainedTokenizerFast
+) -> None:
+    split = split_of(GOOD, tmp_path)
+    before = split_hash(split, tmp_path)
+    write_skips(file_hash(Path(split.annotations), tmp_path), tmp_path, {1: "unreadable"})
+    assert split_hash(split, tmp_path) != before
+    index = index_of(GOOD, tmp_path, words)
+    assert [index.sample(i).id for i in range(len(index))] == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("[", "not a JSON file"), ("{}", "no list"), ("[]", "an empty list"), ('[{"id": 1}]', "no record can be used")],
+)
+def test_a_file_that_is_no_training_set_is_refused(
+    tmp_path: Path, words: PreTrainedTokenizerFast, text: str, says: str
+) -> None:
+    split = split_of([], tmp_path)
+    Path(split.annotations).write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=says):
+        open_index(split, tokenizer=words, chat=CHAT, prompt=Prompt.chat, results_dir=tmp_path)
+    assert not [path for path in (tmp_path / "index").iterdir() if path.is_dir() and "draft" not in path.name]
+
+
+def test_the_index_is_made_once_and_depends_on_the_chat_format(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
+    first = index_of(GOOD, tmp_path, words)
+    made = (first.folder / "samples.npy").stat().st_mtime_ns
+    assert (index_of(GOOD, tmp_path, words).folder / "samples.npy").stat().st_mtime_ns == made
+    other = Chat(system="S ", user="U: ", assistant=" A:", end="</s>")
+    split = split_of(GOOD, tmp_path)
+    assert open_index(split, tokenizer=words, chat=other, prompt=Prompt.chat, results_dir=tmp_path) != first

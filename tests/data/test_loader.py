@@ -1,0 +1,83 @@
+"""From samples to packed micro-batches."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import PreTrainedTokenizerFast
+
+from tinyvlm_cli.config import Chat, ImageMode, Prompt, Split, Vision
+from tinyvlm_cli.data.index import open_index
+from tinyvlm_cli.data.loader import StagePlan, pack, step_batches
+from tinyvlm_cli.errors import UserError
+
+CUBS = "the chicago cubs sign outside wrigley field"
+
+
+@pytest.fixture
+def plan(tmp_path: Path, stablelm2: PreTrainedTokenizerFast, small_vision: Vision) -> StagePlan:
+    """Captions of two images, a text, and an image that is not there."""
+    Image.new("RGB", (16, 16), (9, 9, 9)).save(tmp_path / "a.png")
+    records = [("a.png", CUBS), ("a.png", "second"), (None, "only text"), ("gone.png", "third")]
+    talks = [[{"from": "human", "value": "<image>"}, {"from": "gpt", "value": caption}] for _, caption in records]
+    path = tmp_path / "captions.json"
+    raw = [
+        {"id": str(i), "image": image, "conversations": talk}
+        for i, ((image, _), talk) in enumerate(zip(records, talks, strict=True))
+    ]
+    path.write_text(json.dumps(raw), encoding="utf-8")
+    split = Split(annotations=str(path), images=str(tmp_path), count=4, source="here")
+    index = open_index(split, tokenizer=stablelm2, chat=Chat(), prompt=Prompt.plain, results_dir=tmp_path)
+    lengths = index.lengths(576, 3072)
+    return StagePlan(
+        index=index, usable=np.flatnonzero(lengths), lengths=lengths, image_root=tmp_path, vision=small_vision,
+        image_mode=ImageMode.square, tokens_per_image=576, max_length=3072, samples_per_step=3, micro_tokens=4096,
+        seed=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("tokens", "length"), [(576, 587), (729, 740), (128, 139)])
+def test_the_references_caption_sample(plan: StagePlan, tokens: int, length: int) -> None:
+    """Facts B13: 576 image positions without label, the last of which predicts the first word."""
+    batch = pack(replace(plan, tokens_per_image=tokens), (0,))
+    assert batch.ids.shape == batch.positions.shape == (1, length)
+    assert int(batch.is_image.sum()) == tokens and batch.is_image[0, :tokens].all()
+    assert batch.predict.tolist() == list(range(tokens - 1, tokens + 10))
+    assert batch.targets[0] == 1820 and batch.targets[-1] == 198
+
+
+def test_samples_of_a_row_begin_at_position_zero_and_predict_their_own_tokens(plan: StagePlan) -> None:
+    batch = pack(plan, (1, 2, 0))
+    assert batch.lengths.tolist() == [int(plan.lengths[i]) for i in (1, 2, 0)]
+    starts = np.flatnonzero(batch.positions[0].numpy() == 0)
+    assert starts.tolist() == [0, *np.cumsum(batch.lengths.tolist())[:-1]]
+    assert not set(batch.predict.tolist()) & {int(start) - 1 for start in starts}
+    assert batch.pixels.shape == (2, 3, 16, 16) and (batch.pixels == 9).all()
+
+
+def test_a_row_without_image_brings_a_blank_one(plan: StagePlan) -> None:
+    batch = pack(plan, (2,))
+    assert not batch.is_image.any() and batch.pixels.shape == (1, 3, 16, 16) and not batch.pixels.any()
+
+
+def test_a_rank_without_work_gets_a_row_that_predicts_nothing(plan: StagePlan) -> None:
+    batch = pack(plan, ())
+    assert batch.ids.shape == (1, 1) and len(batch.targets) == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_image_is_one_sentence_from_any_process(plan: StagePlan, workers: int) -> None:
+    bad = replace(plan, usable=np.array([3, 3, 3]))
+    with pytest.raises(UserError, match=r"^image .*gone.png: no such file; `tinyvlm data check` finds all") as caught:
+        next(step_batches(bad, first=0, last=1, rank=0, ranks=1, workers=workers))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_step_counts_the_supervised_tokens_of_all_ranks(plan: StagePlan) -> None:
+    good = replace(plan, usable=np.array([0, 1, 2]))
+    shares = [next(step_batches(good, first=0, last=1, rank=rank, ranks=2, workers=0)) for rank in range(2)]
+    assert shares[0].supervised_tokens == shares[1].supervised_tokens
+    assert sum(len(m.targets) for share in shares for m in share.micros) == shares[0].supervised_tokens
