@@ -1,0 +1,83 @@
+"""The raw scores of a table: one record a score, for its CSV."""
+
+from collections.abc import Iterable, Iterator
+
+from tinyvlm_cli.config import Column, Table
+from tinyvlm_cli.report.ours import number, state
+from tinyvlm_cli.report.published import PublishedScore
+from tinyvlm_cli.report.sheet import Record
+from tinyvlm_cli.results import ScoreRow
+
+
+def records(name: str, table: Table, published: Iterable[PublishedScore], ours: Iterable[ScoreRow]) -> Iterator[Record]:
+    """Published scores, then ours, each with its values in column order. Seeds are not averaged."""
+    for score in published:
+        yield _published(name, score)
+    for row in ours:
+        for column in table.columns:
+            if column.benchmark == row.benchmark:
+                yield _own(name, row, column)
+
+
+def _published(table: str, score: PublishedScore) -> Record:
+    return Record(
+        table=table,
+        origin="published",
+        name=score.model,
+        llm=score.llm,
+        vision=score.vision,
+        connector=score.connector,
+        data=score.data,
+        recipe=score.recipe,
+        size=score.size,
+        resolution=score.resolution,
+        run="",
+        seed=None,
+        stage="",
+        images="real",
+        benchmark=score.benchmark,
+        detail="",
+        value=score.value,
+        state="",
+        metric="",
+        n=None,
+        split="",
+        follows="",
+        version=None,
+        judge="",
+        seen_in_training="yes" if score.is_seen else "",
+        source=score.source,
+        note=score.note,
+    )
+
+
+def _own(table: str, row: ScoreRow, column: Column) -> Record:
+    return Record(
+        table=table,
+        origin="ours",
+        name=row.name,
+        llm=row.llm,
+        vision=row.vision,
+        connector=row.connector,
+        data=row.data,
+        recipe=row.recipe,
+        size="",
+        resolution="",
+        run=row.run,
+        seed=row.seed,
+        stage=row.stage,
+        images=row.images,
+        benchmark=row.benchmark,
+        detail="/".join(column.detail),
+        value=number(row, column),
+        state=state(row),
+        metric=row.metric,
+        n=row.n,
+        split=row.split,
+        follows=row.follows,
+        version=row.version,
+        judge=row.judge or "",
+        seen_in_training="",
+        source="",
+        note="",
+    )
