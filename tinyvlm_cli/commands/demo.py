@@ -5,6 +5,7 @@ import shlex
 import time
 from pathlib import Path
 
+from hydra.core.global_hydra import GlobalHydra
 from rich.console import Console
 
 from tinyvlm_cli import cli
@@ -15,10 +16,11 @@ log = logging.getLogger(__name__)
 
 def run(config: Demo) -> int:
     """Run the commands of conf/demo.yaml one after the other. Returns the first bad exit code, or 0."""
-    console = Console()
+    GlobalHydra.instance().clear()  # it is through with this command, and the commands within compose anew
+    console = Console(highlight=False)
     began = time.perf_counter()
     for words in config.commands:
-        console.print(f"\n[bold]$ tinyvlm {words}[/bold]", highlight=False)
+        console.print(f"\n[bold]$ tinyvlm {words}[/bold]", soft_wrap=True)
         code = cli.main(shlex.split(words))
         if code:
             return code

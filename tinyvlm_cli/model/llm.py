@@ -45,7 +45,12 @@ def blank_llm(
 def load_tokenizer(spec: LLM) -> PreTrainedTokenizerFast:
     """The model's tokenizer, with the YAML's pad token."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(spec.path, use_fast=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            spec.path,
+            use_fast=True,
+            trust_remote_code=False,
+            clean_up_tokenization_spaces=False,  # an answer is scored as it was written
+        )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"llm.path: cannot load the tokenizer of '{spec.path}' ({reason})") from None
