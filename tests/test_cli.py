@@ -57,6 +57,12 @@ def test_a_mistake_is_one_sentence(words: str, says: str, capsys: pytest.Capture
     assert not list(tmp_path.iterdir())
 
 
+def test_a_flag_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "llm=tiny", "-m", "vision=tiny", "recipe=base,share"]) == 0
+    shown = capsys.readouterr().out
+    assert "TinyLLaVA-base-tiny-tiny" in shown and "TinyLLaVA-share-tiny-tiny" in shown
+
+
 def test_missing_files_are_named_all_at_once_before_anything_starts(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

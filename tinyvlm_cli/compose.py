@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tinyvlm_cli import config as schema
 from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError
-from tinyvlm_cli.explain import check_words, explain
+from tinyvlm_cli.explain import check_settings, explain, sorted_words
 from tinyvlm_cli.logs import set_up
 from tinyvlm_cli.shipped import PACKAGE, conf_dir, sweeps_dir
 from tinyvlm_cli.sweep_source import SweepSource
@@ -56,12 +56,13 @@ class Outcome:
 def run_command(name: str, words: list[str]) -> int:
     """Compose `name`'s configuration from `words` and run it: once, or for every point of a grid."""
     prepare_hydra()
-    check_words(words, SCHEMAS[name])
+    flags, settings = sorted_words(words)
+    check_settings(settings, SCHEMAS[name])
     wanted = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; the sentence is ours
     outcomes: list[Outcome] = []
     program = "tinyvlm" if words[:1] == ["-sc"] else f"tinyvlm {name}"
-    argv, sys.argv = sys.argv, [program, *words]
+    argv, sys.argv = sys.argv, [program, *flags, *settings]
     set_up()
     try:
         entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)

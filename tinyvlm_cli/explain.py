@@ -24,12 +24,19 @@ TAKE_A_WORD = frozenset(
 )
 
 
-def check_words(words: list[str], kind: type) -> None:
+def sorted_words(words: list[str]) -> tuple[list[str], list[str]]:
+    """(Hydra's flags with their words, the settings): Hydra reads them in that order only."""
+    flags: list[str] = []
+    settings: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        (flags if word.startswith("-") or before in TAKE_A_WORD else settings).append(word)
+    return flags, settings
+
+
+def check_settings(words: list[str], kind: type) -> None:
     """Refuse a word that is not `key=value` with a key that the command has."""
     allowed = [field.name for field in fields(kind)]
-    for before, word in zip(["", *words], words, strict=False):
-        if word.startswith("-") or before in TAKE_A_WORD:
-            continue
+    for word in words:
         key = re.split(r"[=.@/]", word.lstrip("+~"), maxsplit=1)[0]
         if key not in (*allowed, "hydra", "sweep"):
             raise UserError(
