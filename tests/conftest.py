@@ -6,7 +6,7 @@ import pytest
 import torch
 from small import CLIP, LLAMA
 
-from tinyvlm_cli.config import LLM, Chat, Resize, Tokens, Vision
+from tinyvlm_cli.config import LLM, Chat, Precision, Resize, Tokens, Vision
 
 torch.set_num_threads(1)
 
@@ -20,6 +20,7 @@ def small_llm() -> LLM:
         chat=Chat(system="", user="USER: ", assistant=" ASSISTANT:", end="</s>"),
         pad_token="<unk>",
         max_length=128,
+        precision=Precision.fp32,
         architecture=dict(LLAMA),
     )
 

@@ -75,6 +75,7 @@ class LLM:
     chat: Chat = field(default_factory=Chat)
     pad_token: str = MISSING
     max_length: int = MISSING  # tokens, image tokens included; longer samples lose their tail
+    precision: Precision = MISSING  # of its training, unless engine.precision says otherwise
     architecture: dict[str, Any] | None = (
         None  # transformers config: sizes without the weights, for plan, bench and tests
     )

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from tinyvlm_cli.errors import UserError, WorkerError
+from tinyvlm_cli.logs import quieten
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +40,11 @@ def run(job: str, folder: Path, *, gpus: int | None) -> None:
 
         work(job, folder)
         return
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    quieten("torch.distributed.elastic", level=logging.CRITICAL)  # a failure is told once, below
     count = num_workers(gpus)
     config = LaunchConfig(
         min_nodes=1,
@@ -57,9 +60,12 @@ def run(job: str, folder: Path, *, gpus: int | None) -> None:
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     try:
         elastic_launch(config, sys.executable)("-m", "tinyvlm_cli.worker", job, str(folder))
+    except SignalException:  # Ctrl-C or a scheduler: Hydra would take an exception for a failed job, and start the next
+        raise KeyboardInterrupt from None
     except ChildFailedError as failed:
         _, failure = failed.get_first_failure()
-        message = failure.message if isinstance(failure.message, str) else str(failure.message)
+        told = failure.message  # a text when a signal ended the worker, a record when an exception did
+        message = str(told["message"] if isinstance(told, dict) else told)
         kind, _, text = message.partition(": ")
         if kind == UserError.__name__:
             raise UserError(text) from None

@@ -12,14 +12,14 @@ def set_up(*, main_rank: bool = True) -> None:
     """Send the project's messages to the terminal or file behind standard error, and keep other libraries' quiet."""
     logging.basicConfig(level=logging.WARNING, handlers=[_handler()], force=True)
     logging.getLogger("tinyvlm_cli").setLevel(logging.INFO if main_rank else logging.WARNING)
-    quieten("torch.distributed", "transformers")
+    quieten("torch.distributed", "transformers", "huggingface_hub")
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def quieten(*names: str) -> None:
+def quieten(*names: str, level: int = logging.ERROR) -> None:
     """Let these libraries' loggers tell of errors only; to be called again where an import turns them up."""
     for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(level)
 
 
 def _handler() -> logging.Handler:

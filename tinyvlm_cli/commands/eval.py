@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 def run(config: Eval) -> int:
     """Answer what is not answered yet, then score. Returns the exit code."""
     results_dir = Path(config.results_dir)
+    runs = find_runs(results_dir, config.run)
+    jobs = [_job(config, one) for one in runs]
     benchmarks = {name: with_judge(build(node), config.judge, results_dir) for name, node in config.benchmark.items()}
     findings = [finding for benchmark in benchmarks.values() for finding in benchmark.missing()]
     if findings:
         raise UserError("\n".join(findings))
-    runs = find_runs(results_dir, config.run)
-    jobs = [_job(config, one) for one in runs]
     pending = 0
     for one, job in zip(runs, jobs, strict=True):
         _answer(config, benchmarks, job)

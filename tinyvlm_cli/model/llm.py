@@ -12,7 +12,7 @@ from transformers import (
 
 from tinyvlm_cli.config import LLM
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.model.pretrained import config_from_architecture, load, read_config
+from tinyvlm_cli.model.pretrained import cannot_read, config_from_architecture, load, read_config
 
 
 def llm_config(spec: LLM, *, planned: bool) -> PretrainedConfig:
@@ -52,8 +52,7 @@ def load_tokenizer(spec: LLM) -> PreTrainedTokenizerFast:
             clean_up_tokenization_spaces=False,  # an answer is scored as it was written
         )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"llm.path: cannot load the tokenizer of '{spec.path}' ({reason})") from None
+        raise UserError(cannot_read(spec.path, "llm.path", error)) from None
     if not tokenizer.is_fast:
         raise UserError(f"llm.path: '{spec.path}' has no fast tokenizer (tokenizer.json); labels need its offsets")
     known = tokenizer.get_vocab()

@@ -19,7 +19,7 @@ def read_config(path: str, *, where: str) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(_cannot_read(path, where, error)) from None
+        raise UserError(cannot_read(path, where, error)) from None
 
 
 def config_from_architecture(architecture: dict[str, Any]) -> PretrainedConfig:
@@ -52,7 +52,7 @@ def load(
                 output_loading_info=True,
             )
         except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(_cannot_read(path, where, error)) from None
+            raise UserError(cannot_read(path, where, error)) from None
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if missing:
         raise UserError(
@@ -62,7 +62,8 @@ def load(
     return model
 
 
-def _cannot_read(path: str | None, where: str, error: Exception) -> str:
+def cannot_read(path: str | None, where: str, error: Exception) -> str:
+    """The sentence for a folder or hub id that transformers cannot load."""
     reason = str(error).strip().splitlines()[0]
     if path is not None and not Path(path).exists():
         return (
