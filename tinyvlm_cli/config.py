@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tinyvlm_cli.errors import UserError
 
 
 class Prompt(Enum):
@@ -330,8 +333,13 @@ def to_yaml(config: Any) -> str:
 
 
 def from_yaml(kind: type[C], path: Path) -> C:
-    """The configuration object that `to_yaml` wrote."""
-    merged = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.load(path))
-    loaded = OmegaConf.to_object(merged)
+    """The configuration object that `to_yaml` wrote. Raises UserError for a file that another version wrote."""
+    try:
+        loaded = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.load(path)))
+    except OmegaConfBaseException as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{path}: not a configuration of this version of tinyvlm ({reason}); train the run again"
+        ) from None
     assert isinstance(loaded, kind)
     return loaded
