@@ -55,9 +55,9 @@ class ScoreRow:
     created: str = ""  # UTC, ISO 8601
 
     @property
-    def cell(self) -> tuple[str, str, str, str]:
+    def cell(self) -> tuple[str, str, str, str, int | None]:
         """What a row is the score of."""
-        return (self.run, self.stage, self.benchmark, self.images)
+        return (self.run, self.stage, self.benchmark, self.images, self.limit)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def find_runs(results_dir: Path, wanted: str) -> list[Run]:
 
 def read_scores(results_dir: Path) -> list[ScoreRow]:
     """The newest row of every cell of every run, in order of first appearance."""
-    rows: dict[tuple[str, str, str, str], ScoreRow] = {}
+    rows: dict[tuple[str, str, str, str, int | None], ScoreRow] = {}
     for path in sorted(results_dir.glob("runs/*/scores.jsonl")):
         for record in read_jsonl(path):
             row = _score_row(record, path)
@@ -125,6 +125,8 @@ def append_score(run_dir: Path, row: ScoreRow) -> None:
 
 
 def _score_row(record: dict[str, Any], path: Path) -> ScoreRow:
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: a line is not a score row; delete it")
     known = {f.name for f in fields(ScoreRow)}
     unknown = set(record) - known
     if unknown:

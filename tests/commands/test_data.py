@@ -9,6 +9,7 @@ from PIL import Image
 from tinyvlm_cli.commands import data
 from tinyvlm_cli.commands.data import make
 from tinyvlm_cli.config import Data, DataCommand, Split
+from tinyvlm_cli.data.fingerprint import split_hash
 from tinyvlm_cli.errors import UserError
 
 
@@ -42,6 +43,23 @@ def test_what_cannot_be_made_is_said(tmp_path: Path) -> None:
         data.run(config)
     with pytest.raises(UserError, match="nothing to prepare"):
         data.run(DataCommand(action="prepare", results_dir=str(tmp_path)))
+
+
+def test_what_the_index_leaves_out_anyway_does_not_make_trained_stages_other_ones(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text('[{"id": "broken"}]', encoding="utf-8")
+    split = Split(annotations=str(tmp_path / "r.json"), images=str(tmp_path), count=1, source="here")
+    before = split_hash(split, tmp_path)
+    group = Data(name="x", label="x", splits={"pretrain": split})
+    assert data.run(DataCommand(action="check", data=group, results_dir=str(tmp_path))) == 1
+    assert split_hash(split, tmp_path) == before
+
+
+def test_check_without_the_image_folder_leaves_nothing_out(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text('[{"id": "a"}]', encoding="utf-8")
+    split = Split(annotations=str(tmp_path / "r.json"), images=str(tmp_path / "gone"), count=1, source="here")
+    with pytest.raises(UserError, match=r"data.splits.pretrain.images: no .*gone; get it from here"):
+        data.run(DataCommand(action="check", data=Data("x", "x", {"pretrain": split}), results_dir=str(tmp_path)))
+    assert not (tmp_path / "index").exists()
 
 
 def test_check_writes_the_skip_list_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,8 @@ BAD = [
     record("two", "<image>", "x", "../up.jpg"),
     {"id": "none"},
     record("mark", "no mark", "x", "m.jpg"),
+    "no object",
+    record("half", "q", "\ud83d"),
 ]
 
 
@@ -69,11 +71,14 @@ def test_lengths_are_those_of_the_expanded_and_cut_samples(
     assert list(index.lengths(tokens, limit)) == expected
 
 
-def test_records_that_cannot_be_used_are_left_out_and_named(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
+def test_records_that_cannot_be_used_are_left_out_and_named(
+    tmp_path: Path, words: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
     index = index_of([*GOOD[:1], *BAD, *GOOD[1:]], tmp_path, words)
     assert [index.sample(i).id for i in range(len(index))] == ["a", "b", "c"]
+    assert str(index.folder / "left_out.jsonl") in caplog.text
     lines = (index.folder / "left_out.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["number"] for line in lines] == [1, 2, 3]
+    assert sorted(json.loads(line)["number"] for line in lines) == [1, 2, 3, 4, 5]
 
 
 def test_what_the_data_check_found_is_left_out_and_is_another_stage(

@@ -76,6 +76,12 @@ def test_a_bad_image_is_one_sentence_from_any_process(plan: StagePlan, workers: 
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_mistake_in_the_settings_is_one_sentence_from_a_loader_process_too(plan: StagePlan) -> None:
+    small = replace(plan, micro_tokens=8)
+    with pytest.raises(UserError, match=r"^engine.micro_tokens: 8 is less than [^\n]*$"):
+        next(step_batches(small, first=0, last=1, rank=0, ranks=1, workers=1))
+
+
 def test_a_step_counts_the_supervised_tokens_of_all_ranks(plan: StagePlan) -> None:
     good = replace(plan, usable=np.array([0, 1, 2]))
     shares = [next(step_batches(good, first=0, last=1, rank=rank, ranks=2, workers=0)) for rank in range(2)]

@@ -37,9 +37,10 @@ def _check(config: DataCommand) -> int:
     if config.data is None:
         raise UserError("nothing to check; add data=NAME")
     absent = [
-        f"data.splits.{name}.annotations: no {split.annotations}; get it from {split.source}"
+        f"data.splits.{name}.{what}: no {getattr(split, what)}; get it from {split.source}"
         for name, split in config.data.splits.items()
-        if not Path(split.annotations).is_file()
+        for what, there in (("annotations", Path(split.annotations).is_file()), ("images", Path(split.images).is_dir()))
+        if not there
     ]
     if absent:
         raise UserError("\n".join(absent))
@@ -54,22 +55,24 @@ def _check(config: DataCommand) -> int:
 
 def _check_split(name: str, split: Split, results_dir: Path) -> int:
     """Look at one split and show what was found. Returns how many records are left out."""
-    from tinyvlm_cli.data.check import check_split
+    from tinyvlm_cli.data.check import SKIPPED, check_split
     from tinyvlm_cli.data.fingerprint import file_hash
     from tinyvlm_cli.data.skips import write_skips
 
     number, findings = check_split(split)
-    skips = {finding.number: finding.says for finding in findings if finding.leaves_out}
+    # The index leaves out broken records by itself. On this list they would only make trained stages look like others.
+    skips = {finding.number: finding.says for finding in findings if finding.kind in SKIPPED}
+    left_out = {finding.number for finding in findings if finding.leaves_out}
     path = write_skips(file_hash(Path(split.annotations), results_dir), results_dir, skips)
     everything = "".join(json.dumps(asdict(finding)) + "\n" for finding in findings)
     write_text(path.with_suffix(".findings.jsonl"), everything)
     console = Console(highlight=False)
     published = "" if number == split.count else f" (published: {split.count:,})"
-    console.print(f"{name}: {number:,} records{published}, {number - len(skips):,} usable", soft_wrap=True)
+    console.print(f"{name}: {number:,} records{published}, {number - len(left_out):,} usable", soft_wrap=True)
     if findings:
         console.print(_table(findings))
         console.print(f"all of them: {path.with_suffix('.findings.jsonl')}", soft_wrap=True)
-    return len(skips)
+    return len(left_out)
 
 
 def _table(findings: list["Finding"]) -> Table:
@@ -77,7 +80,7 @@ def _table(findings: list["Finding"]) -> Table:
     kinds = Counter(finding.kind for finding in findings)
     for kind, count in kinds.most_common():
         first = next(finding for finding in findings if finding.kind == kind)
-        table.add_row(kind, f"{count:,}", "leaves them out" if first.leaves_out else "takes them", first.says)
+        table.add_row(kind, f"{count:,}", first.training, first.says)
     return table
 
 

@@ -1,6 +1,5 @@
 """Run a small study from data to tables on the embedded parts, on a CPU, in minutes."""
 
-import logging
 import shlex
 import time
 from pathlib import Path
@@ -10,8 +9,6 @@ from rich.console import Console
 
 from tinyvlm_cli import cli
 from tinyvlm_cli.config import Demo
-
-log = logging.getLogger(__name__)
 
 
 def run(config: Demo) -> int:
@@ -24,10 +21,11 @@ def run(config: Demo) -> int:
         code = cli.main(shlex.split(words))
         if code:
             return code
+    took = time.perf_counter() - began
+    console.print(f"\nThe demo took {took:.0f} s. All of it lies in {Path('results').resolve()}.", soft_wrap=True)
     console.print(
-        f"\nThe demo took {time.perf_counter() - began:.0f} s. All of it lies in {Path('results').resolve()}."
-    )
-    console.print(
-        'Ask a model: tinyvlm ask run=TinyLLaVA-demo-tiny-tiny image=FILE question="What color is the shape?"'
+        "Ask a model: tinyvlm ask run=TinyLLaVA-demo-tiny-tiny image=data/easyvqa/images/0.png "
+        "'question=\"What color is the shape?\"'",
+        soft_wrap=True,
     )
     return 0

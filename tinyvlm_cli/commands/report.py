@@ -7,7 +7,7 @@ from rich.console import Console
 from tinyvlm_cli.config import Format, Report
 from tinyvlm_cli.report.figures import draw_losses, losses
 from tinyvlm_cli.report.published import read_published
-from tinyvlm_cli.report.render import SUFFIXES, render, show
+from tinyvlm_cli.report.render import SUFFIXES, csv_text, render, show
 from tinyvlm_cli.report.sheet import Sheet
 from tinyvlm_cli.report.tables import build
 from tinyvlm_cli.results import read_run, read_scores, write_text
@@ -22,6 +22,9 @@ def run(config: Report) -> int:
     sheets = [build(name, table, rows, published) for name, table in config.table.items()]
     if config.output is not None:
         _write(sheets, Path(config.output), results_dir)
+        return 0
+    if config.format is Format.csv:
+        print(csv_text(sheets), end="")
         return 0
     for sheet in sheets:
         if config.format is Format.terminal:

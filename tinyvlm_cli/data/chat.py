@@ -72,16 +72,22 @@ def _plain(record: Record) -> list[_Chunk]:
 
 def _chat(record: Record, chat: Chat) -> list[_Chunk]:
     """All turns in the chat format; the loss is on the answers, their leading space and their end token."""
+    check_marks(record)
     marked = [_MARK in turn.question for turn in record.turns]
-    if record.image is None and any(marked):
-        raise UserError(f"record {record.id}: {_MARK} in a question, but no image")
-    if record.image is not None and sum(marked) != 1:
-        raise UserError(f"record {record.id}: {sum(marked)} questions hold {_MARK}; its one image needs exactly one")
     chunks = [_Chunk(chat.system)]
     for turn, has_image in zip(record.turns, marked, strict=True):
         _add_question(chunks, turn.question, chat, has_image=has_image)
         chunks[-1].add(f" {turn.answer}{chat.end}", supervised=True)
     return chunks
+
+
+def check_marks(record: Record) -> None:
+    """Raises UserError for a record that the chat format cannot write (see `encode`)."""
+    marked = [_MARK in turn.question for turn in record.turns]
+    if record.image is None and any(marked):
+        raise UserError(f"record {record.id}: {_MARK} in a question, but no image")
+    if record.image is not None and sum(marked) != 1:
+        raise UserError(f"record {record.id}: {sum(marked)} questions hold {_MARK}; its one image needs exactly one")
 
 
 def _add_question(chunks: list[_Chunk], question: str, chat: Chat, *, has_image: bool) -> None:

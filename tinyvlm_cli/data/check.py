@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,19 +14,23 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tinyvlm_cli.config import Split
+from tinyvlm_cli.data.chat import check_marks
 from tinyvlm_cli.data.images import open_image, resolve
 from tinyvlm_cli.data.index import read_annotations
 from tinyvlm_cli.data.records import Record, parse_record
 from tinyvlm_cli.errors import UserError
 
-FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".gif": "GIF", ".webp": "WEBP", ".bmp": "BMP"}
+JPEG = ("JPEG", "MPO")  # MPO: a JPEG with more pictures behind it, as cameras write
+FORMATS = {".jpg": JPEG, ".jpeg": JPEG, ".png": ("PNG",), ".gif": ("GIF",), ".webp": ("WEBP",), ".bmp": ("BMP",)}
 CHUNK = 64  # images handed to a process at a time
 
 BROKEN, OUTSIDE, ABSENT, EMPTY, UNREADABLE = (
     "broken record", "path leaves the image root", "image missing", "image empty", "image unreadable",
 )  # fmt: skip
 OTHER_TYPE, NO_ANSWER, DUPLICATE = "image of another type than its name", "answer empty", "id repeated"
-LEAVES_OUT = (BROKEN, OUTSIDE, ABSENT, EMPTY, UNREADABLE)  # the others are told, and harmless
+MARKS = "image marks do not fit"
+SKIPPED = (ABSENT, EMPTY, UNREADABLE)  # go on the skip list: nothing else would leave them out
+LEAVES_OUT = (BROKEN, OUTSIDE, *SKIPPED)  # the others are told, and harmless
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,13 @@ class Finding:
     def leaves_out(self) -> bool:
         """Whether training cannot use the record."""
         return self.kind in LEAVES_OUT
+
+    @property
+    def training(self) -> str:
+        """What training does with the record."""
+        if self.kind == MARKS:
+            return "leaves them out of chat, takes them as captions"
+        return "leaves them out" if self.leaves_out else "takes them"
 
 
 def check_split(split: Split) -> tuple[int, list[Finding]]:
@@ -69,6 +82,10 @@ def check_split(split: Split) -> tuple[int, list[Finding]]:
 def _harmless(number: int, record: Record, seen: set[str]) -> Iterator[Finding]:
     if record.id in seen:
         yield Finding(number, DUPLICATE, f"record {record.id}: another record has this id")
+    try:
+        check_marks(record)
+    except UserError as error:
+        yield Finding(number, MARKS, str(error))
     if not all(turn.answer.strip() for turn in record.turns):
         yield Finding(number, NO_ANSWER, f"record {record.id}: an answer is empty")
 
@@ -76,31 +93,41 @@ def _harmless(number: int, record: Record, seen: set[str]) -> Iterator[Finding]:
 def _look(paths: list[str]) -> Iterable[tuple[str, str, str]]:
     """(path, kind, sentence) for each image with something wrong."""
     console = Console(stderr=True)
-    with (
-        multiprocessing.get_context("forkserver").Pool(os.cpu_count()) as pool,
-        Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
-    ):
+    # Not multiprocessing.Pool: it waits for ever for a process that was killed.
+    cores = ProcessPoolExecutor(_cores(), multiprocessing.get_context("forkserver"))
+    shown = Progress(console=console, transient=True, disable=not console.is_terminal)
+    with cores as pool, shown as progress:
         bar = progress.add_task("opening images", total=len(paths))
-        for found in pool.imap_unordered(look_at, paths, chunksize=CHUNK):
-            progress.update(bar, advance=1)
-            if found is not None:
-                yield found
+        try:
+            for found in pool.map(look_at, paths, chunksize=CHUNK):
+                progress.update(bar, advance=1)
+                if found is not None:
+                    yield found
+        except BrokenProcessPool:
+            raise UserError("a process that opens images was killed; is there enough memory? Run it again") from None
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def look_at(name: str) -> tuple[str, str, str] | None:
     """What is wrong with an image file; None when nothing is."""
     path = Path(name)
-    if not path.is_file():
-        return name, ABSENT, f"image {path}: no such file"
-    if path.stat().st_size == 0:
-        return name, EMPTY, f"image {path}: empty"
     try:
+        if path.stat().st_size == 0:
+            return name, EMPTY, f"image {path}: empty"
         open_image(path)
-    except UserError as error:
-        return name, UNREADABLE, str(error)
+    except (FileNotFoundError, NotADirectoryError):
+        return name, ABSENT, f"image {path}: no such file"
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            return name, UNREADABLE, str(error)
+        return name, UNREADABLE, f"image {path}: cannot be read ({error})"
     with Image.open(path) as image:
         found: Any = image.format
     wanted = FORMATS.get(path.suffix.lower())
-    if wanted is not None and found != wanted:
+    if wanted is not None and found not in wanted:
         return name, OTHER_TYPE, f"image {path}: is a {found}"
     return None

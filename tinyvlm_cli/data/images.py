@@ -34,7 +34,7 @@ def open_image(source: Path | bytes) -> Image.Image:
         raise UserError(f"{name}: more pixels than a picture has; not opened") from None
     except UnidentifiedImageError:
         raise UserError(f"{name}: empty or not an image") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, RuntimeError) as error:  # RuntimeError: broken AVIF
         raise UserError(f"{name}: cannot be read ({error})") from None
 
 

@@ -87,6 +87,11 @@ class SplitIndex:
         lengths = rows["num_ids"] + rows["num_images"] * (tokens_per_image - 1)
         first = rows["first_ids"] + rows["first_images"] * tokens_per_image
         keeps = (rows["first_ids"] >= 0) & (first < max_length)
+        if not keeps.all():
+            log.info(
+                "%d of %d samples keep no supervised token within %d tokens; they are left out",
+                len(keeps) - keeps.sum(), len(keeps), max_length,
+            )  # fmt: skip
         cut: NDArray[np.int32] = np.where(keeps, np.minimum(lengths, max_length), 0).astype(np.int32)
         return cut
 
@@ -131,8 +136,9 @@ def open_index(
             shutil.rmtree(draft, ignore_errors=True)  # of a killed process
             draft.mkdir()
             try:
-                _write(draft, split, partial(encode, tokenizer=tokenizer, chat=chat, prompt=prompt), skips)
+                left_out = _write(draft, split, partial(encode, tokenizer=tokenizer, chat=chat, prompt=prompt), skips)
                 draft.rename(folder)
+                _tell(split, folder, left_out)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
     return SplitIndex(folder)
@@ -153,8 +159,8 @@ def read_annotations(split: Split) -> list[Any]:
     return records
 
 
-def _write(folder: Path, split: Split, encode_all: EncodeAll, skips: dict[int, str]) -> None:
-    """Write the index's files into `folder`."""
+def _write(folder: Path, split: Split, encode_all: EncodeAll, skips: dict[int, str]) -> list[dict[str, Any]]:
+    """Write the index's files into `folder`. Returns the records that are left out."""
     raw = read_annotations(split)
     samples = np.zeros(len(raw), SAMPLE)
     left_out: list[dict[str, Any]] = [{"number": number, "reason": reason} for number, reason in skips.items()]
@@ -175,10 +181,14 @@ def _write(folder: Path, split: Split, encode_all: EncodeAll, skips: dict[int, s
     (folder / "left_out.jsonl").write_text(lines, encoding="utf-8")
     if not used:
         raise UserError(f"{split.annotations}: no record can be used; the first: {left_out[0]['reason']}")
+    return left_out
+
+
+def _tell(split: Split, folder: Path, left_out: list[dict[str, Any]]) -> None:
     if left_out:
         log.warning(
-            "%s: %d of %d records are left out (the first: %s); all of them: %s",
-            Path(split.annotations).name, len(left_out), len(raw), left_out[0]["reason"], folder / "left_out.jsonl",
+            "%s: %d records are left out, %d are used (the first: %s); all of them: %s", Path(split.annotations).name,
+            len(left_out), len(SplitIndex(folder)), left_out[0]["reason"], folder / "left_out.jsonl",
         )  # fmt: skip
 
 

@@ -80,9 +80,7 @@ def step_batches(plan: StagePlan, *, first: int, last: int, rank: int, ranks: in
 
 
 class _Steps(Dataset[StepBatch | UserError]):
-    """Step number -> StepBatch, or what is wrong with one of its images: raised in a loader process, that would
-    arrive as a traceback.
-    """
+    """Step number -> StepBatch, or the mistake in it: raised in a loader process, that would arrive as a traceback."""
 
     def __init__(self, plan: StagePlan, rank: int, ranks: int) -> None:
         self.plan = plan
@@ -90,14 +88,16 @@ class _Steps(Dataset[StepBatch | UserError]):
         self.ranks = ranks
 
     def __getitem__(self, step: int) -> StepBatch | UserError:
-        micros = self.plan.step(step, self.ranks)
         try:
-            packed = [pack(self.plan, micro) for micro in micros[self.rank]]
+            return self._batch(step)
         except UserError as error:
-            return UserError(f"{error}; `tinyvlm data check` finds all such images, and training then leaves them out")
+            return error
+
+    def _batch(self, step: int) -> StepBatch:
+        micros = self.plan.step(step, self.ranks)
         return StepBatch(
             step=step,
-            micros=packed,
+            micros=[pack(self.plan, micro) for micro in micros[self.rank]],
             supervised_tokens=self.plan.supervised_tokens(micros),
             tokens=int(sum(self.plan.lengths[list(micro)].sum() for rank in micros for micro in rank)),
         )
@@ -127,11 +127,15 @@ def pack(plan: StagePlan, micro: Micro) -> MicroBatch:
 
 def _images(plan: StagePlan, samples: list[Sample]) -> Tensor:
     """[max(I, 1), 3, size, size] uint8: the samples' images in order, or one blank image."""
-    loaded = [
-        pixels(open_image(resolve(plan.image_root, sample.image)), plan.vision, plan.image_mode)
-        for sample in samples
-        if sample.image is not None
-    ]
+    try:
+        loaded = [
+            pixels(open_image(resolve(plan.image_root, sample.image)), plan.vision, plan.image_mode)
+            for sample in samples
+            if sample.image is not None
+        ]
+    except UserError as error:
+        hint = "`tinyvlm data check` finds all such images, and training then leaves them out"
+        raise UserError(f"{error}; {hint}") from None
     if not loaded:
         size = plan.vision.image_size
         loaded = [np.zeros((3, size, size), np.uint8)]

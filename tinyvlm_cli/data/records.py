@@ -24,12 +24,14 @@ class Record:
     turns: tuple[Turn, ...]
 
 
-def parse_record(raw: Mapping[str, Any]) -> Record:
+def parse_record(raw: Any) -> Record:
     """A record of the JSON list. Extra keys are ignored.
 
     As in the reference, a first message that is not from "human" is dropped, and then questions and answers are told
     apart by position. Raises UserError where the two do not pair up.
     """
+    if not isinstance(raw, Mapping):
+        raise UserError(f"found a {type(raw).__name__} where a record belongs")
     name = str(raw.get("id", "without id"))
     image = raw.get("image")
     if image is not None and not isinstance(image, str):
@@ -38,12 +40,22 @@ def parse_record(raw: Mapping[str, Any]) -> Record:
     if not isinstance(messages, list) or not messages:
         raise UserError(f"record {name}: no conversations")
     values = [_value(message, name) for message in messages]
+    _check_unicode(name, image or "", *values)
     if messages[0].get("from") != "human":
         values = values[1:]
     if not values or len(values) % 2:
         raise UserError(f"record {name}: {len(values)} messages do not pair into questions and answers")
     turns = tuple(Turn(q, a) for q, a in zip(values[::2], values[1::2], strict=True))
     return Record(name, image or None, turns)
+
+
+def _check_unicode(name: str, *texts: str) -> None:
+    """Half of a surrogate pair, which JSON lets through, would stop the tokenizer and every file that is written."""
+    try:
+        "".join((name, *texts)).encode()
+    except UnicodeEncodeError:
+        shown = name.encode("ascii", "backslashreplace").decode()
+        raise UserError(f"record {shown}: a text holds half of a surrogate pair") from None
 
 
 def _value(message: Any, name: str) -> str:

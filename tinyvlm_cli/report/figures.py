@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results import Run, read_jsonl
 
 INCHES = (4.2, 3.2)  # of one panel
@@ -11,18 +12,19 @@ SMOOTHED = 50  # a curve is the running mean over one part in so many of its ste
 
 
 def losses(runs: Sequence[Run], results_dir: Path) -> dict[str, dict[str, list[float]]]:
-    """Stage name -> run name -> loss of every step. Runs that share a stage share its curve."""
+    """Stage name -> run folders -> loss of every step. Runs that share a stage share its curve."""
     curves: dict[str, dict[str, list[float]]] = defaultdict(dict)
     names: dict[str, list[str]] = defaultdict(list)
     for run in runs:
         for folder in run.stages.values():
-            names[folder].append(run.name)
+            # Not the shown name: runs with other seeds have the same, and one curve would hide the rest.
+            names[folder].append(run.folder.name)
     for run in runs:
         for stage, folder in run.stages.items():
             path = results_dir / "stages" / folder / "train.jsonl"
             if path.is_file():
-                label = ", ".join(dict.fromkeys(names[folder]))
-                curves[stage][label] = [record["loss"] for record in read_jsonl(path)]
+                label = "\n".join(dict.fromkeys(names[folder]))
+                curves[stage][label] = _read(path)
     return dict(curves)
 
 
@@ -57,3 +59,12 @@ def running_mean(values: Sequence[float]) -> list[float]:
         total += value - (values[place - window] if place >= window else 0.0)
         means.append(total / min(place + 1, window))
     return means
+
+
+def _read(path: Path) -> list[float]:
+    try:
+        return [float(record["loss"]) for record in read_jsonl(path)]
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: a line has no loss ({error!r}); delete that line") from None

@@ -17,7 +17,7 @@ def footnotes(
     """The table's own footnotes, then those on published scores, then those on ours."""
     labels: dict[str, str] = {}
     for column in table.columns:
-        labels.setdefault(column.benchmark, column.label)
+        labels.setdefault(column.benchmark, column.label + (", ours" if published else ""))
     found = list(table.footnotes)
     found += _sources(published)
     if not published and not ours:
@@ -53,7 +53,7 @@ def _scorers(ours: Iterable[ScoreRow], labels: dict[str, str]) -> list[str]:
     for benchmark, label in labels.items():
         if rules[benchmark]:
             warning = " (runs differ: not comparable)" if len(rules[benchmark]) > 1 else ""
-            found.append(f"{label}, ours: {' / '.join(rules[benchmark])}{warning}")
+            found.append(f"{label}: {' / '.join(rules[benchmark])}{warning}")
     return found
 
 
@@ -62,7 +62,7 @@ def _judges(ours: Iterable[ScoreRow], labels: dict[str, str]) -> list[str]:
     for row in ours:
         if row.judge:
             judges[row.benchmark][_judge(row)] = None
-    return [f"{label}, ours: {' / '.join(judges[name])}" for name, label in labels.items() if judges[name]]
+    return [f"{label}: {' / '.join(judges[name])}" for name, label in labels.items() if judges[name]]
 
 
 def _judge(row: ScoreRow) -> str:

@@ -16,7 +16,10 @@ def records(name: str, table: Table, published: Iterable[PublishedScore], ours: 
     for row in ours:
         for column in table.columns:
             if column.benchmark == row.benchmark:
-                yield _own(name, row, column)
+                record = _own(name, row, column)
+                # Neither: the score is there, and its details have not what the column asks for.
+                if record.value is not None or record.state:
+                    yield record
 
 
 def _published(table: str, score: PublishedScore) -> Record:
@@ -52,6 +55,7 @@ def _published(table: str, score: PublishedScore) -> Record:
 
 
 def _own(table: str, row: ScoreRow, column: Column) -> Record:
+    value = number(row, column)
     return Record(
         table=table,
         origin="ours",
@@ -69,8 +73,8 @@ def _own(table: str, row: ScoreRow, column: Column) -> Record:
         images=row.images,
         benchmark=row.benchmark,
         detail="/".join(column.detail),
-        value=number(row, column),
-        state=state(row),
+        value=value,
+        state="" if value is not None else state(row),
         metric=row.metric,
         n=row.n,
         split=row.split,

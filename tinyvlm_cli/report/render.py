@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, fields
 
@@ -28,12 +29,14 @@ def render(sheet: Sheet, kind: Format) -> str:
         show(sheet, console)
         assert isinstance(console.file, io.StringIO)
         return console.file.getvalue()
-    return {Format.markdown: _markdown, Format.latex: _latex, Format.csv: _csv}[kind](sheet)
+    return csv_text([sheet]) if kind is Format.csv else {Format.markdown: _markdown, Format.latex: _latex}[kind](sheet)
 
 
 def show(sheet: Sheet, console: Console) -> None:
     """Print the sheet for people. A table wider than the terminal is not squeezed: numbers stay whole."""
-    table = Table(box=box.SIMPLE_HEAD, title=sheet.title, title_justify="left", title_style="bold", pad_edge=False)
+    table = Table(
+        box=box.SIMPLE_HEAD, title=Text(sheet.title), title_justify="left", title_style="bold", pad_edge=False
+    )
     for title in sheet.heads:
         table.add_column(title, no_wrap=True)
     for title in sheet.columns:
@@ -42,7 +45,7 @@ def show(sheet: Sheet, console: Console) -> None:
         if number:
             table.add_section()
         for line in section:
-            table.add_row(*line.heads, *map(_styled, line.cells), style=STYLES.get(line.kind))
+            table.add_row(*map(Text, line.heads), *map(_styled, line.cells), style=STYLES.get(line.kind))
     wanted = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
     console.width = max(wanted, console.width)
     console.print(table)
@@ -56,7 +59,7 @@ def _styled(cell: Cell) -> Text:
 
 def _markdown(sheet: Sheet) -> str:
     def row(texts: Iterable[str]) -> str:
-        return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+        return "| " + " | ".join(texts) + " |"
 
     marks: dict[Rank, Callable[[str], str]] = {
         Rank.best: lambda text: f"**{text}**",
@@ -66,8 +69,14 @@ def _markdown(sheet: Sheet) -> str:
     lines = [f"### {sheet.title}", "", row([*sheet.heads, *sheet.columns])]
     lines.append("|" + "---|" * len(sheet.heads) + "---:|" * len(sheet.columns))
     for line in _lines(sheet):
-        lines.append(row([*line.heads, *(marks[cell.rank](cell.text) for cell in line.cells)]))
-    return "\n".join([*lines, "", *(f"- {note}" for note in sheet.notes)]) + "\n"
+        cells = [marks[cell.rank](_plain(cell.text)) for cell in line.cells]
+        lines.append(row([*map(_plain, line.heads), *cells]))
+    return "\n".join([*lines, "", *(f"- {_plain(note)}" for note in sheet.notes)]) + "\n"
+
+
+def _plain(text: str) -> str:
+    """The text with nothing in it that Markdown would read: a star behind a bold score ends up inside it."""
+    return re.sub(r"([\\|*<])", r"\\\1", text)
 
 
 def _latex(sheet: Sheet) -> str:
@@ -103,12 +112,12 @@ def escape(text: str) -> str:
     return "".join(LATEX.get(character, character) for character in text)
 
 
-def _csv(sheet: Sheet) -> str:
-    """One raw score a line: nothing is rounded, ranked or averaged."""
+def csv_text(sheets: Iterable[Sheet]) -> str:
+    """One raw score a line, of all tables together: nothing is rounded, ranked or averaged."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([field.name for field in fields(Record)])
-    writer.writerows(astuple(record) for record in sheet.records)
+    writer.writerows(astuple(record) for sheet in sheets for record in sheet.records)
     return out.getvalue()
 
 

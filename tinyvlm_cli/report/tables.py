@@ -13,6 +13,7 @@ from tinyvlm_cli.report.sheet import DASH, Cell, Kind, Line, Rank, Sheet, one_de
 from tinyvlm_cli.results import ScoreRow
 
 HEADS = ("name", "llm", "vision", "connector", "data", "recipe", "size", "resolution", "seed", "stage")
+COMPARED = (Kind.published, Kind.ours)  # only these are best or second of a column
 SEEN = "*"  # after a published value whose training set was seen
 
 
@@ -106,7 +107,7 @@ def _sections(table: Table, models: Iterable[Model], ours: Iterable[Entry]) -> l
         first.append(published)
         for entry in [entry for entry in rest if choices(entry.rows[0]) == choices(model.any)]:
             lines = _own_lines(table, replace(entry, shown=f"{entry.shown}, ours"))
-            first += [*lines, _difference(published, lines[0])]
+            first += [*lines, _difference(table, published, lines[0])]
             rest.remove(entry)
     mark = ", ours" if first else ""
     second = [line for entry in rest for line in _own_lines(table, replace(entry, shown=entry.shown + mark))]
@@ -128,11 +129,11 @@ def _own_lines(table: Table, entry: Entry) -> list[Line]:
     lines = [Line(Kind.ours, heads, tuple(cell(entry, column, REAL) for column in table.columns))]
     if table.blind and any(row.images == SHUFFLED for row in entry.rows):
         cells = tuple(cell(entry, column, SHUFFLED) for column in table.columns)
-        lines.append(Line(Kind.blind, _called("images shuffled", table), cells))
+        lines.append(Line(Kind.blind, _called(table, "images shuffled"), cells))
     return lines
 
 
-def _difference(published: Line, ours: Line) -> Line:
+def _difference(table: Table, published: Line, ours: Line) -> Line:
     """Of the values as shown, so that a reader who subtracts them agrees."""
     cells = []
     for theirs, own in zip(published.cells, ours.cells, strict=True):
@@ -141,24 +142,23 @@ def _difference(published: Line, ours: Line) -> Line:
         else:
             # Adding zero makes 0.0 of -0.0.
             cells.append(Cell(f"{round(own.value - theirs.value, 1) + 0.0:+.1f}"))
-    heads = ("ours - published",) + ("",) * (len(ours.heads) - 1)
-    return Line(Kind.difference, heads, tuple(cells))
+    return Line(Kind.difference, _called(table, "ours - published"), tuple(cells))
 
 
-def _called(text: str, table: Table) -> tuple[str, ...]:
+def _called(table: Table, text: str) -> tuple[str, ...]:
     return (text,) + ("",) * (len(table.heads) - 1)
 
 
 def _ranked(sections: list[list[Line]]) -> list[list[Line]]:
     """The same lines with the best and second values of each column marked; equal values share a mark."""
-    compared = [line for lines in sections for line in lines if line.kind in (Kind.published, Kind.ours)]
+    compared = [line for lines in sections for line in lines if line.kind in COMPARED]
     ranks: list[dict[float, Rank]] = []
     for column in zip(*(line.cells for line in compared), strict=True):
         values = sorted({cell.value for cell in column if cell.value is not None}, reverse=True)
         ranks.append(dict(zip(values, (Rank.best, Rank.second), strict=False)))
 
     def mark(line: Line) -> Line:
-        if line not in compared:
+        if line.kind not in COMPARED:
             return line
         cells = [
             replace(cell, rank=rank.get(cell.value, Rank.other)) if cell.value is not None else cell
