@@ -4,7 +4,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tinyvlm_cli.config import Table
+from tinyvlm_cli.command_config import Table
 from tinyvlm_cli.report.sheet import Line, Sheet
 from tinyvlm_cli.results import ScoreRow
 from tinyvlm_cli.shipped import conf_dir

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from tinyvlm_cli import config as schema
+from tinyvlm_cli import command_config, config
 from tinyvlm_cli.cli import main
 from tinyvlm_cli.components import check
 from tinyvlm_cli.compose import SCHEMAS, prepare_hydra, typed
@@ -94,7 +94,7 @@ def test_every_setting_is_read() -> None:
     read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     read |= {node.value for node in nodes if isinstance(node, ast.Constant)}  # type: ignore[misc]
     yaml = "".join(path.read_text("utf-8") for path in conf_dir().rglob("*.yaml"))
-    classes = [kind for kind in vars(schema).values() if is_dataclass(kind) and kind.__module__ == schema.__name__]
+    classes = [kind for module in (config, command_config) for kind in vars(module).values() if is_dataclass(kind)]
     unread = {
         f"{kind.__name__}.{f.name}"
         for kind in classes

@@ -11,6 +11,7 @@ LAYERS = [
     {
         "errors",
         "config",
+        "command_config",
         "logs",
         "provenance",
         "results",

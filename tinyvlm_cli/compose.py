@@ -25,7 +25,8 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tinyvlm_cli import config as schema
+from tinyvlm_cli import command_config
+from tinyvlm_cli.config import Train
 from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError
 from tinyvlm_cli.explain import check_settings, explain, sorted_words
 from tinyvlm_cli.logs import set_up
@@ -33,14 +34,14 @@ from tinyvlm_cli.shipped import PACKAGE, conf_dir, sweeps_dir
 from tinyvlm_cli.sweep_source import SweepSource
 
 SCHEMAS: dict[str, type] = {
-    "train": schema.Train,
-    "plan": schema.Train,
-    "eval": schema.Eval,
-    "score": schema.Score,
-    "report": schema.Report,
-    "data": schema.DataCommand,
-    "ask": schema.Ask,
-    "demo": schema.Demo,
+    "train": Train,
+    "plan": Train,
+    "eval": command_config.Eval,
+    "score": command_config.Score,
+    "report": command_config.Report,
+    "data": command_config.DataCommand,
+    "ask": command_config.Ask,
+    "demo": command_config.Demo,
 }
 
 

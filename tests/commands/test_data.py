@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tinyvlm_cli.command_config import DataCommand
 from tinyvlm_cli.commands import data
 from tinyvlm_cli.commands.data import make
-from tinyvlm_cli.config import Data, DataCommand, Split
+from tinyvlm_cli.config import Data, Split
 from tinyvlm_cli.data.fingerprint import split_hash
 from tinyvlm_cli.errors import UserError
 

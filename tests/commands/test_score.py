@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from from_conf import node_of, write_lines
 
+from tinyvlm_cli.command_config import Judge, Score
 from tinyvlm_cli.commands import score
-from tinyvlm_cli.config import Judge, Score
 from tinyvlm_cli.errors import UserError
 
 LABELS = [("a.jpg", "yes"), ("b.jpg", "no")]
@@ -93,7 +93,7 @@ def test_nested_numbers_become_rows() -> None:
 def test_torch_stays_out(pope: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from tinyvlm_cli.commands import score; from tinyvlm_cli.config import Score, Judge\n"
+        "from tinyvlm_cli.commands import score; from tinyvlm_cli.command_config import Judge, Score\n"
         f"sys.exit(score.run({settings(pope, 'pope')!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -12,7 +12,7 @@ from threading import Lock, Thread
 from typing import Any
 from unittest.mock import patch
 
-from tinyvlm_cli import config
+from tinyvlm_cli import command_config
 from tinyvlm_cli.evaluate.judge import Judge, open_judge
 
 KEY_VARIABLE = "SCRIPTED_JUDGE_KEY"
@@ -30,7 +30,7 @@ class Endpoint:
 
     def judge(self, results_dir: Path, **changes: Any) -> Judge:
         settings = {"base_url": self.url, "model": "gpt-4-0613", "key_variable": KEY_VARIABLE, "concurrency": 2}
-        judge = open_judge(config.Judge(**{**settings, "timeout_s": 5.0, "retries": 0, **changes}), results_dir)
+        judge = open_judge(command_config.Judge(**{**settings, "timeout_s": 5.0, "retries": 0, **changes}), results_dir)
         assert judge
         return judge
 

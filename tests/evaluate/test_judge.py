@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from scripted_endpoint import KEY_VARIABLE, endpoint
 
-from tinyvlm_cli import config
+from tinyvlm_cli import command_config
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.judge import open_judge, provenance
 from tinyvlm_cli.evaluate.judge_cache import Reply, ReplyCache, Request
@@ -34,7 +34,7 @@ def test_sends_the_request_as_it_is(tmp_path: Path) -> None:
 
 
 def test_no_judge_without_a_model(tmp_path: Path) -> None:
-    assert open_judge(config.Judge(), tmp_path) is None
+    assert open_judge(command_config.Judge(), tmp_path) is None
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from score_rows import row, table
 
-from tinyvlm_cli.config import Format
+from tinyvlm_cli.command_config import Format
 from tinyvlm_cli.report.figures import draw_losses, running_mean
 from tinyvlm_cli.report.published import read_published
 from tinyvlm_cli.report.render import escape, render

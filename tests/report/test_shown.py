@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from score_rows import row, table
 
-from tinyvlm_cli.config import Format
+from tinyvlm_cli.command_config import Format
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.report.figures import losses
 from tinyvlm_cli.report.published import read_published

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from tinyvlm_cli.config import Ask, Precision
+from tinyvlm_cli.command_config import Ask
+from tinyvlm_cli.config import Precision
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results import find_runs
 from tinyvlm_cli.train.job import is_done

@@ -12,8 +12,9 @@ from filelock import FileLock
 from rich.console import Console
 from rich.table import Table
 
+from tinyvlm_cli.command_config import DataCommand
 from tinyvlm_cli.components import build
-from tinyvlm_cli.config import DataCommand, Split
+from tinyvlm_cli.config import Split
 from tinyvlm_cli.errors import FAILED, UserError
 from tinyvlm_cli.results import write_text
 

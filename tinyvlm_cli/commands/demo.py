@@ -8,7 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 from rich.console import Console
 
 from tinyvlm_cli import cli
-from tinyvlm_cli.config import Demo
+from tinyvlm_cli.command_config import Demo
 
 
 def run(config: Demo) -> int:

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tinyvlm_cli import launch
+from tinyvlm_cli.command_config import Eval
 from tinyvlm_cli.components import build
-from tinyvlm_cli.config import Eval
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Benchmark, Score
 from tinyvlm_cli.evaluate.job import REAL, SHUFFLED, EvalJob, Task, answered, task_folder, write_eval_job

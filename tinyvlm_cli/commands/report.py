@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tinyvlm_cli.config import Format, Report
+from tinyvlm_cli.command_config import Format, Report
 from tinyvlm_cli.report.figures import draw_losses, losses
 from tinyvlm_cli.report.published import read_published
 from tinyvlm_cli.report.render import SUFFIXES, csv_text, render, show

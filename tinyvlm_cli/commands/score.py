@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tinyvlm_cli.command_config import Score
 from tinyvlm_cli.components import build
-from tinyvlm_cli.config import Score
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate import benchmark as protocol
 from tinyvlm_cli.evaluate.answers import read_answers

@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tinyvlm_cli import config
+from tinyvlm_cli import command_config
 from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.evaluate.judge_cache import Reply, ReplyCache, Request
 
@@ -40,7 +40,7 @@ class NoReplyError(Exception):
     """The judge gave no reply; the text says why."""
 
 
-def open_judge(settings: config.Judge, results_dir: Path) -> "Judge | None":
+def open_judge(settings: command_config.Judge, results_dir: Path) -> "Judge | None":
     """The judge of a command, or None when none is set. Nothing is sent before the first question."""
     if settings.model is None:
         return None
@@ -49,7 +49,7 @@ def open_judge(settings: config.Judge, results_dir: Path) -> "Judge | None":
     return Judge(settings, settings.model, cache=ReplyCache(results_dir / "judge", settings.model))
 
 
-def with_judge(benchmark: Any, settings: config.Judge, results_dir: Path) -> Benchmark:
+def with_judge(benchmark: Any, settings: command_config.Judge, results_dir: Path) -> Benchmark:
     """`benchmark`, with the command's judge where it takes one."""
     if hasattr(benchmark, "judge"):
         benchmark = dataclasses.replace(benchmark, judge=open_judge(settings, results_dir))
@@ -60,7 +60,7 @@ def with_judge(benchmark: Any, settings: config.Judge, results_dir: Path) -> Ben
 class Judge:
     """Grades answers, several at a time, and remembers each reply."""
 
-    def __init__(self, settings: config.Judge, model: str, *, cache: ReplyCache) -> None:
+    def __init__(self, settings: command_config.Judge, model: str, *, cache: ReplyCache) -> None:
         self.model = model
         self._settings = settings
         self._key = os.environ.get(settings.key_variable)

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tinyvlm_cli.config import Table
+from tinyvlm_cli.command_config import Table
 from tinyvlm_cli.report.ours import REAL, Entry, clashes, entries, number, state
 from tinyvlm_cli.report.published import PublishedScore
 from tinyvlm_cli.report.sheet import PLUS_MINUS

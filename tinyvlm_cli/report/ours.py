@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from tinyvlm_cli.config import Column
+from tinyvlm_cli.command_config import Column
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.report.sheet import DASH, PLUS_MINUS, Cell, one_decimal
 from tinyvlm_cli.results import ScoreRow

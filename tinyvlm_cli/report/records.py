@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from tinyvlm_cli.config import Column, Table
+from tinyvlm_cli.command_config import Column, Table
 from tinyvlm_cli.report.ours import number, state
 from tinyvlm_cli.report.published import PublishedScore
 from tinyvlm_cli.report.sheet import Record

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
-from tinyvlm_cli.config import Published, Table
+from tinyvlm_cli.command_config import Published, Table
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.report import notes
 from tinyvlm_cli.report.ours import REAL, SHUFFLED, Entry, cell, choices, entries

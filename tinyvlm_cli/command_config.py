@@ -1,0 +1,131 @@
+"""The settings of the commands other than `train`; values live in conf/*.yaml."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from tinyvlm_cli.config import LLM, Data, Vision
+
+
+@dataclass
+class Judge:
+    """An OpenAI-compatible endpoint that grades open answers. The key comes from the environment only."""
+
+    base_url: str | None = None  # null: OPENAI_BASE_URL, else the client's default
+    model: str | None = None  # null: judged benchmarks are shown as "not judged"
+    key_variable: str = MISSING  # environment variable that holds the key
+    concurrency: int = MISSING  # requests in flight
+    timeout_s: float = MISSING
+    retries: int = MISSING  # of transport errors, with exponential back-off
+
+
+@dataclass
+class Eval:
+    """`tinyvlm eval`."""
+
+    run: str = MISSING  # run folder name, its shown name, or "all"
+    stage: str | None = None  # null: the run's last
+    benchmark: dict[str, Any] = MISSING  # name -> `_target_` and the class's arguments
+    blind: bool = MISSING  # answer again with images shuffled between questions: what the text alone gives away
+    batch_size: int = MISSING  # questions answered together
+    limit: int | None = None  # first questions only; such scores are marked and kept out of tables
+    judge: Judge = field(default_factory=Judge)
+    gpus: int | None = None
+    seed: int = MISSING  # of the blind control's shuffle
+    eval_dir: str = MISSING  # folder that holds one folder a benchmark, in LLaVA's layout
+    data_dir: str = MISSING
+    results_dir: str = MISSING
+
+
+@dataclass
+class Score:
+    """`tinyvlm score`."""
+
+    benchmark: dict[str, Any] = MISSING
+    answers: str = MISSING  # JSONL with question_id, prompt, text
+    data_dir: str = MISSING  # the benchmark's own folder
+    output: str | None = None  # JSON file for the score, its details and the per-question results
+    judge: Judge = field(default_factory=Judge)
+    results_dir: str = MISSING  # judge replies are cached there
+
+
+@dataclass
+class Ask:
+    """`tinyvlm ask`."""
+
+    run: str = MISSING
+    image: str = MISSING
+    question: str = MISSING
+    max_new_tokens: int = MISSING
+    results_dir: str = MISSING
+    data_dir: str = MISSING
+
+
+class Format(Enum):
+    """What `tinyvlm report` prints."""
+
+    terminal = "terminal"
+    markdown = "markdown"
+    latex = "latex"
+    csv = "csv"
+
+
+@dataclass
+class Published:
+    """Rows of published_scores.csv in a table, in file order."""
+
+    table: str = MISSING  # value of the file's column `table`
+    models: list[str] | None = None  # null: all of them
+
+
+@dataclass
+class Column:
+    """A column of scores."""
+
+    benchmark: str = MISSING
+    label: str = MISSING  # its title
+    detail: list[str] = field(default_factory=list)  # keys into the score's details; none: the score itself
+
+
+@dataclass
+class Table:
+    """A table of the report."""
+
+    title: str = MISSING
+    published: list[Published] = MISSING
+    runs: dict[str, Any] = MISSING  # field of a score row -> the value, or list of values, it must have; null: any
+    heads: dict[str, str] = MISSING  # field that says what a row is -> its title
+    columns: list[Column] = MISSING
+    blind: bool = MISSING  # the blind control in a line under each run that has one
+    footnotes: list[str] = MISSING
+
+
+@dataclass
+class Report:
+    """`tinyvlm report`."""
+
+    table: dict[str, Table] = MISSING  # name -> the table
+    format: Format = MISSING  # of what is printed; `output` gets all of them
+    output: str | None = None  # folder for the files; null: print
+    results_dir: str = MISSING
+
+
+@dataclass
+class DataCommand:
+    """`tinyvlm data check` and `tinyvlm data prepare`."""
+
+    action: str = MISSING  # check or prepare
+    data: Data | None = None
+    llm: LLM | None = None
+    vision: Vision | None = None
+    data_dir: str = MISSING
+    results_dir: str = MISSING
+
+
+@dataclass
+class Demo:
+    """`tinyvlm demo`."""
+
+    commands: list[str] = MISSING  # the words after `tinyvlm`, one command a line
