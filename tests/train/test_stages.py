@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tinyvlm_cli.commands import train
 from tinyvlm_cli.config import (
     LLM,
     Data,
@@ -146,3 +147,9 @@ def test_a_stage_folder_that_describes_another_stage_is_refused(config: Train) -
     (folder / "stage.yaml").write_text(record.replace("seed: 42", "seed: 43"), encoding="utf-8")
     with pytest.raises(UserError, match=r"describes another stage \(seed differ\)"):
         write_job(config, node)
+    (folder / "DONE").touch()  # a trained one, too, is another stage's
+    with pytest.raises(UserError, match=r"describes another stage \(seed differ\)"):
+        train.run(config)
+    (folder / "stage.yaml").write_text("identity: [", encoding="utf-8")
+    with pytest.raises(UserError, match="not a stage's description"):
+        train.run(config)

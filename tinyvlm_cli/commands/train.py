@@ -13,7 +13,7 @@ from tinyvlm_cli.config import Train, to_yaml
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.provenance import now, provenance
 from tinyvlm_cli.results import write_text
-from tinyvlm_cli.train.job import DONE, is_done, locked, stage_dir, write_job
+from tinyvlm_cli.train.job import DONE, is_done, locked, mismatch, stage_dir, write_job
 from tinyvlm_cli.train.stages import StageNode, run_folder, run_name, stage_nodes, stage_split
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,8 @@ def run(config: Train) -> int:
     """Train what is not trained yet. Returns the exit code."""
     nodes = stage_nodes(config)
     missing = [node for node in nodes if not is_done(stage_dir(config, node.folder))]
-    findings = _findings(config, missing)
+    findings = [finding for node in nodes for finding in mismatch(stage_dir(config, node.folder), node)]
+    findings += _findings(config, missing)
     if findings:
         raise UserError("\n".join(findings))
     for node in nodes:

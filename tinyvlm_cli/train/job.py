@@ -18,6 +18,7 @@ from tinyvlm_cli.train.stages import StageNode
 log = logging.getLogger(__name__)
 
 DONE = "DONE"
+DESCRIPTION = "stage.yaml"
 
 
 @dataclass(frozen=True)
@@ -51,30 +52,42 @@ def write_job(config: Train, node: StageNode) -> Path:
     Raises UserError where the folder describes another stage: its weights would be mistaken for this one's.
     """
     folder = stage_dir(config, node.folder)
-    path = folder / "stage.yaml"
-    if path.exists():
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        if found.get("identity") != node.identity:
-            changed = _differences(found.get("identity") or {}, node.identity)
-            raise UserError(
-                f"{path}: describes another stage ({', '.join(changed)} differ); was it edited? "
-                f"Move or delete {folder}, and it will be trained again"
-            )
-    else:
+    findings = mismatch(folder, node)
+    if findings:
+        raise UserError(findings[0])
+    if not (folder / DESCRIPTION).exists():
         record = {
             "stage": node.name,
             "before": list(node.before),
             "identity": node.identity,
             "made_with": provenance(),
         }
-        write_text(path, yaml.safe_dump(record, sort_keys=False))
+        write_text(folder / DESCRIPTION, yaml.safe_dump(record, sort_keys=False))
     write_text(folder / "config.yaml", to_yaml(config))
     return folder
 
 
+def mismatch(folder: Path, node: StageNode) -> list[str]:
+    """One sentence when `folder` describes another stage than `node`, or cannot be read; none when it is not there."""
+    path = folder / DESCRIPTION
+    if not path.exists():
+        return []
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))["identity"]
+        changed = sorted(key for key in {*found, *node.identity} if found.get(key) != node.identity.get(key))
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
+        return [f"{path}: not a stage's description; move or delete {folder}, and it will be trained again"]
+    if not changed:
+        return []
+    return [
+        f"{path}: describes another stage ({', '.join(changed)} differ); was it edited? "
+        f"Move or delete {folder}, and it will be trained again"
+    ]
+
+
 def read_job(folder: Path) -> StageJob:
     """The job that `write_job` described."""
-    path = folder / "stage.yaml"
+    path = folder / DESCRIPTION
     if not path.is_file():
         raise UserError(f"{folder}: not a stage folder (no stage.yaml)")
     record = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -96,7 +109,3 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _differences(found: dict[str, object], wanted: dict[str, object]) -> list[str]:
-    return sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
