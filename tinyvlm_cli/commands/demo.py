@@ -25,7 +25,7 @@ def run(config: Demo) -> int:
     console.print(f"\nThe demo took {took:.0f} s. All of it lies in {Path('results').resolve()}.", soft_wrap=True)
     console.print(
         "Ask a model: tinyvlm ask run=TinyLLaVA-demo-tiny-tiny image=data/easyvqa/images/0.png "
-        "'question=\"What color is the shape?\"'",
+        "question='Describe the image.'",
         soft_wrap=True,
     )
     return 0
