@@ -4,11 +4,13 @@ The job's whole description lies in FOLDER.
 """
 
 import ctypes
+import logging
 import os
 import signal
 import sys
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -42,10 +44,19 @@ def main() -> None:
     job, folder = sys.argv[1:]
     set_up(main_rank=os.environ.get("RANK", "0") == "0")
     work(job, Path(folder))
+    leave()
+
+
+def leave() -> NoReturn:
+    """End the process when all ranks are done, without unwinding: gloo's threads sometimes abort it there."""
     from torch import distributed
 
     if distributed.is_initialized():
-        distributed.destroy_process_group()
+        distributed.barrier()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _die_with_parent() -> None:

@@ -14,6 +14,7 @@ from small import STEPS, micro_batches, small_vlm
 from tinyvlm_cli.config import Engine as EngineSettings
 from tinyvlm_cli.config import Optim, Precision
 from tinyvlm_cli.train.engine import Engine, start_process_group
+from tinyvlm_cli.worker import leave
 
 OPTIM = Optim(betas=[0.9, 0.999], eps=1e-8, weight_decay=0.0, warmup_ratio=0.0, max_grad_norm=1.0)
 
@@ -38,5 +39,4 @@ if __name__ == "__main__":
     traces = {zero: losses(int(zero), precision, trained) for zero in zeros.split(",")}
     if dist.get_rank() == 0:
         Path(output).write_text(json.dumps(traces), encoding="utf-8")
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
