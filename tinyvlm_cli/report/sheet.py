@@ -54,25 +54,25 @@ class Record:
     connector: str
     data: str
     recipe: str
-    size: str
-    resolution: str
-    run: str  # run folder
-    seed: int | None
-    stage: str
-    images: str
-    benchmark: str
-    detail: str  # keys into the score's details, joined with "/"
-    value: float | None
-    state: str  # "not judged" or "pending" where `value` is empty
-    metric: str
-    n: int | None
-    split: str
-    follows: str
-    version: int | None
-    judge: str
-    seen_in_training: str
-    source: str
-    note: str
+    size: str = ""
+    resolution: str = ""
+    run: str = ""  # run folder
+    seed: int | None = None
+    stage: str = ""
+    images: str = "real"
+    benchmark: str = ""
+    detail: str = ""  # keys into the score's details, joined with "/"
+    value: float | None = None
+    state: str = ""  # "not judged" or "pending" where `value` is empty
+    metric: str = ""
+    n: int | None = None
+    split: str = ""
+    follows: str = ""
+    version: int | None = None
+    judge: str = ""
+    seen_in_training: str = ""
+    source: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
