@@ -8,7 +8,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tinyvlm_cli.components import build
-from tinyvlm_cli.evaluate.benchmark import Answer
+from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark
+from tinyvlm_cli.evaluate.inventory import take_inventory
+from tinyvlm_cli.evaluate.judge import Judge
 
 CONF = Path(__file__).parents[1] / "conf/benchmark"
 SUFFIX = "Answer the question using a single word or phrase."
@@ -20,8 +22,9 @@ def node_of(name: str, data_dir: Path, **changes: Any) -> dict[str, Any]:
     return OmegaConf.to_container(node, resolve=True)
 
 
-def from_conf(name: str, data_dir: Path, **changes: Any) -> Any:
-    return build(node_of(name, data_dir, **changes))
+def from_conf(name: str, data_dir: Path, *, judge: Judge | None = None, **changes: Any) -> Any:
+    given = {"judge": judge} if judge else {}
+    return build(node_of(name, data_dir, **changes), **given)
 
 
 def answers(texts: dict[str, str]) -> list[Answer]:
@@ -29,9 +32,9 @@ def answers(texts: dict[str, str]) -> list[Answer]:
     return [Answer(question_id, "", text) for question_id, text in texts.items()]
 
 
-def own_answers(texts: dict[str, str]) -> list[Answer]:
-    """Answers as `tinyvlm eval` writes them."""
-    return [Answer(key, "", text, key) for key, text in texts.items()]
+def findings(benchmark: Benchmark) -> str:
+    """What of its data is absent."""
+    return "\n".join(take_inventory(benchmark).findings)
 
 
 def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> Path:

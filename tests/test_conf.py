@@ -44,7 +44,15 @@ def test_every_benchmark_binds(name: str) -> None:
 
 
 def test_all_means_the_nine_of_the_paper() -> None:
-    assert set(composed("eval", "run=all").benchmark) == set(options("benchmark")) - {"all"}
+    assert set(composed("eval", "run=all").benchmark) == {
+        "vqav2", "gqa", "scienceqa", "textvqa", "pope", "mmvet", "llavaw", "mme", "mmbench"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("word", "name"), [("vqav2_testdev", "vqav2"), ("mmbench_test", "mmbench")])
+def test_a_split_of_a_server_takes_its_benchmarks_place(word: str, name: str) -> None:
+    node = composed("eval", f"benchmark={word}", "run=all").benchmark[name]
+    assert node["server"] and "test" in node["split"]
 
 
 @pytest.mark.parametrize("name", options("table"))

@@ -19,6 +19,7 @@ class Judge:
     concurrency: int = MISSING  # requests in flight
     timeout_s: float = MISSING
     retries: int = MISSING  # of transport errors, with exponential back-off
+    official_failures: bool = MISSING  # LLaVA-W: a reply that cannot be read counts as -1; false: it is asked again
 
 
 @dataclass
@@ -44,9 +45,12 @@ class Score:
     """`tinyvlm score`."""
 
     benchmark: dict[str, Any] = MISSING
-    answers: str = MISSING  # JSONL with question_id, prompt, text
+    answers: str = MISSING  # JSONL with question_id, prompt, text; or a folder of `tinyvlm eval` with such files
     data_dir: str = MISSING  # the benchmark's own folder
+    choice_rule: str | None = None  # of MMBench; null: its own
+    runs: int | None = None  # gradings of MM-Vet and LLaVA-W; null: their own
     output: str | None = None  # JSON file for the score, its details and the per-question results
+    upload: str | None = None  # file for the benchmark's server
     judge: Judge = field(default_factory=Judge)
     results_dir: str = MISSING  # judge replies are cached there
 
@@ -118,8 +122,10 @@ class DataCommand:
 
     action: str = MISSING  # check or prepare
     data: Data | None = None
+    benchmark: dict[str, Any] = field(default_factory=dict)
     llm: LLM | None = None
     vision: Vision | None = None
+    eval_dir: str = MISSING
     data_dir: str = MISSING
     results_dir: str = MISSING
 

@@ -42,7 +42,7 @@ class ScoreRow:
     stage: str  # whose weights answered: "finetune"
     benchmark: str
     metric: str
-    value: float | None  # None: not judged
+    value: float | None  # None: see `state`
     n: int
     valid: float  # share of the answers that the scorer could read
     follows: str
@@ -53,6 +53,15 @@ class ScoreRow:
     limit: int | None = None  # answered only the first so many questions: not comparable
     details: dict[str, Any] = field(default_factory=dict)
     created: str = ""  # UTC, ISO 8601
+
+    @property
+    def state(self) -> str:
+        """Why there is no value: "pending" and "not judged" wait for a judge; "" where there is one."""
+        if self.value is not None:
+            return ""
+        if not self.n:
+            return "not asked"  # a limit left no question of the headline
+        return "pending" if self.details.get("pending") else "not judged"
 
     @property
     def cell(self) -> tuple[str, str, str, str, int | None]:

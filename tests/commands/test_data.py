@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from from_conf import node_of, write_lines
 from PIL import Image
 
 from tinyvlm_cli.command_config import DataCommand
@@ -74,3 +75,19 @@ def test_check_writes_the_skip_list_and_says_so(tmp_path: Path, capsys: pytest.C
     assert "pretrain: 2 records (published: 3), 1 usable" in capsys.readouterr().out
     (skips,) = (tmp_path / "index/skip").glob("*[0-9a-f].json")
     assert list(json.loads(skips.read_text(encoding="utf-8"))) == ["1"]
+
+
+def test_check_counts_what_is_there_of_each_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [{"image": name, "text": "Is there a cat?", "label": "no"} for name in ("a.jpg", "b.jpg", "empty.jpg")]
+    for category in ("adversarial", "random", "popular"):
+        write_lines(tmp_path / f"pope/coco/coco_pope_{category}.json", lines)
+    (tmp_path / "pope/val2014").mkdir()
+    (tmp_path / "pope/val2014/a.jpg").write_text("an image")
+    (tmp_path / "pope/val2014/empty.jpg").touch()
+    benchmark = {name: node_of(name, tmp_path / name) for name in ("pope", "llavaw")}
+    assert data.run(DataCommand(action="check", benchmark=benchmark)) == 1
+    shown = capsys.readouterr().out
+    assert " 9 │ 1 of 3 │ not complete" in shown
+    assert "POPE: 2 of 3 images are not there (first: " in shown
+    assert "LLaVA-W: questions.jsonl, context.jsonl, answers_gpt4.jsonl not in " in shown
+    assert "LLaVA-W, for the official judging: " in shown and "rule.json of LLaVA" in shown

@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tinyvlm_cli.commands import score
 from tinyvlm_cli.errors import UserError
 
 LABELS = [("a.jpg", "yes"), ("b.jpg", "no")]
-JUDGE = {"key_variable": "NO_SUCH_KEY", "concurrency": 1, "timeout_s": 1.0, "retries": 0}
+JUDGE = {"key_variable": "NO_SUCH_KEY", "concurrency": 1, "timeout_s": 1.0, "retries": 0, "official_failures": False}
 
 
 def settings(folder: Path, *names: str, **changes: Any) -> Score:
@@ -98,3 +99,25 @@ def test_torch_stays_out(pope: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_split_of_a_server_is_exported_and_not_scored(tmp_path: Path, capsys: Any) -> None:
+    write_lines(tmp_path / "llava_vqav2_mscoco_test2015.jsonl", [{"question_id": i} for i in (1, 2)])
+    write_lines(tmp_path / "answers-0.jsonl", [{"question_id": 1, "text": "Two."}])
+    node = {"vqav2": node_of("vqav2", Path("nowhere"), server="EvalAI")}
+    config = replace(settings(tmp_path), benchmark=node, answers=str(tmp_path))  # a folder of `tinyvlm eval`
+    with pytest.raises(UserError, match=r"scored by EvalAI only; add upload=FILE\.json"):
+        score.run(config)
+    assert score.run(replace(config, upload=str(tmp_path / "up.json"))) == 0
+    assert json.loads((tmp_path / "up.json").read_text())[1] == {"question_id": 2, "answer": ""}
+    assert capsys.readouterr().out == ""
+
+
+def test_what_no_server_takes_is_not_exported(pope: Path) -> None:
+    with pytest.raises(UserError, match="POPE has no server"):
+        score.run(settings(pope, "pope", upload=str(pope / "up.json")))
+
+
+def test_settings_of_a_benchmark_can_be_given_without_its_name(pope: Path) -> None:
+    with pytest.raises(UserError, match=r"pope\.choice_rule: .* has no such setting"):
+        score.run(settings(pope, "pope", choice_rule="2026"))

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
@@ -29,8 +29,11 @@ class Endpoint:
     url: str = ""
 
     def judge(self, results_dir: Path, **changes: Any) -> Judge:
-        settings = {"base_url": self.url, "model": "gpt-4-0613", "key_variable": KEY_VARIABLE, "concurrency": 2}
-        judge = open_judge(command_config.Judge(**{**settings, "timeout_s": 5.0, "retries": 0, **changes}), results_dir)
+        settings = command_config.Judge(
+            base_url=self.url, model="gpt-4-0613", key_variable=KEY_VARIABLE, concurrency=2, timeout_s=5.0, retries=0,
+            official_failures=False,
+        )  # fmt: skip
+        judge = open_judge(replace(settings, **changes), results_dir)
         assert judge
         return judge
 

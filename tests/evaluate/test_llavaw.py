@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from from_conf import findings, from_conf
 from scripted_endpoint import endpoint
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Answer
 from tinyvlm_cli.evaluate.benchmarks.llavaw import LLaVAWild, read_grades
 
-CONF = Path(__file__).parents[2] / "conf/benchmark/llavaw.yaml"
 RULES = {f"llava_bench_{name}": {"role": "Helper", "prompt": f"Grade {name}."} for name in ("conv", "detail")}
 FILES = {
     "questions.jsonl": [
@@ -36,9 +35,8 @@ def bench(tmp_path: Path) -> Any:
         for name, lines in FILES.items():
             (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
         (tmp_path / "rule.json").write_text(json.dumps(RULES))
-        node = {**yaml.safe_load(CONF.read_text()), "data_dir": str(tmp_path), "runs": 1, **changes}
-        del node["_target_"]
-        return LLaVAWild(**node)
+        llavaw: LLaVAWild = from_conf("llavaw", tmp_path, **{"runs": 1, **changes})
+        return llavaw
 
     return make
 
@@ -101,13 +99,13 @@ def test_means_are_rounded_before_they_are_divided(bench: Any, tmp_path: Path) -
 
 def test_the_score_is_the_mean_of_the_runs(bench: Any, tmp_path: Path) -> None:
     with endpoint(lambda _: f"10 {len(judge.asked)}") as judge:
-        score = bench(runs=3, judge=judge.judge(tmp_path, concurrency=1)).score(ANSWERS[2:])
+        score = bench(runs=3, judge=judge.judge(tmp_path, concurrency=1)).score(ANSWERS[2:], {"0"})
     assert (score.value, score.details["runs"], score.details["std"]) == (20.0, [10.0, 20.0, 30.0], 8.2)
 
 
 def test_an_unreadable_reply_is_asked_again(bench: Any, tmp_path: Path) -> None:
     with endpoint(lambda _: "10 4" if len(judge.asked) == 3 else "8, 7") as judge:
-        score = bench(judge=judge.judge(tmp_path)).score(ANSWERS[2:])
+        score = bench(judge=judge.judge(tmp_path)).score(ANSWERS[2:], {"0"})
     assert (score.value, len(judge.asked), score.details["unparsable"]) == (40.0, 3, 0)
     assert judge.asked[0] == judge.asked[2]
 
@@ -122,7 +120,7 @@ def test_never_readable_is_left_out_and_reported(bench: Any, tmp_path: Path) -> 
 
 def test_official_failures_are_averaged_as_minus_one(bench: Any, tmp_path: Path) -> None:
     with endpoint(graded("10 4", "8, 7", "10 8")) as judge:
-        score = bench(official_failures=True, judge=judge.judge(tmp_path)).score(ANSWERS)
+        score = bench(judge=judge.judge(tmp_path, official_failures=True)).score(ANSWERS)
     assert (score.value, len(judge.asked)) == (57.9, 3)  # (4 - 1 + 8) / (10 - 1 + 10)
 
 
@@ -177,8 +175,8 @@ def test_a_broken_line_is_named(bench: Any, tmp_path: Path) -> None:
         llavaw.questions()
 
 
-def test_missing_names_files_then_images(bench: Any, tmp_path: Path) -> None:
+def test_files_and_then_images_that_are_not_there_are_named(bench: Any, tmp_path: Path) -> None:
     llavaw = bench()
-    assert "2 images are not there" in llavaw.missing()[0]
+    assert "2 of 2 images are not there" in findings(llavaw)
     (tmp_path / "context.jsonl").unlink()
-    assert "context.jsonl is not there" in llavaw.missing()[0]
+    assert findings(llavaw).startswith("context.jsonl not in ")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from from_conf import findings, from_conf
 from scripted_endpoint import endpoint
 
 from tinyvlm_cli.errors import UserError
@@ -14,7 +14,6 @@ from tinyvlm_cli.evaluate.benchmark import Answer
 from tinyvlm_cli.evaluate.benchmarks.mmbench import MMBench
 from tinyvlm_cli.evaluate.choices import CHOICE_RULES
 
-CONF = Path(__file__).parents[2] / "conf/benchmark/mmbench.yaml"
 PICTURE = base64.b64encode(b"a picture that is long enough to be no index " * 3).decode()
 SUFFIX = "Answer with the option's letter from the given choices directly."
 DEFAULTS = {
@@ -38,13 +37,12 @@ def pair_of_rows(index: int, **changes: str) -> list[dict[str, str]]:
 @pytest.fixture
 def bench(tmp_path: Path) -> Any:
     def make(*rows: dict[str, str], **changes: Any) -> MMBench:
-        node = {**yaml.safe_load(CONF.read_text()), "data_dir": str(tmp_path), **changes}
-        del node["_target_"]
-        with (tmp_path / node["file"]).open("w", newline="") as file:
+        mmbench: MMBench = from_conf("mmbench", tmp_path, **changes)
+        with mmbench.files()[0].open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, delimiter="\t")
             writer.writeheader()
             writer.writerows(rows)
-        return MMBench(**node)
+        return mmbench
 
     return make
 
@@ -149,14 +147,16 @@ def test_a_row_without_answer_is_wrong(bench: Any) -> None:
     assert "1 rows have no answer" in score.notes[0]
 
 
-def test_the_first_questions_alone_are_scored_as_such(bench: Any) -> None:
-    score = bench(*pair_of_rows(7), *pair_of_rows(8)).score(answers(_7="A", _1000007="B"))
-    assert (score.value, score.n) == (100, 1)
-    assert "not comparable" in score.notes[0]
+def test_a_limited_run_is_scored_on_what_was_asked(bench: Any) -> None:
+    mmbench = bench(*pair_of_rows(7), *pair_of_rows(8))
+    assert mmbench.score(answers(_7="A"), {"7"}).value == 100  # its rotation was not asked
+    score = mmbench.score(answers(_7="A", _1000007="B"))
+    assert (score.value, score.n) == (50, 2)
+    assert "2 rows have no answer (first: 8); they count as wrong" in score.notes
 
 
 def test_a_split_without_answers_is_refused(bench: Any) -> None:
-    with pytest.raises(UserError, match="no public answers"):
+    with pytest.raises(UserError, match="the table has no answers"):
         bench(row(3, "")).score(answers(_3="A"))
 
 
@@ -201,8 +201,8 @@ def test_the_upload_sheet_has_all_rows_and_the_official_columns(bench: Any, tmp_
     assert openpyxl.load_workbook(path).active["G2"].data_type == "s"
 
 
-def test_missing_names_the_file(bench: Any, tmp_path: Path) -> None:
+def test_a_table_that_is_not_there_is_named(bench: Any, tmp_path: Path) -> None:
     mmbench = bench(row(3))
-    assert mmbench.missing() == []
+    assert findings(mmbench) == ""
     (tmp_path / "mmbench_dev_20230712.tsv").unlink()
-    assert "get mmbench_dev_20230712.tsv of MMBench" in mmbench.missing()[0]
+    assert "get mmbench_dev_20230712.tsv of MMBench" in findings(mmbench)

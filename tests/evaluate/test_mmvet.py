@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from from_conf import findings, from_conf
 from scripted_endpoint import endpoint
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Answer
 from tinyvlm_cli.evaluate.benchmarks.mmvet import AGAIN, MMVet, read_grade
 
-CONF = Path(__file__).parents[2] / "conf/benchmark/mmvet.yaml"
 EVALUATOR = 'prompt = """Grade it.\n"""\nraise SystemExit("never run")\n'
 DATA = {
     "v1_0": ("What is x?", "-1<AND>-5", ["ocr", "math"]),
@@ -31,9 +30,8 @@ def bench(tmp_path: Path) -> Any:
         }
         (tmp_path / "mm-vet.json").write_text(json.dumps(records))
         (tmp_path / "mm-vet_evaluator.py").write_text(EVALUATOR)
-        node = {**yaml.safe_load(CONF.read_text()), "data_dir": str(tmp_path), **changes}
-        del node["_target_"]
-        return MMVet(**node)
+        mmvet: MMVet = from_conf("mmvet", tmp_path, **changes)
+        return mmvet
 
     return make
 
@@ -75,7 +73,7 @@ def test_grades_are_read_as_officially(reply: str, grade: float | None) -> None:
 
 def test_an_unreadable_reply_is_asked_again_hotter(bench: Any, tmp_path: Path) -> None:
     with endpoint(lambda _: "0.7" if len(judge.asked) == 5 else "sure") as judge:
-        score = bench(judge=judge.judge(tmp_path, concurrency=1)).score(llava_answers({"0": "x = -1"}))
+        score = bench(judge=judge.judge(tmp_path, concurrency=1)).score(llava_answers({"0": "x = -1"}), {"v1_0"})
     assert [body["temperature"] for body in judge.asked] == [0.0, 0.0, 0.5, 1.0, 1.5]
     assert [prompt.endswith(AGAIN) for prompt in judge.prompts] == [False, True, True, True, True]
     assert (score.value, score.details["unparsable"]) == (70.0, 0)
@@ -104,7 +102,7 @@ def test_an_answer_counts_for_each_of_its_capabilities(bench: Any, tmp_path: Pat
 def test_runs_are_graded_apart_and_their_spread_is_that_of_a_population(bench: Any, tmp_path: Path) -> None:
     with endpoint(lambda _: "0.2" if len(judge.asked) == 1 else "0.6") as judge:
         mmvet = bench(runs=2, judge=judge.judge(tmp_path, concurrency=1))
-        score = mmvet.score(llava_answers({"0": "x = -1"}))
+        score = mmvet.score(llava_answers({"0": "x = -1"}), {"v1_0"})
     assert (score.value, score.details["std"], sorted(score.details["runs"])) == (40.0, 20.0, [20.0, 60.0])
 
 
@@ -153,17 +151,18 @@ def test_ids_pair_whatever_the_order_and_the_spelling(bench: Any, tmp_path: Path
     assert "repeat" in score.notes[0]
 
 
-def test_a_hole_is_refused_and_a_start_is_marked(bench: Any) -> None:
+def test_a_question_without_an_answer_is_refused_when_it_was_asked(bench: Any) -> None:
+    texts = {"0": "x", "2": "three"}
     with pytest.raises(UserError, match="first: v1_1"):
-        bench().score(llava_answers({"0": "x", "2": "three"}))
-    assert "first 2 of 3" in bench().score(llava_answers({"0": "x", "1": "two"})).notes[0]
+        bench().score(llava_answers(texts))
+    assert bench().score(llava_answers(texts), {"v1_0", "v1_2"}).n == 2
 
 
-def test_missing_names_files_and_images(bench: Any, tmp_path: Path) -> None:
+def test_files_and_images_that_are_not_there_are_named(bench: Any, tmp_path: Path) -> None:
     mmvet = bench()
-    assert "3 images are not there" in mmvet.missing()[0]
+    assert "3 of 3 images are not there" in findings(mmvet)
     (tmp_path / "mm-vet.json").write_text("[]")
     with pytest.raises(UserError, match="not MM-Vet's layout"):
         mmvet.questions()
     (tmp_path / "mm-vet.json").unlink()
-    assert "get mm-vet.zip" in mmvet.missing()[0]
+    assert "get mm-vet.zip" in findings(mmvet)

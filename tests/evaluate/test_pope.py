@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from from_conf import SUFFIX, answers, from_conf, own_answers, write_lines
+from from_conf import SUFFIX, answers, findings, from_conf, write_lines
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Answer
@@ -114,14 +114,14 @@ def test_a_category_without_labels_is_noted(bench: Any, tmp_path: Path) -> None:
     (tmp_path / "coco/coco_pope_random.json").unlink()
     assert bench.questions()[-1].key == "20000002"  # the numbers stay
     assert bench.score(answers(ALL_RIGHT)).n == 5
-    assert "coco_pope_random.json" in bench.missing()[0]
+    assert findings(bench).startswith("coco/coco_pope_random.json not in ")
 
 
-def test_a_limited_run_is_scored_on_what_it_answered(bench: Any) -> None:
-    assert bench.score(own_answers({"1": "Yes", "2": "No"})).n == 2
+def test_a_limited_run_is_scored_on_what_was_asked(bench: Any) -> None:
+    assert bench.score(answers({"1": "Yes", "2": "No"}), {"1", "2"}).n == 2
     with pytest.raises(UserError, match="1 of 3 adversarial"):
         bench.score(answers({"1": "Yes", "2": "No"}))
 
 
 def test_only_images_lack(bench: Any) -> None:
-    assert bench.missing()[0].startswith("2 images are not there")
+    assert findings(bench).startswith("2 of 2 images are not there")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from from_conf import answers, from_conf, own_answers
+from from_conf import answers, from_conf
 
 from tinyvlm_cli.evaluate.benchmark import Answer
 
@@ -73,6 +73,6 @@ def test_an_unreadable_answer_is_wrong_and_never_drawn(bench: Any) -> None:
     assert (score.value, score.valid) == (0, 0)
 
 
-def test_a_limited_run_is_scored_on_what_it_answered(bench: Any) -> None:
-    score = bench.score(own_answers({"5": "B", "7": "C"}))
+def test_a_limited_run_is_scored_on_what_was_asked(bench: Any) -> None:
+    score = bench.score(answers({"5": "B", "7": "C"}), {"5", "7"})
     assert (score.value, score.n, score.details["questions"]) == (100, 1, 2)

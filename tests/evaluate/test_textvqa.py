@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from from_conf import SUFFIX, from_conf, write_lines
+from from_conf import SUFFIX, findings, from_conf, write_lines
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Answer
@@ -64,7 +64,7 @@ def test_the_mean_is_over_the_answers_and_says_what_lacks(bench: Any) -> None:
 def test_scoring_needs_no_question_file_but_asking_does(bench: Any, tmp_path: Path) -> None:
     (tmp_path / "llava_textvqa_val_v051_ocr.jsonl").unlink()
     assert bench.score([Answer("img", YEAR, "1999")]).value == pytest.approx(90)
-    assert "llava_textvqa_val_v051_ocr.jsonl" in bench.missing()[0]
+    assert "llava_textvqa_val_v051_ocr.jsonl" in findings(bench)
 
 
 def test_ten_people_answer(bench: Any, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from from_conf import from_conf
 from tinyvlm_cli.data.records import parse_record
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Answer, Question
+from tinyvlm_cli.evaluate.inventory import take_inventory
 from tinyvlm_cli.prepare import easyvqa, easyvqa_source
 from tinyvlm_cli.prepare.easyvqa_eval import write_benchmarks
 from tinyvlm_cli.prepare.easyvqa_source import Asked, read_pictures
@@ -60,7 +61,7 @@ def true_answer(question: Question, pictures: dict[bytes, Any]) -> str:
 def test_every_benchmark_is_complete(name: str, eval_dir: Path) -> None:
     made = benchmark(name, eval_dir)
     questions = made.questions()
-    assert made.missing() == []
+    assert take_inventory(made).findings == ()
     assert len({question.key for question in questions}) == SIZES[name]
 
 

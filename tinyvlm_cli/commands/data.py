@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from tinyvlm_cli.command_config import DataCommand
 from tinyvlm_cli.components import build
-from tinyvlm_cli.config import Split
+from tinyvlm_cli.config import Data, Split
 from tinyvlm_cli.errors import FAILED, UserError
 from tinyvlm_cli.results import write_text
 
 if TYPE_CHECKING:
     from tinyvlm_cli.data.check import Finding
+    from tinyvlm_cli.evaluate.benchmark import Benchmark
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +35,43 @@ def run(config: DataCommand) -> int:
 
 
 def _check(config: DataCommand) -> int:
+    """Look at the data group and the benchmarks that are named."""
+    if config.data is None and not config.benchmark:
+        raise UserError("nothing to check; add data=NAME or benchmark=NAME")
+    codes = []
+    if config.data is not None:
+        codes.append(_check_data(config.data, Path(config.results_dir)))
+    if config.benchmark:
+        codes.append(_check_benchmarks(config.benchmark))
+    return max(codes)
+
+
+def _check_benchmarks(nodes: dict[str, Any]) -> int:
+    """A table of what is there, and a line for each thing that is not."""
+    from tinyvlm_cli.evaluate.inventory import take_inventory
+
+    benchmarks: list[Benchmark] = [build(node) for node in nodes.values()]
+    inventories = [take_inventory(benchmark) for benchmark in benchmarks]
+    table = Table("benchmark", "split", Column("questions", justify="right"), Column("images", justify="right"), "")
+    for benchmark, found in zip(benchmarks, inventories, strict=True):
+        there = f"{found.images - found.absent:,} of {found.images:,}"
+        state = "not complete" if found.findings else "complete"
+        table.add_row(benchmark.label, benchmark.split, f"{found.questions:,}", there, state)
+    console = Console(highlight=False)
+    console.print(table)
+    for benchmark, found in zip(benchmarks, inventories, strict=True):
+        for finding in found.findings:
+            console.print(f"{benchmark.label}: {finding}", soft_wrap=True)
+        for file in benchmark.wanted():
+            console.print(f"{benchmark.label}, for the official judging: {file}", soft_wrap=True)
+    return FAILED if any(found.findings for found in inventories) else 0
+
+
+def _check_data(data: Data, results_dir: Path) -> int:
     """Every split of the data group: findings as a table, and as files in results/index/skip/."""
-    if config.data is None:
-        raise UserError("nothing to check; add data=NAME")
     absent = [
         f"data.splits.{name}.{what}: no {getattr(split, what)}; get it from {split.source}"
-        for name, split in config.data.splits.items()
+        for name, split in data.splits.items()
         for what, there in (("annotations", Path(split.annotations).is_file()), ("images", Path(split.images).is_dir()))
         if not there
     ]
@@ -47,10 +79,10 @@ def _check(config: DataCommand) -> int:
         raise UserError("\n".join(absent))
     bad = 0
     done: set[tuple[str, str]] = set()  # two splits can be the same files
-    for name, split in config.data.splits.items():
+    for name, split in data.splits.items():
         if (split.annotations, split.images) not in done:
             done.add((split.annotations, split.images))
-            bad += _check_split(name, split, Path(config.results_dir))
+            bad += _check_split(name, split, results_dir)
     return FAILED if bad else 0
 
 

@@ -1,4 +1,4 @@
-"""Answer benchmarks with a trained run and score the answers."""
+"""Answer benchmarks with a trained run or a model folder and score the answers."""
 
 import dataclasses
 import json
@@ -12,7 +12,8 @@ from tinyvlm_cli import launch
 from tinyvlm_cli.command_config import Eval
 from tinyvlm_cli.components import build
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Benchmark, Score
+from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark, Score
+from tinyvlm_cli.evaluate.inventory import take_inventory
 from tinyvlm_cli.evaluate.job import REAL, SHUFFLED, EvalJob, Task, answered, task_folder, write_eval_job
 from tinyvlm_cli.evaluate.judge import PENDING, with_judge
 from tinyvlm_cli.provenance import now
@@ -28,14 +29,14 @@ def run(config: Eval) -> int:
     runs = find_runs(results_dir, config.run)
     jobs = [_job(config, one) for one in runs]
     benchmarks = {name: with_judge(build(node), config.judge, results_dir) for name, node in config.benchmark.items()}
-    findings = [finding for benchmark in benchmarks.values() for finding in benchmark.missing()]
+    findings = [finding for benchmark in benchmarks.values() for finding in take_inventory(benchmark).findings]
     if findings:
         raise UserError("\n".join(findings))
     pending = 0
     for one, job in zip(runs, jobs, strict=True):
         _answer(config, benchmarks, job)
         rows = _score(config, benchmarks, one, job)
-        _show(one, rows)
+        _show(one, job, rows)
         pending += sum(row.details.get("pending", 0) for row in rows)
     if pending:
         log.warning("%d answers wait for the judge; the same command completes them", pending)
@@ -74,9 +75,8 @@ def _answer(config: Eval, benchmarks: dict[str, Benchmark], job: EvalJob) -> Non
     """Start workers for the tasks with open questions, if there are any."""
     waiting = []
     for task in job.tasks:
-        benchmark = benchmarks[Path(task.folder).name.removesuffix(f".{SHUFFLED}")]
-        questions = benchmark.questions()[: job.limit]
-        if len(answered(Path(task.folder), questions, max_new_tokens=benchmark.max_new_tokens)) < len(questions):
+        questions = benchmarks[task.name].questions()[: job.limit]
+        if len(_answers(benchmarks[task.name], job, task)) < len(questions):
             waiting.append(task)
     if not waiting:
         log.info("%s, %s: every question is answered already", Path(job.run_dir).name, job.stage)
@@ -86,17 +86,24 @@ def _answer(config: Eval, benchmarks: dict[str, Benchmark], job: EvalJob) -> Non
     launch.run("eval", folder, gpus=config.gpus)
 
 
+def _answers(benchmark: Benchmark, job: EvalJob, task: Task) -> list[Answer]:
+    """The answers that are there, in the order of the questions."""
+    questions = benchmark.questions()[: job.limit]
+    found = answered(Path(task.folder), questions, max_new_tokens=benchmark.max_new_tokens)
+    return [found[question.key] for question in questions if question.key in found]
+
+
 def _score(config: Eval, benchmarks: dict[str, Benchmark], run: Run, job: EvalJob) -> list[ScoreRow]:
     known = {row.cell: row for row in read_scores(Path(config.results_dir))}
     rows: list[ScoreRow] = []
     notes: list[str] = []
     for task in job.tasks:
-        folder = Path(task.folder)
-        name = folder.name.removesuffix(f".{SHUFFLED}")
-        benchmark = benchmarks[name]
-        questions = benchmark.questions()[: job.limit]
-        answers = answered(folder, questions, max_new_tokens=benchmark.max_new_tokens)
-        score = benchmark.score([answers[question.key] for question in questions])
+        folder, benchmark = Path(task.folder), benchmarks[task.name]
+        answers = _answers(benchmark, job, task)
+        if benchmark.server:
+            notes.append(_export(benchmark, answers, folder))
+            continue
+        score = benchmark.score(answers, None if job.limit is None else {answer.key for answer in answers})
         notes += [f"{benchmark.label}: {note}" for note in score.notes]
         write_text(folder / "per_question.json", json.dumps(score.per_question))
         row = _row(run, job, task, benchmark, score)
@@ -107,6 +114,13 @@ def _score(config: Eval, benchmarks: dict[str, Benchmark], run: Run, job: EvalJo
     for note in dict.fromkeys(notes):
         log.warning("%s", note)
     return rows
+
+
+def _export(benchmark: Benchmark, answers: list[Answer], folder: Path) -> str:
+    """Write what the server takes. Returns what to do with it."""
+    path = folder / f"upload{benchmark.upload_suffix}"
+    benchmark.export(answers, path)
+    return f"{benchmark.label}, {benchmark.split}: upload {path} to {benchmark.server}"
 
 
 def _row(run: Run, job: EvalJob, task: Task, benchmark: Benchmark, score: Score) -> ScoreRow:
@@ -139,8 +153,11 @@ def _row(run: Run, job: EvalJob, task: Task, benchmark: Benchmark, score: Score)
     )
 
 
-def _show(run: Run, rows: list[ScoreRow]) -> None:
-    table = Table(title=f"{run.folder.name}, {rows[0].stage}" if rows else run.folder.name)
+def _show(run: Run, job: EvalJob, rows: list[ScoreRow]) -> None:
+    if not rows:
+        return
+    limit = f", the first {job.limit} questions only: not comparable" if job.limit is not None else ""
+    table = Table(title=f"{run.folder.name}, {job.stage}{limit}")
     for column in ("benchmark", "metric", "score", "blind", "questions", "readable"):
         table.add_column(column, justify="left" if column in ("benchmark", "metric") else "right")
     blind = {row.benchmark: row for row in rows if row.images == SHUFFLED}
@@ -152,6 +169,4 @@ def _show(run: Run, rows: list[ScoreRow]) -> None:
 
 
 def _value(row: ScoreRow) -> str:
-    if row.value is not None:
-        return f"{row.value:.1f}"
-    return "pending" if row.details.get("pending") else "not judged"
+    return row.state or f"{row.value:.1f}"

@@ -30,8 +30,19 @@ def run(config: Score) -> int:
         raise UserError(f"benchmark: found {names}; one answers file is for one benchmark, as in benchmark=pope")
     ((name, node),) = config.benchmark.items()
     # Images are not asked for: a benchmark's score looks for the files that it needs.
-    benchmark = with_judge(build({**node, "data_dir": config.data_dir}), config.judge, Path(config.results_dir))
-    score = benchmark.score(read_answers(Path(config.answers)))
+    changes = {"data_dir": config.data_dir, "choice_rule": config.choice_rule, "runs": config.runs}
+    node = {**node, **{key: value for key, value in changes.items() if value is not None}}
+    benchmark = with_judge(build(node), config.judge, Path(config.results_dir))
+    answers = read_answers(Path(config.answers))
+    if config.upload is not None:
+        benchmark.export(answers, Path(config.upload))
+        log.info("%s: written for %s", config.upload, benchmark.server or "the benchmark's server")
+    if benchmark.server:
+        if config.upload is None:
+            wanted = f"upload=FILE{benchmark.upload_suffix}"
+            raise UserError(f"{benchmark.label}, {benchmark.split}: scored by {benchmark.server} only; add {wanted}")
+        return 0
+    score = benchmark.score(answers)
     _show(benchmark, score)
     if config.output is not None:
         write_text(Path(config.output), json.dumps(_record(name, benchmark, score), indent=2) + "\n")

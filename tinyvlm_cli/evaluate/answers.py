@@ -13,10 +13,14 @@ BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff"
 
 
 def read_answers(path: Path) -> list[Answer]:
-    """Every answer in file order, its text untouched. Raises UserError with the line of the first broken record."""
-    if not path.is_file():
+    """Every answer in file order, its text untouched. Raises UserError with the line of the first broken record.
+
+    path: a file, or a folder of `tinyvlm eval`, which has a file a process.
+    """
+    paths = sorted(path.glob("answers-*.jsonl")) if path.is_dir() else [path]
+    if not paths or not paths[0].is_file():
         raise UserError(f"answers={path}: there is no such file; give a JSON-lines file with question_id, prompt, text")
-    answers = [_answer(line, f"{path}:{number}") for number, line in _lines(path)]
+    answers = [_answer(line, f"{one}:{number}") for one in paths for number, line in _lines(one)]
     if not answers:
         raise UserError(f"answers={path}: there is no answer in it; a line is a JSON record with question_id and text")
     return answers

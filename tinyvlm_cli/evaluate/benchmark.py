@@ -1,9 +1,13 @@
 """What a benchmark is: questions, a prompt for each, and a score of the answers. No torch here."""
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
+
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.evaluate.parquet import StoredImage
 
 
 @dataclass(frozen=True)
@@ -13,9 +17,14 @@ class Question:
     key: str  # unique within the benchmark, stable between runs
     question_id: str  # as in the official files; MME and TextVQA repeat ids
     text: str  # the question alone, with hint, options, OCR line: everything but image mark and chat format
-    image: Path | bytes | None  # file, encoded image, or none
+    image: Path | bytes | StoredImage | None  # file, encoded image, place of one, or none
     image_key: str  # equal for questions on the same image; "" without one
     category: str = ""
+
+    def encoded(self) -> Path | bytes:
+        """The image's file, or its bytes."""
+        assert self.image is not None
+        return self.image.read() if isinstance(self.image, StoredImage) else self.image
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class Score:
     """A benchmark's result."""
 
     metric: str  # what `value` is, for a table's footnote: "accuracy", "mean F1", "perception"
-    value: float | None  # the papers' headline in the papers' unit; None: judged by nobody yet
+    value: float | None  # the papers' headline in the papers' unit; None: not judged, or no question of it was asked
     n: int  # questions in the headline
     valid: float  # share of those whose answer the rule could read
     details: dict[str, Any] = field(default_factory=dict)  # JSON: categories, further official figures
@@ -43,35 +52,62 @@ class Score:
     pending: int = 0  # answers that a judge has yet to grade
 
 
-class Benchmark(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Benchmark(ABC):
     """A class in evaluate/benchmarks/, built from conf/benchmark/<name>.yaml.
 
-    Constructing it reads no file, so that a configuration can be checked first.
+    Constructing it reads no file, so that a configuration can be checked first. Its data lie in LLaVA's layout or,
+    where those files are absent, in the Hugging Face form.
     """
 
     name: str
     label: str  # column title
     data_dir: str
+    parquet: str  # Hugging Face form: pattern of its files in data_dir
     max_new_tokens: int
     follows: str  # whose scorer
     version: int  # raised when the same answers would get another score
     split: str
+    source: str  # where the files can be had, by public name
+    server: str = ""  # where this split is scored; "" when its answers are public
+    upload_suffix: ClassVar[str] = ""  # of the file that `export` writes
 
-    def missing(self) -> list[str]:
-        """Every file that is needed and not there, with the public name of what to get."""
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """The files without which nothing can be asked or scored, there or not. Not the images."""
 
+    @abstractmethod
     def questions(self) -> list[Question]:
         """All questions in file order. Raises UserError for a broken file, with its line."""
 
-    def score(self, answers: Sequence[Answer]) -> Score:
-        """The official score of `answers` (any order where the official rule allows it)."""
+    @abstractmethod
+    def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None) -> Score:
+        """The official score of `answers`, in any order where the official rule allows it.
 
+        asked: keys of the only questions that were asked, as if the benchmark had no others; None: all.
+        """
 
-class Exports(Protocol):
-    """A benchmark whose headline comes from a test server."""
+    def wanted(self) -> list[str]:
+        """What would make the score the official one, when files for that are absent."""
+        return []
 
     def export(self, answers: Sequence[Answer], path: Path) -> None:
-        """Write the file to upload."""
+        """Write the file that the benchmark's server takes."""
+        raise UserError(f"{self.label} has no server that takes answers: they are scored here")
 
+    @property
+    def folder(self) -> Path:
+        """Where the data lie."""
+        return Path(self.data_dir)
 
-PerQuestion = Mapping[str, float]
+    def parquet_files(self) -> list[Path]:
+        """The Hugging Face form, when that is there and the official files are not."""
+        if any(path.exists() for path in self.files()):
+            return []
+        return sorted(self.folder.glob(self.parquet))
+
+    def need(self, path: Path) -> Path:
+        """`path`, which is there."""
+        if not path.is_file():
+            raise UserError(f"{path} is not there; get {self.source}")
+        return path

@@ -23,6 +23,11 @@ class Task:
     images: str  # REAL or SHUFFLED
     folder: str  # for the answers
 
+    @property
+    def name(self) -> str:
+        """The benchmark's."""
+        return str(self.benchmark["name"])
+
 
 @dataclass(frozen=True)
 class EvalJob:

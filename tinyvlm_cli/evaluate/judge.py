@@ -4,12 +4,12 @@ What cannot be had (wrong key, dead endpoint, timeouts) is never a score: `Judge
 stays pending, and a later run asks for it alone. The key is read from the environment and goes nowhere else.
 """
 
-import dataclasses
 import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from json import JSONDecodeError
@@ -49,19 +49,12 @@ def open_judge(settings: command_config.Judge, results_dir: Path) -> "Judge | No
     return Judge(settings, settings.model, cache=ReplyCache(results_dir / "judge", settings.model))
 
 
-def with_judge(benchmark: Any, settings: command_config.Judge, results_dir: Path) -> Benchmark:
-    """`benchmark`, with the command's judge where it takes one."""
-    if hasattr(benchmark, "judge"):
-        benchmark = dataclasses.replace(benchmark, judge=open_judge(settings, results_dir))
-    judging: Benchmark = benchmark
-    return judging
-
-
 class Judge:
     """Grades answers, several at a time, and remembers each reply."""
 
     def __init__(self, settings: command_config.Judge, model: str, *, cache: ReplyCache) -> None:
         self.model = model
+        self.official_failures = settings.official_failures
         self._settings = settings
         self._key = os.environ.get(settings.key_variable)
         self._cache = cache
@@ -185,3 +178,17 @@ def provenance(replies: Sequence[Reply]) -> dict[str, Any]:
     """For a score's details: which model graded, and when. A named judge changes behind its name."""
     dates = sorted(reply.created for reply in replies)
     return {"served": sorted({reply.served for reply in replies}), "from": dates[0], "to": dates[-1]} if dates else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged(Benchmark):
+    """A benchmark whose answers a judge grades, all or some."""
+
+    judge: Judge | None = None
+
+
+def with_judge(benchmark: Benchmark, settings: command_config.Judge, results_dir: Path) -> Benchmark:
+    """`benchmark`, with the command's judge where it takes one."""
+    if not isinstance(benchmark, Judged):
+        return benchmark
+    return replace(benchmark, judge=open_judge(settings, results_dir))

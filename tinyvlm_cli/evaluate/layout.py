@@ -1,10 +1,8 @@
-"""Where a benchmark's files lie in LLaVA's evaluation folder, and what is said when they do not."""
+"""LLaVA's evaluation folder."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
-from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer, Question
+from tinyvlm_cli.evaluate.benchmark import Question
 from tinyvlm_cli.evaluate.official_files import read_lines
 
 
@@ -24,29 +22,5 @@ def llava_questions(path: Path, images: Path) -> list[Question]:
 
 
 def first_of(*paths: Path) -> Path:
-    """The first path that exists, else the first."""
-    return next((path for path in paths if path.exists()), paths[0])
-
-
-def need(path: Path, source: str) -> Path:
-    """`path`, which is there."""
-    if not path.is_file():
-        raise UserError(f"{path} is not there; get {source}")
-    return path
-
-
-def lacking(paths: Iterable[Path], source: str) -> list[str]:
-    """A line for each file that is not there."""
-    return [f"{path} is not there; get {source}" for path in paths if not path.exists()]
-
-
-def lacking_images(questions: Iterable[Question], source: str) -> list[str]:
-    """One line when images are not there, with their number and the first."""
-    images = {question.image for question in questions if isinstance(question.image, Path)}
-    absent = sorted(image for image in images if not image.exists())
-    return [f"{len(absent)} images are not there (first: {absent[0]}); get {source}"] if absent else []
-
-
-def are_ours(answers: Iterable[Answer]) -> bool:
-    """Whether `tinyvlm eval` wrote all the answers: it leaves the last questions out only when told to by `limit=`."""
-    return all(answer.key for answer in answers)
+    """The first path that exists, else the last."""
+    return next((path for path in paths if path.exists()), paths[-1])

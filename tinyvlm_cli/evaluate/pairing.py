@@ -1,4 +1,4 @@
-"""Pairs answers with questions by id, for benchmarks where every question must be answered once."""
+"""Pairs answers with questions by id."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,6 @@ class Paired:
 
     texts: dict[str, str]  # Question.key -> the reply
     missing: tuple[str, ...]  # keys without an answer, in the order of the questions
-    is_start: bool  # only the last questions lack an answer: what `limit=` leaves
     notes: tuple[str, ...]
 
 
@@ -30,13 +29,10 @@ def pair(keys: Sequence[str], answers: Sequence[Answer], *, key_of: Callable[[st
         found = f"the first is of question '{given[0][0]}'" if given else "there are none"
         raise UserError(f"none of the answers belongs to a question, {found}; questions are named like '{keys[0]}'")
     missing = tuple(key for key in keys if key not in texts)
-    is_start = missing == tuple(keys[len(texts) :])
     repeated = len(given) - len(unknown) - len(texts)
     notes = []
     if repeated:
         notes.append(f"{repeated} answers repeat a question; the last one counts")
     if unknown:
         notes.append(f"{len(unknown)} answers belong to no question (first: {unknown[0]}); they do not count")
-    if missing and is_start:
-        notes.append(f"only the first {len(texts)} of {len(keys)} questions are answered: not comparable")
-    return Paired(texts, missing, is_start, tuple(notes))
+    return Paired(texts, missing, tuple(notes))

@@ -71,8 +71,8 @@ class Answerer:
         streamer: gets the tokens of a single question as they come.
         """
         chat = self.config.llm.chat
-        keys = list(dict.fromkeys(q.image_key for q in questions if q.image is not None))
-        images = {q.image_key: q.image for q in questions if q.image is not None}
+        images = {q.image_key: q for q in questions if q.image is not None}
+        keys = list(images)
         prompts = [
             Prompt(
                 encode_prompt(q.text, has_image=q.image is not None, tokenizer=self.tokenizer, chat=chat),
@@ -80,7 +80,7 @@ class Answerer:
             )
             for q in questions
         ]
-        loaded = [pixels(open_image(images[key]), self.config.vision, self.image_mode) for key in keys]
+        loaded = [pixels(open_image(q.encoded()), self.config.vision, self.image_mode) for q in images.values()]
         size = self.config.vision.image_size
         stacked = torch.from_numpy(np.stack(loaded)) if loaded else torch.empty(0, 3, size, size, dtype=torch.uint8)
         return answer(

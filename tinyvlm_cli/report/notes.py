@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tinyvlm_cli.command_config import Table
-from tinyvlm_cli.report.ours import REAL, Entry, clashes, entries, number, state
+from tinyvlm_cli.report.ours import REAL, Entry, clashes, entries, number
 from tinyvlm_cli.report.published import PublishedScore
 from tinyvlm_cli.report.sheet import PLUS_MINUS
 from tinyvlm_cli.results import ScoreRow
@@ -76,7 +76,7 @@ def _judge(row: ScoreRow) -> str:
 
 
 def _unjudged(ours: Iterable[ScoreRow]) -> list[str]:
-    states = {state(row) for row in ours}
+    states = {row.state for row in ours}
     found = []
     if "not judged" in states:
         found.append("not judged: no judge was named; repeat `tinyvlm eval` with judge.model=MODEL")

@@ -98,16 +98,9 @@ def number(row: ScoreRow, column: Column) -> float | None:
     return value
 
 
-def state(row: ScoreRow) -> str:
-    """Why a row has no value; nothing where it has one."""
-    if row.value is not None:
-        return ""
-    return "pending" if row.details.get("pending") else "not judged"
-
-
 def _state(rows: Sequence[ScoreRow]) -> str:
-    states = {state(row) for row in rows} - {""}
-    return "pending" if "pending" in states else "not judged" if states else DASH
+    states = {row.state for row in rows}
+    return next((state for state in ("pending", "not judged") if state in states), DASH)
 
 
 def _claim(row: ScoreRow) -> Claim:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from tinyvlm_cli.command_config import Column, Table
-from tinyvlm_cli.report.ours import number, state
+from tinyvlm_cli.report.ours import number
 from tinyvlm_cli.report.published import PublishedScore
 from tinyvlm_cli.report.sheet import Record
 from tinyvlm_cli.results import ScoreRow
@@ -60,7 +60,7 @@ def _own(table: str, row: ScoreRow, column: Column) -> Record:
         benchmark=row.benchmark,
         detail="/".join(column.detail),
         value=value,
-        state="" if value is not None else state(row),
+        state="" if value is not None else row.state,
         metric=row.metric,
         n=row.n,
         split=row.split,

@@ -5,17 +5,19 @@ LLaVA runs on testdev: without consistency, validity and plausibility, whose fil
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer, Question, Score
-from tinyvlm_cli.evaluate.layout import are_ours, first_of, lacking, lacking_images, llava_questions, need
+from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark, Question, Score
+from tinyvlm_cli.evaluate.layout import first_of, llava_questions
 from tinyvlm_cli.evaluate.official_files import read_json
 from tinyvlm_cli.evaluate.pairing import pair
+from tinyvlm_cli.evaluate.parquet import read_rows
 
+COLUMNS = ("id", "question", "imageId", "answer", "isBalanced", "types", "semantic", "groups")
 NO_STEP = ("exist", "query: name", "choose name")  # operations that the official code does not count as steps
 
 
@@ -34,47 +36,46 @@ class Item:
     group: str | None  # the distribution is compared within it
 
 
-@dataclass(frozen=True)
-class GQA:
+@dataclass(frozen=True, kw_only=True)
+class GQA(Benchmark):
     """The balanced questions of a split."""
 
-    name: str
-    label: str
-    data_dir: str
     llava_file: str  # read first; the suffix is in it
     questions_file: str  # official, with the answers
     images: str  # folder
     suffix: str  # added to official questions
-    max_new_tokens: int
-    follows: str
-    version: int
-    split: str
-    source: str  # where the files can be had, by public name
+    parquet_images: str  # Hugging Face form: pattern of the images' files
 
-    def missing(self) -> list[str]:
-        """The official questions, or images that are asked about."""
-        return lacking([self._questions_path], self.source) or lacking_images(self.questions(), self.source)
+    def files(self) -> list[Path]:
+        """The official questions, which hold the answers."""
+        return [first_of(self.folder / "data" / self.questions_file, self.folder / self.questions_file)]
 
     def questions(self) -> list[Question]:
         """LLaVA's questions, or the official balanced ones made like them."""
-        images = first_of(self._dir / "data" / self.images, self._dir / self.images)
-        if (self._dir / self.llava_file).exists():
-            return llava_questions(self._dir / self.llava_file, images)
+        images = first_of(self.folder / "data" / self.images, self.folder / self.images)
+        if (self.folder / self.llava_file).exists():
+            return llava_questions(self.folder / self.llava_file, images)
+        stored = {row["id"]: row["image"] for row in self._stored_images()}
         return [
-            Question(item.key, item.key, f"{item.question}\n{self.suffix}", images / f"{item.image}.jpg", item.image)
+            Question(
+                item.key,
+                item.key,
+                f"{item.question}\n{self.suffix}",
+                stored.get(item.image, images / f"{item.image}.jpg"),
+                item.image,
+            )
             for item in self._items()
         ]
 
-    def score(self, answers: Sequence[Answer]) -> Score:
+    def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None) -> Score:
         """Accuracy in percent and the official tables. Like eval.py it wants an answer to every question."""
-        items = self._items()
-        paired = pair(self._in_order(items), answers)
-        if paired.missing and not (paired.is_start and are_ours(answers)):
+        items = [item for item in self._items() if asked is None or item.key in asked]
+        paired = pair([item.key for item in items], answers)
+        if paired.missing:
             raise UserError(
                 f"{self.name}: {len(paired.missing)} of {len(items)} questions have no answer (first: "
                 f"{paired.missing[0]}), and the official scorer then gives no result; answer them too"
             )
-        items = [item for item in items if item.key in paired.texts]
         given = {key: convert(text) for key, text in paired.texts.items()}
         hits = {item.key: float(given[item.key] == item.answer) for item in items}
         return Score(
@@ -95,24 +96,15 @@ class GQA:
             notes=paired.notes,
         )
 
-    @property
-    def _dir(self) -> Path:
-        return Path(self.data_dir)
-
-    @property
-    def _questions_path(self) -> Path:
-        return first_of(self._dir / "data" / self.questions_file, self._dir / self.questions_file)
-
-    def _in_order(self, items: Sequence[Item]) -> list[str]:
-        """The items' keys in the order of the questions, which `limit=` cuts."""
-        keys = dict.fromkeys(item.key for item in items)
-        asked = [question.key for question in self.questions() if question.key in keys]
-        return list(dict.fromkeys([*asked, *keys]))
+    def _stored_images(self) -> Iterable[dict[str, Any]]:
+        return read_rows(sorted(self.folder.glob(self.parquet_images)), "id", "image") if self.parquet_files() else ()
 
     def _items(self) -> list[Item]:
-        path = need(self._questions_path, self.source)
+        parquet = self.parquet_files()
+        path = parquet[0] if parquet else self.need(self.files()[0])
         try:
-            return [_item(key, record) for key, record in read_json(path).items() if record["isBalanced"]]
+            records = {row["id"]: row for row in read_rows(parquet, *COLUMNS)} if parquet else read_json(path)
+            return [_item(key, record) for key, record in records.items() if record["isBalanced"]]
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not GQA's layout ({error!r}); get {self.source}") from None
 

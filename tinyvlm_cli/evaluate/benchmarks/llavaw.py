@@ -7,7 +7,7 @@ our own words and the score says so. Answers are paired by id; the official scri
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,16 @@ import numpy as np
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Answer, Question, Score
-from tinyvlm_cli.evaluate.judge import Judge, provenance
+from tinyvlm_cli.evaluate.judge import Judge, Judged, provenance
 from tinyvlm_cli.evaluate.judge_cache import Reply, Request
 from tinyvlm_cli.evaluate.official_files import read_json, read_lines
 from tinyvlm_cli.evaluate.pairing import pair
+from tinyvlm_cli.evaluate.parquet import StoredImage, read_rows
 
 QUESTIONS, CONTEXT, REFERENCE = "questions.jsonl", "context.jsonl", "answers_gpt4.jsonl"
+COLUMNS = (  # of the Hugging Face form
+    "question_id", "question", "category", "image_id", "image", "caption", "gpt_answer"
+)  # fmt: skip
 RULES = "rule.json"  # llava/eval/table/ of LLaVA
 METRIC = "relative score"
 TEMPERATURE, MAX_TOKENS = 0.2, 1024
@@ -47,7 +51,8 @@ class Item:
     key: str
     question: str
     category: str
-    image: str
+    image: str  # its name
+    place: Path | StoredImage
     context: str
     reference: str  # GPT-4's answer
 
@@ -60,53 +65,36 @@ class Review:
     replies: tuple[Reply, ...]
 
 
-@dataclass(frozen=True)
-class LLaVAWild:
+@dataclass(frozen=True, kw_only=True)
+class LLaVAWild(Judged):
     """The model's mean grade relative to GPT-4's, averaged over `runs` gradings."""
 
-    name: str
-    label: str
-    data_dir: str
-    max_new_tokens: int
     system_message: str  # of each request
     runs: int
-    official_failures: bool  # average -1 for a reply that cannot be read, instead of asking again
-    follows: str
-    version: int
-    split: str
-    source: str  # where the files can be had, by public name
-    judge: Judge | None = None
 
-    def missing(self) -> list[str]:
-        """Data files, or images, that are not there."""
-        files = [self._dir / name for name in (QUESTIONS, CONTEXT, REFERENCE) if not (self._dir / name).exists()]
-        if files:
-            return [f"{path} is not there; get {self.source}" for path in files]
-        images = {self._dir / "images" / item.image for item in self._items()}
-        absent = sorted(path for path in images if not path.exists())
-        return [f"{len(absent)} images are not there (first: {absent[0]}); get {self.source}"] if absent else []
+    def files(self) -> list[Path]:
+        """Questions, what the judge is told of the images, and GPT-4's answers."""
+        return [self.folder / name for name in (QUESTIONS, CONTEXT, REFERENCE)]
 
     def wanted(self) -> list[str]:
         """What would make the score comparable with published ones."""
-        path = self._dir / RULES
+        path = self.folder / RULES
         return [] if path.exists() else [f"{path} is not there; copy llava/eval/table/{RULES} of LLaVA"]
 
     def questions(self) -> list[Question]:
         """Every question, as it is: there is no suffix."""
         return [
-            Question(item.key, item.key, item.question, self._dir / "images" / item.image, item.image, item.category)
-            for item in self._items()
+            Question(item.key, item.key, item.question, item.place, item.image, item.category) for item in self._items()
         ]
 
-    def score(self, answers: Sequence[Answer]) -> Score:
+    def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None) -> Score:
         """Mean grade of the model over mean grade of the reference, in percent."""
-        items = self._items()
+        items = [item for item in self._items() if asked is None or item.key in asked]
         paired = pair([item.key for item in items], answers)
-        if paired.missing and not paired.is_start:
+        if paired.missing:
             raise UserError(
                 f"{len(paired.missing)} questions have no answer (first: {paired.missing[0]}); answer them too"
             )
-        items = [item for item in items if item.key in paired.texts]
         notes = list(paired.notes)
         if self.judge is None:
             return Score(METRIC, None, len(items), 0.0, notes=(*notes, "not judged: judge.model names no model"))
@@ -117,11 +105,12 @@ class LLaVAWild:
         done = [review for runs in reviews for review in runs if review]
         unreadable = sum(review.grades is None for review in done)
         if unreadable:
-            fate = "count as -1, as in the official script" if self.official_failures else "are left out"
+            fate = "count as -1, as in the official script" if self.judge.official_failures else "are left out"
             notes.append(f"{unreadable} of {len(done)} reviews cannot be read and {fate}")
         if pending:
             notes.append(f"{pending} answers wait for the judge ({self.judge.trouble}); run again")
-        grades = [] if pending else [[self._counted(review) for review in runs] for runs in reviews]
+        failed = FAILED if self.judge.official_failures else None
+        grades = [[review.grades or failed for review in runs if review] for runs in reviews if not pending]
         table = {} if pending else _tables(items, grades)
         return Score(
             metric=METRIC,
@@ -140,40 +129,49 @@ class LLaVAWild:
             pending=pending,
         )
 
-    @property
-    def _dir(self) -> Path:
-        return Path(self.data_dir)
-
     def _items(self) -> list[Item]:
-        questions = read_lines(self._dir / QUESTIONS, "question_id", "image", "category", "text")
-        contexts = {line["image"]: line["caption"] for line in read_lines(self._dir / CONTEXT, "image", "caption")}
-        references = {str(line["question_id"]): line["text"] for line in self._references()}
+        if parquet := self.parquet_files():
+            return self._stored_items(parquet)
+        questions_path, context_path, reference_path = map(self.need, self.files())
+        questions = read_lines(questions_path, "question_id", "image", "category", "text")
+        contexts = {line["image"]: line["caption"] for line in read_lines(context_path, "image", "caption")}
+        references = {
+            str(line["question_id"]): line["text"] for line in read_lines(reference_path, "question_id", "text")
+        }
         items = []
         for line in questions:
             key, image = str(line["question_id"]), line["image"]
             if image not in contexts or key not in references:
                 lacking = f"{CONTEXT} has no image {image}" if image not in contexts else f"{REFERENCE} has no answer"
-                raise UserError(f"{self._dir}: {lacking} for question {key}; get {self.source}")
-            caption = contexts[image]
-            context = caption if isinstance(caption, str) else "\n".join(caption)
-            items.append(Item(key, line["text"], line["category"], image, context, references[key]))
+                raise UserError(f"{self.folder}: {lacking} for question {key}; get {self.source}")
+            place, context = self.folder / "images" / image, _context(contexts[image])
+            items.append(Item(key, line["text"], line["category"], image, place, context, references[key]))
         return items
 
-    def _references(self) -> list[dict[str, Any]]:
-        return read_lines(self._dir / REFERENCE, "question_id", "text")
+    def _stored_items(self, parquet: Iterable[Path]) -> list[Item]:
+        try:
+            return [
+                Item(
+                    str(row["question_id"]), row["question"], row["category"], row["image_id"], row["image"],
+                    _context(row["caption"]), row["gpt_answer"],
+                )
+                for row in read_rows(parquet, *COLUMNS)
+            ]  # fmt: skip
+        except KeyError as error:
+            raise UserError(f"{self.folder}: the parquet files have no column {error}; get {self.source}") from None
 
     def _rule(self, category: str, rules: Mapping[str, Any]) -> Mapping[str, str]:
         name = f"llava_bench_{category}"
         rule: Mapping[str, str] | None = rules.get(name) if rules else OWN_RULE
         if not rule or not {"role", "prompt"} <= set(rule):
-            raise UserError(f"{self._dir / RULES}: there is no rule '{name}'; copy llava/eval/table/{RULES} of LLaVA")
+            raise UserError(f"{self.folder / RULES}: there is no rule '{name}'; copy llava/eval/table/{RULES} of LLaVA")
         return rule
 
     def _reviews(self, items: Sequence[Item], texts: Mapping[str, str], judge: Judge) -> list[list[Review | None]]:
         """Each item's reviews, one a run; None where the judge owes a reply."""
-        rules = {} if self.wanted() else read_json(self._dir / RULES)
+        rules = {} if self.wanted() else read_json(self.folder / RULES)
         requests = {item.key: self._request(item, texts[item.key], self._rule(item.category, rules)) for item in items}
-        ask = partial(_review, judge=judge, attempts=1 if self.official_failures else ATTEMPTS)
+        ask = partial(_review, judge=judge, attempts=1 if judge.official_failures else ATTEMPTS)
         tasks = [(item.key, run) for item in items for run in range(self.runs)]
         reviews = judge.each(tasks, lambda task: ask(requests[task[0]], run=task[1]))
         return [reviews[start : start + self.runs] for start in range(0, len(reviews), self.runs)]
@@ -190,9 +188,9 @@ class LLaVAWild:
         content = "".join(f"{part}\n\n" for part in parts)
         return Request((("system", self.system_message), ("user", content)), TEMPERATURE, MAX_TOKENS)
 
-    def _counted(self, review: Review | None) -> tuple[float, float] | None:
-        assert review
-        return FAILED if review.grades is None and self.official_failures else review.grades
+
+def _context(caption: str | Sequence[str]) -> str:
+    return caption if isinstance(caption, str) else "\n".join(caption)
 
 
 def _review(request: Request, *, run: int, judge: Judge, attempts: int) -> Review:

@@ -8,11 +8,11 @@ import hashlib
 import re
 import string
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -26,10 +26,11 @@ from tinyvlm_cli.evaluate.benchmarks.mmbench_table import (
     decode_image,
     image_cells,
     read_rows,
+    read_stored_rows,
     write_sheet,
 )
 from tinyvlm_cli.evaluate.choices import CHOICE_RULES, ChoiceRule
-from tinyvlm_cli.evaluate.judge import Judge, provenance
+from tinyvlm_cli.evaluate.judge import Judged, provenance
 from tinyvlm_cli.evaluate.pairing import pair
 
 ABBREVIATIONS = {
@@ -42,22 +43,14 @@ ABBREVIATIONS = {
 }
 
 
-@dataclass(frozen=True)
-class MMBench:
+@dataclass(frozen=True, kw_only=True)
+class MMBench(Judged):
     """Answers are read by rule; those that the rule cannot read are wrong, or go to the judge."""
 
-    name: str
-    label: str
-    data_dir: str
     file: str
-    max_new_tokens: int
     suffix: str  # added to each question, after a newline
     choice_rule: str  # which version of VLMEvalKit reads the answers
-    follows: str
-    version: int
-    split: str
-    source: str  # where the file can be had, by public name
-    judge: Judge | None = None
+    upload_suffix: ClassVar[str] = ".xlsx"
 
     def __post_init__(self) -> None:
         if str(self.choice_rule) not in CHOICE_RULES:
@@ -66,41 +59,40 @@ class MMBench:
                 f"benchmark.{self.name}.choice_rule={self.choice_rule}: there is no such rule; use {allowed}"
             )
 
-    def missing(self) -> list[str]:
-        """The TSV, when it is not there."""
-        return [] if self._path.exists() else [f"{self._path} is not there; get {self.source}"]
+    def files(self) -> list[Path]:
+        """The table, which holds the images too."""
+        return [self.folder / self.file]
 
     def wanted(self) -> list[str]:
         """What would make a judge's verdicts the official ones."""
-        return mmbench_judge.wanted(Path(self.data_dir))
+        return mmbench_judge.wanted(self.folder)
 
     def questions(self) -> list[Question]:
         """Every row, rotations too."""
-        rows = read_rows(self._path, with_images=True)
+        rows = self._rows(with_images=True)
         cells = image_cells(rows)
         images: dict[str, bytes] = {}  # many questions share one
         questions = []
         for row in rows:
+            if row.stored:
+                questions.append(Question(row.key, row.key, self._prompt(row), row.stored, str(row.base), row.category))
+                continue
             image_key = hashlib.sha1(cells[row.key].encode()).hexdigest()
             if image_key not in images:
-                images[image_key] = decode_image(cells[row.key], f"{self._path}: row {row.index}")
+                images[image_key] = decode_image(cells[row.key], f"{self.files()[0]}: row {row.index}")
             questions.append(Question(row.key, row.key, self._prompt(row), images[image_key], image_key, row.category))
         return questions
 
-    def score(self, answers: Sequence[Answer]) -> Score:
+    def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None) -> Score:
         """Share of the questions whose rows are all right, in percent. Unreadable answers are wrong or judged."""
-        rows = read_rows(self._path, with_images=False)
-        if not all(row.answer for row in rows):
-            raise UserError(f"{self._path}: this split has no public answers; export its upload file instead")
+        groups = self._groups(asked)
+        rows = [row for group in groups.values() for row in group]
         paired = pair([row.key for row in rows], answers)
         notes = list(paired.notes)
-        if paired.is_start:
-            rows = [row for row in rows if row.key in paired.texts]
-        elif paired.missing:
+        if paired.missing:
             notes.append(f"{len(paired.missing)} rows have no answer (first: {paired.missing[0]}); they count as wrong")
         rule = CHOICE_RULES[str(self.choice_rule)]
         read = {row.key: rule.read(paired.texts.get(row.key, ""), row.options) for row in rows}
-        groups = by_question(rows, self._path)
         verdicts = self._verdicts(groups, read, paired.texts, rule)
         judged = [verdict for verdict in verdicts.values() if verdict and verdict.replies]
         replies = [reply for verdict in judged for reply in verdict.replies]
@@ -112,7 +104,7 @@ class MMBench:
         details = {
             "choice_rule": str(self.choice_rule),
             "protocol": "tinyvlm" if own_words else "official",
-            "vanilla": _percent(read[str(base)] == group[0].answer for base, group in groups.items()),
+            "vanilla": _percent(read[group[0].key] == group[0].answer for group in groups.values()),
             "undecided_rows": sum(not letter for letter in read.values()),
             "judged_questions": len(judged),
             **({"judge": provenance(replies)} if replies else {}),
@@ -132,7 +124,7 @@ class MMBench:
 
     def export(self, answers: Sequence[Answer], path: Path) -> None:
         """Write the sheet that the test server takes: every row, rotations too."""
-        rows = read_rows(self._path, with_images=False)
+        rows = self._rows(with_images=False)
         texts = pair([row.key for row in rows], answers).texts
         letters = sorted({*"ABCD", *(letter for row in rows for letter in row.options)})
         table = pd.DataFrame(
@@ -151,9 +143,19 @@ class MMBench:
             table = table.drop(columns="answer")
         write_sheet(table, path)
 
-    @property
-    def _path(self) -> Path:
-        return Path(self.data_dir) / self.file
+    def _rows(self, *, with_images: bool) -> list[Row]:
+        if parquet := self.parquet_files():
+            return read_stored_rows(parquet)
+        return read_rows(self.need(self.files()[0]), with_images=with_images)
+
+    def _groups(self, asked: Collection[str] | None) -> dict[int, list[Row]]:
+        """Each question's rows, those of `asked` only."""
+        rows, place = self._rows(with_images=False), self.files()[0]
+        if not all(row.answer for row in rows):
+            raise UserError(f"{place}: the table has no answers; only its server can score it")
+        groups = by_question(rows, place)
+        kept = {base: [row for row in group if asked is None or row.key in asked] for base, group in groups.items()}
+        return {base: group for base, group in kept.items() if group}
 
     def _prompt(self, row: Row) -> str:
         # LLaVA stops at the first option that is not given.
@@ -178,7 +180,7 @@ class MMBench:
                 verdicts[base] = None
                 open_groups[base] = group
         if open_groups and self.judge is not None:
-            judge, template = self.judge, mmbench_judge.read_prompt(Path(self.data_dir))
+            judge, template = self.judge, mmbench_judge.read_prompt(self.folder)
             asked = judge.each(
                 open_groups.values(),
                 lambda group: mmbench_judge.settle(group, read, texts, rule=rule, judge=judge, template=template),

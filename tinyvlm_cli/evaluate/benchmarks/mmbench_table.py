@@ -4,15 +4,21 @@ import base64
 import binascii
 import string
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.evaluate import parquet
+from tinyvlm_cli.evaluate.parquet import StoredImage
 
 ROTATION = 1_000_000  # added to a question's index for each rotation of its options
+COLUMNS = (  # of the Hugging Face form
+    "index", "question", "hint", *string.ascii_uppercase, "answer", "category", "l2-category", "L2-category", "split",
+    "image",
+)  # fmt: skip
 LONGEST_REFERENCE = 64  # characters; a shorter image cell is the index of the row that holds the image
 
 
@@ -29,6 +35,7 @@ class Row:
     l2_category: str
     split: str
     image: str  # base64, or the index of the row that holds it
+    stored: StoredImage | None = None  # in the Hugging Face form instead
 
     @property
     def key(self) -> str:
@@ -59,6 +66,16 @@ def read_rows(path: Path, *, with_images: bool) -> list[Row]:
         raise UserError(f"{path}: the columns {sorted(absent)} are not there; get the official file")
     records: list[dict[str, str]] = table.to_dict("records")  # type: ignore[assignment]
     return [_row(path, record, number) for number, record in enumerate(records, 1)]
+
+
+def read_stored_rows(paths: Sequence[Path]) -> list[Row]:
+    """The rows of the Hugging Face form, in order."""
+    rows = []
+    for number, record in enumerate(parquet.read_rows(paths, *COLUMNS), 1):
+        image = record.pop("image", None)
+        texts = {name: "" if value is None else str(value) for name, value in record.items()}
+        rows.append(replace(_row(paths[0], texts, number), stored=image))
+    return rows
 
 
 def _row(path: Path, record: Mapping[str, str], number: int) -> Row:

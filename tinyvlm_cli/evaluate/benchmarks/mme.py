@@ -5,15 +5,16 @@ two by two, so an answer more or less shifts all later pairs; here a pair is wha
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer, Question, Score
-from tinyvlm_cli.evaluate.layout import are_ours, lacking, lacking_images, llava_questions
+from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark, Question, Score
+from tinyvlm_cli.evaluate.layout import first_of, llava_questions
 from tinyvlm_cli.evaluate.pairing import pair
+from tinyvlm_cli.evaluate.parquet import StoredImage, read_rows
 from tinyvlm_cli.evaluate.parsing import mme_word
 
 PERCEPTION = (
@@ -31,6 +32,7 @@ class Item:
     key: str
     subtask: str
     image: str  # "artwork/images/31.jpg", also LLaVA's id of both questions on it
+    place: Path | StoredImage
     question: str  # without the request
     truth: str  # yes or no
 
@@ -48,59 +50,41 @@ class Reply:
         return self.word == self.truth
 
 
-@dataclass(frozen=True)
-class MME:
+@dataclass(frozen=True, kw_only=True)
+class MME(Benchmark):
     """The headline is the total of the perception subtasks, each 100 x (accuracy + share of images with both right)."""
 
-    name: str
-    label: str
-    data_dir: str
     llava_file: str  # read first; the suffix is in it
     release: str  # official folder with a folder a subtask
     suffix: str  # stands in place of the official request
-    max_new_tokens: int
-    follows: str
-    version: int
-    split: str
-    source: str  # where the files can be had, by public name
 
-    def missing(self) -> list[str]:
-        """The release, or images that are asked about. Single subtasks may be absent: the score says so."""
-        if not any((self._release / subtask).is_dir() for subtask in (*PERCEPTION, *COGNITION)):
-            return lacking([self._release / PERCEPTION[0]], self.source)
-        return lacking_images(self.questions(), self.source)
+    def files(self) -> list[Path]:
+        """A subtask's folder: single ones may be absent, and the score says so."""
+        folders = [self._release / subtask for subtask in (*PERCEPTION, *COGNITION)]
+        return [first_of(*folders, self._release)]
 
     def questions(self) -> list[Question]:
         """LLaVA's questions, or the official ones made like them."""
-        path = self._dir / self.llava_file
+        path = self.folder / self.llava_file
         if path.exists():
             questions = llava_questions(path, self._release)
             return [replace(question, key=self._key(question.question_id, question.text)) for question in questions]
         return [
-            Question(
-                item.key,
-                item.image,
-                f"{item.question}\n{self.suffix}",
-                self._release / item.image,
-                item.image,
-                item.subtask,
-            )
+            Question(item.key, item.image, f"{item.question}\n{self.suffix}", item.place, item.image, item.subtask)
             for item in self._items()
         ]
 
-    def score(self, answers: Sequence[Answer]) -> Score:
+    def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None) -> Score:
         """The perception total, with cognition and the subtasks in the details.
 
         Images without any answer are left out as by the official tool. A question without an answer is wrong when the
         other one of its image has one.
         """
-        items = self._items()
-        ours = are_ours(answers)
+        items = [item for item in self._items() if asked is None or item.key in asked]
         answers = [self._with_key(answer) for answer in answers]
-        paired = pair(self._in_order(items), answers)
-        is_cut = ours and paired.is_start
+        paired = pair([item.key for item in items], answers)
         answered = {item.image for item in items if item.key in paired.texts}
-        counted = [item for item in items if item.image in answered and not (is_cut and item.key not in paired.texts)]
+        counted = [item for item in items if item.image in answered]
         replies = {item.key: Reply(mme_word(paired.texts.get(item.key, "")), item.truth) for item in counted}
         subtasks = {}
         for subtask in (*PERCEPTION, *COGNITION):
@@ -111,9 +95,9 @@ class MME:
             if images:
                 subtasks[subtask] = _figures(list(images.values()))
         headline = [item.key for item in counted if item.subtask in PERCEPTION]
-        notes = [*paired.notes, *_shift_notes(answers), *_absent_notes(subtasks)]
-        if not is_cut:
-            notes += _missing_notes(items, paired.texts, answered)
+        notes = [*paired.notes, *_missing_notes(items, paired.texts, answered)]
+        if asked is None:
+            notes += [*_shift_notes(answers), *_absent_notes(subtasks)]
         return Score(
             metric="perception",
             value=_total(subtasks, PERCEPTION),
@@ -125,12 +109,8 @@ class MME:
         )
 
     @property
-    def _dir(self) -> Path:
-        return Path(self.data_dir)
-
-    @property
     def _release(self) -> Path:
-        return self._dir / self.release
+        return self.folder / self.release
 
     def _key(self, image: str, prompt: str) -> str:
         """Both questions of an image have its name as their id, so that the text is needed too.
@@ -151,16 +131,12 @@ class MME:
             )
         return replace(answer, key=self._key(answer.question_id, answer.prompt))
 
-    def _in_order(self, items: Sequence[Item]) -> list[str]:
-        """The items' keys in the order of the questions, which `limit=` cuts."""
-        keys = {item.key for item in items}
-        asked = [question.key for question in self.questions() if question.key in keys]
-        return list(dict.fromkeys([*asked, *(item.key for item in items)]))
-
     def _items(self) -> list[Item]:
         """Every question of the subtasks that are there, image by image."""
         folders = [self._release / subtask for subtask in (*PERCEPTION, *COGNITION)]
         items = [item for folder in folders if folder.is_dir() for item in self._subtask(folder)]
+        rows = read_rows(self.parquet_files(), "question_id", "question", "answer", "category", "image")
+        items += [self._stored_item(row) for row in rows]
         if not items:
             raise UserError(f"{self._release}: there are no questions; get {self.source}")
         key, times = Counter(item.key for item in items).most_common(1)[0]
@@ -177,8 +153,13 @@ class MME:
         for path in sorted(texts.glob("[!.]*.txt")):
             image = f"{prefix}/{names.get(_stem(path.name), f'{path.stem}.jpg')}"
             for question, truth in self._read(path):
-                items.append(Item(self._key(image, question), folder.name, image, self._bare(question), truth))
+                key, place = self._key(image, question), self._release / image
+                items.append(Item(key, folder.name, image, place, self._bare(question), truth))
         return items
+
+    def _stored_item(self, row: dict[str, Any]) -> Item:
+        image, question, truth = row["question_id"], row["question"], row["answer"].strip().lower()
+        return Item(self._key(image, question), row["category"], image, row["image"], self._bare(question), truth)
 
     def _bare(self, question: str) -> str:
         return question.replace(REQUEST, "").strip()

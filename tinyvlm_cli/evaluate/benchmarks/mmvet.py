@@ -5,7 +5,7 @@ their file when that lies beside the data, else the judge gets our own words and
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,14 @@ import numpy as np
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Answer, Question, Score
-from tinyvlm_cli.evaluate.judge import Judge, provenance
+from tinyvlm_cli.evaluate.judge import Judge, Judged, provenance
 from tinyvlm_cli.evaluate.judge_cache import Reply, Request
 from tinyvlm_cli.evaluate.official_files import python_string, read_json
 from tinyvlm_cli.evaluate.pairing import pair
+from tinyvlm_cli.evaluate.parquet import StoredImage, read_rows
 
 DATA_FILE = "mm-vet.json"
+COLUMNS = ("question_id", "question", "answer", "capability", "image")  # of the Hugging Face form
 JUDGE_FILES = ("mm-vet_evaluator.py", "mm-vet_evaluator.ipynb")  # of the MM-Vet repository
 METRIC = "GPT-4 score"
 MAX_TOKENS = 3
@@ -50,7 +52,7 @@ class Item:
     question: str
     answer: str  # ground truth
     capabilities: tuple[str, ...]  # sorted
-    image: str
+    image: Path | StoredImage
 
 
 @dataclass(frozen=True)
@@ -62,62 +64,39 @@ class Grade:
     reply: Reply  # the last
 
 
-@dataclass(frozen=True)
-class MMVet:
+@dataclass(frozen=True, kw_only=True)
+class MMVet(Judged):
     """Graded `runs` times; a question counts for each capability that it needs."""
 
-    name: str
-    label: str
-    data_dir: str
-    max_new_tokens: int
     runs: int
-    follows: str
-    version: int
-    split: str
-    source: str  # where the files can be had, by public name
-    judge: Judge | None = None
 
-    def missing(self) -> list[str]:
-        """The questions' file, or images that it names."""
-        path = self._dir / DATA_FILE
-        if not path.exists():
-            return [f"{path} is not there; get {self.source}"]
-        absent = sorted({item.image for item in self._items() if not self._image(item).exists()})
-        return (
-            [f"{len(absent)} images are not there (first: {self._dir}/images/{absent[0]}); get {self.source}"]
-            if absent
-            else []
-        )
+    def files(self) -> list[Path]:
+        """The questions with their ground truths."""
+        return [self.folder / DATA_FILE]
 
     def wanted(self) -> list[str]:
         """What would make the score comparable with published ones."""
         if self._judge_file():
             return []
-        return [f"{self._dir / JUDGE_FILES[0]} is not there; copy it from the MM-Vet repository"]
+        return [f"{self.folder / JUDGE_FILES[0]} is not there; copy it from the MM-Vet repository"]
 
     def questions(self) -> list[Question]:
         """Every question, as it is: MM-Vet adds no suffix."""
         return [
             Question(
-                item.key,
-                _llava_id(item.key),
-                item.question,
-                self._image(item),
-                item.image,
-                ", ".join(item.capabilities),
+                item.key, _llava_id(item.key), item.question, item.image, str(item.image), ", ".join(item.capabilities)
             )
             for item in self._items()
         ]
 
-    def score(self, answers: Sequence[Answer]) -> Score:
+    def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None) -> Score:
         """The mean grade in percent, over all and for each capability, rounded like the evaluator."""
-        items = self._items()
+        items = [item for item in self._items() if asked is None or item.key in asked]
         paired = pair([item.key for item in items], answers, key_of=_official_id)
-        if paired.missing and not paired.is_start:
+        if paired.missing:
             raise UserError(
                 f"{len(paired.missing)} questions have no answer (first: {paired.missing[0]}); answer them too"
             )
-        items = [item for item in items if item.key in paired.texts]
         notes = list(paired.notes)
         if self.judge is None:
             return Score(METRIC, None, len(items), 0.0, notes=(*notes, "not judged: judge.model names no model"))
@@ -153,31 +132,28 @@ class MMVet:
             pending=pending,
         )
 
-    @property
-    def _dir(self) -> Path:
-        return Path(self.data_dir)
-
-    def _image(self, item: Item) -> Path:
-        return self._dir / "images" / item.image
-
     def _items(self) -> list[Item]:
-        path = self._dir / DATA_FILE
+        parquet = self.parquet_files()
+        path = parquet[0] if parquet else self.need(self.files()[0])
         try:
-            return [
-                Item(
-                    key,
-                    record["question"],
-                    record["answer"],
-                    tuple(sorted(set(record["capability"]))),
-                    record["imagename"],
-                )
-                for key, record in read_json(path).items()
-            ]
+            if parquet:
+                return [self._stored_item(row) for row in read_rows(parquet, *COLUMNS)]
+            return [self._item(key, record) for key, record in read_json(path).items()]
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not MM-Vet's layout ({error!r}); get {self.source}") from None
 
+    def _item(self, key: str, record: dict[str, Any]) -> Item:
+        image = self.folder / "images" / record["imagename"]
+        return Item(key, record["question"], record["answer"], tuple(sorted(set(record["capability"]))), image)
+
+    def _stored_item(self, row: dict[str, Any]) -> Item:
+        capabilities = {word.strip() for word in row["capability"].split(",")}
+        return Item(
+            _official_id(row["question_id"]), row["question"], row["answer"], tuple(sorted(capabilities)), row["image"]
+        )
+
     def _judge_file(self) -> Path | None:
-        return next((self._dir / name for name in JUDGE_FILES if (self._dir / name).exists()), None)
+        return next((self.folder / name for name in JUDGE_FILES if (self.folder / name).exists()), None)
 
     def _prompt(self) -> str:
         path = self._judge_file()

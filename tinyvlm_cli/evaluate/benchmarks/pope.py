@@ -6,16 +6,16 @@ label belongs to a question on an image, and an answer to the question's id.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer, Question, Score
-from tinyvlm_cli.evaluate.layout import are_ours, lacking, lacking_images, llava_questions, need
+from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark, Question, Score
+from tinyvlm_cli.evaluate.layout import llava_questions
 from tinyvlm_cli.evaluate.official_files import read_lines
 from tinyvlm_cli.evaluate.pairing import Paired, pair
+from tinyvlm_cli.evaluate.parquet import StoredImage, read_rows
 from tinyvlm_cli.evaluate.parsing import pope_says_no
 
 ID_STEP = 10_000_000  # LLaVA numbers the categories' questions 1.., 10000001.., 20000001..
@@ -23,34 +23,35 @@ ARTICLES = ("a", "an")
 
 
 @dataclass(frozen=True)
-class POPE:
+class Label:
+    """An official question with its answer."""
+
+    text: str
+    image: str  # file name
+    place: Path | StoredImage
+    is_there: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class POPE(Benchmark):
     """Yes is the positive class."""
 
-    name: str
-    label: str
-    data_dir: str
     llava_file: str  # read first; the suffix is in it
     label_file: str  # official: a format of the category
     categories: list[str]  # in LLaVA's order
     images: str  # folder
     suffix: str  # added to official questions
-    max_new_tokens: int
-    follows: str
-    version: int
-    split: str
-    source: str  # where the files can be had, by public name
 
-    def missing(self) -> list[str]:
-        """Files of labels, or images that are asked about."""
-        files = [self._label_path(category) for category in self.categories]
-        return lacking(files, self.source) or lacking_images(self.questions(), self.source)
+    def files(self) -> list[Path]:
+        """The official files, which hold the labels."""
+        return [self._label_path(category) for category in self.categories]
 
     def questions(self) -> list[Question]:
         """LLaVA's questions, or the official ones made and numbered like them."""
-        path = self._dir / self.llava_file
+        path = self.folder / self.llava_file
         if not path.exists():
-            return [question for category in self._there() for question in self._official_questions(category)]
-        questions = llava_questions(path, self._dir / self.images)
+            return [question for item in self._labels().items() for question in self._official_questions(*item)]
+        questions = llava_questions(path, self.folder / self.images)
         keys = Counter(question.key for question in questions)
         for question in questions:
             if question.category not in self.categories:
@@ -62,27 +63,27 @@ class POPE:
                 raise UserError(f"{path}: {keys[question.key]} questions have the id {question.key}; get {self.source}")
         return questions
 
-    def score(self, answers: Sequence[Answer]) -> Score:
+    def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None) -> Score:
         """Mean F1 in percent over the categories that have labels and answers."""
-        questions = self.questions()
+        questions = [question for question in self.questions() if asked is None or question.key in asked]
         paired = pair([question.key for question in questions], answers)
         self._check_prompts(questions, answers)
+        labels = self._labels()
         notes = list(paired.notes)
         tables, hits = {}, {}
         for category in self.categories:
-            asked = [question for question in questions if question.category == category]
-            answered = [question for question in asked if question.key in paired.texts]
-            if not answered or not self._label_path(category).exists():
-                notes.append(f"{category} has no {'labels' if answered else 'answers'}: the mean is over the others")
+            of_category = [question for question in questions if question.category == category]
+            is_answered = any(question.key in paired.texts for question in of_category)
+            if not is_answered or category not in labels:
+                notes.append(f"{category} has no {'labels' if is_answered else 'answers'}: the mean is over the others")
                 continue
-            if not (paired.is_start and are_ours(answers)):
-                self._check_complete(category, asked, paired)
-            labels, left_over = self._labels(category, asked)
-            if left_over:
+            self._check_complete(category, of_category, paired)
+            truths, left_over = self._truths(category, labels[category], of_category)
+            if left_over and asked is None:
                 notes.append(f"{left_over} labels of {category} belong to no question of {self.llava_file}")
-            says = {question.key: not pope_says_no(paired.texts[question.key]) for question in answered}
-            tables[category] = _rates([(says[key], labels[key]) for key in says])
-            hits.update({key: float(says[key] == labels[key]) for key in says})
+            says = {question.key: not pope_says_no(paired.texts[question.key]) for question in of_category}
+            tables[category] = _rates([(says[key], truths[key]) for key in says])
+            hits.update({key: float(says[key] == truths[key]) for key in says})
         if not tables:
             raise UserError(
                 f"{self._label_path(self.categories[0])}: no answered category has labels; get {self.source}"
@@ -97,50 +98,56 @@ class POPE:
             notes=tuple(notes),
         )
 
-    @property
-    def _dir(self) -> Path:
-        return Path(self.data_dir)
-
     def _label_path(self, category: str) -> Path:
-        return self._dir / self.label_file.format(category)
+        return self.folder / self.label_file.format(category)
 
-    def _there(self) -> list[str]:
-        """The categories with labels; at least one."""
-        there = [category for category in self.categories if self._label_path(category).exists()]
-        if not there:
-            need(self._label_path(self.categories[0]), self.source)
-        return there
+    def _labels(self) -> dict[str, list[Label]]:
+        """The official questions of each category that is there; at least one is."""
+        labels: dict[str, list[Label]] = {}
+        images = self.folder / self.images
+        if parquet := self.parquet_files():
+            for row in read_rows(parquet, "question", "answer", "image_source", "image", "category"):
+                image = f"{row['image_source']}.jpg"
+                label = Label(row["question"], image, row["image"], row["answer"] != "no")
+                labels.setdefault(row["category"], []).append(label)
+            return {category: labels[category] for category in self.categories if category in labels}
+        for category in self.categories:
+            if self._label_path(category).exists():
+                lines = read_lines(self._label_path(category), "image", "text", "label")
+                labels[category] = [
+                    Label(line["text"], line["image"], images / line["image"], line["label"] != "no") for line in lines
+                ]
+        if not labels:
+            self.need(self._label_path(self.categories[0]))
+        return labels
 
-    def _label_lines(self, category: str) -> list[dict[str, Any]]:
-        return read_lines(self._label_path(category), "image", "text", "label")
-
-    def _official_questions(self, category: str) -> list[Question]:
+    def _official_questions(self, category: str, labels: Sequence[Label]) -> list[Question]:
         # Not the file's own ids: they begin at 0 or 1, after the release, and repeat from category to category.
         first = ID_STEP * self.categories.index(category) + 1
-        questions = []
-        for number, line in enumerate(self._label_lines(category), first):
-            text, image = f"{line['text']}\n{self.suffix}", self._dir / self.images / line["image"]
-            questions.append(Question(str(number), str(number), text, image, line["image"], category))
-        return questions
+        return [
+            Question(str(number), str(number), f"{label.text}\n{self.suffix}", label.place, label.image, category)
+            for number, label in enumerate(labels, first)
+        ]
 
-    def _labels(self, category: str, asked: Iterable[Question]) -> tuple[dict[str, bool], int]:
+    def _truths(
+        self, category: str, labels: Sequence[Label], questions: Iterable[Question]
+    ) -> tuple[dict[str, bool], int]:
         """For each question whether the thing is there, and the number of labels without a question."""
-        path = self._label_path(category)
-        labels: dict[tuple[str, str], list[bool]] = defaultdict(list)
-        for line in self._label_lines(category):
-            labels[line["image"], _plain(line["text"])].append(line["label"] != "no")
+        waiting: dict[tuple[str, str], list[bool]] = defaultdict(list)
+        for label in labels:
+            waiting[label.image, _plain(label.text)].append(label.is_there)
         found = {}
-        for question in asked:
-            same = labels[question.image_key, _plain(_first_line(question))]
+        for question in questions:
+            same = waiting[question.image_key, _plain(_first_line(question))]
             if not same:
                 raise UserError(
-                    f"{path}: no label for question {question.key}, '{_first_line(question)}' on {question.image_key}: "
-                    f"the labels and {self.llava_file} are of two releases; get both from one, or remove "
-                    f"{self.llava_file} to ask the official questions"
+                    f"{self._label_path(category)}: no label for question {question.key}, '{_first_line(question)}' on "
+                    f"{question.image_key}: the labels and {self.llava_file} are of two releases; get both from one, "
+                    f"or remove {self.llava_file} to ask the official questions"
                 )
             # A question may stand twice, then the labels follow in the same order.
             found[question.key] = same.pop(0)
-        return found, sum(map(len, labels.values()))
+        return found, sum(map(len, waiting.values()))
 
     def _check_complete(self, category: str, asked: Sequence[Question], paired: Paired) -> None:
         absent = [question.key for question in asked if question.key not in paired.texts]

@@ -4,19 +4,20 @@ All questions of the split are asked, those without image as text. Answers are r
 eval_science_qa.py, the further tables are those of the ScienceQA repository's evaluate_acc.py.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer, Question, Score
-from tinyvlm_cli.evaluate.layout import are_ours, lacking, lacking_images, need
+from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark, Question, Score
 from tinyvlm_cli.evaluate.official_files import read_json
 from tinyvlm_cli.evaluate.pairing import pair
+from tinyvlm_cli.evaluate.parquet import StoredImage, read_rows
 from tinyvlm_cli.evaluate.parsing import SCIENCEQA_LETTERS, scienceqa_choice
 
 IMAGE_MARK = "<image>"
+COLUMNS = ("question", "choices", "answer", "hint", "image", "subject", "grade")
 LOWER_GRADES = tuple(f"grade{number}" for number in range(1, 7))
 UPPER_GRADES = tuple(f"grade{number}" for number in range(7, 13))
 
@@ -30,7 +31,7 @@ class Problem:
     choices: tuple[str, ...]
     answer: int
     hint: str
-    has_image: bool
+    image: str | StoredImage | None
     subject: str
     grade: str
 
@@ -40,44 +41,33 @@ TABLE: dict[str, Callable[[Problem], bool]] = {
     "social science": lambda problem: problem.subject == "social science",
     "language science": lambda problem: problem.subject == "language science",
     "text context": lambda problem: bool(problem.hint),
-    "image context": lambda problem: problem.has_image,
-    "no context": lambda problem: not problem.hint and not problem.has_image,
+    "image context": lambda problem: problem.image is not None,
+    "no context": lambda problem: not problem.hint and problem.image is None,
     "grades 1-6": lambda problem: problem.grade in LOWER_GRADES,
     "grades 7-12": lambda problem: problem.grade in UPPER_GRADES,
 }
 
 
-@dataclass(frozen=True)
-class ScienceQA:
+@dataclass(frozen=True, kw_only=True)
+class ScienceQA(Benchmark):
     """The headline is the accuracy on questions with an image."""
 
-    name: str
-    label: str
-    data_dir: str
     llava_file: str  # questions as LLaVA asks them, read first
     problems_file: str  # official
     splits_file: str  # official: ids by split
     images: str  # folder
     image_name: str  # a format of the question's id
     suffix: str  # added to every question
-    max_new_tokens: int
-    follows: str
-    version: int
-    split: str
-    source: str  # where the files can be had, by public name
 
-    def missing(self) -> list[str]:
-        """The official files, or images that are asked about."""
-        files = [self._dir / self.problems_file, self._dir / self.splits_file]
-        return lacking(files, self.source) or lacking_images(self.questions(), self.source)
+    def files(self) -> list[Path]:
+        """The official files."""
+        return [self.folder / self.problems_file, self.folder / self.splits_file]
 
     def questions(self) -> list[Question]:
         """LLaVA's questions, or the official ones made like them; the option suffix comes after either."""
-        path = self._dir / self.llava_file
+        path = self.folder / self.llava_file
         if not path.exists():
-            return [
-                self._question(problem.key, _prompt(problem), self._image_name(problem)) for problem in self._problems()
-            ]
+            return [self._question(problem.key, _prompt(problem), problem.image) for problem in self._problems()]
         try:
             return [
                 self._question(str(line["id"]), line["conversations"][0]["value"], line.get("image"))
@@ -86,14 +76,12 @@ class ScienceQA:
         except (AttributeError, KeyError, TypeError, IndexError) as error:
             raise UserError(f"{path}: not LLaVA's layout ({error!r}); get {self.source}") from None
 
-    def score(self, answers: Sequence[Answer]) -> Score:
+    def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None) -> Score:
         """Accuracy in percent. A question without an answer is wrong, but leaves the image questions."""
-        problems = self._problems()
+        problems = [problem for problem in self._problems() if asked is None or problem.key in asked]
         paired = pair([problem.key for problem in problems], answers)
         notes = list(paired.notes)
-        if paired.is_start and are_ours(answers):
-            problems = [problem for problem in problems if problem.key in paired.texts]
-        elif paired.missing:
+        if paired.missing:
             notes.append(
                 f"{len(paired.missing)} questions have no answer (first: {paired.missing[0]}): wrong in the accuracy "
                 "over all, left out of the accuracy on images"
@@ -106,8 +94,8 @@ class ScienceQA:
         marked = {answer.key or answer.question_id: IMAGE_MARK in answer.prompt for answer in answers}
         if not any(marked.get(problem.key) for problem in problems):
             # The official script divides by zero.
-            marked = {problem.key: problem.has_image and problem.key in paired.texts for problem in problems}
-            if not are_ours(answers):
+            marked = {problem.key: problem.image is not None and problem.key in paired.texts for problem in problems}
+            if not any(answer.key for answer in answers):  # ours never have it
                 notes.append(f"no prompt contains {IMAGE_MARK}: image questions are those of {self.problems_file}")
         shown = [problem.key for problem in problems if marked.get(problem.key)]
         return Score(
@@ -127,42 +115,42 @@ class ScienceQA:
             notes=tuple(notes),
         )
 
-    @property
-    def _dir(self) -> Path:
-        return Path(self.data_dir)
-
-    def _image_name(self, problem: Problem) -> str | None:
-        return self.image_name.format(problem.key) if problem.has_image else None
-
-    def _question(self, key: str, text: str, image: str | None) -> Question:
+    def _question(self, key: str, text: str, image: str | StoredImage | None) -> Question:
         prompt = f"{text.replace(IMAGE_MARK, '').strip()}\n{self.suffix}"
-        path = self._dir / self.images / image if image else None
-        return Question(key, key, prompt, path, image or "", "image" if image else "text")
+        if not image:
+            return Question(key, key, prompt, None, "", "text")
+        place = self.folder / self.images / image if isinstance(image, str) else image
+        return Question(key, key, prompt, place, image if isinstance(image, str) else key, "image")
 
     def _problems(self) -> list[Problem]:
-        problems_path = need(self._dir / self.problems_file, self.source)
-        splits_path = need(self._dir / self.splits_file, self.source)
+        if parquet := self.parquet_files():
+            # Without official ids. Their own ones keep anybody from pairing them by mistake.
+            rows = {f"{self.split}-{number}": row for number, row in enumerate(read_rows(parquet, *COLUMNS))}
+            return self._read(rows, list(rows), parquet[0])
+        problems_path, splits_path = map(self.need, self.files())
+        problems, splits = read_json(problems_path), read_json(splits_path)
+        if not isinstance(problems, dict) or not isinstance(splits, dict) or self.split not in splits:
+            raise UserError(f"{problems_path}, {splits_path}: not ScienceQA's layout; get {self.source}")
+        return self._read(problems, list(map(str, splits[self.split])), problems_path)
+
+    def _read(self, records: Mapping[str, Any], keys: Sequence[str], path: Path) -> list[Problem]:
         try:
-            records = read_json(problems_path)
-            problems = [_problem(key, records[key]) for key in map(str, read_json(splits_path)[self.split])]
+            return [self._problem(key, records[key]) for key in keys]
         except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{problems_path}, {splits_path}: not ScienceQA's layout ({error!r}); get {self.source}"
-            ) from None
-        return problems
+            raise UserError(f"{path}: not ScienceQA's layout ({error!r}); get {self.source}") from None
 
-
-def _problem(key: str, record: dict[str, Any]) -> Problem:
-    return Problem(
-        key=key,
-        question=record["question"],
-        choices=tuple(record["choices"]),
-        answer=record["answer"],
-        hint=record.get("hint") or "",
-        has_image=bool(record.get("image")),
-        subject=record.get("subject", ""),
-        grade=record.get("grade", ""),
-    )
+    def _problem(self, key: str, record: Mapping[str, Any]) -> Problem:
+        image = record.get("image")
+        return Problem(
+            key=key,
+            question=record["question"],
+            choices=tuple(record["choices"]),
+            answer=record["answer"],
+            hint=record.get("hint") or "",
+            image=self.image_name.format(key) if image and isinstance(image, str) else image or None,
+            subject=record.get("subject") or "",
+            grade=record.get("grade") or "",
+        )
 
 
 def _prompt(problem: Problem) -> str:

@@ -6,14 +6,16 @@ about twelve points, so LLaVA's question file is needed to ask, though not to sc
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer, Question, Score
-from tinyvlm_cli.evaluate.layout import lacking, lacking_images, llava_questions, need
+from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark, Question, Score
+from tinyvlm_cli.evaluate.layout import llava_questions
 from tinyvlm_cli.evaluate.official_files import read_json
+from tinyvlm_cli.evaluate.parquet import read_rows
 from tinyvlm_cli.evaluate.parsing import leave_one_out, m4c_words
 
 PEOPLE = 10  # the official evaluator takes no other number
@@ -22,32 +24,26 @@ OLD_OCR_LINE = "OCR tokens: "
 OLD_QUESTION = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class TextVQA:
+@dataclass(frozen=True, kw_only=True)
+class TextVQA(Benchmark):
     """The validation set of release 0.5.1."""
 
-    name: str
-    label: str
-    data_dir: str
     llava_file: str  # questions with their OCR tokens; the suffix is in it
     annotations_file: str  # official
     images: str  # folder
-    max_new_tokens: int
-    follows: str
-    version: int
-    split: str
-    source: str  # where the files can be had, by public name
+    suffix: str  # ends LLaVA's questions; added to the Hugging Face form's
 
-    def missing(self) -> list[str]:
-        """Either file, or images that are asked about."""
-        files = [self._dir / self.llava_file, self._dir / self.annotations_file]
-        return lacking(files, self.source) or lacking_images(self.questions(), self.source)
+    def files(self) -> list[Path]:
+        """LLaVA's file, for asking, and the official one, for scoring."""
+        return [self.folder / self.llava_file, self.folder / self.annotations_file]
 
     def questions(self) -> list[Question]:
         """LLaVA's questions, each with the line of OCR tokens."""
-        path = need(self._dir / self.llava_file, self.source)
+        if parquet := self.parquet_files():
+            return [self._question(row) for row in read_rows(parquet, "image_id", "question", "ocr_tokens", "image")]
+        path = self.need(self.folder / self.llava_file)
         questions = []
-        for question in llava_questions(path, self._dir / self.images):
+        for question in llava_questions(path, self.folder / self.images):
             asked = question_of(question.text)
             if asked is None:
                 raise UserError(
@@ -61,9 +57,9 @@ class TextVQA:
             )
         return questions
 
-    def score(self, answers: Sequence[Answer]) -> Score:
+    def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None) -> Score:
         """Mean accuracy in percent over the answers given, as in the official script; a repeated one counts again."""
-        truths = self._truths()
+        truths = {key: people for key, people in self._truths().items() if asked is None or key in asked}
         keys = [answer.key or _key(answer.question_id, question_of(answer.prompt) or "") for answer in answers]
         known = [(key, m4c_words(answer.text)) for key, answer in zip(keys, answers, strict=True) if key in truths]
         unknown = [answer for key, answer in zip(keys, answers, strict=True) if key not in truths]
@@ -90,16 +86,20 @@ class TextVQA:
             notes=tuple(notes),
         )
 
-    @property
-    def _dir(self) -> Path:
-        return Path(self.data_dir)
+    def _question(self, row: dict[str, Any]) -> Question:
+        key = _key(row["image_id"], row["question"].lower())
+        text = f"{row['question']}\n{OCR_LINE}{', '.join(row['ocr_tokens'])}\n{self.suffix}"
+        return Question(key, row["image_id"], text, row["image"], row["image_id"])
 
     def _truths(self) -> dict[str, tuple[str, ...]]:
-        path = need(self._dir / self.annotations_file, self.source)
+        parquet = self.parquet_files()
+        path = parquet[0] if parquet else self.need(self.folder / self.annotations_file)
         try:
             truths = {
                 _key(record["image_id"], record["question"].lower()): tuple(map(m4c_words, record["answers"]))
-                for record in read_json(path)["data"]
+                for record in (
+                    read_rows(parquet, "image_id", "question", "answers") if parquet else read_json(path)["data"]
+                )
             }
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not TextVQA's layout ({error!r}); get {self.source}") from None

@@ -7,16 +7,17 @@ people agree, because the rule then compares letter by letter.
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer, Question, Score
-from tinyvlm_cli.evaluate.layout import are_ours, first_of, lacking, lacking_images, llava_questions, need
+from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark, Question, Score
+from tinyvlm_cli.evaluate.layout import first_of, llava_questions
 from tinyvlm_cli.evaluate.official_files import read_json, read_lines
 from tinyvlm_cli.evaluate.pairing import pair
+from tinyvlm_cli.evaluate.parquet import read_rows
 from tinyvlm_cli.evaluate.parsing import m4c_words, prepare_truths, prepared_accuracy
 from tinyvlm_cli.results import write_text
 
@@ -31,13 +32,10 @@ class Truth:
     answers: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class VQAv2:
+@dataclass(frozen=True, kw_only=True)
+class VQAv2(Benchmark):
     """The splits with public answers are scored here; the others are exported for the server."""
 
-    name: str
-    label: str
-    data_dir: str
     llava_file: str  # read first; the suffix is in it
     questions_file: str  # official, read when LLaVA's is not there
     annotations_file: str
@@ -46,34 +44,31 @@ class VQAv2:
     suffix: str  # added to official questions
     upload_file: str  # LLaVA's questions of all of test2015: the server wants an answer to each
     official_upload_file: str  # the same from the official release
-    max_new_tokens: int
-    follows: str
-    version: int
-    split: str
-    source: str  # where the files can be had, by public name
+    upload_suffix: ClassVar[str] = ".json"
 
-    def missing(self) -> list[str]:
-        """The file of the questions, or images that it names."""
-        return lacking([self._questions_path], self.source) or lacking_images(self.questions(), self.source)
+    def files(self) -> list[Path]:
+        """The questions, and the annotations or what the server wants an answer to."""
+        questions = first_of(self.folder / self.llava_file, self.folder / self.questions_file)
+        return [questions, self._upload_path if self.server else self.folder / self.annotations_file]
 
     def questions(self) -> list[Question]:
         """LLaVA's questions, or the official ones made like them."""
-        path = need(self._questions_path, self.source)
+        if parquet := self.parquet_files():
+            return [self._question(row) for row in read_rows(parquet, "question_id", "image_id", "question", "image")]
+        path = self.need(self.files()[0])
         if path.name == self.llava_file:
-            return llava_questions(path, self._dir / self.images)
+            return llava_questions(path, self.folder / self.images)
         try:
             return [self._question(record) for record in read_json(path)["questions"]]
         except (KeyError, TypeError) as error:
             raise UserError(f"{path}: not VQAv2's layout ({error!r}); get {self.source}") from None
 
-    def score(self, answers: Sequence[Answer]) -> Score:
+    def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None) -> Score:
         """Accuracy in percent, rounded as the official code does. A question without an answer has the answer ''."""
-        truths = self._truths()
+        truths = [truth for truth in self._truths() if asked is None or truth.key in asked]
         paired = pair([truth.key for truth in truths], answers)
         notes = list(paired.notes)
-        if paired.is_start and are_ours(answers):
-            truths = [truth for truth in truths if truth.key in paired.texts]
-        elif paired.missing:
+        if paired.missing:
             notes.append(f"{len(paired.missing)} questions have no answer (first: {paired.missing[0]}): wrong")
         converted, raw = {}, {}
         readable = 0
@@ -105,26 +100,18 @@ class VQAv2:
         write_text(path, json.dumps(rows))
 
     @property
-    def _dir(self) -> Path:
-        return Path(self.data_dir)
-
-    @property
-    def _questions_path(self) -> Path:
-        return first_of(self._dir / self.llava_file, self._dir / self.questions_file)
+    def _upload_path(self) -> Path:
+        return first_of(self.folder / self.upload_file, self.folder / self.official_upload_file)
 
     def _question(self, record: dict[str, Any]) -> Question:
-        key, image = str(record["question_id"]), self.image_name.format(record["image_id"])
-        return Question(key, key, f"{record['question']}\n{self.suffix}", self._dir / self.images / image, image)
+        key, name = str(record["question_id"]), self.image_name.format(record["image_id"])
+        image = record.get("image", self.folder / self.images / name)
+        return Question(key, key, f"{record['question']}\n{self.suffix}", image, name)
 
     def _truths(self) -> list[Truth]:
-        path = self._dir / self.annotations_file
-        if not path.is_file():
-            raise UserError(
-                f"{path} is not there; get {self.source}, or export the upload file: test splits have no public answers"
-            )
+        parquet = self.parquet_files()
+        path = parquet[0] if parquet else self.need(self.folder / self.annotations_file)
         try:
-            with path.open(encoding="utf-8") as file:
-                records = json.load(file, object_hook=_slim)["annotations"]
             truths = {
                 str(record["question_id"]): Truth(
                     key=str(record["question_id"]),
@@ -132,17 +119,28 @@ class VQAv2:
                     answer_type=record["answer_type"],
                     answers=tuple(record["answers"]),
                 )
-                for record in records
+                for record in (_stored_annotations(parquet) if parquet else _annotations(path))
             }
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not VQAv2's layout ({error!r}); get {self.source}") from None
         return list(truths.values())
 
     def _upload_ids(self) -> list[int]:
-        llava, official = self._dir / self.upload_file, self._dir / self.official_upload_file
-        if llava.exists():
-            return [line["question_id"] for line in read_lines(llava, "question_id")]
-        return [record["question_id"] for record in read_json(need(official, self.source))["questions"]]
+        path = self.need(self._upload_path)
+        if path.name == self.upload_file:
+            return [line["question_id"] for line in read_lines(path, "question_id")]
+        return [record["question_id"] for record in read_json(path)["questions"]]
+
+
+def _annotations(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        records: list[dict[str, Any]] = json.load(file, object_hook=_slim)["annotations"]
+    return records
+
+
+def _stored_annotations(parquet: Sequence[Path]) -> Iterable[dict[str, Any]]:
+    for row in read_rows(parquet, "question_id", "question_type", "answer_type", "answers"):
+        yield {**row, "answers": [_slim(person) for person in row["answers"]]}
 
 
 def _slim(node: dict[str, Any]) -> Any:
