@@ -26,7 +26,7 @@ class Judge:
 class Eval:
     """`tinyvlm eval`."""
 
-    run: str = MISSING  # run folder name, its shown name, or "all"
+    run: str = MISSING  # run folder name, its shown name, or "all"; or a model folder in Hugging Face form
     stage: str | None = None  # null: the run's last
     benchmark: dict[str, Any] = MISSING  # name -> `_target_` and the class's arguments
     blind: bool = MISSING  # answer again with images shuffled between questions: what the text alone gives away

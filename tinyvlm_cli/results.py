@@ -83,6 +83,7 @@ class Run:
     seed: int
     stages: dict[str, str]  # stage name -> folder in results/stages, in training order
     made_with: dict[str, Any]
+    model: str | None = None  # a folder in Hugging Face form, of a model that was not trained here
 
 
 def read_run(folder: Path) -> Run:

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tinyvlm_cli.data.chat import IMAGE
-from tinyvlm_cli.evaluate.generate import Prompt, answer, generation_config
+from tinyvlm_cli.evaluate.generate import Prompt, answer, greedy
 from tinyvlm_cli.model.vlm import VLM
 
 
@@ -67,7 +67,16 @@ def test_the_image_changes_the_answer(model: VLM, tokenizer: PreTrainedTokenizer
     assert first != second
 
 
-def test_decoding_is_greedy_and_ends_at_the_chat_formats_end_token(tokenizer: PreTrainedTokenizerFast) -> None:
-    config = generation_config(tokenizer, end="w7", max_new_tokens=3)
+def test_decoding_is_greedy_and_ends_at_either_end_token() -> None:
+    config = greedy((7, None, 2, 7), pad=0, max_new_tokens=3)
     assert not config.do_sample and config.num_beams == 1 and config.max_new_tokens == 3
-    assert config.eos_token_id == [2, 7]
+    assert (config.eos_token_id, config.pad_token_id) == ([2, 7], 0)
+
+
+def test_an_answer_ends_at_the_chat_formats_end_token(model: VLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    pixels = torch.zeros(0, 3, 16, 16, dtype=torch.uint8)
+    asked = [prompt for prompt in prompts() if prompt.image is None][:1]
+    (whole,) = answer(model, tokenizer, asked, pixels, end="</s>", max_new_tokens=12)
+    third = whole.split()[2]
+    (cut,) = answer(model, tokenizer, asked, pixels, end=third, max_new_tokens=12)
+    assert cut.split() == whole.split()[: whole.split().index(third) + 1]

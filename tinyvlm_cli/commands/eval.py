@@ -16,8 +16,9 @@ from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark, Score
 from tinyvlm_cli.evaluate.inventory import take_inventory
 from tinyvlm_cli.evaluate.job import REAL, SHUFFLED, EvalJob, Task, answered, task_folder, write_eval_job
 from tinyvlm_cli.evaluate.judge import PENDING, with_judge
+from tinyvlm_cli.evaluate.model_folder import STAGE, named_runs
 from tinyvlm_cli.provenance import now
-from tinyvlm_cli.results import Run, ScoreRow, append_score, find_runs, read_scores, write_text
+from tinyvlm_cli.results import Run, ScoreRow, append_score, read_scores, write_text
 from tinyvlm_cli.train.job import is_done
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 def run(config: Eval) -> int:
     """Answer what is not answered yet, then score. Returns the exit code."""
     results_dir = Path(config.results_dir)
-    runs = find_runs(results_dir, config.run)
+    runs = named_runs(results_dir, config.run)
     jobs = [_job(config, one) for one in runs]
     benchmarks = {name: with_judge(build(node), config.judge, results_dir) for name, node in config.benchmark.items()}
     findings = [finding for benchmark in benchmarks.values() for finding in take_inventory(benchmark).findings]
@@ -45,10 +46,11 @@ def run(config: Eval) -> int:
 
 
 def _job(config: Eval, run: Run) -> EvalJob:
-    stage = config.stage or list(run.stages)[-1]
-    if stage not in run.stages:
-        raise UserError(f"stage={stage}: {run.folder.name} has no such stage; choose from {', '.join(run.stages)}")
-    names = list(run.stages)[: list(run.stages).index(stage) + 1]
+    stages = [STAGE] if run.model else list(run.stages)
+    stage = config.stage or stages[-1]
+    if stage not in stages:
+        raise UserError(f"stage={stage}: {run.folder.name} has no such stage; choose from {', '.join(stages)}")
+    names = [] if run.model else stages[: stages.index(stage) + 1]
     folders = [Path(config.results_dir) / "stages" / run.stages[name] for name in names]
     for name, folder in zip(names, folders, strict=True):
         if not is_done(folder):

@@ -1,6 +1,6 @@
 """Greedy answers to a batch of questions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,24 +41,24 @@ def answer(
     Prompts are filled up on the left and masked there, so an answer does not depend on the others in the batch.
     """
     embeds, mask = _left_padded(model, prompts, pixels)
+    ends = (tokenizer.convert_tokens_to_ids(end), tokenizer.eos_token_id)
     ids = model.llm.generate(
         inputs_embeds=embeds,
         attention_mask=mask,
-        generation_config=generation_config(tokenizer, end=end, max_new_tokens=max_new_tokens),
+        generation_config=greedy(ends, pad=tokenizer.pad_token_id, max_new_tokens=max_new_tokens),
         streamer=streamer,
     )
     return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
-def generation_config(tokenizer: PreTrainedTokenizerFast, *, end: str, max_new_tokens: int) -> GenerationConfig:
-    """Greedy decoding, whatever the model's own file of defaults says."""
-    ends = {tokenizer.convert_tokens_to_ids(end), tokenizer.eos_token_id} - {None}
+def greedy(ends: Iterable[int | None], *, pad: int, max_new_tokens: int) -> GenerationConfig:
+    """Greedy decoding up to one of the tokens `ends`, whatever the model's own file of defaults says."""
     return GenerationConfig(
         do_sample=False,
         num_beams=1,
         max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(ends),
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=sorted({end for end in ends if end is not None}),
+        pad_token_id=pad,
     )
 
 

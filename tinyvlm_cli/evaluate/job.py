@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 
-from tinyvlm_cli.config import Train, from_yaml
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Answer, Question
 from tinyvlm_cli.results import append_all_jsonl, read_jsonl, write_text
@@ -40,11 +39,6 @@ class EvalJob:
     limit: int | None
     seed: int  # of the shuffle
     tasks: list[Task] = field(default_factory=list)
-
-    @property
-    def config(self) -> Train:
-        """The run's configuration."""
-        return from_yaml(Train, Path(self.run_dir) / "config.yaml")
 
 
 def write_eval_job(folder: Path, job: EvalJob) -> None:

@@ -19,19 +19,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from transformers import PreTrainedTokenizerFast
-from transformers.generation.streamers import BaseStreamer
 
-from tinyvlm_cli.checkpoint.parts import build_model
 from tinyvlm_cli.components import build
-from tinyvlm_cli.config import ImageMode, Precision, Train
-from tinyvlm_cli.data.chat import encode_prompt
-from tinyvlm_cli.data.images import open_image, pixels
+from tinyvlm_cli.evaluate.answerer import Answerer, load_answerer
 from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark, Question
-from tinyvlm_cli.evaluate.generate import Prompt, answer
 from tinyvlm_cli.evaluate.job import SHUFFLED, EvalJob, Task, add_answers, answered
-from tinyvlm_cli.model.llm import load_tokenizer
-from tinyvlm_cli.model.vlm import VLM
+from tinyvlm_cli.results import read_run
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +32,9 @@ log = logging.getLogger(__name__)
 def answer_all(job: EvalJob) -> None:
     """Answer every task's open questions. Ranks share them by image and write files of their own."""
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    config = job.config
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
-    dtype = torch.bfloat16 if config.engine.precision is Precision.bf16 else torch.float32
-    model = build_model(config, [Path(d) for d in job.stage_dirs], dtype=dtype, attention="sdpa").to(device).eval()
-    answerer = Answerer(model, load_tokenizer(config.llm), config, config.recipe.stages[job.stage].image_mode)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    answerer = load_answerer(read_run(Path(job.run_dir)), job.stage, [Path(folder) for folder in job.stage_dirs])
     progress = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.speed:.1f} questions/s"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True),
@@ -52,46 +43,6 @@ def answer_all(job: EvalJob) -> None:
     with progress if shown else nullcontext():
         for task in job.tasks:
             _answer_task(job, task, answerer, progress, rank=rank, ranks=ranks)
-
-
-class Answerer:
-    """A loaded model that answers questions."""
-
-    def __init__(self, model: VLM, tokenizer: PreTrainedTokenizerFast, config: Train, image_mode: ImageMode) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.config = config
-        self.image_mode = image_mode
-
-    def __call__(
-        self, questions: Sequence[Question], *, max_new_tokens: int, streamer: BaseStreamer | None = None
-    ) -> list[str]:
-        """The replies to `questions`. Questions on one image share its features.
-
-        streamer: gets the tokens of a single question as they come.
-        """
-        chat = self.config.llm.chat
-        images = {q.image_key: q for q in questions if q.image is not None}
-        keys = list(images)
-        prompts = [
-            Prompt(
-                encode_prompt(q.text, has_image=q.image is not None, tokenizer=self.tokenizer, chat=chat),
-                keys.index(q.image_key) if q.image is not None else None,
-            )
-            for q in questions
-        ]
-        loaded = [pixels(open_image(q.encoded()), self.config.vision, self.image_mode) for q in images.values()]
-        size = self.config.vision.image_size
-        stacked = torch.from_numpy(np.stack(loaded)) if loaded else torch.empty(0, 3, size, size, dtype=torch.uint8)
-        return answer(
-            self.model,
-            self.tokenizer,
-            prompts,
-            stacked,
-            end=chat.end,
-            max_new_tokens=max_new_tokens,
-            streamer=streamer,
-        )
 
 
 def _answer_task(job: EvalJob, task: Task, answerer: Answerer, progress: Progress, *, rank: int, ranks: int) -> None:

@@ -1,0 +1,81 @@
+"""A LLaVA folder in Hugging Face form answers like a run of ours."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from small import CLIP, LLAMA
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.evaluate.answerer import load_answerer
+from tinyvlm_cli.evaluate.benchmark import Question
+from tinyvlm_cli.evaluate.model_folder import STAGE, named_runs, run_of_folder
+
+WORDS = ["<pad>", "<s>", "</s>", "<image>", "USER", "ASSISTANT", *(f"w{i}" for i in range(91))]
+CHAT = (
+    "{% for m in messages %}USER {% for c in m.content %}"
+    "{{ '<image>' if c.type == 'image' else c.text }} {% endfor %}{% endfor %}ASSISTANT"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "other-vlm"
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", pad_token="<pad>", additional_special_tokens=["<image>"]
+    )
+    LlavaProcessor(
+        CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
+        tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=CHAT,
+    ).save_pretrained(path)  # fmt: skip
+    torch.manual_seed(0)
+    text, vision = (dict(architecture) for architecture in (LLAMA, CLIP))
+    config = LlavaConfig(vision_config=CLIPVisionConfig(**vision), text_config=LlamaConfig(**text), image_token_index=3)
+    model = LlavaForConditionalGeneration(config)
+    for parameter in model.parameters():  # far from the start, where every answer is the same
+        torch.nn.init.normal_(parameter, std=0.4)
+    model.save_pretrained(path)
+    return path
+
+
+def questions(tmp_path: Path) -> list[Question]:
+    """On two images and on none, of different lengths."""
+    for i, colour in enumerate(("red", "blue")):
+        Image.new("RGB", (16, 16), colour).save(tmp_path / f"{i}.png")
+    texts = ("w1 w2", "w3", "w4 w5 w6 w7 w8", "w9")
+    images = [tmp_path / f"{i % 2}.png" if i < 3 else None for i in range(4)]
+    return [Question(t, t, t, i, i.name if i else "") for t, i in zip(texts, images, strict=True)]
+
+
+def test_answers_alone_and_together_are_the_same(folder: Path, tmp_path: Path) -> None:
+    answerer = load_answerer(run_of_folder(folder, tmp_path), STAGE, [])
+    asked = questions(tmp_path)
+    together = answerer(asked, max_new_tokens=8)
+    assert together == [answerer([question], max_new_tokens=8)[0] for question in asked]
+    assert len(set(together)) == len(asked)
+
+
+def test_a_folder_is_a_run_named_by_its_weights(folder: Path, tmp_path: Path) -> None:
+    (run,) = named_runs(tmp_path, str(folder))
+    assert named_runs(tmp_path, "all") == named_runs(tmp_path, "other-vlm") == [run]
+    assert (run.name, run.model, run.folder.name[:10]) == ("other-vlm", str(folder), "other-vlm-")
+
+
+def test_a_folder_that_is_no_image_text_model_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="transformers cannot load an image-text model from it"):
+        load_answerer(run_of_folder(tmp_path, tmp_path / "results"), STAGE, [])

@@ -1,0 +1,33 @@
+"""A model folder that was not trained here, as a run to evaluate beside ours."""
+
+from pathlib import Path
+
+import yaml
+
+from tinyvlm_cli.data.fingerprint import weights_hash
+from tinyvlm_cli.provenance import provenance
+from tinyvlm_cli.results import Run, find_runs, read_run, write_text
+
+STAGE = "model"  # what its scores name as their stage
+
+
+def named_runs(results_dir: Path, wanted: str) -> list[Run]:
+    """The runs that `run=` names: a model folder in Hugging Face form, or what `find_runs` finds."""
+    if (Path(wanted) / "config.json").is_file():
+        return [run_of_folder(Path(wanted), results_dir)]
+    return find_runs(results_dir, wanted)
+
+
+def run_of_folder(path: Path, results_dir: Path) -> Run:
+    """The folder's run record, written when it is new or was moved.
+
+    Its name holds the weights' hash, so that other weights are another run.
+    """
+    path = path.resolve()
+    folder = results_dir / "runs" / f"{path.name}-{weights_hash(str(path), results_dir)[:8]}"
+    if (folder / "run.yaml").exists() and read_run(folder).model == str(path):
+        return read_run(folder)
+    choices = dict.fromkeys(("llm", "vision", "connector", "data", "recipe"), "")
+    record = {"name": path.name, **choices, "seed": 0, "stages": {}, "model": str(path), "made_with": provenance()}
+    write_text(folder / "run.yaml", yaml.safe_dump(record, sort_keys=False))
+    return read_run(folder)
