@@ -53,6 +53,13 @@ def test_a_failure_is_pending_and_a_rerun_asks_for_it_alone(tmp_path: Path) -> N
     assert judge.prompts == ["a", "b", "c", "b"]
 
 
+def test_the_same_request_in_two_threads_is_sent_once(tmp_path: Path) -> None:
+    with endpoint(lambda _: 0.05) as judge:  # time for the other to come
+        client = judge.judge(tmp_path)
+        assert client.each("aa", lambda text: client.reply(ask(text)).text) == ["late", "late"]
+    assert judge.prompts == ["a"]
+
+
 def test_a_repeat_is_another_request(tmp_path: Path) -> None:
     with endpoint(lambda _: str(len(judge.asked))) as judge:
         client = judge.judge(tmp_path)

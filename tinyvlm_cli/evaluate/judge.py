@@ -91,12 +91,13 @@ class Judge:
 
     def reply(self, request: Request, repeat: str = "") -> Reply:
         """The judge's reply. `repeat` tells apart askings of the same request: "<run>.<attempt>"."""
-        stored = self._cache.get(request, repeat)
-        if stored:
-            return stored
-        if self._stopped:
-            raise NoReplyError(self._stopped)
-        return self._cache.put(request, repeat, self._ask(request))
+        with self._cache.asking(request, repeat):
+            stored = self._cache.get(request, repeat)
+            if stored:
+                return stored
+            if self._stopped:
+                raise NoReplyError(self._stopped)
+            return self._cache.put(request, repeat, self._ask(request))
 
     @cached_property
     def _client(self) -> "OpenAI":

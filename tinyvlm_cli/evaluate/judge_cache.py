@@ -7,6 +7,7 @@ Several processes can share a file: each looks for what the others appended befo
 import hashlib
 import json
 import re
+from collections import defaultdict
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from threading import Lock
@@ -45,6 +46,12 @@ class ReplyCache:
         self._replies: dict[str, Reply] = {}
         self._read_to = 0  # bytes of the file that are in `_replies`: whole lines only
         self._lock = Lock()
+        self._asked: dict[str, Lock] = defaultdict(Lock)
+
+    def asking(self, request: Request, repeat: str) -> Lock:
+        """To be held while the reply is looked for and asked for: two questions can make the same request."""
+        with self._lock:
+            return self._asked[self._key(request, repeat)]
 
     def get(self, request: Request, repeat: str) -> Reply | None:
         """The stored reply, also one that another process has just stored."""
