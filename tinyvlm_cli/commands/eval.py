@@ -158,15 +158,16 @@ def _row(run: Run, job: EvalJob, task: Task, benchmark: Benchmark, score: Score)
 def _show(run: Run, job: EvalJob, rows: list[ScoreRow]) -> None:
     if not rows:
         return
-    limit = f", the first {job.limit} questions only: not comparable" if job.limit is not None else ""
-    table = Table(title=f"{run.folder.name}, {job.stage}{limit}")
+    limit = f"the first {job.limit} questions only: not comparable" if job.limit is not None else None
+    table = Table(title=f"{run.folder.name}, {job.stage}", caption=limit)
     for column in ("benchmark", "metric", "score", "blind", "questions", "readable"):
         table.add_column(column, justify="left" if column in ("benchmark", "metric") else "right")
     blind = {row.benchmark: row for row in rows if row.images == SHUFFLED}
     for row in rows:
         if row.images == REAL:
             control = _value(blind[row.benchmark]) if row.benchmark in blind else "-"
-            table.add_row(row.benchmark, row.metric, _value(row), control, str(row.n), f"{row.valid:.0%}")
+            readable = f"{row.valid:.0%}" if row.value is not None else "-"
+            table.add_row(row.benchmark, row.metric, _value(row), control, f"{row.n:,}", readable)
     Console().print(table)
 
 

@@ -1,32 +1,19 @@
 """A worker's share of an evaluation: answer the questions that have no answer yet."""
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from tinyvlm_cli.components import build
 from tinyvlm_cli.evaluate.answerer import Answerer, load_answerer
 from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark, Question
 from tinyvlm_cli.evaluate.job import SHUFFLED, EvalJob, Task, add_answers, answered
+from tinyvlm_cli.evaluate.progress import AnswerProgress
 from tinyvlm_cli.results import read_run
-
-log = logging.getLogger(__name__)
 
 
 def answer_all(job: EvalJob) -> None:
@@ -35,33 +22,30 @@ def answer_all(job: EvalJob) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     answerer = load_answerer(read_run(Path(job.run_dir)), job.stage, [Path(folder) for folder in job.stage_dirs])
-    progress = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.speed:.1f} questions/s"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True),
-    )  # fmt: skip
-    shown = rank == 0 and progress.console.is_terminal
-    with progress if shown else nullcontext():
+    with AnswerProgress(is_main=rank == 0, ranks=ranks) as progress:
         for task in job.tasks:
             _answer_task(job, task, answerer, progress, rank=rank, ranks=ranks)
 
 
-def _answer_task(job: EvalJob, task: Task, answerer: Answerer, progress: Progress, *, rank: int, ranks: int) -> None:
+def _answer_task(
+    job: EvalJob, task: Task, answerer: Answerer, progress: AnswerProgress, *, rank: int, ranks: int
+) -> None:
     benchmark: Benchmark = build(task.benchmark)
     folder = Path(task.folder)
     questions = benchmark.questions()[: job.limit]
     if task.images == SHUFFLED:
         questions = shuffle_images(questions, job.seed)
     done = answered(folder, questions, max_new_tokens=benchmark.max_new_tokens)
-    waiting = [q for q in mine(questions, rank, ranks) if q.key not in done]
+    share = mine(questions, rank, ranks)
+    waiting = [q for q in share if q.key not in done]
     label = benchmark.label if task.images != SHUFFLED else f"{benchmark.label}, blind"
-    total = len(mine(questions, rank, ranks))
-    bar = progress.add_task(label, total=total, completed=total - len(waiting))
+    progress.begin(label, total=len(share), done=len(share) - len(waiting))
     for batch in batches(waiting, job.batch_size):
         texts = answerer(batch, max_new_tokens=benchmark.max_new_tokens)
         replies = [Answer(q.question_id, q.text, text, q.key) for q, text in zip(batch, texts, strict=True)]
         add_answers(folder, rank, replies, model_id=Path(job.run_dir).name, max_new_tokens=benchmark.max_new_tokens)
-        progress.update(bar, advance=len(batch))
-    _report_when_piped(progress, bar, label, rank)
+        progress.advance(len(batch))
+    progress.end()
 
 
 def mine(questions: Sequence[Question], rank: int, ranks: int) -> list[Question]:
@@ -95,8 +79,3 @@ def shuffle_images(questions: Sequence[Question], seed: int) -> list[Question]:
         replace(q, image=images[swapped[q.image_key]], image_key=swapped[q.image_key]) if q.image is not None else q
         for q in questions
     ]
-
-
-def _report_when_piped(progress: Progress, bar: TaskID, label: str, rank: int) -> None:
-    if rank == 0 and not progress.console.is_terminal:
-        log.info("%s: %d questions answered", label, int(progress.tasks[bar].completed))
