@@ -20,13 +20,17 @@ KEY_VARIABLE = "SCRIPTED_JUDGE_KEY"
 
 @dataclass
 class Endpoint:
-    """`script` maps the last message to a reply (str), an error status (int) or seconds of silence (float)."""
+    """`script` maps the last message to a reply (str), an error status (int) or seconds of silence (float).
+
+    refused: parameters that the model does not take.
+    """
 
     script: Callable[[str], str | int | float]
     asked: list[dict[str, Any]] = field(default_factory=list)  # request bodies
     keys: list[str] = field(default_factory=list)
     lock: Lock = field(default_factory=Lock)
     url: str = ""
+    refused: tuple[str, ...] = ()
 
     def judge(self, results_dir: Path, **changes: Any) -> Judge:
         settings = command_config.Judge(
@@ -43,8 +47,8 @@ class Endpoint:
 
 
 @contextmanager
-def endpoint(script: Callable[[str], str | int | float]) -> Iterator[Endpoint]:
-    state = Endpoint(script)
+def endpoint(script: Callable[[str], str | int | float], *, refused: tuple[str, ...] = ()) -> Iterator[Endpoint]:
+    state = Endpoint(script, refused=refused)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -56,11 +60,17 @@ def endpoint(script: Callable[[str], str | int | float]) -> Iterator[Endpoint]:
             if isinstance(act, float):
                 time.sleep(act)
                 act = "late"
-            status, page = (
-                (act, {"error": {"message": f"refused: {self.headers['Authorization']}"}})
-                if isinstance(act, int)
-                else (200, {"model": "served-name", "choices": [{"message": {"role": "assistant", "content": act}}]})
-            )
+            refused = [name for name in state.refused if name in body]
+            if refused:
+                status, page = (
+                    400,
+                    {"error": {"message": f"Unsupported parameter: '{refused[0]}'", "param": refused[0]}},
+                )
+            elif isinstance(act, int):
+                status, page = act, {"error": {"message": f"refused: {self.headers['Authorization']}"}}
+            else:
+                said = {"role": "assistant", "content": act}
+                status, page = 200, {"model": "served-name", "choices": [{"message": said}]}
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Retry-After-Ms", "1")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,27 @@ def test_the_same_request_in_two_threads_is_sent_once(tmp_path: Path) -> None:
         client = judge.judge(tmp_path)
         assert client.each("aa", lambda text: client.reply(ask(text)).text) == ["late", "late"]
     assert judge.prompts == ["a"]
+
+
+def test_parameters_that_a_model_does_not_take_are_left_out_and_said(tmp_path: Path) -> None:
+    with endpoint(lambda _: "0.5", refused=("max_tokens", "temperature")) as judge:
+        client = judge.judge(tmp_path)
+        replies = [client.reply(ask(text)) for text in "ab"]
+    last = judge.asked[-1]
+    assert len(judge.asked) == 4  # twice refused, then known
+    assert "temperature" not in last and "max_tokens" not in last and last["max_completion_tokens"] == 3
+    assert provenance(replies)["without"] == ["max_tokens, temperature"]
+
+
+def test_model_and_every_part_of_a_request_tell_replies_apart(tmp_path: Path) -> None:
+    variants = [replace(QUESTION, max_tokens=8), replace(QUESTION, temperature=0.3)]
+    variants += [replace(QUESTION, messages=(("user", "Grade."), ("user", "one"))), QUESTION]
+    with endpoint(lambda _: "x") as judge:
+        for model in ("a/b", "a:b"):  # one file
+            client = judge.judge(tmp_path, model=model)
+            for request in variants * 2:
+                client.reply(request)
+    assert len(judge.asked) == 2 * len(variants)
 
 
 def test_a_repeat_is_another_request(tmp_path: Path) -> None:

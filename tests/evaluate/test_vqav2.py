@@ -57,7 +57,7 @@ def test_the_value_is_that_of_converted_answers(bench: Any) -> None:
 def test_a_question_without_an_answer_is_wrong(bench: Any) -> None:
     score = bench.score(answers({"1": "yes", "3": "3"}))
     assert (score.n, score.value) == (3, 53.33)
-    assert "1 questions have no answer (first: 2): wrong" in score.notes
+    assert "1 questions have no answer (first: 2): taken as ''" in score.notes
 
 
 def test_the_last_of_several_answers_counts(bench: Any) -> None:

@@ -57,7 +57,7 @@ def _check_benchmarks(nodes: dict[str, Any]) -> int:
         there = f"{found.images - found.absent:,} of {found.images:,}"
         state = "not complete" if found.findings else "complete"
         table.add_row(benchmark.label, benchmark.split, f"{found.questions:,}", there, state)
-    console = Console(highlight=False)
+    console = Console(markup=False, highlight=False)
     console.print(table)
     for benchmark, found in zip(benchmarks, inventories, strict=True):
         for finding in found.findings:
@@ -99,7 +99,7 @@ def _check_split(name: str, split: Split, results_dir: Path) -> int:
     path = write_skips(file_hash(Path(split.annotations), results_dir), results_dir, skips)
     everything = "".join(json.dumps(asdict(finding)) + "\n" for finding in findings)
     write_text(path.with_suffix(".findings.jsonl"), everything)
-    console = Console(highlight=False)
+    console = Console(markup=False, highlight=False)
     published = "" if number == split.count else f" (published: {split.count:,})"
     console.print(f"{name}: {number:,} records{published}, {number - len(left_out):,} usable", soft_wrap=True)
     if findings:

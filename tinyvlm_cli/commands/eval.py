@@ -168,7 +168,7 @@ def _show(run: Run, job: EvalJob, rows: list[ScoreRow]) -> None:
             control = _value(blind[row.benchmark]) if row.benchmark in blind else "-"
             readable = f"{row.valid:.0%}" if row.value is not None else "-"
             table.add_row(row.benchmark, row.metric, _value(row), control, f"{row.n:,}", readable)
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def _value(row: ScoreRow) -> str:

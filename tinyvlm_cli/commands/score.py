@@ -43,9 +43,9 @@ def run(config: Score) -> int:
             raise UserError(f"{benchmark.label}, {benchmark.split}: scored by {benchmark.server} only; add {wanted}")
         return 0
     score = benchmark.score(answers)
-    _show(benchmark, score)
     if config.output is not None:
         write_text(Path(config.output), json.dumps(_record(name, benchmark, score), indent=2) + "\n")
+    _show(benchmark, score)
     if score.pending:
         log.warning("%d answers wait for the judge; the same command completes them", score.pending)
         return PENDING
@@ -103,11 +103,11 @@ def _record(name: str, benchmark: protocol.Benchmark, score: protocol.Score) -> 
 def _show(benchmark: protocol.Benchmark, score: protocol.Score) -> None:
     for note in score.notes:
         log.warning("%s: %s", benchmark.label, note)
-    console = Console()
+    console = Console(markup=False, highlight=False)
     value = f"{score.value:.2f}" if score.value is not None else "pending" if score.pending else "no score"
     headline = f"{benchmark.label}: {score.metric} {value} ({score.n} questions, {score.valid:.1%} readable)"
-    console.print(headline, style="bold", highlight=False)
-    console.print(f"as {benchmark.follows}, version {benchmark.version}", highlight=False)
+    console.print(headline, style="bold")
+    console.print(f"as {benchmark.follows}, version {benchmark.version}")
     found = list(rows(score.details))
     for group in dict.fromkeys(row.group for row in found):
         console.print(_table(group, [row for row in found if row.group == group]))

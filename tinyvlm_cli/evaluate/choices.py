@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 NO_OPTION = "Z"  # the answer says that it chooses none
 
+NO_ANSWER = "Failed to obtain answer via API"  # what VLMEvalKit writes for a model that did not reply
 _PUNCTUATION = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _REFUSALS = (
     "Sorry, I can't help with images of people yet.",
@@ -34,6 +35,8 @@ class ChoiceRule:
         return self._letter(answer, options) or self._text(answer, options)
 
     def _letter(self, answer: str, options: Mapping[str, str]) -> str:
+        if NO_ANSWER in answer:
+            return ""
         if any(refusal in answer for refusal in _REFUSALS):
             return NO_OPTION
         words = answer.translate(_PUNCTUATION).split()

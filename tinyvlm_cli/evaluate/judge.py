@@ -6,6 +6,7 @@ stays pending, and a later run asks for it alone. The key is read from the envir
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -62,6 +63,7 @@ class Judge:
         self._stopped = ""  # why nothing more is asked
         self._failures = 0  # requests in a row that failed after all their retries
         self._reasons: Counter[str] = Counter()
+        self._refused: set[str] = set()  # official parameters that the model does not take
 
     @property
     def trouble(self) -> str:
@@ -115,17 +117,11 @@ class Judge:
     def _ask(self, request: Request) -> Reply:
         from openai import APIConnectionError, APIStatusError
 
-        messages: Any = [{"role": role, "content": content} for role, content in request.messages]
         with self._lock:  # a cached property is not safe in threads
             client = self._client
         where = client.base_url.netloc.decode()  # without user name and password
         try:
-            completion: Any = client.chat.completions.create(
-                model=self.model,
-                messages=messages,
-                temperature=request.temperature,
-                max_tokens=request.max_tokens,
-            )
+            completion, without = self._create(client, request)
         except APIStatusError as error:
             raise self._refusal(error) from None
         except (APIConnectionError, JSONDecodeError) as error:
@@ -137,9 +133,29 @@ class Judge:
         self._failures = 0
         # A lone surrogate is legal in JSON and cannot be written as UTF-8.
         text = (choices[0].message.content or "").encode("utf-8", "replace").decode()
-        return Reply(
-            text=text, served=completion.model or self.model, created=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-        )
+        created = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        return Reply(text=text, served=completion.model or self.model, created=created, without=without)
+
+    def _create(self, client: "OpenAI", request: Request) -> tuple[Any, str]:
+        """The completion, and which of the official parameters the model does not take."""
+        from openai import BadRequestError
+
+        messages: Any = [{"role": role, "content": content} for role, content in request.messages]
+        while True:
+            refused = frozenset(self._refused)
+            official = {"temperature": request.temperature, "max_tokens": request.max_tokens}
+            sent: dict[str, Any] = {name: value for name, value in official.items() if name not in refused}
+            if "max_tokens" in refused:
+                sent["max_completion_tokens"] = request.max_tokens  # the same limit under its newer name
+            try:
+                completion = client.chat.completions.create(model=self.model, messages=messages, **sent)
+            except BadRequestError as error:
+                named = [name for name in official if name in sent and name in (error.param, *_quoted(error.message))]
+                if not named:
+                    raise
+                self._refused.update(named)
+            else:
+                return completion, ", ".join(sorted(refused))
 
     def _refusal(self, error: "APIStatusError") -> NoReplyError:
         said = f"status {error.status_code}: {self._clean(error)}"
@@ -176,9 +192,21 @@ class Judge:
 
 
 def provenance(replies: Sequence[Reply]) -> dict[str, Any]:
-    """For a score's details: which model graded, and when. A named judge changes behind its name."""
+    """For a score's details: which model graded, when, and how the request differed from the official one.
+
+    A named judge changes behind its name.
+    """
+    if not replies:
+        return {}
     dates = sorted(reply.created for reply in replies)
-    return {"served": sorted({reply.served for reply in replies}), "from": dates[0], "to": dates[-1]} if dates else {}
+    without = sorted({reply.without for reply in replies} - {""})
+    served = sorted({reply.served for reply in replies})
+    return {"served": served, "from": dates[0], "to": dates[-1], **({"without": without} if without else {})}
+
+
+def _quoted(message: str) -> list[str]:
+    """The words in quotes: servers name the parameter that they refuse."""
+    return re.findall(r"['\"`](\w+)['\"`]", message)
 
 
 @dataclass(frozen=True, kw_only=True)

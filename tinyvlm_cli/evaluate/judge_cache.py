@@ -35,6 +35,7 @@ class Reply:
     text: str  # as it came; "" when the model sent none
     served: str  # the model's name as the endpoint gave it: an alias such as "gpt-4" is resolved there
     created: str  # UTC, ISO 8601
+    without: str = ""  # parameters of the request that the model does not take: "max_tokens, temperature"
 
 
 class ReplyCache:

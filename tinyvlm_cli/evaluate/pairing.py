@@ -21,6 +21,8 @@ def pair(keys: Sequence[str], answers: Sequence[Answer], *, key_of: Callable[[st
 
     `key_of` makes a question's key of the id in an answers file that is not ours.
     """
+    if not keys:
+        raise UserError("there are no questions; get the benchmark's files again")
     known = set(keys)
     given = [(answer.key or key_of(answer.question_id), answer.text) for answer in answers]
     texts = {key: text for key, text in given if key in known}

@@ -33,6 +33,7 @@ from tinyvlm_cli.evaluate.choices import CHOICE_RULES, ChoiceRule
 from tinyvlm_cli.evaluate.judge import Judged, provenance
 from tinyvlm_cli.evaluate.pairing import pair
 
+EMPTY_CELL = "nan"  # VLMEvalKit reads answers from a sheet, where an empty one becomes this text
 ABBREVIATIONS = {
     "coarse_perception": "CP",
     "finegrained_perception (instance-level)": "FP-S",
@@ -92,8 +93,9 @@ class MMBench(Judged):
         if paired.missing:
             notes.append(f"{len(paired.missing)} rows have no answer (first: {paired.missing[0]}); they count as wrong")
         rule = CHOICE_RULES[str(self.choice_rule)]
-        read = {row.key: rule.read(paired.texts.get(row.key, ""), row.options) for row in rows}
-        verdicts = self._verdicts(groups, read, paired.texts, rule)
+        texts = {key: text or EMPTY_CELL for key, text in paired.texts.items()}
+        read = {row.key: rule.read(texts.get(row.key, ""), row.options) for row in rows}
+        verdicts = self._verdicts(groups, read, texts, rule)
         judged = [verdict for verdict in verdicts.values() if verdict and verdict.replies]
         replies = [reply for verdict in judged for reply in verdict.replies]
         pending = sum(verdict is None for verdict in verdicts.values())

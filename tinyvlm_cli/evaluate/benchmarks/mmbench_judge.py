@@ -79,5 +79,5 @@ def settle(
 
 def _request(template: str, row: Row, text: str) -> Request:
     options = "There are several options: \n" + "".join(f"{letter}. {text}\n" for letter, text in row.options.items())
-    prompt = template.format(row.question, options, text.strip())
-    return Request(messages=(("user", prompt),), temperature=0.0, max_tokens=2048)
+    prompt = template.format(row.question, options, text)
+    return Request(messages=(("user", prompt),), temperature=0.0, max_tokens=MAX_TOKENS)

@@ -118,12 +118,15 @@ class MME(Benchmark):
         Like LLaVA's converter it takes the name up to its first point; of the prompt what the releases share.
         """
         subtask, *_, name = image.split("/")
-        question = " ".join(prompt.replace(self.suffix, "").replace(REQUEST, "").split())
-        return f"{subtask}/{_stem(name)}: {question}"
+        return f"{subtask}/{_stem(name)}: {self._bare(prompt)}"
 
     def _with_key(self, answer: Answer) -> Answer:
         if answer.key:
             return answer
+        if "/" not in answer.question_id:
+            raise UserError(
+                f"{self.name}: question_id '{answer.question_id}' names no image; it is like count/000000006040.jpg"
+            )
         if not answer.prompt:
             raise UserError(
                 f"{self.name}: an answer to {answer.question_id} has no prompt, which tells apart the two questions on "
@@ -139,10 +142,7 @@ class MME(Benchmark):
         items += [self._stored_item(row) for row in rows]
         if not items:
             raise UserError(f"{self._release}: there are no questions; get {self.source}")
-        key, times = Counter(item.key for item in items).most_common(1)[0]
-        if times > 1:
-            raise UserError(f"{self._release}: '{key}' is asked {times} times; get {self.source}")
-        return items
+        return list({item.key: item for item in items}.values())  # as in the official converter the last one counts
 
     def _subtask(self, folder: Path) -> list[Item]:
         is_flat = not (folder / QUESTIONS_FOLDER).is_dir()
@@ -150,7 +150,10 @@ class MME(Benchmark):
         names = {_stem(path.name): path.name for path in images.glob("[!.]*") if path.suffix != ".txt"}
         prefix = images.relative_to(self._release).as_posix()
         items = []
+        paths = {_stem(path.name): path for path in sorted(texts.glob("[!.]*.txt"))}
         for path in sorted(texts.glob("[!.]*.txt")):
+            if paths[_stem(path.name)] != path:
+                raise UserError(f"{path}, {paths[_stem(path.name)].name}: one name up to the first point; rename one")
             image = f"{prefix}/{names.get(_stem(path.name), f'{path.stem}.jpg')}"
             for question, truth in self._read(path):
                 key, place = self._key(image, question), self._release / image
@@ -162,11 +165,12 @@ class MME(Benchmark):
         return Item(self._key(image, question), row["category"], image, row["image"], self._bare(question), truth)
 
     def _bare(self, question: str) -> str:
-        return question.replace(REQUEST, "").strip()
+        return question.replace(self.suffix, "").replace(REQUEST, "").strip()
 
     def _read(self, path: Path) -> list[tuple[str, str]]:
         """The two questions about an image, with yes or no."""
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+        text = path.read_bytes().decode("utf-8-sig", errors="replace")
+        lines = [line.strip() for line in text.split("\n") if line.strip()]
         fields = [tuple(line.split("\t")) for line in lines]
         read = [(row[0].strip(), row[-1].strip().lower()) for row in fields if len(row) == 2]
         if len(lines) != 2 or len(read) != 2 or any(truth not in ("yes", "no") for _, truth in read):
@@ -239,7 +243,7 @@ def _shift_notes(answers: Iterable[Answer]) -> list[str]:
     ]
     if mixed:
         notes.append(f"answers of {', '.join(mixed)} do not stand in pairs; the official tool would mix images up")
-    broken = sum("\t" in answer.text or "\n" in answer.text for answer in answers)
+    broken = sum(any(mark in answer.text for mark in "\t\n\r") for answer in answers)
     if broken:
         notes.append(f"{broken} answers hold a tab or a line break, at which the official tool stops")
     return notes

@@ -67,8 +67,9 @@ class POPE(Benchmark):
         """Mean F1 in percent over the categories that have labels and answers."""
         questions = [question for question in self.questions() if asked is None or question.key in asked]
         paired = pair([question.key for question in questions], answers)
-        self._check_prompts(questions, answers)
         labels = self._labels()
+        self._check_known(questions, answers, labels)
+        self._check_prompts(questions, answers)
         notes = list(paired.notes)
         tables, hits = {}, {}
         for category in self.categories:
@@ -148,6 +149,22 @@ class POPE(Benchmark):
             # A question may stand twice, then the labels follow in the same order.
             found[question.key] = same.pop(0)
         return found, sum(map(len, waiting.values()))
+
+    def _check_known(self, questions: Sequence[Question], answers: Iterable[Answer], labels: Collection[str]) -> None:
+        """An id beyond the questions is of a longer release, where the other ids are of other questions."""
+        known = {question.key for question in questions}
+        unknown = [key for answer in answers if (key := answer.key or answer.question_id) not in known]
+        beyond = [key for key in unknown if self._category_of(key) in labels]
+        if beyond:
+            raise UserError(
+                f"{self.name}: {len(beyond)} answers belong to no question (first: {beyond[0]}): answers and questions "
+                "are of two releases; use the question file that was answered"
+            )
+
+    def _category_of(self, key: str) -> str:
+        """The category that LLaVA's numbering gives an id; "" outside of it."""
+        place = (int(key) - 1) // ID_STEP if key.isdecimal() else -1
+        return self.categories[place] if 0 <= place < len(self.categories) else ""
 
     def _check_complete(self, category: str, asked: Sequence[Question], paired: Paired) -> None:
         absent = [question.key for question in asked if question.key not in paired.texts]

@@ -69,7 +69,7 @@ class VQAv2(Benchmark):
         paired = pair([truth.key for truth in truths], answers)
         notes = list(paired.notes)
         if paired.missing:
-            notes.append(f"{len(paired.missing)} questions have no answer (first: {paired.missing[0]}): wrong")
+            notes.append(f"{len(paired.missing)} questions have no answer (first: {paired.missing[0]}): taken as ''")
         converted, raw = {}, {}
         readable = 0
         for truth in truths:
