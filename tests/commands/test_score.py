@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from from_conf import node_of, write_lines
+from from_conf import from_conf, node_of, write_lines
 
 from tinyvlm_cli.command_config import Judge, Score
 from tinyvlm_cli.commands import score
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.evaluate.benchmark import Score as Result
 
 LABELS = [("a.jpg", "yes"), ("b.jpg", "no")]
 JUDGE = {"key_variable": "NO_SUCH_KEY", "concurrency": 1, "timeout_s": 1.0, "retries": 0, "official_failures": False}
@@ -89,6 +90,11 @@ def test_nested_numbers_become_rows() -> None:
         ("splits", "dev / x / y", {"value": 3}),
     ]
     assert list(score.rows({"t": {"a": {"f1": 0.5, "n": 2}}})) == [score.Row("t", "a", {"f1": 0.5, "n": 2})]
+
+
+def test_names_in_brackets_are_shown_as_they_are(capsys: Any) -> None:
+    score._show(from_conf("pope", Path()), Result("m", 1.0, 1, 1.0, {"t": {"[/x]": {"accuracy": 1, "n": 1}}}))
+    assert "[/x]" in capsys.readouterr().out
 
 
 def test_torch_stays_out(pope: Path) -> None:

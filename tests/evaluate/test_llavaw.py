@@ -75,7 +75,8 @@ def test_everything_is_paired_by_id(bench: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("reply", "grades"),
-    [("8 7\nBecause.", (8.0, 7.0)), ("8,7", (8.0, 7.0)), ("8.5 7\r", (8.5, 7.0)), ("8, 7", None), ("8 7 ", None),
+    [("8 7\nBecause.", (8.0, 7.0)), ("8,7", (8.0, 7.0)), ("8.5 7\r", (8.5, 7.0)),
+     ("8 7\u2028x", None), ("8 7\x0bx", None), ("8, 7", None), ("8 7 ", None),
      ("8/10 7/10", None), ("\n8 7", None), ("8", None), ("", None), ("nan 7", None)],
 )  # fmt: skip
 def test_grades_are_read_as_officially(reply: str, grades: tuple[float, float] | None) -> None:
@@ -101,6 +102,10 @@ def test_the_score_is_the_mean_of_the_runs(bench: Any, tmp_path: Path) -> None:
     with endpoint(lambda _: f"10 {len(judge.asked)}") as judge:
         score = bench(runs=3, judge=judge.judge(tmp_path, concurrency=1)).score(ANSWERS[2:], {"0"})
     assert (score.value, score.details["runs"], score.details["std"]) == (20.0, [10.0, 20.0, 30.0], 8.2)
+
+
+def test_llava_grades_every_answer_three_times(tmp_path: Path) -> None:
+    assert from_conf("llavaw", tmp_path).runs == 3
 
 
 def test_an_unreadable_reply_is_asked_again(bench: Any, tmp_path: Path) -> None:

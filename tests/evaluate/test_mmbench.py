@@ -58,7 +58,7 @@ def test_prompt_has_hint_options_and_suffix(bench: Any) -> None:
     assert (question.key, question.question_id) == ("3", "3")
 
 
-@pytest.mark.parametrize("hint", ["", "nan"])
+@pytest.mark.parametrize("hint", ["", "nan", "None"])
 def test_an_absent_hint_leaves_no_line(bench: Any, hint: str) -> None:
     assert bench(row(3, hint=hint)).questions()[0].text.startswith("What is 3?")
 
@@ -111,6 +111,64 @@ def test_choices_are_read_as_vlmevalkit_did_and_does(answer: str, old: str, new:
     assert [CHOICE_RULES[rule].read(answer, options) for rule in ("2024", "2026")] == [old, new]
 
 
+ANIMALS = {"A": "cat", "B": "dog", "C": "bird", "D": "horse"}  # 15 characters
+
+
+@pytest.mark.parametrize("mark", ".()[],:;!*#{}")
+def test_these_marks_stand_beside_a_letter(mark: str) -> None:
+    assert CHOICE_RULES["2024"].read(f"{mark}B{mark}", ANIMALS) == "B"
+
+
+@pytest.mark.parametrize("mark", "?'\"-/")
+def test_other_marks_hide_the_letter(mark: str) -> None:
+    assert CHOICE_RULES["2024"].read(f"B{mark}", ANIMALS) == ""
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("Sorry, I can't help with images of people yet. B", "Z"),
+        ("I can't process this file. B", "Z"),
+        ("I'm sorry, but without the image provided: B", "Z"),
+        ("i can't process this file. B", "B"),  # another case is no refusal
+        ("B Failed to obtain answer via API", ""),
+        ("dog Failed to obtain answer via API", "B"),  # but its text is looked at
+        ("B or Z", "B"),
+        ("It is a DOG", "B"),
+    ],
+)
+def test_refusals_and_texts(answer: str, letter: str) -> None:
+    assert CHOICE_RULES["2024"].read(answer, ANIMALS) == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B x y z", "B"),  # the fourth from the end
+        ("B w x y z", ""),
+        ("B w x y z B", ""),  # the first time counts
+        ("a dog" + "." * 25, "B"),  # twice the options' 15 characters
+        ("a dog" + "." * 26, ""),
+        ("The correct answer is bird. A", "A"),  # a lone letter comes before the declaration
+        ("A or B? Answer is C: yes", "C"),
+    ],
+)
+def test_the_rule_of_2026(answer: str, letter: str) -> None:
+    assert CHOICE_RULES["2026"].read(answer, ANIMALS) == letter
+
+
+def test_a_letter_that_is_no_option_is_none() -> None:
+    two = {"A": "cats", "B": "dogs"}
+    assert CHOICE_RULES["2024"].read("C", two) == ""
+    assert CHOICE_RULES["2026"].read("answer is Cats", two) == "A"  # by its text: C is no option
+
+
+def test_an_empty_answer_is_read_as_the_sheet_gives_it(bench: Any) -> None:
+    mmbench = bench(row(3, A="an", B="dog"))
+    assert mmbench.score(answers(_3="")).value == 100  # "nan" holds "an"
+    assert bench(row(3)).score(answers(_3="")).value == 0
+
+
 def test_one_wrong_rotation_loses_the_question(bench: Any) -> None:
     score = bench(*pair_of_rows(7), *pair_of_rows(8)).score(answers(_7="A", _1000007="B", _8="A", _1000008="A"))
     assert (score.value, score.n, score.details["vanilla"]) == (50, 2, 100)
@@ -133,6 +191,30 @@ def test_abilities_are_those_of_the_first_row(bench: Any) -> None:
     assert details["l2"] == {"FP-S": 100, "LR": 0}
     assert details["abilities"] == {"object_localization": 100, "ocr": 0}
     assert {split: table["overall"] for split, table in details["splits"].items()} == {"dev": 100, "test": 0}
+
+
+@pytest.mark.parametrize(
+    ("ability", "short"),
+    [
+        ("coarse_perception", "CP"), ("Finegrained_perception (Cross-instance)", "FP-C"),
+        ("relation_reasoning", "RR"), ("attribute_reasoning", "AR"), ("other", "other"),
+    ],
+)  # fmt: skip
+def test_abilities_have_short_names(bench: Any, ability: str, short: str) -> None:
+    assert bench(row(3, **{"l2-category": ability})).score(answers(_3="A")).details["l2"] == {short: 100}
+
+
+def test_the_later_release_writes_its_ability_in_another_column(bench: Any, tmp_path: Path) -> None:
+    mmbench = bench(row(3))
+    path = tmp_path / "mmbench_dev_20230712.tsv"
+    path.write_text(path.read_text().replace("l2-category", "L2-category"))
+    assert mmbench.score(answers(_3="A")).details["l2"] == {"FP-S": 100}
+
+
+def test_rows_may_stand_in_any_order(bench: Any) -> None:
+    mmbench = bench(*reversed(pair_of_rows(100_007)))
+    assert mmbench.score(answers(_100007="A", _1100007="B")).per_question == {"100007": 1.0}
+    assert mmbench.score(answers(_1100007="B"), {"1100007"}).value == 100
 
 
 def test_answers_are_paired_by_id_and_the_last_one_counts(bench: Any) -> None:
@@ -176,6 +258,14 @@ def test_the_judge_reads_only_what_can_still_be_won(bench: Any, tmp_path: Path) 
     assert (score.value, score.judge, score.details["protocol"]) == (50, "gpt-4-0613", "official")
 
 
+@pytest.mark.parametrize(("reply", "value"), [("A.", 100), ("The answer is A", 100), ("B", 0), ("Z", 0), ("cat", 100)])
+def test_the_judges_reply_is_read_by_the_rule(bench: Any, tmp_path: Path, reply: str, value: int) -> None:
+    with endpoint(lambda _: reply) as judge:
+        score = bench(*pair_of_rows(7), judge=judge.judge(tmp_path)).score(answers(_7=" feline ", _1000007="B"))
+    assert (score.value, len(judge.asked)) == (value, 1)
+    assert "Answer:  feline \n" in judge.prompts[0]  # as it is
+
+
 def test_three_unreadable_replies_are_wrong_and_not_a_draw(bench: Any, tmp_path: Path) -> None:
     with endpoint(lambda _: "hm") as judge:
         score = bench(*pair_of_rows(7), judge=judge.judge(tmp_path)).score(answers(_7="feline", _1000007="B"))
@@ -199,6 +289,13 @@ def test_the_upload_sheet_has_all_rows_and_the_official_columns(bench: Any, tmp_
     assert lines[1] == (7, "What is 7?", "cat", "dog", "None", None, "=A", "A", "dev")
     assert [line[0] for line in lines[1:]] == [7, 1_000_007]
     assert openpyxl.load_workbook(path).active["G2"].data_type == "s"
+
+
+def test_the_sheet_of_a_split_without_answers_has_no_answer_column(bench: Any, tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    bench(row(7, "")).export(answers(_7="A"), tmp_path / "upload.xlsx")
+    lines = list(openpyxl.load_workbook(tmp_path / "upload.xlsx").active.values)
+    assert lines[0] == ("index", "question", "A", "B", "C", "D", "prediction", "split")
 
 
 def test_a_table_that_is_not_there_is_named(bench: Any, tmp_path: Path) -> None:

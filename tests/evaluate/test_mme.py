@@ -8,6 +8,7 @@ from from_conf import SUFFIX, findings, from_conf, write_lines
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Answer
+from tinyvlm_cli.evaluate.benchmarks.mme import COGNITION, PERCEPTION
 
 REQUEST = "Please answer yes or no."
 
@@ -90,6 +91,42 @@ def test_what_cannot_be_read_is_wrong_and_leaves_precision_and_recall(bench: Any
 def test_the_official_request_in_a_prompt_is_known_too(bench: Any, spaces: str) -> None:
     asked = [Answer(a.question_id, a.prompt.split("\n")[0] + spaces + REQUEST, a.text) for a in ALL_RIGHT]
     assert bench.score(asked).value == 400
+
+
+def test_ocr_is_perception_and_the_lists_are_the_papers() -> None:
+    assert PERCEPTION == (
+        "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"
+    )  # fmt: skip
+    assert COGNITION == ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+
+
+def test_precision_is_over_what_was_said_and_recall_over_what_is_true(bench: Any) -> None:
+    count = bench.score([*without(2, 5), reply("count/1.png", "so", "No"), reply("count/2.png", "not so", "no")])
+    figures = count.details["subtasks"]["count"]
+    assert (figures["precision"], figures["recall"]) == (1, 0.5)
+
+
+def test_a_name_ends_at_its_first_point(bench: Any, tmp_path: Path) -> None:
+    release = tmp_path / "MME_Benchmark_release_version"
+    write_image(release, "color", "3.b")
+    (release / "color/3.b.txt").rename(release / "color/3.txt")
+    asked = [reply("color/3.b.png", word, text) for word, text in (("so", "Yes"), ("not so", "No"))]
+    assert bench.score(asked).details["subtasks"]["color"]["score"] == 200
+    write_image(release, "color", "3.c")
+    with pytest.raises(UserError, match="one name up to the first point"):
+        bench.questions()
+
+
+def test_questions_that_differ_in_spaces_are_two(bench: Any, tmp_path: Path) -> None:
+    text = f"Is it  so? {REQUEST}\tYes\nIs it so? {REQUEST}\tNo"
+    (tmp_path / "MME_Benchmark_release_version/count/1.txt").write_text(text)
+    asked = [Answer("count/1.png", f"Is it{s}so?\n{SUFFIX}", t) for s, t in (("  ", "Yes"), (" ", "No"))]
+    assert bench.score(asked).details["subtasks"]["count"]["score"] == 200
+
+
+def test_an_id_that_names_no_image_is_refused(bench: Any) -> None:
+    with pytest.raises(UserError, match="question_id '5' names no image"):
+        bench.score([Answer("5", "Is it so?", "Yes")])
 
 
 def test_pairs_are_by_image_not_by_line(bench: Any) -> None:

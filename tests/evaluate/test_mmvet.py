@@ -10,7 +10,7 @@ from scripted_endpoint import endpoint
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Answer
-from tinyvlm_cli.evaluate.benchmarks.mmvet import AGAIN, MMVet, read_grade
+from tinyvlm_cli.evaluate.benchmarks.mmvet import MMVet, read_grade
 
 EVALUATOR = 'prompt = """Grade it.\n"""\nraise SystemExit("never run")\n'
 DATA = {
@@ -67,7 +67,7 @@ def test_the_request_is_the_official_one(bench: Any, tmp_path: Path) -> None:
     [("0.5", 0.5), ("1 of 1", 1.0), (" 0.5", None), ("0.5\n", 0.5), ("0.5.", None), ("1.1", None), ("-0.1", None),
      ("", None), ("nan", None)],
 )  # fmt: skip
-def test_grades_are_read_as_officially(reply: str, grade: float | None) -> None:
+def test_grades_are_read_as_officially_but_for_nan(reply: str, grade: float | None) -> None:
     assert read_grade(reply) == grade
 
 
@@ -75,7 +75,9 @@ def test_an_unreadable_reply_is_asked_again_hotter(bench: Any, tmp_path: Path) -
     with endpoint(lambda _: "0.7" if len(judge.asked) == 5 else "sure") as judge:
         score = bench(judge=judge.judge(tmp_path, concurrency=1)).score(llava_answers({"0": "x = -1"}), {"v1_0"})
     assert [body["temperature"] for body in judge.asked] == [0.0, 0.0, 0.5, 1.0, 1.5]
-    assert [prompt.endswith(AGAIN) for prompt in judge.prompts] == [False, True, True, True, True]
+    question = "Grade it.\n\nWhat is x? | -1 <AND> -5 | x = -1 | "
+    again = question + "\nPredict the correctness of the answer (digit): "
+    assert judge.prompts == [question, again, again, again, again]
     assert (score.value, score.details["unparsable"]) == (70.0, 0)
 
 
@@ -97,6 +99,14 @@ def test_an_answer_counts_for_each_of_its_capabilities(bench: Any, tmp_path: Pat
     assert score.details["capabilities"] == {"math": 75.0, "ocr": 75.0, "rec": 30.0}
     assert score.details["integrations"] == {"math_ocr": 75.0, "rec": 30.0}
     assert score.per_question == {"v1_0": 1.0, "v1_1": 0.3, "v1_2": 0.5}
+
+
+def test_a_capability_that_is_listed_twice_counts_once(bench: Any, tmp_path: Path) -> None:
+    with endpoint(graded(three="0.5", two="0.3", x="1.0")) as judge:
+        mmvet = bench(judge=judge.judge(tmp_path))
+        path = tmp_path / "mm-vet.json"
+        path.write_text(path.read_text().replace('["rec"]', '["rec", "rec"]'))
+        assert mmvet.score(llava_answers()).details["integrations"] == {"math_ocr": 75.0, "rec": 30.0}
 
 
 def test_runs_are_graded_apart_and_their_spread_is_that_of_a_population(bench: Any, tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 """Each official reading of an answer, slips included. Expected values are what the official code gives."""
 
+import hashlib
+
 import pytest
 
 from tinyvlm_cli.evaluate.parsing import (
+    CONTRACTIONS,
     leave_one_out,
     m4c_words,
     mme_word,
+    one_line,
     pope_says_no,
     scienceqa_choice,
     vqa_accuracy,
@@ -19,6 +23,11 @@ from tinyvlm_cli.evaluate.parsing import (
         ("Red, blue", "red blue"),  # a mark that touches a space goes ...
         ("red/blue", "red blue"),  # ... another becomes a space
         ("red/blue, green/pink", "red blue green pink"),  # each mark for itself
+        ("a-b -c", "ab c"),  # a space on either side of one of them is enough for all
+        ("a-b- c", "ab c"),
+        ("a/-b c-d", "b c d"),  # what was there first decides, not what other marks left
+        ("red/\nblue x/y", "red blue xy"),  # a line break counts as a space
+        ("red/\tblue x/y", "red blue xy"),
         ("1,000-2,000", "10002000"),  # digit, comma, digit: all marks go, and leave no space
         ("a-b 1,0", "ab 10"),
         ("10:30", "10:30"),  # not in the list
@@ -28,6 +37,7 @@ from tinyvlm_cli.evaluate.parsing import (
         ("a.5 b.", "a.5 b"),
         ("." * 34, ".."),  # re.UNICODE is the count: 32 go
         ("None", "0"),
+        ("zero", "0"),
         ("ten eleven", "10 eleven"),
         ("a one", "1"),  # the numeral first, then the article
         ("The cat an", "cat"),
@@ -40,21 +50,28 @@ from tinyvlm_cli.evaluate.parsing import (
     ],
 )
 def test_vqa_words(text: str, words: str) -> None:
-    assert vqa_words(text) == words
+    assert vqa_words(one_line(text)) == words
+
+
+def test_the_official_table_has_every_contraction() -> None:
+    # The official table's 120 entries, less those whose keys hold capitals and those that change nothing.
+    assert len(CONTRACTIONS) == 114
+    digest = hashlib.sha256(repr(sorted(CONTRACTIONS.items())).encode()).hexdigest()
+    assert digest[:16] == "3bbe719c676d7e82"
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("red/\nblue x/y", "red blue xy"),  # a line break is a space before the marks go
         ("1,000-2,000", "1000 2000"),  # commas go first, so that the digit rule cannot fire
         ("dog's?", "dog 's"),
         ("What?now", "whatnow"),
         ("The Dog.", "dog"),
     ],
 )
-def test_m4c_words_differ_from_vqa_words(text: str, words: str) -> None:
+def test_m4c_words(text: str, words: str) -> None:
     assert m4c_words(text) == words
-    assert vqa_words(text) != words or text == "The Dog."
 
 
 @pytest.mark.parametrize(("agreeing", "score"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)])
@@ -69,6 +86,11 @@ def test_an_annotator_is_not_compared_with_himself(agreeing: int, score: float) 
 def test_nothing_is_normalised_where_all_agree(answer: str, score: float) -> None:
     assert vqa_accuracy(answer, ["Two"] * 10) == score
     assert vqa_accuracy(answer, ["Two"] * 9 + ["three"]) == 1
+
+
+def test_all_agree_when_their_answers_do_once_stripped() -> None:
+    assert vqa_accuracy("Two dogs", [" Two\ndogs"] * 5 + ["Two\tdogs "] * 5) == 1
+    assert vqa_accuracy("two dogs", [" Two\ndogs"] * 5 + ["Two\tdogs "] * 5) == 0
 
 
 @pytest.mark.parametrize("text", ["No", "no", "No, there is none.", "There is not one", "Yes, not far", "no, yes. yes"])
@@ -87,7 +109,8 @@ def test_pope_reads_everything_else_as_yes(text: str) -> None:
     ("text", "word"),
     [
         ("Yes", "yes"), ("NO.", "no"), ("None", "no"), ("Not", "no"), ("Know", "no"), ("snow", "no"), ("i no", "no"),
-        ("yes no", "yes"), ("Yep", "other"), ("The answer is yes", "other"), ("", "other"), ("   no", "other"),
+        ("yes no", "yes"), ("Yep", "other"), ("y", "other"), ("n", "other"),
+        ("The answer is yes", "other"), ("", "other"), ("   no", "other"),
     ],
 )  # fmt: skip
 def test_mme_looks_at_four_characters(text: str, word: str) -> None:
@@ -102,9 +125,16 @@ def test_mme_looks_at_four_characters(text: str, word: str) -> None:
         ("The answer is B", None),  # and needs a character
         ("The answer is A. The answer is B.", None),  # not exactly one
         ("b", None), ("(B)", None), ("B)", None), ("B.", None), ("B.blue", None), (" B", None), ("", None),
+        ("A. The answer is B.", 0),  # a letter at the start comes first
+        ("The answer is F. The answer is B.", None),  # two, though F is no option
+        ("The answer is B\n", None),  # the wildcard is no line break
         ("D", None), ("The answer is D.", None),  # not among the choices
         ("Apple", None), ("Z", None),
     ],
 )  # fmt: skip
 def test_scienceqa_choice(text: str, choice: int | None) -> None:
     assert scienceqa_choice(text, 3) == choice
+
+
+def test_scienceqa_knows_five_letters() -> None:
+    assert [scienceqa_choice(letter, 6) for letter in ("E", "E. x", "F")] == [4, 4, None]

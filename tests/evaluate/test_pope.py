@@ -90,6 +90,17 @@ def test_labels_of_another_release_are_refused(bench: Any, tmp_path: Path) -> No
         bench.score(answers({"1": "Yes", "2": "No"}))
 
 
+def test_answers_beyond_the_questions_are_refused(bench: Any) -> None:
+    # Of a longer release: the ids before it are then of other questions, though nothing shows it.
+    with pytest.raises(UserError, match=r"1 answers belong to no question \(first: 10000003\): .* two releases"):
+        bench.score(answers({**ALL_RIGHT, "10000003": "No"}))
+
+
+def test_only_no_itself_is_a_no_label(bench: Any, tmp_path: Path) -> None:
+    write_labels(tmp_path, random=[("a.jpg", "cat", "Yes"), ("b.jpg", "owl", "No")])
+    assert bench.score(answers({**ALL_RIGHT, "10000002": "Yes"})).value == 100
+
+
 def test_answers_to_another_release_are_refused(bench: Any) -> None:
     with pytest.raises(UserError, match=r"answer 2 is to 'Is there a car .* that question is 'Is there a dog"):
         bench.score([*answers(ALL_RIGHT), Answer("2", f"Is there a car in the image?\n{SUFFIX}", "No")])

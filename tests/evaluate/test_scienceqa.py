@@ -62,6 +62,29 @@ def test_a_missing_answer_leaves_the_image_questions(bench: Any) -> None:
     assert score.details["accuracy"] == pytest.approx(200 / 3)  # wrong there
 
 
+def test_the_last_prompt_of_a_repeated_answer_decides(bench: Any) -> None:
+    first = marked({"5": "B", "7": "A", "9": "A"})
+    assert bench.score([*first, Answer("9", "no mark", "A")]).n == 1
+
+
+def test_the_tables_are_the_repositorys(bench: Any, tmp_path: Path) -> None:
+    path = tmp_path / "problems.json"
+    problems = json.loads(path.read_text())
+    problems["7"] |= {"subject": "social science", "grade": "grade7"}
+    problems["9"] |= {"subject": "language science", "grade": "grade12", "image": None}
+    path.write_text(json.dumps(problems))
+    tables = bench.score(marked({"5": "B", "7": "B", "9": "A"})).details["tables"]
+    assert {name: (row["accuracy"], row["n"]) for name, row in tables.items()} == {
+        "natural science": (100, 1), "social science": (0, 1), "language science": (100, 1), "text context": (0, 1),
+        "image context": (100, 1), "no context": (100, 1), "grades 1-6": (100, 1), "grades 7-12": (50, 2),
+    }  # fmt: skip
+
+
+def test_without_any_mark_a_question_without_an_answer_is_left_out(bench: Any) -> None:
+    score = bench.score(answers({"5": "B", "7": "A"}))
+    assert (score.value, score.n) == (100, 1)
+
+
 def test_without_any_mark_the_official_file_decides(bench: Any) -> None:
     score = bench.score(answers({"5": "B", "7": "A", "9": "B"}))
     assert (score.value, score.n) == (50, 2)

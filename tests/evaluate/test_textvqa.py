@@ -41,6 +41,8 @@ def test_questions_share_an_id_and_keep_their_ocr_line(bench: Any) -> None:
         (f"Reference OCR token: A\nWho?\n{SUFFIX}", "who?"),
         (f"Who?\n{SUFFIX}", "who?"),
         ("OCR tokens: A, B. Question: Who? Short answer:", "who?"),
+        ("OCR tokens: Question: A Short answer: Question: Who? Short answer: x Short answer:", "a"),  # the first
+        ("OCR tokens: A. Question: Who\nis it? Short answer:", "who\nis it?"),
         ("Who?", None),
     ],
 )
@@ -59,6 +61,12 @@ def test_the_mean_is_over_the_answers_and_says_what_lacks(bench: Any) -> None:
     assert (score.value, score.n) == (pytest.approx(90), 1)
     assert any("1 answers belong to no question" in note for note in score.notes)
     assert any("only 1 of 2 questions" in note for note in score.notes)
+
+
+def test_a_repeated_answer_counts_again(bench: Any) -> None:
+    score = bench.score([Answer("img", YEAR, "1999"), Answer("img", YEAR, "x"), Answer("img", BRAND, "acme's")])
+    assert (score.value, score.n) == (pytest.approx(190 / 3), 3)
+    assert "1 answers repeat a question; each counts" in score.notes
 
 
 def test_scoring_needs_no_question_file_but_asking_does(bench: Any, tmp_path: Path) -> None:

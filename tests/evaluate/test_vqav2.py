@@ -52,6 +52,10 @@ def test_the_value_is_that_of_converted_answers(bench: Any) -> None:
     assert score.per_question == pytest.approx({"1": 1, "2": 1, "3": 0.6})
     assert (score.value, score.details["raw_accuracy"]) == (86.67, 53.33)  # "Yes." is not "yes" letter by letter
     assert score.details["answer_types"]["number"] == {"accuracy": 80, "raw_accuracy": 80, "n": 2}
+    assert score.details["question_types"] == {
+        "how many": {"accuracy": 80, "raw_accuracy": 80, "n": 2},
+        "is the": {"accuracy": 100, "raw_accuracy": 0, "n": 1},
+    }
 
 
 def test_a_question_without_an_answer_is_wrong(bench: Any) -> None:
@@ -78,6 +82,19 @@ def test_the_upload_holds_every_question_in_order(bench: Any, tmp_path: Path) ->
         {"question_id": 1, "answer": "2 dogs"},
         {"question_id": 9, "answer": ""},
     ]
+
+
+def test_the_upload_takes_mmfs_words_and_the_official_file_too(bench: Any, tmp_path: Path) -> None:
+    questions = {"questions": [{"question_id": 1, "image_id": 2, "question": "?"}]}
+    (tmp_path / "v2_OpenEnded_mscoco_test2015_questions.json").write_text(json.dumps(questions))
+    bench.export(answers({"1": "dog's"}), tmp_path / "upload.json")
+    assert json.loads((tmp_path / "upload.json").read_text()) == [{"question_id": 1, "answer": "dog 's"}]
+
+
+def test_no_question_at_all_is_said(bench: Any, tmp_path: Path) -> None:
+    (tmp_path / "v2_mscoco_val2014_annotations.json").write_text('{"annotations": []}')
+    with pytest.raises(UserError, match="there are no questions"):
+        bench.score(answers({"1": "yes"}))
 
 
 def test_without_annotations_there_is_no_score(bench: Any, tmp_path: Path) -> None:
