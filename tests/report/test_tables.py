@@ -77,9 +77,11 @@ def test_a_score_of_the_first_questions_only_is_left_out_and_said() -> None:
 
 
 def test_a_grade_by_our_own_words_is_marked() -> None:
-    rows = [row(benchmark="mmvet", judge="m", details={"protocol": "tinyvlm", "judge": {"served": ["m-1"]}})]
+    reply = {"served": ["m-1"], "without": ["temperature"]}
+    rows = [row(benchmark="mmvet", judge="m", details={"protocol": "tinyvlm", "judge": reply})]
     notes = build("variants", table("variants"), rows, PUBLISHED).notes
-    assert any("judged by m (served as m-1) in tinyvlm's own words, not comparable" in note for note in notes)
+    expected = "judged by m (served as m-1), which takes no temperature, in tinyvlm's own words, not comparable"
+    assert any(expected in note for note in notes)
 
 
 @pytest.mark.parametrize(

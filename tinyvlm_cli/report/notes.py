@@ -69,6 +69,8 @@ def _judge(row: ScoreRow) -> str:
     reply: dict[str, Any] = row.details.get("judge") or {}
     served = [name for name in reply.get("served", []) if name != row.judge]
     text = f"judged by {row.judge}" + (f" (served as {', '.join(served)})" if served else "")
+    if "without" in reply:
+        text += f", which takes no {', '.join(reply['without'])},"
     protocol = row.details.get("protocol")
     if protocol == "tinyvlm":
         return f"{text} in tinyvlm's own words, not comparable with published scores"
