@@ -63,6 +63,12 @@ def test_an_absent_hint_leaves_no_line(bench: Any, hint: str) -> None:
     assert bench(row(3, hint=hint)).questions()[0].text.startswith("What is 3?")
 
 
+def test_an_option_nan_is_none(bench: Any) -> None:
+    mmbench = bench(row(3, C="nan"))
+    assert "nan" not in mmbench.questions()[0].text
+    assert mmbench.score(answers(_3="A nan")).value == 100
+
+
 @pytest.mark.parametrize("text", ["None", "NA", "null", "N/A"])
 def test_options_that_look_like_no_value_survive(bench: Any, text: str) -> None:
     mmbench = bench(row(3, "B", B=text))
@@ -134,6 +140,7 @@ def test_other_marks_hide_the_letter(mark: str) -> None:
         ("B Failed to obtain answer via API", ""),
         ("dog Failed to obtain answer via API", "B"),  # but its text is looked at
         ("B or Z", "B"),
+        ("A or B or Z", ""),
         ("It is a DOG", "B"),
     ],
 )
