@@ -86,6 +86,15 @@ class LLM:
 
 
 @dataclass
+class SecondEncoder:
+    """A second vision encoder, which sees the same pixels: its tokens stand between those of the first."""
+
+    path: str = MISSING  # hub id, or a local folder that from_pretrained reads
+    unused: list[str] = MISSING
+    architecture: dict[str, Any] | None = None
+
+
+@dataclass
 class Vision:
     """A vision encoder of transformers and its preprocessing."""
 
@@ -100,6 +109,7 @@ class Vision:
     mean: list[float] = MISSING  # of RGB in 0..1
     std: list[float] = MISSING
     partial_from_layer: int = MISSING  # first encoder layer that learns where a recipe trains the encoder in part
+    second: SecondEncoder | None = None  # same feature layer, kept tokens and pixels
     architecture: dict[str, Any] | None = None
     prepare: dict[str, Any] | None = None
 

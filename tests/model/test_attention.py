@@ -18,6 +18,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "stablelm": {},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
+    "gemma": {"head_dim": 8, "num_key_value_heads": 1},
+    "smollm3": {"pad_token_id": 0},
 }
 
 

@@ -6,6 +6,7 @@ from hydra import compose, initialize_config_dir
 
 from tinyvlm_cli.compose import SCHEMAS, prepare_hydra, typed
 from tinyvlm_cli.config import Train
+from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.llm import blank_llm, llm_config
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.shipped import conf_dir
@@ -35,11 +36,20 @@ def model_of(*words: str) -> VLM:
 
 @pytest.mark.parametrize(
     ("llm", "size"),
-    [("phi2", 2_779_683_840), ("stablelm2", 1_644_515_328), ("tinyllama", 1_100_048_384), ("smollm2", 134_515_008)],
-)
+    [
+        ("phi2", 2_779_683_840), ("stablelm2", 1_644_515_328), ("tinyllama", 1_100_048_384), ("smollm2", 134_515_008),
+        ("gemma", 2_506_172_416), ("qwen2", 494_032_768), ("qwen2_instruct", 494_032_768), ("qwen2_5", 3_085_938_688),
+        ("qwen3", 596_049_920), ("smollm3", 3_075_098_624),
+    ],
+)  # fmt: skip
 def test_llms_have_their_published_sizes(llm: str, size: int) -> None:
     with torch.device("meta"):
         assert count(blank_llm(planned(f"llm={llm}").llm, attention="sdpa", planned=True))[0] == size
+
+
+def test_a_model_that_transformers_has_not_is_said() -> None:
+    with pytest.raises(UserError, match="has no 'openelm', and code from the hub is not run"):
+        meta_model(planned("llm=openelm"))
 
 
 @pytest.mark.parametrize(("llm", "share"), [("phi2", 0.4), ("stablelm2", 0.25)])
@@ -54,6 +64,8 @@ def test_the_rotary_share_reaches_the_model(llm: str, share: float) -> None:
         (("llm=stablelm2", "vision=clip"), 6_295_552),
         (("llm=phi2", "vision=siglip", "connector=resampler"), 25_085_184),
         (("llm=tinyllama", "vision=clip", "connector=resampler"), 24_101_376),
+        (("llm=tinyllama", "vision=clip", "connector=resampler_factory"), 115_648_512),
+        (("llm=qwen2", "vision=siglip"), 1_836_800),
     ],
 )
 def test_connectors_have_their_published_sizes(words: tuple[str, ...], size: int) -> None:
@@ -67,6 +79,11 @@ def test_connectors_have_their_published_sizes(words: tuple[str, ...], size: int
         (("vision=siglip",), 729),
         (("vision=dinov2",), 64),
         (("vision=siglip", "connector=resampler"), 128),
+        (("vision=clip", "connector=resampler_factory"), 128),
+        (("vision=clip", "connector=qformer"), 128),
+        (("vision=mof", "connector=mof_mlp"), 512),
+        (("vision=mof", "connector=mlp"), 512),
+        (("vision=siglip", "vision.tokens=drop_first"), 728),  # the Factory's slip, for its checkpoints
     ],
 )
 def test_tokens_of_an_image(words: tuple[str, ...], tokens: int) -> None:
@@ -85,20 +102,21 @@ def test_share_trains_the_papers_parts_in_the_papers_steps() -> None:
     assert figures["caption_pretrain"].trained["vision"] == 213_353_056
     assert sum(figures["caption_pretrain"].trained.values()) == 3_002_544_736
     assert figures["finetune"].trained["vision"] == 0
-    assert len(model.vision.layers) == 26
+    assert len(model.vision.stacks[0]) == 26
 
 
 def test_share_trains_the_useful_upper_half_of_clip() -> None:
     config = planned("llm=smollm2", "vision=clip", "recipe=share")
     model = meta_model(config)
     trained = estimate(config, config.recipe.stages["caption_pretrain"], model).trained["vision"]
-    assert (len(model.vision.layers), trained) == (23, 138_558_464)
+    assert (len(model.vision.stacks[0]), trained) == (23, 138_558_464)
 
 
 @pytest.mark.parametrize(
     ("llm", "end"),
-    [("phi2", "<|endoftext|>"), ("stablelm2", "<|endoftext|>"), ("tinyllama", "</s>"), ("smollm2", "<|im_end|>")],
-)
+    [("phi2", "<|endoftext|>"), ("stablelm2", "<|endoftext|>"), ("tinyllama", "</s>"), ("smollm2", "<|im_end|>"),
+     ("gemma", "<eos>"), ("qwen2", "<|endoftext|>"), ("qwen2_instruct", "<|im_end|>")],
+)  # fmt: skip
 def test_the_chat_is_the_papers_to_the_last_space(llm: str, end: str) -> None:
     chat = planned(f"llm={llm}").llm.chat
     assert (chat.system, chat.user, chat.assistant, chat.end) == (SYSTEM, "USER: ", " ASSISTANT:", end)

@@ -17,9 +17,9 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from tinyvlm_cli.config import Tokens, Vision
+from tinyvlm_cli.config import SecondEncoder, Tokens, Vision
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.model.vision import VisionEncoder, load_vision
+from tinyvlm_cli.model.vision import VisionEncoder, blank_vision, load_vision
 
 FAMILIES = {
     "clip_vision_model": (CLIPVisionModel, Tokens.drop_first, ["post_layernorm"]),
@@ -50,6 +50,25 @@ def test_features_are_the_hidden_states_of_the_layer(
     assert encoder.num_patches == expected.shape[1] == 4
 
 
+def test_two_encoders_on_one_image_take_turns(small_vision: Vision) -> None:
+    second = SecondEncoder(path="", unused=["layernorm"], architecture={**CLIP, "model_type": "dinov2"})
+    spec = replace(small_vision, path="", architecture=dict(CLIP), second=second)
+    encoder = blank_vision(spec, planned=True).eval()
+    pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    values = (pixels / 255 - 0.5) / 0.5
+    features = encoder(pixels)
+    for start, model in enumerate(encoder.models):
+        torch.testing.assert_close(features[:, start::2], model(pixel_values=values).last_hidden_state[:, 1:])
+    assert features.shape[1] == encoder.num_patches == 8
+
+
+def test_two_encoders_of_other_widths_are_refused(small_vision: Vision) -> None:
+    wide = {**CLIP, "model_type": "dinov2", "hidden_size": 32}
+    second = SecondEncoder(path="", unused=["layernorm"], architecture=wide)
+    with pytest.raises(UserError, match="its features are 32 wide on 2 x 2 patches, the first encoder's 16"):
+        blank_vision(replace(small_vision, path="", architecture=dict(CLIP), second=second), planned=True)
+
+
 def test_the_vision_half_of_a_clip_checkpoint_is_read(tmp_path: Path, small_vision: Vision) -> None:
     torch.manual_seed(0)
     small = {k: v for k, v in CLIP.items() if k != "model_type"}
@@ -74,7 +93,7 @@ def test_saved_features_come_back(small_vision: Vision, tmp_path: Path) -> None:
     CLIPVisionModel._from_config(AutoConfig.for_model(**CLIP)).save_pretrained(tmp_path)
     spec = replace(small_vision, path=str(tmp_path))
     first = load_vision(spec, dtype=torch.float32)
-    torch.nn.init.normal_(first.layers[0].mlp.fc1.weight)
+    torch.nn.init.normal_(first.stacks[0][0].mlp.fc1.weight)
     second = load_vision(spec, dtype=torch.float32, state=first.state_dict())
     assert isinstance(second, VisionEncoder)
-    assert torch.equal(first.layers[0].mlp.fc1.weight, second.layers[0].mlp.fc1.weight)
+    assert torch.equal(first.stacks[0][0].mlp.fc1.weight, second.stacks[0][0].mlp.fc1.weight)

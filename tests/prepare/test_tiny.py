@@ -21,7 +21,10 @@ def described(config: object) -> dict[str, object]:
 def test_the_yaml_describes_the_shipped_weights() -> None:
     config: Train = settings()
     assert described(llm_config(config.llm, planned=True)) == described(llm_config(config.llm, planned=False))
-    vision = [described(vision_config(config.vision, planned=planned)) for planned in (True, False)]
+    vision = [
+        described(vision_config(config.vision, config.vision.feature_layer, planned=planned))
+        for planned in (True, False)
+    ]
     assert vision[0] == vision[1]
     assert load_llm(config.llm, dtype=torch.float32, attention="sdpa").num_parameters() == 714_624
     assert load_vision(config.vision, dtype=torch.float32).num_patches == 16

@@ -9,6 +9,8 @@ Shapes: B images, N patches, M connector tokens.
 import torch
 from torch import Tensor, nn
 
+from tinyvlm_cli.errors import UserError
+
 
 class Connector(nn.Module):
     """What every connector has besides its forward pass."""
@@ -47,57 +49,46 @@ class Linear(MLP):
         super().__init__(vision_dim, llm_dim, depth=1)
 
 
-class Resampler(Connector):
-    """Connector of learned queries that read the image by cross-attention (TinyLLaVA paper, section 3.1).
+class Identity(Connector):
+    """No connector: for an encoder as wide as the LLM.
 
-    [B, N, vision_dim] -> [B, num_queries, llm_dim]
+    [B, N, D] -> [B, N, D]
     """
 
-    def __init__(
-        self, vision_dim: int, llm_dim: int, *, hidden_dim: int, num_heads: int, num_queries: int, num_layers: int
-    ) -> None:
+    def __init__(self, vision_dim: int, llm_dim: int) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(num_queries, hidden_dim) * hidden_dim**-0.5)
-        self.layers = nn.ModuleList(_ResamplerLayer(vision_dim, hidden_dim, num_heads) for _ in range(num_layers))
-        self.norm = nn.LayerNorm(hidden_dim)
-        self.project_out = nn.Linear(hidden_dim, llm_dim, bias=False)
+        if vision_dim != llm_dim:
+            raise UserError(
+                f"connector: identity needs an encoder as wide as the LLM; found {vision_dim} and {llm_dim}"
+            )
 
     def num_tokens(self, num_patches: int) -> int:
-        return self.queries.shape[0]
+        return num_patches
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, N, vision_dim] -> [B, num_queries, llm_dim]"""
-        hidden = self.queries.expand(len(features), -1, -1)
-        for layer in self.layers:
-            hidden = layer(hidden, features)
-        out: Tensor = self.project_out(self.norm(hidden))
-        return out
+        """[B, N, D] -> [B, N, D]"""
+        return features
 
 
-class _ResamplerLayer(nn.Module):
-    """Cross-attention from the queries to the image, then a feed-forward block; both with a residual."""
+class MoFMLP(Connector):
+    """Connector for two encoders whose tokens alternate (arXiv 2401.06209, interleaved MoF): an MLP for each.
 
-    def __init__(self, vision_dim: int, dim: int, num_heads: int) -> None:
+    [B, 2N, vision_dim] -> [B, 2N, llm_dim], even tokens of the first encoder, odd ones of the second
+    """
+
+    def __init__(self, vision_dim: int, llm_dim: int, *, depth: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.norm_image = nn.LayerNorm(vision_dim)
-        self.norm_hidden = nn.LayerNorm(dim)
-        self.to_query = nn.Linear(dim, dim, bias=False)
-        self.to_key_value = nn.Linear(vision_dim, 2 * dim, bias=False)
-        self.to_out = nn.Linear(dim, dim, bias=False)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, 4 * dim, bias=False), nn.GELU(), nn.Linear(4 * dim, dim, bias=False)
-        )
+        self.first = MLP(vision_dim, llm_dim, depth=depth)
+        self.second = MLP(vision_dim, llm_dim, depth=depth)
 
-    def forward(self, hidden: Tensor, image: Tensor) -> Tensor:
-        """hidden: [B, M, dim], image: [B, N, vision_dim] -> [B, M, dim]"""
+    def num_tokens(self, num_patches: int) -> int:
+        return num_patches
 
-        def heads(x: Tensor) -> Tensor:
-            return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, 2N, vision_dim] -> [B, 2N, llm_dim]"""
+        return interleave(self.first(features[:, 0::2]), self.second(features[:, 1::2]))
 
-        query = heads(self.to_query(self.norm_hidden(hidden)))
-        key, value = map(heads, self.to_key_value(self.norm_image(image)).chunk(2, dim=-1))
-        read = nn.functional.scaled_dot_product_attention(query, key, value)
-        hidden = hidden + self.to_out(read.transpose(1, 2).flatten(2))
-        out: Tensor = hidden + self.feed_forward(hidden)
-        return out
+
+def interleave(first: Tensor, second: Tensor) -> Tensor:
+    """[B, N, D], [B, N, D] -> [B, 2N, D], taken in turn."""
+    return torch.stack([first, second], dim=2).flatten(1, 2)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -24,7 +25,14 @@ def read_config(path: str, *, where: str) -> PretrainedConfig:
 
 def config_from_architecture(architecture: dict[str, Any]) -> PretrainedConfig:
     """The transformers configuration that a YAML's `architecture` describes."""
-    return AutoConfig.for_model(**copy.deepcopy(architecture))
+    try:
+        return AutoConfig.for_model(**copy.deepcopy(architecture))
+    except ValueError:
+        kind, version = architecture.get("model_type"), transformers.__version__
+        raise UserError(
+            f"architecture.model_type: transformers {version} has no '{kind}', and code from the hub is not run; "
+            "choose another model"
+        ) from None
 
 
 def load(

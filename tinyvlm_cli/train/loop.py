@@ -147,7 +147,7 @@ def _stop(job: StageJob, plan: StagePlan, batch: StepBatch) -> None:
 
 
 def _recompute_activations(model: VLM) -> None:
-    for part in (model.vision.model, model.llm):
+    for part in (*model.vision.models, model.llm):
         if any(p.requires_grad for p in part.parameters()) or part is model.llm:
             # The reentrant kind gives a part whose first layers are frozen no gradient at all.
             part.gradient_checkpointing_enable({"use_reentrant": False})

@@ -24,14 +24,14 @@ def choose_trained(model: VLM, stage: Stage) -> None:
     for part in PARTS:
         getattr(model, part).requires_grad_(getattr(stage.train, part) is not Tune.frozen)
     if stage.train.vision is Tune.full and stage.vision_from_layer > 0:
-        layers = model.vision.layers
-        if stage.vision_from_layer >= len(layers):
-            raise UserError(
-                f"vision_from_layer: {stage.vision_from_layer} leaves no layer to train; the encoder uses "
-                f"{len(layers)} layers, numbered from 0"
-            )
         model.vision.requires_grad_(False)
-        layers[stage.vision_from_layer :].requires_grad_(True)
+        for layers in model.vision.stacks:
+            if stage.vision_from_layer >= len(layers):
+                raise UserError(
+                    f"vision_from_layer: {stage.vision_from_layer} leaves no layer to train; the encoder uses "
+                    f"{len(layers)} layers, numbered from 0"
+                )
+            layers[stage.vision_from_layer :].requires_grad_(True)
 
 
 def build_optimizer(model: nn.Module, optim: Optim, *, fused: bool) -> AdamW:

@@ -111,6 +111,8 @@ def _identity(config: Train, stage: Stage, start: StageNode | None) -> dict[str,
         for key, value in _plain(asdict(config.vision)).items()
         if key not in ("name", "label", "path", "architecture", "prepare", "partial_from_layer")
     }
+    second = config.vision.second
+    vision["second"] = second and {"weights": weights_hash(second.path, results_dir), "unused": second.unused}
     return {
         "format": FORMAT,
         "start": start.folder.rsplit("-", 1)[1] if start is not None else None,
