@@ -82,5 +82,6 @@ def _micro(generator: torch.Generator, *, images: int) -> MicroBatch:
         lengths=torch.tensor(lengths),
         predict=at,
         targets=ids[0, at + 1],
+        weights=torch.ones(len(predict)),
         pixels=torch.randint(0, 256, (max(images, 1), 3, 16, 16), dtype=torch.uint8, generator=generator),
     )

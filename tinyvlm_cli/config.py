@@ -35,6 +35,15 @@ class Tune(Enum):
 
     frozen = "frozen"
     full = "full"
+    lora = "lora"  # low-rank updates of its linear layers (arXiv 2106.09685)
+    qlora = "qlora"  # the same, over weights kept in 4 bits (arXiv 2305.14314)
+
+
+class Loss(Enum):
+    """What an optimizer step's loss is the mean of."""
+
+    token_mean = "token_mean"  # the step's supervised tokens, however they are spread
+    mean_of_means = "mean_of_means"  # groups of samples, each by its own mean: the reference's micro-batches
 
 
 class Resize(Enum):
@@ -139,8 +148,31 @@ class Parts:
     """What a stage trains."""
 
     vision: Tune = MISSING
-    connector: Tune = MISSING
+    connector: Tune = MISSING  # frozen or full
     llm: Tune = MISSING
+
+
+@dataclass
+class Rates:
+    """Peak learning rates of single parts; null: the stage's."""
+
+    vision: float | None = None
+    connector: float | None = None
+    llm: float | None = None
+
+
+@dataclass
+class Lora:
+    """Low-rank updates: W + alpha / rank * B A, on every linear layer of a part but the LLM's head."""
+
+    rank: int = MISSING
+    alpha: int = MISSING
+    dropout: float = MISSING
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied with."""
+        return self.alpha / self.rank
 
 
 @dataclass
@@ -164,10 +196,15 @@ class Stage:
     image_mode: ImageMode = MISSING
     train: Parts = field(default_factory=Parts)
     vision_from_layer: int = MISSING  # with train.vision=full: the first encoder layer that learns; 0 = everything
+    llm_from_layer: int = 0  # with train.llm=full: the first layer that learns, with the head; 0 = everything
+    lora: Lora | None = None  # of the parts whose `train` is lora or qlora
     lr: float = MISSING  # peak, after warm-up
+    part_lr: Rates = field(default_factory=Rates)
     samples_per_step: int = MISSING  # records in an optimizer step, over all GPUs
     epochs: int = MISSING
     max_steps: int | None = None  # optimizer steps at most; null: all of the epochs
+    loss: Loss = Loss.token_mean
+    samples_per_mean: int | None = None  # with loss=mean_of_means: the reference's batch of one device
 
 
 @dataclass
@@ -175,7 +212,7 @@ class Recipe:
     """An order of stages, given by each stage's `start`."""
 
     name: str = MISSING
-    paper_data: str = MISSING  # the data group that the paper trains it on; any other shows in a run's name
+    paper_data: str | None = MISSING  # the data group that the paper trains it on; any other shows in a run's name
     optim: Optim = field(default_factory=Optim)
     stages: dict[str, Stage] = MISSING
 
@@ -207,6 +244,7 @@ class Train:
     data: Data = field(default_factory=Data)
     recipe: Recipe = field(default_factory=Recipe)
     engine: Engine = field(default_factory=Engine)
+    start: str | None = None  # a run whose parts and weights the first stage continues; null: published weights
     seed: int = MISSING
     data_dir: str = MISSING
     results_dir: str = MISSING

@@ -84,6 +84,13 @@ class Run:
     stages: dict[str, str]  # stage name -> folder in results/stages, in training order
     made_with: dict[str, Any]
     model: str | None = None  # a folder in Hugging Face form, of a model that was not trained here
+    before: list[str] = field(default_factory=list)  # stage folders of the run that it started from, first to last
+
+    def stage_dirs(self, results_dir: Path, stage: str) -> list[Path]:
+        """The folders whose weights make the model after `stage`, first to last."""
+        names = list(self.stages)
+        own = [self.stages[name] for name in names[: names.index(stage) + 1]] if names else []
+        return [results_dir / "stages" / folder for folder in (*self.before, *own)]
 
 
 def read_run(folder: Path) -> Run:

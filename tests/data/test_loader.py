@@ -14,6 +14,7 @@ from tinyvlm_cli.data.index import open_index
 from tinyvlm_cli.data.loader import StagePlan, pack, step_batches
 from tinyvlm_cli.errors import UserError
 
+ONES = dict.fromkeys(range(4), 1.0)  # the weight of a token of each sample
 CUBS = "the chicago cubs sign outside wrigley field"
 
 
@@ -42,15 +43,26 @@ def plan(tmp_path: Path, stablelm2: PreTrainedTokenizerFast, small_vision: Visio
 @pytest.mark.parametrize(("tokens", "length"), [(576, 587), (729, 740), (128, 139)])
 def test_the_references_caption_sample(plan: StagePlan, tokens: int, length: int) -> None:
     """Facts B13: 576 image positions without label, the last of which predicts the first word."""
-    batch = pack(replace(plan, tokens_per_image=tokens), (0,))
+    batch = pack(replace(plan, tokens_per_image=tokens), (0,), ONES)
     assert batch.ids.shape == batch.positions.shape == (1, length)
     assert int(batch.is_image.sum()) == tokens and batch.is_image[0, :tokens].all()
     assert batch.predict.tolist() == list(range(tokens - 1, tokens + 10))
     assert batch.targets[0] == 1820 and batch.targets[-1] == 198
 
 
+def test_the_references_loss_is_a_mean_of_means(plan: StagePlan) -> None:
+    supervised = {0: 11, 1: 2, 2: 3}
+    assert plan.token_weights(supervised) == {0: 1.0, 1: 1.0, 2: 1.0}
+    weights = replace(plan, samples_per_mean=2).token_weights(supervised)
+    # (mean of 0 and 1's tokens + mean of 2's) / 2, times the 16 tokens that the sum is divided by.
+    assert weights == pytest.approx({0: 16 / 2 / 13, 1: 16 / 2 / 13, 2: 16 / 2 / 3})
+    assert sum(weights[n] * supervised[n] for n in supervised) == pytest.approx(16)
+    batch = pack(plan, (2, 1), weights)  # the text's first token is not supervised: nothing comes before it
+    assert batch.weights.tolist() == pytest.approx([weights[2]] * 2 + [weights[1]] * 2)
+
+
 def test_samples_of_a_row_begin_at_position_zero_and_predict_their_own_tokens(plan: StagePlan) -> None:
-    batch = pack(plan, (1, 2, 0))
+    batch = pack(plan, (1, 2, 0), ONES)
     assert batch.lengths.tolist() == [int(plan.lengths[i]) for i in (1, 2, 0)]
     starts = np.flatnonzero(batch.positions[0].numpy() == 0)
     assert starts.tolist() == [0, *np.cumsum(batch.lengths.tolist())[:-1]]
@@ -59,12 +71,12 @@ def test_samples_of_a_row_begin_at_position_zero_and_predict_their_own_tokens(pl
 
 
 def test_a_row_without_image_brings_a_blank_one(plan: StagePlan) -> None:
-    batch = pack(plan, (2,))
+    batch = pack(plan, (2,), ONES)
     assert not batch.is_image.any() and batch.pixels.shape == (1, 3, 16, 16) and not batch.pixels.any()
 
 
 def test_a_rank_without_work_gets_a_row_that_predicts_nothing(plan: StagePlan) -> None:
-    batch = pack(plan, ())
+    batch = pack(plan, (), ONES)
     assert batch.ids.shape == (1, 1) and len(batch.targets) == 0
 
 

@@ -13,6 +13,7 @@ from small import STEPS, micro_batches, small_vlm
 
 from tinyvlm_cli.config import Engine as EngineSettings
 from tinyvlm_cli.config import Optim, Precision
+from tinyvlm_cli.model.tuning import PARTS
 from tinyvlm_cli.train.engine import Engine, start_process_group
 from tinyvlm_cli.worker import leave
 
@@ -26,7 +27,7 @@ def losses(zero: int, precision: str, trained: str) -> list[float]:
     settings = EngineSettings(
         zero=zero, precision=Precision(precision), micro_tokens=0, activation_checkpointing=False, save_every=0
     )
-    engine = Engine(model, settings, OPTIM, device)
+    engine = Engine(model, settings, OPTIM, device, rates=dict.fromkeys(PARTS, 1.0))
     trace = []
     for step in range(STEPS):
         ranks, supervised = micro_batches(step, dist.get_world_size())

@@ -1,14 +1,16 @@
 """What trains, at which rate, and that it really does."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from small import micro_batches, small_vlm
 
-from tinyvlm_cli.config import Optim, Parts, Stage, Tune
+from tinyvlm_cli.config import Optim, Parts, Rates, Stage, Tune
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.train.optim import GradientCheck, build_optimizer, choose_trained, lr_at
+from tinyvlm_cli.model.tuning import PARTS, choose_trained
+from tinyvlm_cli.train.optim import GradientCheck, build_optimizer, lr_at, part_rates
 
 OPTIM = Optim(betas=[0.9, 0.999], eps=1e-8, weight_decay=0.1, warmup_ratio=0.03, max_grad_norm=1.0)
 
@@ -56,7 +58,17 @@ def test_a_layer_beyond_the_encoder_is_refused() -> None:
         choose_trained(small_vlm("full"), stage(Tune.full, Tune.full, Tune.full, layer=3))
 
 
+def test_a_part_can_have_a_rate_of_its_own() -> None:
+    rates = part_rates(replace(stage(Tune.frozen, Tune.full, Tune.full), lr=1e-4, part_lr=Rates(connector=2e-5)))
+    assert rates == pytest.approx({"vision": 1.0, "connector": 0.2, "llm": 1.0})
+    model = small_vlm("full")
+    groups = build_optimizer(model, replace(OPTIM, weight_decay=0.0), rates, fused=False).param_groups
+    scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    assert {scales[id(p)] for p in model.connector.parameters()} == {rates["connector"]}
+    assert {scales[id(p)] for p in model.llm.parameters()} == {1.0}
+
+
 def test_norms_and_biases_are_not_decayed() -> None:
-    groups = build_optimizer(small_vlm("full"), OPTIM, fused=False).param_groups
+    groups = build_optimizer(small_vlm("full"), OPTIM, dict.fromkeys(PARTS, 1.0), fused=False).param_groups
     assert {p.ndim for p in groups[0]["params"]} == {2} and groups[0]["weight_decay"] == 0.1
     assert {p.ndim for p in groups[1]["params"]} == {1} and groups[1]["weight_decay"] == 0.0

@@ -1,32 +1,40 @@
 """A stage's weights: one safetensors file for each part that it trained.
 
-A part that no stage has trained comes from its published weights, so a connector pretraining writes megabytes.
+A part that no stage has trained comes from its published weights, so a connector pretraining writes megabytes. Of a
+part that learned low-rank updates only those are written; they are added to the weights when the model is built.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tinyvlm_cli.components import build
 from tinyvlm_cli.config import Train
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.connectors import Connector
 from tinyvlm_cli.model.llm import load_llm
+from tinyvlm_cli.model.tuning import merge_adapters
 from tinyvlm_cli.model.vision import load_vision
 from tinyvlm_cli.model.vlm import VLM
 
+ADAPTERS = ".lora.safetensors"  # ends the file of a part's low-rank updates
 
-def save_part(stage_dir: Path, part: str, state: dict[str, Tensor]) -> None:
-    """Write a part's weights in one step; the tensors share no memory."""
-    target = stage_dir / f"{part}.safetensors"
-    draft = stage_dir / f".{part}.safetensors.{os.getpid()}"
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, draft, metadata={"format": "pt"})
-    draft.replace(target)
+
+def save_part(stage_dir: Path, part: str, state: dict[str, Tensor], *, scale: float | None = None) -> None:
+    """Write a part's weights in one step; the tensors share no memory.
+
+    scale: alpha / rank of low-rank updates, when `state` holds those; None: whole weights.
+    """
+    name = f"{part}.safetensors" if scale is None else f"{part}{ADAPTERS}"
+    metadata = {"format": "pt"} if scale is None else {"format": "pt", "scale": str(scale)}
+    draft = stage_dir / f".{name}.{os.getpid()}"
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, draft, metadata=metadata)
+    draft.replace(stage_dir / name)
 
 
 def load_part(stage_dirs: Sequence[Path], part: str) -> dict[str, Tensor] | None:
@@ -34,20 +42,30 @@ def load_part(stage_dirs: Sequence[Path], part: str) -> dict[str, Tensor] | None
     for stage_dir in reversed(stage_dirs):
         path = stage_dir / f"{part}.safetensors"
         if path.exists():
-            try:
-                return load_file(path)
-            except SafetensorError as error:
-                raise UserError(f"{path}: not a weights file ({error}); delete {stage_dir} to train it again") from None
+            return _load(path)
     return None
 
 
-def build_model(config: Train, stage_dirs: Sequence[Path], *, dtype: torch.dtype, attention: str) -> VLM:
+def build_model(
+    config: Train,
+    stage_dirs: Sequence[Path],
+    *,
+    dtype: torch.dtype,
+    attention: str,
+    four_bit: Collection[str] = (),
+) -> VLM:
     """The model as the stages in `stage_dirs` (first to last) left it; none: published parts, a new connector.
 
+    four_bit: parts whose weights are kept in 4 bits, to train low-rank updates of them; GPU only.
     The new connector's weights are a function of `config.seed`.
     """
-    vision = load_vision(config.vision, dtype=dtype, state=load_part(stage_dirs, "vision"))
-    llm = load_llm(config.llm, dtype=dtype, attention=attention, state=load_part(stage_dirs, "llm"))
+    vision = load_vision(
+        config.vision, dtype=dtype, state=load_part(stage_dirs, "vision"), four_bit="vision" in four_bit
+    )
+    llm = load_llm(
+        config.llm, dtype=dtype, attention=attention, state=load_part(stage_dirs, "llm"), four_bit="llm" in four_bit
+    )
+    _merge_adapters({"vision": vision, "llm": llm}, stage_dirs, four_bit)
     torch.manual_seed(config.seed)
     connector = build(config.connector, vision_dim=vision.dim, llm_dim=llm.config.hidden_size)
     assert isinstance(connector, Connector)
@@ -55,3 +73,24 @@ def build_model(config: Train, stage_dirs: Sequence[Path], *, dtype: torch.dtype
     if state is not None:
         connector.load_state_dict(state)
     return VLM(vision, connector.to(dtype), llm)
+
+
+def _merge_adapters(modules: dict[str, nn.Module], stage_dirs: Sequence[Path], four_bit: Collection[str]) -> None:
+    """Add the low-rank updates that stages learned since a part's weights were last written whole."""
+    for part, module in modules.items():
+        for number, stage_dir in enumerate(stage_dirs):
+            path = stage_dir / f"{part}{ADAPTERS}"
+            is_older = any((later / f"{part}.safetensors").exists() for later in stage_dirs[number:])
+            if path.exists() and not is_older:
+                if part in four_bit:
+                    raise UserError(f"{path}: low-rank updates cannot be added to 4-bit weights; use lora, not qlora")
+                with safe_open(path, "pt") as file:
+                    scale = float(file.metadata()["scale"])
+                merge_adapters(module, _load(path), scale=scale)
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a weights file ({error}); delete {path.parent} to train it again") from None

@@ -50,13 +50,10 @@ def _job(config: Eval, run: Run) -> EvalJob:
     stage = config.stage or stages[-1]
     if stage not in stages:
         raise UserError(f"stage={stage}: {run.folder.name} has no such stage; choose from {', '.join(stages)}")
-    names = [] if run.model else stages[: stages.index(stage) + 1]
-    folders = [Path(config.results_dir) / "stages" / run.stages[name] for name in names]
-    for name, folder in zip(names, folders, strict=True):
+    folders = run.stage_dirs(Path(config.results_dir), stage)
+    for folder in folders:
         if not is_done(folder):
-            raise UserError(
-                f"{folder}: stage '{name}' of {run.folder.name} is not trained; run its `tinyvlm train` again"
-            )
+            raise UserError(f"{folder}: this stage of {run.folder.name} is not trained; run its `tinyvlm train` again")
     images = [REAL, SHUFFLED] if config.blind else [REAL]
     return EvalJob(
         run_dir=str(run.folder),

@@ -5,14 +5,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.tree import Tree
 
-from tinyvlm_cli.config import Train
+from tinyvlm_cli.config import Stage, Train
+from tinyvlm_cli.model.tuning import ADAPTED
 from tinyvlm_cli.train.estimate import Estimate, estimate, meta_model
 from tinyvlm_cli.train.job import is_done, stage_dir
-from tinyvlm_cli.train.stages import StageNode, run_folder, run_name, stage_nodes, stage_split
+from tinyvlm_cli.train.stages import StageNode, continued, run_folder, run_name, stage_nodes, stage_split
 
 
 def run(config: Train) -> int:
     """Print the stages of the run with their figures. Returns the exit code."""
+    config = continued(config)
     nodes = stage_nodes(config)
     model = meta_model(config)
     tree = Tree(f"[bold]{run_name(config)}[/bold]")
@@ -32,9 +34,7 @@ def run(config: Train) -> int:
 def _describe(config: Train, node: StageNode, figure: Estimate) -> str:
     stage = config.recipe.stages[node.name]
     trained = {part: number for part, number in figure.trained.items() if number}
-    names = {
-        part: f"{part} from layer {stage.vision_from_layer}" if _partly(part, figure) else part for part in trained
-    }
+    names = {part: part + _how(stage, part) for part in trained}
     return "\n".join(
         [
             f"[bold]{node.name}[/bold]  {_state(config, node)}",
@@ -46,8 +46,13 @@ def _describe(config: Train, node: StageNode, figure: Estimate) -> str:
     )
 
 
-def _partly(part: str, figure: Estimate) -> bool:
-    return part == "vision" and figure.trained[part] < figure.every[part]
+def _how(stage: Stage, part: str) -> str:
+    """What of a part is trained, when that is not all."""
+    tune = getattr(stage.train, part)
+    if tune in ADAPTED and stage.lora:
+        return f" ({tune.value}, rank {stage.lora.rank})"
+    first = {"vision": stage.vision_from_layer, "llm": stage.llm_from_layer}.get(part, 0)
+    return f" from layer {first}" if first else ""
 
 
 def _state(config: Train, node: StageNode) -> str:

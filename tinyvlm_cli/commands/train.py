@@ -14,16 +14,30 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.provenance import now, provenance
 from tinyvlm_cli.results import write_text
 from tinyvlm_cli.train.job import DONE, is_done, locked, mismatch, stage_dir, write_job
-from tinyvlm_cli.train.stages import StageNode, run_folder, run_name, stage_nodes, stage_split
+from tinyvlm_cli.train.stages import (
+    StageNode,
+    continued,
+    run_folder,
+    run_name,
+    stage_nodes,
+    stage_split,
+    start_folders,
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
 
 def run(config: Train) -> int:
     """Train what is not trained yet. Returns the exit code."""
+    config = continued(config)
     nodes = stage_nodes(config)
     missing = [node for node in nodes if not is_done(stage_dir(config, node.folder))]
     findings = [finding for node in nodes for finding in mismatch(stage_dir(config, node.folder), node)]
+    findings += [
+        f"start={config.start}: its stage {folder} is not trained; run its `tinyvlm train` again"
+        for folder in start_folders(config)
+        if not is_done(stage_dir(config, folder))
+    ]
     findings += _findings(config, missing)
     if findings:
         raise UserError("\n".join(findings))
@@ -98,6 +112,7 @@ def _write_run(config: Train, nodes: list[StageNode], run_dir: Path) -> None:
         "seed": config.seed,
         "stages": {node.name: node.folder for node in nodes},
         "made_with": provenance(),
+        "before": start_folders(config),
     }
     write_text(run_dir / "run.yaml", yaml.safe_dump(record, sort_keys=False))
 

@@ -19,6 +19,7 @@ class MicroBatch:
     lengths: Tensor  # [S] tokens of each sample
     predict: Tensor  # [P] positions whose next token is supervised
     targets: Tensor  # [P] those tokens
+    weights: Tensor  # [P] fp32, of each in the step's loss; over the step they sum to its supervised tokens
     pixels: Tensor  # [max(I, 1), 3, size, size] uint8; one blank image for a row without any
 
     def to(self, device: torch.device) -> "MicroBatch":

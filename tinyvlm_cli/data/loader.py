@@ -1,6 +1,6 @@
 """From the plan of a step to packed micro-batches, with images loaded in worker processes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,16 +34,30 @@ class StagePlan:
     samples_per_step: int
     micro_tokens: int
     seed: int
+    samples_per_mean: int | None = None  # the loss is the mean of such groups' means; None: of all tokens
 
     def step(self, step: int, ranks: int) -> list[list[Micro]]:
         """The step's micro-batches: [rank][micro-batch]."""
         samples = step_samples(self.usable, step, samples_per_step=self.samples_per_step, seed=self.seed)
         return spread(samples, self.lengths, ranks=ranks, micro_tokens=self.micro_tokens)
 
-    def supervised_tokens(self, micros: list[list[Micro]]) -> int:
-        """Supervised tokens of a step over all ranks, which its loss is the mean over."""
-        numbers = (number for rank in micros for micro in rank for number in micro)
-        return sum(int(self.expand(self.index.sample(number))[1].sum()) for number in numbers)
+    def supervised_tokens(self, step: int) -> dict[int, int]:
+        """Supervised tokens of each of a step's samples, in the step's order."""
+        samples = step_samples(self.usable, step, samples_per_step=self.samples_per_step, seed=self.seed)
+        return {int(n): int(self.expand(self.index.sample(int(n)))[1].sum()) for n in samples}
+
+    def token_weights(self, supervised: dict[int, int]) -> dict[int, float]:
+        """What a supervised token of each sample weighs in the step's loss.
+
+        With groups, all groups weigh the same, and within one all tokens: a token of a group with few weighs more.
+        """
+        if self.samples_per_mean is None:
+            return dict.fromkeys(supervised, 1.0)
+        numbers = list(supervised)
+        size = self.samples_per_mean
+        groups = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+        share = sum(supervised.values()) / len(groups)
+        return {number: share / sum(supervised[n] for n in group) for group in groups for number in group}
 
     def expand(self, sample: Sample) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """A sample's ids with `tokens_per_image` marks for each image, and which are supervised, both truncated."""
@@ -95,16 +109,21 @@ class _Steps(Dataset[StepBatch | UserError]):
 
     def _batch(self, step: int) -> StepBatch:
         micros = self.plan.step(step, self.ranks)
+        supervised = self.plan.supervised_tokens(step)
+        weights = self.plan.token_weights(supervised)
         return StepBatch(
             step=step,
-            micros=[pack(self.plan, micro) for micro in micros[self.rank]],
-            supervised_tokens=self.plan.supervised_tokens(micros),
+            micros=[pack(self.plan, micro, weights) for micro in micros[self.rank]],
+            supervised_tokens=sum(supervised.values()),
             tokens=int(sum(self.plan.lengths[list(micro)].sum() for rank in micros for micro in rank)),
         )
 
 
-def pack(plan: StagePlan, micro: Micro) -> MicroBatch:
-    """The samples of a micro-batch one after another in one row, with their images."""
+def pack(plan: StagePlan, micro: Micro, weights: Mapping[int, float]) -> MicroBatch:
+    """The samples of a micro-batch one after another in one row, with their images.
+
+    weights: of a supervised token of each sample, see `StagePlan.token_weights`.
+    """
     samples = [plan.index.sample(number) for number in micro]
     expanded = [plan.expand(sample) for sample in samples]
     if not samples:  # a rank without work this time: one token that predicts nothing
@@ -112,6 +131,7 @@ def pack(plan: StagePlan, micro: Micro) -> MicroBatch:
     ids = np.concatenate([ids for ids, _ in expanded])
     supervised = np.concatenate([flags for _, flags in expanded])
     lengths = [len(ids) for ids, _ in expanded]
+    weighed = [np.full(flags.sum(), weights[n], np.float32) for n, (_, flags) in zip(micro, expanded, strict=False)]
     is_image = ids == IMAGE
     targets = np.flatnonzero(supervised)  # the first token of a sample never is supervised: nothing comes before it
     return MicroBatch(
@@ -121,6 +141,7 @@ def pack(plan: StagePlan, micro: Micro) -> MicroBatch:
         lengths=torch.tensor(lengths),
         predict=torch.from_numpy(targets - 1),
         targets=torch.from_numpy(ids[targets].astype(np.int64)),
+        weights=torch.from_numpy(np.concatenate([*weighed, np.empty(0, np.float32)])),
         pixels=_images(plan, samples),
     )
 

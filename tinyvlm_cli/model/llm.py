@@ -23,7 +23,12 @@ def llm_config(spec: LLM, *, planned: bool) -> PretrainedConfig:
 
 
 def load_llm(
-    spec: LLM, *, dtype: torch.dtype, attention: str, state: dict[str, Tensor] | None = None
+    spec: LLM,
+    *,
+    dtype: torch.dtype,
+    attention: str,
+    state: dict[str, Tensor] | None = None,
+    four_bit: bool = False,
 ) -> PreTrainedModel:
     """The model with its published weights, or with `state`, the weights a stage saved.
 
@@ -31,7 +36,16 @@ def load_llm(
     """
     config = llm_config(spec, planned=False)
     model_class = _model_class(config)
-    return load(model_class, config, path=spec.path, state=state, dtype=dtype, attention=attention, where="llm.path")
+    return load(
+        model_class,
+        config,
+        path=spec.path,
+        state=state,
+        dtype=dtype,
+        attention=attention,
+        where="llm.path",
+        four_bit=four_bit,
+    )
 
 
 def blank_llm(

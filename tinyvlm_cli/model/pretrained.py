@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from tinyvlm_cli.errors import UserError
@@ -44,8 +44,11 @@ def load(
     dtype: torch.dtype,
     attention: str,
     where: str,
+    four_bit: bool = False,
 ) -> PreTrainedModel:
     """A model with the weights at `path`, or with those of `state` when it is given.
+
+    four_bit: its linear layers as 4-bit NormalFloat on this process's GPU, ready for low-rank updates.
 
     Raises UserError when a weight that the model needs is not there: transformers would only warn and make one up.
     """
@@ -58,6 +61,7 @@ def load(
                 dtype=dtype,
                 attn_implementation=attention,
                 output_loading_info=True,
+                **(_four_bit(where) if four_bit else {}),
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(cannot_read(path, where, error)) from None
@@ -67,7 +71,34 @@ def load(
             f"{where}: {path} lacks {len(missing)} weights of a {type(model).__name__}, the first is {missing[0]}; "
             "is it a checkpoint of that model?"
         )
-    return model
+    return _prepared(model) if four_bit else model
+
+
+def _four_bit(where: str) -> dict[str, Any]:
+    """Arguments of from_pretrained: NF4 with quantised constants, as in QLoRA's paper (arXiv 2305.14314)."""
+    if not torch.cuda.is_available():
+        raise UserError(f"{where}: qlora keeps weights in 4 bits, which needs a GPU; here is none, use lora")
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise UserError(f"{where}: qlora needs the package bitsandbytes; `pip install bitsandbytes`") from None
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": config, "device_map": {"": torch.cuda.current_device()}}
+
+
+def _prepared(model: PreTrainedModel) -> PreTrainedModel:
+    """Norms and head in fp32, everything frozen: what low-rank training over few bits needs to be stable."""
+    from peft import prepare_model_for_kbit_training
+
+    prepared: PreTrainedModel = prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
+        model, use_gradient_checkpointing=False
+    )
+    return prepared
 
 
 def cannot_read(path: str | None, where: str, error: Exception) -> str:

@@ -46,7 +46,7 @@ class VisionEncoder(nn.Module):
     @property
     def stacks(self) -> list[nn.ModuleList]:
         """Each encoder's layers, first to last."""
-        return [_layers(model) for model in self.models]
+        return [layers_of(model) for model in self.models]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels: [B, 3, S, S] uint8 -> [B, N, D]; of two encoders [B, 2N, D], their tokens in turn"""
@@ -68,10 +68,11 @@ def _extra_tokens(model: PreTrainedModel) -> int:
     return has_class + (sizes["register_tokens"][1] if "register_tokens" in sizes else 0)
 
 
-def _layers(model: PreTrainedModel) -> nn.ModuleList:
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """A transformers model's layers, first to last."""
     depth = model.config.num_hidden_layers
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    assert stacks, "a vision model keeps its layers in a ModuleList"
+    assert stacks, "a model keeps its layers in a ModuleList"
     return stacks[0]
 
 
@@ -107,8 +108,12 @@ def vision_config(spec: Vision | SecondEncoder, feature_layer: int, *, planned: 
     return config
 
 
-def load_vision(spec: Vision, *, dtype: torch.dtype, state: dict[str, Tensor] | None = None) -> VisionEncoder:
+def load_vision(
+    spec: Vision, *, dtype: torch.dtype, state: dict[str, Tensor] | None = None, four_bit: bool = False
+) -> VisionEncoder:
     """The encoder with its published weights, or with `state`, the weights a stage saved."""
+    if state is not None and four_bit:
+        raise UserError("train.vision: qlora is for published weights; an earlier stage trained this encoder, use lora")
     if state is not None:
         encoder = blank_vision(spec, dtype=dtype)
         encoder.load_state_dict(state)
@@ -117,7 +122,16 @@ def load_vision(spec: Vision, *, dtype: torch.dtype, state: dict[str, Tensor] | 
     def published(one: Vision | SecondEncoder) -> PreTrainedModel:
         config = vision_config(one, spec.feature_layer, planned=False)
         kind = MODEL_MAPPING[type(config)]
-        return load(kind, config, path=one.path, state=None, dtype=dtype, attention="sdpa", where="vision.path")
+        return load(
+            kind,
+            config,
+            path=one.path,
+            state=None,
+            dtype=dtype,
+            attention="sdpa",
+            where="vision.path",
+            four_bit=four_bit,
+        )
 
     return VisionEncoder(published(spec), spec, published(spec.second) if spec.second else None)
 

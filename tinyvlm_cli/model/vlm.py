@@ -39,7 +39,7 @@ class VLM(nn.Module):
         return out
 
     def forward(self, batch: MicroBatch) -> Tensor:
-        """The summed cross-entropy of the supervised tokens, in fp32."""
+        """The weighted sum of the supervised tokens' cross-entropy, in fp32."""
         attention.set_lengths(batch.lengths)
         logits = self.llm(
             inputs_embeds=self.embed(batch.ids, batch.is_image, batch.pixels),
@@ -48,4 +48,4 @@ class VLM(nn.Module):
             use_cache=False,
             logits_to_keep=batch.predict,
         ).logits  # [1, P, V]
-        return cross_entropy(logits[0].float(), batch.targets, reduction="sum")
+        return torch.dot(cross_entropy(logits[0].float(), batch.targets, reduction="none"), batch.weights)

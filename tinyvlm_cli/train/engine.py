@@ -21,6 +21,7 @@ from tinyvlm_cli.config import Optim, Precision
 from tinyvlm_cli.data.batch import MicroBatch
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.logs import quieten
+from tinyvlm_cli.model.tuning import is_adapter
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.train.optim import build_optimizer
 
@@ -45,13 +46,21 @@ def start_process_group() -> torch.device:
 class Engine:
     """Optimizer steps on a VLM whose trained parameters are chosen already."""
 
-    def __init__(self, model: VLM, settings: EngineSettings, optim: Optim, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: VLM,
+        settings: EngineSettings,
+        optim: Optim,
+        device: torch.device,
+        *,
+        rates: dict[str, float],
+    ) -> None:
         import deepspeed
 
         self.device = device
         self.ranks = dist.get_world_size()
         self.zero = settings.zero
-        optimizer = build_optimizer(model, optim, fused=device.type == "cuda")
+        optimizer = build_optimizer(model, optim, rates, fused=device.type == "cuda")
         with redirect_stdout(io.StringIO()):  # it prints the memory in use at every turn
             self.engine, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=_deepspeed_config(settings, optim)
@@ -70,7 +79,7 @@ class Engine:
         Returns the step's loss over all ranks, a scalar on the device.
         """
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         total = torch.zeros((), device=self.device)
         scale = self.ranks / supervised_tokens  # DeepSpeed averages gradients over the ranks
         for i, micro in enumerate(micros):
@@ -122,9 +131,10 @@ class Engine:
         """What a checkpoint's shards depend on."""
         return f"gpus-{self.ranks}-zero-{self.zero}"
 
-    def part_state(self, part: str) -> dict[str, Tensor]:
+    def part_state(self, part: str, *, adapters_only: bool) -> dict[str, Tensor]:
         """A part's weights on the CPU, whole on rank 0 whatever the ZeRO stage; empty elsewhere.
 
+        adapters_only: the low-rank updates without what they are added to.
         A tensor with two names (a head tied to the embeddings) is given once.
         """
         import deepspeed
@@ -133,7 +143,12 @@ class Engine:
         with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=self.zero == 3):
             if dist.get_rank() != 0:
                 return {}
-            once = {id(tensor): (name, tensor) for name, tensor in reversed(module.state_dict(keep_vars=True).items())}
+            everything = module.state_dict(keep_vars=True)
+            once = {
+                id(tensor): (name, tensor)
+                for name, tensor in reversed(everything.items())
+                if is_adapter(name) or not adapters_only
+            }
             return {name: tensor.detach().cpu().clone() for name, tensor in once.values()}
 
 

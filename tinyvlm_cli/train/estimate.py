@@ -1,5 +1,6 @@
 """What a stage would take, worked out without weights, images or a GPU."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +10,10 @@ from tinyvlm_cli.config import Stage, Train
 from tinyvlm_cli.data.packing import num_steps
 from tinyvlm_cli.model.connectors import Connector
 from tinyvlm_cli.model.llm import blank_llm
+from tinyvlm_cli.model.tuning import PARTS, choose_trained
 from tinyvlm_cli.model.vision import blank_vision
 from tinyvlm_cli.model.vlm import VLM
-from tinyvlm_cli.train.optim import PARTS, choose_trained, count
+from tinyvlm_cli.train.optim import count
 from tinyvlm_cli.train.stages import stage_split
 
 
@@ -39,6 +41,7 @@ def meta_model(config: Train) -> VLM:
 def estimate(config: Train, stage: Stage, model: VLM) -> Estimate:
     """The figures of one stage. An epoch's last, incomplete step is dropped, as in training."""
     samples = stage_split(config, stage.split).count
+    model = copy.deepcopy(model)  # a stage's adapters are not the next one's
     choose_trained(model, stage)
     figures = {part: count(getattr(model, part)) for part in PARTS}
     return Estimate(

@@ -11,18 +11,19 @@ import torch
 import torch.distributed as dist
 
 from tinyvlm_cli.checkpoint.parts import build_model, save_part
-from tinyvlm_cli.config import Precision, Stage, Train
+from tinyvlm_cli.config import Loss, Precision, Stage, Train, Tune
 from tinyvlm_cli.data.index import SplitIndex, open_index
 from tinyvlm_cli.data.loader import StagePlan, StepBatch, step_batches
 from tinyvlm_cli.data.packing import num_steps
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.attention import register
 from tinyvlm_cli.model.llm import load_tokenizer
+from tinyvlm_cli.model.tuning import ADAPTED, PARTS, choose_trained, trained_parts
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.train.engine import Engine, start_process_group
 from tinyvlm_cli.train.job import StageJob
 from tinyvlm_cli.train.meter import Meter
-from tinyvlm_cli.train.optim import PARTS, GradientCheck, choose_trained, count, lr_at, trained_parts
+from tinyvlm_cli.train.optim import GradientCheck, count, lr_at, part_rates
 from tinyvlm_cli.train.stages import stage_split
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,10 @@ def train_stage(job: StageJob) -> None:
     device = start_process_group()
     config, stage = job.config, job.stage
     index = stage_index(config, stage)
-    model = build_model(config, job.before, dtype=DTYPES[config.engine.precision], attention=register())
+    four_bit = [part for part in PARTS if getattr(stage.train, part) is Tune.qlora]
+    model = build_model(
+        config, job.before, dtype=DTYPES[config.engine.precision], attention=register(), four_bit=four_bit
+    )
     plan = plan_stage(config, stage, index, tokens_per_image=model.connector.num_tokens(model.vision.num_patches))
     steps = num_steps(
         len(plan.usable), samples_per_step=stage.samples_per_step, epochs=stage.epochs, max_steps=stage.max_steps
@@ -51,15 +55,16 @@ def train_stage(job: StageJob) -> None:
     if dist.get_rank() == 0:
         _announce(job, model, steps)
     model.train()  # the reference, too, keeps the dropout of frozen parts on
-    engine = Engine(model, config.engine, config.recipe.optim, device)
+    engine = Engine(model, config.engine, config.recipe.optim, device, rates=part_rates(stage))
     first = engine.resume(job.folder / "checkpoints")
     if first and dist.get_rank() == 0:
         log.info("%s: goes on after step %d", job.name, first)
     _run(job, engine, plan, first, steps)
     for part in trained_parts(stage):
-        state = engine.part_state(part)
+        is_adapted = getattr(stage.train, part) in ADAPTED
+        state = engine.part_state(part, adapters_only=is_adapted)
         if dist.get_rank() == 0:
-            save_part(job.folder, part, state)
+            save_part(job.folder, part, state, scale=stage.lora.scale if stage.lora and is_adapted else None)
 
 
 def stage_index(config: Train, stage: Stage) -> SplitIndex:
@@ -88,6 +93,7 @@ def plan_stage(config: Train, stage: Stage, index: SplitIndex, *, tokens_per_ima
         samples_per_step=stage.samples_per_step,
         micro_tokens=config.engine.micro_tokens,
         seed=config.seed,
+        samples_per_mean=stage.samples_per_mean if stage.loss is Loss.mean_of_means else None,
     )
 
 

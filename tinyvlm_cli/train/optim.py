@@ -1,4 +1,4 @@
-"""Which tensors a stage trains, and the optimizer over them."""
+"""The optimizer over what a stage trains, and its learning rates."""
 
 import math
 from collections.abc import Callable
@@ -7,43 +7,38 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from tinyvlm_cli.config import Optim, Stage, Tune
+from tinyvlm_cli.config import Optim, Stage
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.model.tuning import PARTS
 from tinyvlm_cli.model.vlm import VLM
 
-PARTS = ("vision", "connector", "llm")
+
+def part_rates(stage: Stage) -> dict[str, float]:
+    """Each part's learning rate relative to the stage's."""
+    rates = {part: getattr(stage.part_lr, part) for part in PARTS}
+    return {part: 1.0 if rate is None else rate / stage.lr for part, rate in rates.items()}
 
 
-def trained_parts(stage: Stage) -> list[str]:
-    """The parts that a stage changes."""
-    return [part for part in PARTS if getattr(stage.train, part) is not Tune.frozen]
+def build_optimizer(model: VLM, optim: Optim, rates: dict[str, float], *, fused: bool) -> AdamW:
+    """AdamW over the trained parameters; biases and norms are not decayed.
 
-
-def choose_trained(model: VLM, stage: Stage) -> None:
-    """Set requires_grad on every parameter as the stage says."""
+    rates: see `part_rates`. Parts of one rate share their groups, whose `lr_scale` it is.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for part in PARTS:
-        getattr(model, part).requires_grad_(getattr(stage.train, part) is not Tune.frozen)
-    if stage.train.vision is Tune.full and stage.vision_from_layer > 0:
-        model.vision.requires_grad_(False)
-        for layers in model.vision.stacks:
-            if stage.vision_from_layer >= len(layers):
-                raise UserError(
-                    f"vision_from_layer: {stage.vision_from_layer} leaves no layer to train; the encoder uses "
-                    f"{len(layers)} layers, numbered from 0"
-                )
-            layers[stage.vision_from_layer :].requires_grad_(True)
-
-
-def build_optimizer(model: nn.Module, optim: Optim, *, fused: bool) -> AdamW:
-    """AdamW over the trained parameters; biases and norms are not decayed."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": optim.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+        for p in getattr(model, part).parameters():
+            if p.requires_grad:
+                groups.setdefault((rates[part], optim.weight_decay if p.ndim > 1 else 0.0), []).append(p)
     first, second = optim.betas
     return AdamW(
-        [group for group in groups if group["params"]], lr=0.0, betas=(first, second), eps=optim.eps, fused=fused
+        [
+            {"params": parameters, "weight_decay": decay, "lr_scale": rate}
+            for (rate, decay), parameters in groups.items()
+        ],
+        lr=0.0,
+        betas=(first, second),
+        eps=optim.eps,
+        fused=fused,
     )
 
 

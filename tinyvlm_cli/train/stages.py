@@ -6,14 +6,17 @@ the same stage find the same folder and train it once.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from tinyvlm_cli.config import Prompt, Split, Stage, Train, Tune
+from tinyvlm_cli.config import Loss, Prompt, Split, Stage, Train, Tune, from_yaml
 from tinyvlm_cli.data.fingerprint import split_hash, weights_hash
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.model.tuning import ADAPTED, PARTS, trained_parts
+from tinyvlm_cli.results import Run, find_runs
+from tinyvlm_cli.train.optim import part_rates
 
 FORMAT = 1  # raised when the same settings would give other weights
 
@@ -31,15 +34,51 @@ class StageNode:
 def stage_nodes(config: Train) -> list[StageNode]:
     """The run's stages in training order."""
     nodes: dict[str, StageNode] = {}
+    earlier = start_folders(config)
     for name in stage_order(config.recipe.stages):
         stage = config.recipe.stages[name]
         start = nodes[stage.start] if stage.start is not None else None
-        identity = _identity(config, stage, start)
+        last = start.folder if start is not None else earlier[-1] if earlier else None
+        identity = _identity(config, stage, last)
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
         parts = (name, config.vision.name, config.connector["name"], config.llm.name, digest)
-        before = (*start.before, start.folder) if start is not None else ()
+        before = (*start.before, start.folder) if start is not None else tuple(earlier)
         nodes[name] = StageNode(name, "-".join(parts), before, identity)
     return list(nodes.values())
+
+
+def start_run(config: Train) -> Run | None:
+    """The run that the first stage continues."""
+    if config.start is None:
+        return None
+    runs = find_runs(Path(config.results_dir), config.start)
+    if len(runs) > 1 or runs[0].model is not None:
+        raise UserError(f"start={config.start}: one run of ours is continued; a model folder is imported first")
+    return runs[0]
+
+
+def start_folders(config: Train) -> list[str]:
+    """The stage folders of that run, first to last."""
+    run = start_run(config)
+    return [*run.before, *run.stages.values()] if run is not None else []
+
+
+def continued(config: Train) -> Train:
+    """`config` with the parts of the run that it starts from."""
+    run = start_run(config)
+    if run is None:
+        return config
+    theirs = from_yaml(Train, run.folder / "config.yaml")
+    is_default = config.engine.precision is config.llm.precision
+    engine = replace(config.engine, precision=theirs.llm.precision) if is_default else config.engine
+    return replace(
+        config,
+        llm=theirs.llm,
+        vision=theirs.vision,
+        connector=theirs.connector,
+        engine=engine,
+        start=run.folder.name,
+    )
 
 
 def stage_order(stages: dict[str, Stage]) -> list[str]:
@@ -85,6 +124,8 @@ def run_name(config: Train) -> str:
         name += f"-{config.connector['name']}"
     if config.data.name != config.recipe.paper_data:
         name += f"-{config.data.name}"
+    if (run := start_run(config)) is not None:
+        name += f"-from-{run.name}"
     return name
 
 
@@ -93,13 +134,21 @@ def run_folder(config: Train, nodes: list[StageNode]) -> str:
     return f"{run_name(config)}-s{config.seed}-{nodes[-1].folder.rsplit('-', 1)[1][:6]}"
 
 
-def _identity(config: Train, stage: Stage, start: StageNode | None) -> dict[str, Any]:
+def _identity(config: Train, stage: Stage, last: str | None) -> dict[str, Any]:
     """Everything that determines the stage's weights; names, paths and the machine are not among it."""
     results_dir = Path(config.results_dir)
     settings = _plain(asdict(stage))
     del settings["start"], settings["split"]
-    if stage.train.vision is Tune.frozen:
+    if stage.train.vision is not Tune.full:
         del settings["vision_from_layer"]
+    if stage.train.llm is not Tune.full:
+        del settings["llm_from_layer"]
+    if not any(getattr(stage.train, part) in ADAPTED for part in PARTS):
+        del settings["lora"]
+    rates = part_rates(stage)
+    settings["part_lr"] = {part: rates[part] * stage.lr for part in trained_parts(stage)}
+    if stage.loss is Loss.token_mean:
+        del settings["samples_per_mean"]
     llm: dict[str, Any] = {
         "weights": weights_hash(config.llm.path, results_dir),
         "max_length": config.llm.max_length,
@@ -115,7 +164,7 @@ def _identity(config: Train, stage: Stage, start: StageNode | None) -> dict[str,
     vision["second"] = second and {"weights": weights_hash(second.path, results_dir), "unused": second.unused}
     return {
         "format": FORMAT,
-        "start": start.folder.rsplit("-", 1)[1] if start is not None else None,
+        "start": last.rsplit("-", 1)[1] if last is not None else None,
         "llm": llm,
         "vision": {"weights": weights_hash(config.vision.path, results_dir), **vision},
         "connector": {key: value for key, value in config.connector.items() if key not in ("name", "label")},
