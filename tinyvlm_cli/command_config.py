@@ -67,6 +67,18 @@ class Ask:
     data_dir: str = MISSING
 
 
+@dataclass
+class Import:
+    """`tinyvlm import`."""
+
+    path: str = MISSING  # folder of the checkpoint
+    name: str | None = None  # of the run; null: the folder's
+    vision: str | None = None  # folder of TinyLLaVABench's vision encoder
+    second_vision: str | None = None  # folder with the config of MoF's second encoder; null: the published one's
+    qformer: str | None = None  # folder with the config of the Q-Former's BERT; null: BERT-base's
+    results_dir: str = MISSING
+
+
 class Format(Enum):
     """What `tinyvlm report` prints."""
 

@@ -41,6 +41,7 @@ SCHEMAS: dict[str, type] = {
     "report": command_config.Report,
     "data": command_config.DataCommand,
     "ask": command_config.Ask,
+    "import": command_config.Import,
     "demo": command_config.Demo,
 }
 

@@ -35,7 +35,7 @@ def load_llm(
     attention: a name known to transformers: "sdpa" to generate, `attention.PACKED` to train.
     """
     config = llm_config(spec, planned=False)
-    model_class = _model_class(config)
+    model_class = llm_class(config)
     return load(
         model_class,
         config,
@@ -53,22 +53,12 @@ def blank_llm(
 ) -> PreTrainedModel:
     """The model with random weights: for counting on the meta device and for tests."""
     config = llm_config(spec, planned=planned)
-    return _model_class(config)._from_config(config, dtype=dtype, attn_implementation=attention)
+    return llm_class(config)._from_config(config, dtype=dtype, attn_implementation=attention)
 
 
 def load_tokenizer(spec: LLM) -> PreTrainedTokenizerFast:
     """The model's tokenizer, with the YAML's pad token."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            spec.path,
-            use_fast=True,
-            trust_remote_code=False,
-            clean_up_tokenization_spaces=False,  # an answer is scored as it was written
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(cannot_read(spec.path, "llm.path", error)) from None
-    if not tokenizer.is_fast:
-        raise UserError(f"llm.path: '{spec.path}' has no fast tokenizer (tokenizer.json); labels need its offsets")
+    tokenizer = read_tokenizer(spec.path, where="llm.path")
     known = tokenizer.get_vocab()
     for setting, token in (("llm.pad_token", spec.pad_token), ("llm.chat.end", spec.chat.end)):
         if token not in known:
@@ -79,7 +69,24 @@ def load_tokenizer(spec: LLM) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+def read_tokenizer(path: str, *, where: str) -> PreTrainedTokenizerFast:
+    """The tokenizer at `path`, as tokenizer.json has it."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path,
+            use_fast=True,
+            trust_remote_code=False,
+            clean_up_tokenization_spaces=False,  # an answer is scored as it was written
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(cannot_read(path, where, error)) from None
+    if not tokenizer.is_fast:
+        raise UserError(f"{where}: '{path}' has no fast tokenizer (tokenizer.json); labels need its offsets")
+    return tokenizer
+
+
+def llm_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """The causal language model of a configuration."""
     try:
         model_class: type[PreTrainedModel] = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     except KeyError:

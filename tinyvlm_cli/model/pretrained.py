@@ -52,6 +52,39 @@ def load(
 
     Raises UserError when a weight that the model needs is not there: transformers would only warn and make one up.
     """
+    more = _four_bit(where) if four_bit else {}
+    model, missing, _ = _from_pretrained(
+        model_class, config, path=path, state=state, dtype=dtype, attention=attention, where=where, more=more
+    )
+    if missing:
+        raise UserError(
+            f"{where}: {path} lacks {len(missing)} weights of a {type(model).__name__}, the first is {missing[0]}; "
+            "is it a checkpoint of that model?"
+        )
+    return _prepared(model) if four_bit else model
+
+
+def load_state(
+    model_class: type[PreTrainedModel], config: PretrainedConfig, state: dict[str, Tensor], *, where: str
+) -> tuple[PreTrainedModel, list[str], list[str]]:
+    """A model with the weights `state`, in their type; what of it they lack, and what of them it has no use for."""
+    dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+    return _from_pretrained(
+        model_class, config, path=None, state=state, dtype=dtype, attention="sdpa", where=where, more={}
+    )
+
+
+def _from_pretrained(
+    model_class: type[PreTrainedModel],
+    config: PretrainedConfig,
+    *,
+    path: str | None,
+    state: dict[str, Tensor] | None,
+    dtype: torch.dtype,
+    attention: str,
+    where: str,
+    more: dict[str, Any],
+) -> tuple[PreTrainedModel, list[str], list[str]]:
     with _quiet_loading():
         try:
             model, info = model_class.from_pretrained(
@@ -61,17 +94,12 @@ def load(
                 dtype=dtype,
                 attn_implementation=attention,
                 output_loading_info=True,
-                **(_four_bit(where) if four_bit else {}),
+                **more,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(cannot_read(path, where, error)) from None
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    if missing:
-        raise UserError(
-            f"{where}: {path} lacks {len(missing)} weights of a {type(model).__name__}, the first is {missing[0]}; "
-            "is it a checkpoint of that model?"
-        )
-    return _prepared(model) if four_bit else model
+    return model, missing, sorted(info["unexpected_keys"])
 
 
 def _four_bit(where: str) -> dict[str, Any]:

@@ -96,16 +96,21 @@ def vision_config(spec: Vision | SecondEncoder, feature_layer: int, *, planned: 
     else:
         config = read_config(spec.path, where="vision.path")
     # CLIP and SigLIP checkpoints hold a text model too.
-    config = copy.deepcopy(getattr(config, "vision_config", config))
-    depth = config.num_hidden_layers
+    return cut_config(getattr(config, "vision_config", config), feature_layer, spec.path)
+
+
+def cut_config(config: PretrainedConfig, feature_layer: int, path: str) -> PretrainedConfig:
+    """The configuration of an encoder that ends with the feature layer."""
+    cut: PretrainedConfig = copy.deepcopy(config)
+    depth = cut.num_hidden_layers
     layer = feature_layer if feature_layer >= 0 else depth + 1 + feature_layer
     if not 1 <= layer <= depth:
         raise UserError(
-            f"vision.feature_layer: {feature_layer} is not a layer of {spec.path}, which has {depth}; "
+            f"vision.feature_layer: {feature_layer} is not a layer of {path}, which has {depth}; "
             f"choose from 1..{depth} or -{depth}..-1"
         )
-    config.num_hidden_layers = layer
-    return config
+    cut.num_hidden_layers = layer
+    return cut
 
 
 def load_vision(
