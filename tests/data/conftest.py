@@ -1,4 +1,4 @@
-"""A tokenizer of whole words, and the real one of StableLM-2."""
+"""A tokenizer of whole words, and the real ones of the paper's LLMs."""
 
 import gzip
 import shutil
@@ -6,17 +6,29 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-REAL = Path(__file__).parents[1] / "tokenizers/stablelm2"
+from tinyvlm_cli.model.llm import read_tokenizer
+
+REAL = Path(__file__).parents[1] / "tokenizers"
+
+
+def unpacked(name: str, factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
+    folder = factory.mktemp(name)
+    shutil.copy(REAL / name / "tokenizer_config.json", folder)
+    (folder / "tokenizer.json").write_bytes(gzip.decompress((REAL / name / "tokenizer.json.gz").read_bytes()))
+    return read_tokenizer(str(folder), where="llm.path")
 
 
 @pytest.fixture(scope="session")
 def stablelm2(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
-    folder = tmp_path_factory.mktemp("stablelm2")
-    shutil.copy(REAL / "tokenizer_config.json", folder)
-    (folder / "tokenizer.json").write_bytes(gzip.decompress((REAL / "tokenizer.json.gz").read_bytes()))
-    return AutoTokenizer.from_pretrained(folder)
+    return unpacked("stablelm2", tmp_path_factory)
+
+
+@pytest.fixture(scope="session", params=["phi2", "stablelm2", "tinyllama"])
+def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
+    """The tokenizer of each of the paper's LLMs."""
+    return unpacked(request.param, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
