@@ -62,6 +62,15 @@ def test_a_question_to_answer_ends_at_the_assistant_mark(words: PreTrainedTokeni
     assert "".join("#" if i == IMAGE else words.decode([int(i)]) for i in ids) == "Be nice. USER: #\nWhat? ASSISTANT:"
 
 
+def test_a_conversation_goes_on_as_it_was_trained(words: PreTrainedTokenizerFast) -> None:
+    """The image stands in the first turn, and no space between an end token and the next question."""
+    turns = (Turn("<image>What?", "A cat."), Turn("Where?", "x"))
+    ids = encode_prompt("Where?", has_image=True, tokenizer=words, chat=CHAT, history=[Turn("What?", "A cat.")])
+    assert list(ids) == list(one(Record("1", "a.png", turns), words, Prompt.chat).ids[: len(ids)])
+    text = "".join("#" if i == IMAGE else words.decode([int(i)]) for i in ids)
+    assert text == "Be nice. USER: #\nWhat? ASSISTANT: A cat.</s>USER: Where? ASSISTANT:"
+
+
 def test_the_space_before_an_answer_belongs_to_its_first_token(stablelm2: PreTrainedTokenizerFast) -> None:
     chat = Chat(system="", user="USER: ", assistant=" ASSISTANT:", end="<|endoftext|>")
     trained = one(Record("1", None, (Turn("Hi", "Yes"),)), stablelm2, Prompt.chat, chat)

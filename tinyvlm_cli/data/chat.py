@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from tinyvlm_cli.config import Chat, Prompt
-from tinyvlm_cli.data.records import Record
+from tinyvlm_cli.data.records import Record, Turn
 from tinyvlm_cli.errors import UserError
 
 IMAGE = -200  # stands in the ids for an image, until its tokens are written in
@@ -53,11 +53,22 @@ def encode(
 
 
 def encode_prompt(
-    question: str, *, has_image: bool, tokenizer: PreTrainedTokenizerFast, chat: Chat
+    question: str,
+    *,
+    has_image: bool,
+    tokenizer: PreTrainedTokenizerFast,
+    chat: Chat,
+    history: Sequence[Turn] = (),
 ) -> NDArray[np.int32]:
-    """The ids of a question to answer: one turn without its answer, ending at the assistant mark."""
+    """The ids of a question to answer: one turn without its answer, ending at the assistant mark.
+
+    history: the conversation so far; the image stands in its first turn.
+    """
     chunks = [_Chunk(chat.system)]
-    _add_question(chunks, question, chat, has_image=has_image)
+    for i, turn in enumerate(history):
+        _add_question(chunks, turn.question, chat, has_image=has_image and i == 0)
+        chunks[-1].add(f" {turn.answer}{chat.end}")
+    _add_question(chunks, question, chat, has_image=has_image and not history)
     (encoded,) = _tokenise([chunks], tokenizer)
     return encoded.ids
 

@@ -27,7 +27,7 @@ def open_image(source: Path | bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                return _rgb(image)
+                return to_rgb(image)
     except FileNotFoundError:
         raise UserError(f"{name}: no such file") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -36,6 +36,15 @@ def open_image(source: Path | bytes) -> Image.Image:
         raise UserError(f"{name}: empty or not an image") from None
     except (OSError, SyntaxError, ValueError, RuntimeError) as error:  # RuntimeError: broken AVIF
         raise UserError(f"{name}: cannot be read ({error})") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image with 8 bits for each of red, green and blue."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # Pillow would cut 16-bit values off at 255 instead of scaling them.
+        values = np.asarray(image).astype(np.float64) / 257
+        return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
 
 
 def pixels(image: Image.Image, vision: Vision, mode: ImageMode) -> NDArray[np.uint8]:
@@ -56,14 +65,6 @@ def normalisation_table(mean: list[float], std: list[float]) -> NDArray[np.float
     scaled = (np.arange(256).astype(np.float64) * (1 / 255)).astype(np.float32)
     table = (scaled[None, :] - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
     return table.astype(np.float32)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow would cut 16-bit values off at 255 instead of scaling them.
-        values = np.asarray(image).astype(np.float64) / 257
-        return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
 
 
 def _padded(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:

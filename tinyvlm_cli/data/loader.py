@@ -1,6 +1,6 @@
 """From the plan of a step to packed micro-batches, with images loaded in worker processes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,10 +61,15 @@ class StagePlan:
 
     def expand(self, sample: Sample) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """A sample's ids with `tokens_per_image` marks for each image, and which are supervised, both truncated."""
-        repeats = np.where(sample.ids == IMAGE, self.tokens_per_image, 1)
-        ids = np.repeat(sample.ids, repeats)[: self.max_length]
-        supervised = np.repeat(sample.supervised, repeats)[: self.max_length]
-        return ids, supervised
+        return expand(sample.ids, sample.supervised, tokens_per_image=self.tokens_per_image, max_length=self.max_length)
+
+
+def expand(
+    ids: NDArray[np.int32], supervised: NDArray[np.bool_], *, tokens_per_image: int, max_length: int
+) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Ids with `tokens_per_image` marks for each image, and which are supervised, both truncated."""
+    repeats = np.where(ids == IMAGE, tokens_per_image, 1)
+    return np.repeat(ids, repeats)[:max_length], np.repeat(supervised, repeats)[:max_length]
 
 
 @dataclass(frozen=True)
@@ -128,10 +133,20 @@ def pack(plan: StagePlan, micro: Micro, weights: Mapping[int, float]) -> MicroBa
     expanded = [plan.expand(sample) for sample in samples]
     if not samples:  # a rank without work this time: one token that predicts nothing
         expanded = [(np.zeros(1, np.int32), np.zeros(1, np.bool_))]
+    return row_of(expanded, _images(plan, samples), weights=[weights[number] for number in micro] or [1.0])
+
+
+def row_of(
+    expanded: Sequence[tuple[NDArray[np.int32], NDArray[np.bool_]]], pixels: Tensor, *, weights: Sequence[float]
+) -> MicroBatch:
+    """Samples, given as `expand` returns them, one after another in one row.
+
+    pixels: [max(I, 1), 3, size, size] uint8: their images in order, or one blank image.
+    weights: of a supervised token of each sample.
+    """
     ids = np.concatenate([ids for ids, _ in expanded])
     supervised = np.concatenate([flags for _, flags in expanded])
     lengths = [len(ids) for ids, _ in expanded]
-    weighed = [np.full(flags.sum(), weights[n], np.float32) for n, (_, flags) in zip(micro, expanded, strict=False)]
     is_image = ids == IMAGE
     targets = np.flatnonzero(supervised)  # the first token of a sample never is supervised: nothing comes before it
     return MicroBatch(
@@ -141,8 +156,8 @@ def pack(plan: StagePlan, micro: Micro, weights: Mapping[int, float]) -> MicroBa
         lengths=torch.tensor(lengths),
         predict=torch.from_numpy(targets - 1),
         targets=torch.from_numpy(ids[targets].astype(np.int64)),
-        weights=torch.from_numpy(np.concatenate([*weighed, np.empty(0, np.float32)])),
-        pixels=_images(plan, samples),
+        weights=torch.from_numpy(np.repeat(np.array(weights, np.float32), [flags.sum() for _, flags in expanded])),
+        pixels=pixels,
     )
 
 
@@ -157,10 +172,12 @@ def _images(plan: StagePlan, samples: list[Sample]) -> Tensor:
     except UserError as error:
         hint = "`tinyvlm data check` finds all such images, and training then leaves them out"
         raise UserError(f"{error}; {hint}") from None
-    if not loaded:
-        size = plan.vision.image_size
-        loaded = [np.zeros((3, size, size), np.uint8)]
-    return torch.from_numpy(np.stack(loaded))
+    return torch.from_numpy(np.stack(loaded)) if loaded else blank(plan.vision)
+
+
+def blank(vision: Vision) -> Tensor:
+    """[1, 3, size, size] uint8: the image of a row without any."""
+    return torch.zeros(1, 3, vision.image_size, vision.image_size, dtype=torch.uint8)
 
 
 def _row(values: NDArray[np.int32] | NDArray[np.int64]) -> Tensor:

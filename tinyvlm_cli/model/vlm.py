@@ -38,14 +38,18 @@ class VLM(nn.Module):
         out: Tensor = text.masked_scatter(is_image[..., None], image_tokens.to(text.dtype))
         return out
 
-    def forward(self, batch: MicroBatch) -> Tensor:
-        """The weighted sum of the supervised tokens' cross-entropy, in fp32."""
+    def logits(self, batch: MicroBatch) -> Tensor:
+        """[P, V] in fp32 at the positions `batch.predict`."""
         attention.set_lengths(batch.lengths)
-        logits = self.llm(
+        out: Tensor = self.llm(
             inputs_embeds=self.embed(batch.ids, batch.is_image, batch.pixels),
             position_ids=batch.positions,
             attention_mask=None,
             use_cache=False,
             logits_to_keep=batch.predict,
         ).logits  # [1, P, V]
-        return torch.dot(cross_entropy(logits[0].float(), batch.targets, reduction="none"), batch.weights)
+        return out[0].float()
+
+    def forward(self, batch: MicroBatch) -> Tensor:
+        """The weighted sum of the supervised tokens' cross-entropy, in fp32."""
+        return torch.dot(cross_entropy(self.logits(batch), batch.targets, reduction="none"), batch.weights)
