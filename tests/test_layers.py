@@ -26,7 +26,7 @@ LAYERS = [
     {"model"},
     {"checkpoint"},
     {"train", "evaluate", "report", "prepare"},
-    {"launch", "worker"},
+    {"launch", "worker", "trained", "loaded"},
     {"commands", "cli", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

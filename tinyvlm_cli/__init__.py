@@ -1,1 +1,33 @@
 """Ablations of small vision-language models."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from tinyvlm_cli.loaded import Loaded
+
+
+def load(
+    path_or_run: "str | Path",
+    *,
+    stage: str | None = None,
+    results_dir: "str | Path" = "results",
+    device: "str | torch.device | None" = None,
+    dtype: "str | torch.dtype | None" = None,
+) -> "Loaded":
+    """A trained model for a notebook.
+
+    path_or_run: a run in `results_dir` by the names that `run=` takes, a run folder, or a model folder in Hugging
+    Face form. stage: one of the run's; None: its last. device: None: a GPU where there is one.
+    dtype: "bf16", "fp32" or a torch.dtype; None: the run's precision.
+    """
+    # torch comes in here only: the command line must start without it.
+    from pathlib import Path
+
+    from tinyvlm_cli.loaded import Loaded
+    from tinyvlm_cli.trained import find_trained
+
+    return Loaded(find_trained(Path(results_dir), str(path_or_run), stage=stage), device=device, dtype=dtype)

@@ -8,6 +8,8 @@ from omegaconf import MISSING
 
 from tinyvlm_cli.config import LLM, Data, Vision
 
+TEXT = {"text": True}  # metadata of a setting that a person words: taken as it is typed, commas and quotes included
+
 
 @dataclass
 class Judge:
@@ -60,9 +62,14 @@ class Ask:
     """`tinyvlm ask`."""
 
     run: str = MISSING
-    image: str = MISSING
-    question: str = MISSING
-    max_new_tokens: int = MISSING
+    stage: str | None = None  # null: the run's last
+    image: Any = field(default=MISSING, metadata=TEXT)  # file, http(s) address, "-" for standard input; or a list
+    question: Any = field(default=None, metadata=TEXT)  # text or a list; null: from the terminal or a pipe
+    max_new_tokens: int = MISSING  # an answer is cut there
+    temperature: float = MISSING  # 0: greedy
+    top_p: float = MISSING  # sampling: only the likeliest tokens that together are this probable; 1: all
+    num_beams: int = MISSING  # 1: no beam search
+    seed: int = MISSING  # of the sampling
     results_dir: str = MISSING
     data_dir: str = MISSING
 

@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tinyvlm_cli import command_config
 from tinyvlm_cli.config import Train
 from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError
-from tinyvlm_cli.explain import check_settings, explain, sorted_words
+from tinyvlm_cli.explain import check_settings, explain, sorted_words, with_text_quoted
 from tinyvlm_cli.logs import set_up
 from tinyvlm_cli.shipped import PACKAGE, conf_dir, sweeps_dir
 from tinyvlm_cli.sweep_source import SweepSource
@@ -60,6 +60,7 @@ def run_command(name: str, words: list[str]) -> int:
     prepare_hydra()
     flags, settings = sorted_words(words)
     check_settings(settings, SCHEMAS[name])
+    settings = with_text_quoted(settings, SCHEMAS[name])
     wanted = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; the sentence is ours
     outcomes: list[Outcome] = []

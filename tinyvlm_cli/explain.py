@@ -6,6 +6,8 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
+from hydra.core.override_parser.types import Quote, QuotedString
+
 from tinyvlm_cli.errors import UserError
 
 NO_OPTION = re.compile(
@@ -47,6 +49,23 @@ def check_settings(words: list[str], kind: type) -> None:
         if key == "sweep" and re.search(r"[,\[]", word):
             # Hydra would take two sweep files as two single jobs without their grids.
             raise UserError(f"{word}: one sweep at a time; run the command once for each")
+
+
+def with_text_quoted(words: list[str], kind: type) -> list[str]:
+    """The words, those quoted for Hydra whose setting is plain text: a question may hold what its grammar refuses.
+
+    A value that is quoted already, a list in brackets and null stay as they are.
+    """
+    texts = {field.name for field in fields(kind) if field.metadata.get("text")}
+    return [_quoted(word) if word.partition("=")[0] in texts else word for word in words]
+
+
+def _quoted(word: str) -> str:
+    key, _, value = word.partition("=")
+    is_enclosed = len(value) > 1 and value[0] + value[-1] in ("''", '""', "[]")
+    if is_enclosed or value in ("", "null"):
+        return word
+    return f"{key}={QuotedString(value, Quote.double).with_quotes()}"
 
 
 def explain(error: Exception, kind: type) -> str:  # noqa: PLR0911 - one sentence for each kind of complaint

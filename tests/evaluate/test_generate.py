@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tinyvlm_cli.data.chat import IMAGE
-from tinyvlm_cli.evaluate.generate import Prompt, answer, greedy
+from tinyvlm_cli.evaluate.decoding import greedy
+from tinyvlm_cli.evaluate.generate import Prompt, generate, generation_config
 from tinyvlm_cli.model.vlm import VLM
 
 
@@ -41,6 +42,20 @@ def prompts() -> list[Prompt]:
     ]
 
 
+def answer(
+    model: VLM,
+    tokenizer: PreTrainedTokenizerFast,
+    asked: list[Prompt],
+    pixels: torch.Tensor,
+    *,
+    end: str,
+    max_new_tokens: int,
+) -> list[str]:
+    ends = (tokenizer.convert_tokens_to_ids(end), tokenizer.eos_token_id)
+    config = generation_config(greedy(max_new_tokens), ends, pad=tokenizer.pad_token_id)
+    return tokenizer.batch_decode(generate(model, asked, pixels, config=config), skip_special_tokens=True)
+
+
 def test_answers_alone_and_together_are_the_same(model: VLM, tokenizer: PreTrainedTokenizerFast) -> None:
     pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     together = answer(model, tokenizer, prompts(), pixels, end="</s>", max_new_tokens=12)
@@ -67,10 +82,17 @@ def test_the_image_changes_the_answer(model: VLM, tokenizer: PreTrainedTokenizer
     assert first != second
 
 
-def test_decoding_is_greedy_and_ends_at_either_end_token() -> None:
-    config = greedy((7, None, 2, 7), pad=0, max_new_tokens=3)
+def test_decoding_ends_at_either_end_token() -> None:
+    config = generation_config(greedy(3), (7, None, 2, 7), pad=0)
     assert not config.do_sample and config.num_beams == 1 and config.max_new_tokens == 3
     assert (config.eos_token_id, config.pad_token_id) == ([2, 7], 0)
+
+
+def test_evaluation_is_greedy_whatever_the_models_file_says(model: VLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    pixels = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    before = answer(model, tokenizer, prompts(), pixels, end="</s>", max_new_tokens=12)
+    model.llm.generation_config.update(do_sample=True, temperature=9.0, repetition_penalty=9.0, no_repeat_ngram_size=1)
+    assert answer(model, tokenizer, prompts(), pixels, end="</s>", max_new_tokens=12) == before
 
 
 def test_an_answer_ends_at_the_chat_formats_end_token(model: VLM, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import tinyvlm_cli
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.answerer import load_answerer
 from tinyvlm_cli.evaluate.benchmark import Question
@@ -67,6 +68,19 @@ def test_answers_alone_and_together_are_the_same(folder: Path, tmp_path: Path) -
     together = answerer(asked, max_new_tokens=8)
     assert together == [answerer([question], max_new_tokens=8)[0] for question in asked]
     assert len(set(together)) == len(asked)
+
+
+def test_a_notebook_asks_a_folder_without_leaving_a_trace(folder: Path, tmp_path: Path) -> None:
+    model = tinyvlm_cli.load(folder, results_dir=tmp_path / "results", device="cpu")
+    image, pieces = questions(tmp_path)[0].image, list[str]()
+    first = model.ask(image, "w1 w2", max_new_tokens=8, on_text=pieces.append)
+    assert [first] == load_answerer(run_of_folder(folder, tmp_path), STAGE, [])(
+        questions(tmp_path)[:1], max_new_tokens=8
+    )
+    assert "".join(pieces) == first != model.ask(image, "w1 w2", max_new_tokens=8, history=[("w3", "w4")])
+    assert not (tmp_path / "results").exists()
+    with pytest.raises(UserError, match=r"encode: .* is a model folder in Hugging Face form, which only answers"):
+        model.encode({})
 
 
 def test_a_folder_is_a_run_named_by_its_weights(folder: Path, tmp_path: Path) -> None:

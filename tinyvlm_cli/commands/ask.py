@@ -1,40 +1,115 @@
-"""Ask a trained run one question about one image; the answer appears as it is written."""
+"""Ask a trained run about images: questions from the command line, a conversation on a terminal, or lines of a pipe."""
 
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from tinyvlm_cli.command_config import Ask
+from tinyvlm_cli.data.image_source import STDIN, image_source
+from tinyvlm_cli.data.images import open_image
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.model_folder import STAGE, named_runs
-from tinyvlm_cli.results import Run
-from tinyvlm_cli.train.job import is_done
+from tinyvlm_cli.evaluate.decoding import Decoding
+from tinyvlm_cli.trained import find_trained
+
+log = logging.getLogger(__name__)
+
+History = list[tuple[str, str]]
+AskOne = Callable[[Path | bytes, str, History], str]  # prints the answer and returns it
 
 
 def run(config: Ask) -> int:
-    """Print the answer. Returns the exit code."""
-    results_dir = Path(config.results_dir)
-    runs = named_runs(results_dir, config.run)
-    if len(runs) > 1:
-        raise UserError(f"run={config.run}: one run answers; choose from {', '.join(one.folder.name for one in runs)}")
-    (one,) = runs
-    stage = list(one.stages or [STAGE])[-1]
-    folders = one.stage_dirs(results_dir, stage)
-    unfinished = [folder for folder in folders if not is_done(folder)]
-    if unfinished:
-        raise UserError(f"{unfinished[0]}: this stage is not trained; run the run's `tinyvlm train` again")
-    from tinyvlm_cli.data.images import open_image
+    """Print the answers. Returns the exit code."""
+    found = find_trained(Path(config.results_dir), config.run, stage=config.stage)
+    decoding = Decoding(config.max_new_tokens, config.temperature, config.top_p, config.num_beams, config.seed)
+    if not decoding.samples and decoding.top_p != 1:
+        log.warning("top_p=%g: has no effect at temperature=0, where every answer is greedy", decoding.top_p)
+    images, questions = _texts("image", config.image), _texts("question", config.question)
+    if not images:
+        raise UserError("image: none is named; add image=FILE")
+    is_talk = not questions and sys.stdin.isatty()
+    if not questions and STDIN in images:
+        raise UserError("question: not set, and standard input brings the image; add question=...")
+    sources = [(name, image_source(name)) for name in images]
+    for _, source in sources:
+        open_image(source)  # a bad image shows before the model is loaded
 
-    open_image(Path(config.image))  # a bad image shows before the model is loaded
-    _answer(config, one, stage, folders)
+    from tinyvlm_cli.loaded import Loaded
+
+    model = Loaded(found, device=None, dtype=None)
+
+    def ask(image: Path | bytes, question: str, history: History) -> str:
+        text = model.ask(image, question, history=history, on_text=_say, **vars(decoding))
+        print()
+        return text
+
+    if is_talk:
+        _talk(sources, ask)
+    else:
+        asked = _ask_all(sources, questions or _piped(), ask, is_titled=len(images) * len(questions) != 1)
+        if not asked:
+            raise UserError("question: not set, and standard input has none; add question=...")
     return 0
 
 
-def _answer(config: Ask, run: Run, stage: str, folders: list[Path]) -> None:
-    from transformers import TextStreamer
+def _texts(setting: str, value: Any) -> list[str]:
+    """The texts of a setting that is a text, a list of them, or null."""
+    texts = value if isinstance(value, list) else [] if value is None else [value]
+    for text in texts:
+        if isinstance(text, dict | list) or text is None or not str(text).strip():
+            raise UserError(f"{setting}={text!r}: a text is needed, or a list of texts as in '{setting}=[...,...]'")
+    return [str(text) for text in texts]
 
-    from tinyvlm_cli.evaluate.answerer import load_answerer
-    from tinyvlm_cli.evaluate.benchmark import Question
 
-    answerer = load_answerer(run, stage, folders)
-    question = Question("0", "0", config.question, Path(config.image), config.image)
-    streamer = TextStreamer(answerer.tokenizer, skip_prompt=run.model is not None, skip_special_tokens=True)
-    answerer([question], max_new_tokens=config.max_new_tokens, streamer=streamer)
+def _ask_all(sources: list[tuple[str, Path | bytes]], questions: Iterable[str], ask: AskOne, *, is_titled: bool) -> int:
+    """Every question about every image, each for itself as in evaluation. Returns the number of questions."""
+    asked = 0
+    for question in questions:
+        asked += 1
+        for name, image in sources:
+            if is_titled:
+                print(f"[{name}] {question}", flush=True)
+            ask(image, question, [])
+    return asked
+
+
+def _talk(sources: list[tuple[str, Path | bytes]], ask: AskOne) -> None:
+    """A conversation about each image, with the same questions, until an empty line or the end of input."""
+    with suppress(ImportError):
+        import readline  # noqa: F401 - lets a line be edited
+    print(f"About {', '.join(name for name, _ in sources)}. An empty line or Ctrl-D ends.", file=sys.stderr)
+    histories: list[History] = [[] for _ in sources]
+    while question := _typed():
+        for (name, image), history in zip(sources, histories, strict=True):
+            if len(sources) > 1:
+                print(f"[{name}]", flush=True)
+            history.append((question, ask(image, question, history)))
+
+
+def _typed() -> str:
+    """The next line from the terminal; "" at its end."""
+    prompt = "> "
+    if not sys.stdout.isatty():  # answers alone go there
+        print(prompt, end="", file=sys.stderr, flush=True)
+        prompt = ""
+    try:
+        return input(prompt).strip()
+    except EOFError:
+        print(file=sys.stderr)
+        return ""
+
+
+def _piped() -> Iterator[str]:
+    """The questions on standard input, a line each, as they come; empty lines say nothing."""
+    try:
+        for line in sys.stdin:
+            if line.strip():
+                yield line.strip()
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input: not a text in {error.encoding}; questions are lines of text") from None
+
+
+def _say(piece: str) -> None:
+    print(piece, end="", flush=True)

@@ -16,10 +16,10 @@ from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark, Score
 from tinyvlm_cli.evaluate.inventory import take_inventory
 from tinyvlm_cli.evaluate.job import REAL, SHUFFLED, EvalJob, Task, answered, task_folder, write_eval_job
 from tinyvlm_cli.evaluate.judge import PENDING, with_judge
-from tinyvlm_cli.evaluate.model_folder import STAGE, named_runs
+from tinyvlm_cli.evaluate.model_folder import named_runs
 from tinyvlm_cli.provenance import now
 from tinyvlm_cli.results import Run, ScoreRow, append_score, read_scores, write_text
-from tinyvlm_cli.train.job import is_done
+from tinyvlm_cli.trained import trained
 
 log = logging.getLogger(__name__)
 
@@ -46,24 +46,17 @@ def run(config: Eval) -> int:
 
 
 def _job(config: Eval, run: Run) -> EvalJob:
-    stages = [STAGE] if run.model else list(run.stages)
-    stage = config.stage or stages[-1]
-    if stage not in stages:
-        raise UserError(f"stage={stage}: {run.folder.name} has no such stage; choose from {', '.join(stages)}")
-    folders = run.stage_dirs(Path(config.results_dir), stage)
-    for folder in folders:
-        if not is_done(folder):
-            raise UserError(f"{folder}: this stage of {run.folder.name} is not trained; run its `tinyvlm train` again")
+    found = trained(run, config.stage, Path(config.results_dir))
     images = [REAL, SHUFFLED] if config.blind else [REAL]
     return EvalJob(
         run_dir=str(run.folder),
-        stage=stage,
-        stage_dirs=[str(folder) for folder in folders],
+        stage=found.stage,
+        stage_dirs=[str(folder) for folder in found.stage_dirs],
         batch_size=config.batch_size,
         limit=config.limit,
         seed=config.seed,
         tasks=[
-            Task(node, image, str(task_folder(run.folder, stage, name, image)))
+            Task(node, image, str(task_folder(run.folder, found.stage, name, image)))
             for name, node in config.benchmark.items()
             for image in images
         ],

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tinyvlm_cli.data.records import Turn
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.parquet import StoredImage
 
@@ -20,6 +21,7 @@ class Question:
     image: Path | bytes | StoredImage | None  # file, encoded image, place of one, or none
     image_key: str  # equal for questions on the same image; "" without one
     category: str = ""
+    history: tuple[Turn, ...] = ()  # the conversation before it, which began with the image; benchmarks have none
 
     def encoded(self) -> Path | bytes:
         """The image's file, or its bytes."""

@@ -1,4 +1,4 @@
-"""Greedy answers to a batch of questions."""
+"""Answers to a batch of questions, as tokens."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerFast
-from transformers.generation.streamers import BaseStreamer
+from transformers import GenerationConfig
 
 from tinyvlm_cli.data.chat import IMAGE
+from tinyvlm_cli.evaluate.decoding import Decoding
+from tinyvlm_cli.evaluate.streaming import Pieces
 from tinyvlm_cli.model.vlm import VLM
 
 
@@ -23,42 +24,45 @@ class Prompt:
 
 
 @torch.inference_mode()
-def answer(
+def generate(
     model: VLM,
-    tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[Prompt],
     pixels: Tensor,
     *,
-    end: str,
-    max_new_tokens: int,
-    streamer: BaseStreamer | None = None,
-) -> list[str]:
-    """The model's replies, stripped, special tokens left out.
+    config: GenerationConfig,
+    streamer: Pieces | None = None,
+) -> Tensor:
+    """[B, new tokens] the model's replies, each up to its end token and filled up behind it.
 
     pixels: [I, 3, size, size] uint8, each distinct image of the batch once.
-    end: the chat format's end token, which ends an answer besides the model's own.
 
     Prompts are filled up on the left and masked there, so an answer does not depend on the others in the batch.
     """
     embeds, mask = _left_padded(model, prompts, pixels)
-    ends = (tokenizer.convert_tokens_to_ids(end), tokenizer.eos_token_id)
-    ids = model.llm.generate(
-        inputs_embeds=embeds,
-        attention_mask=mask,
-        generation_config=greedy(ends, pad=tokenizer.pad_token_id, max_new_tokens=max_new_tokens),
-        streamer=streamer,
+    ids: Tensor = model.llm.generate(
+        inputs_embeds=embeds, attention_mask=mask, generation_config=config, streamer=streamer
     )
-    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    return ids
 
 
-def greedy(ends: Iterable[int | None], *, pad: int, max_new_tokens: int) -> GenerationConfig:
-    """Greedy decoding up to one of the tokens `ends`, whatever the model's own file of defaults says."""
+def generation_config(decoding: Decoding, ends: Iterable[int | None], *, pad: int) -> GenerationConfig:
+    """transformers' form of `decoding`, up to one of the tokens `ends`.
+
+    What stands here keeps out what a model's own file of defaults says: a penalty there would change answers that
+    are called greedy. Sampling draws from all tokens that `top_p` leaves; transformers would keep the likeliest 50.
+    """
+    sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0} if decoding.samples else {}
     return GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=max_new_tokens,
+        do_sample=decoding.samples,
+        num_beams=decoding.num_beams,
+        max_new_tokens=decoding.max_new_tokens,
         eos_token_id=sorted({end for end in ends if end is not None}),
         pad_token_id=pad,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        length_penalty=1.0,
+        early_stopping=False,
+        **sampling,
     )
 
 

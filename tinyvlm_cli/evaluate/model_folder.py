@@ -1,6 +1,7 @@
 """A model folder that was not trained here, as a run to evaluate beside ours."""
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -13,7 +14,7 @@ STAGE = "model"  # what its scores name as their stage
 
 def named_runs(results_dir: Path, wanted: str) -> list[Run]:
     """The runs that `run=` names: a model folder in Hugging Face form, or what `find_runs` finds."""
-    if (Path(wanted) / "config.json").is_file():
+    if is_model_folder(Path(wanted)):
         return [run_of_folder(Path(wanted), results_dir)]
     return find_runs(results_dir, wanted)
 
@@ -27,7 +28,21 @@ def run_of_folder(path: Path, results_dir: Path) -> Run:
     folder = results_dir / "runs" / f"{path.name}-{weights_hash(str(path), results_dir)[:8]}"
     if (folder / "run.yaml").exists() and read_run(folder).model == str(path):
         return read_run(folder)
-    choices = dict.fromkeys(("llm", "vision", "connector", "data", "recipe"), "")
-    record = {"name": path.name, **choices, "seed": 0, "stages": {}, "model": str(path), "made_with": provenance()}
+    record = {**_record(path), "made_with": provenance()}
     write_text(folder / "run.yaml", yaml.safe_dump(record, sort_keys=False))
     return read_run(folder)
+
+
+def unrecorded_run(path: Path) -> Run:
+    """The same without a folder of its own, for questions whose answers are not kept; nothing is read or written."""
+    return Run(folder=path, made_with={}, **_record(path.resolve()))
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether `path` has the Hugging Face form."""
+    return (path / "config.json").is_file()
+
+
+def _record(path: Path) -> dict[str, Any]:
+    choices = dict.fromkeys(("llm", "vision", "connector", "data", "recipe"), "")
+    return {"name": path.name, **choices, "seed": 0, "stages": {}, "model": str(path)}
