@@ -17,7 +17,7 @@ COMMANDS = {
     "report": "tables of all scores beside the published ones",
     "plan": "what `train` would do with the same words; nothing is started",
     "data": "check: is everything there and readable? prepare: make what can be made",
-    "ask": "one image, one question, an answer as it is written",
+    "ask": "questions about images, answered as they are written",
     "import": "a TinyLLaVA checkpoint as a run to evaluate, ask and train further",
     "demo": "a small study from data to tables on the embedded parts, on a CPU, in minutes",
 }

@@ -26,15 +26,8 @@ def run(config: Ask) -> int:
     decoding = Decoding(config.max_new_tokens, config.temperature, config.top_p, config.num_beams, config.seed)
     if not decoding.samples and decoding.top_p != 1:
         log.warning("top_p=%g: has no effect at temperature=0, where every answer is greedy", decoding.top_p)
-    images, questions = _texts("image", config.image), _texts("question", config.question)
-    if not images:
-        raise UserError("image: none is named; add image=FILE")
-    is_talk = not questions and sys.stdin.isatty()
-    if not questions and STDIN in images:
-        raise UserError("question: not set, and standard input brings the image; add question=...")
-    sources = [(name, image_source(name)) for name in images]
-    for _, source in sources:
-        open_image(source)  # a bad image shows before the model is loaded
+    questions = _texts("question", config.question)
+    sources = _sources(_texts("image", config.image), has_questions=bool(questions))
 
     from tinyvlm_cli.loaded import Loaded
 
@@ -45,13 +38,25 @@ def run(config: Ask) -> int:
         print()
         return text
 
-    if is_talk:
+    if questions:
+        _ask_all(sources, questions, ask, is_titled=len(sources) * len(questions) > 1)
+    elif sys.stdin.isatty():
         _talk(sources, ask)
-    else:
-        asked = _ask_all(sources, questions or _piped(), ask, is_titled=len(images) * len(questions) != 1)
-        if not asked:
-            raise UserError("question: not set, and standard input has none; add question=...")
+    elif not _ask_all(sources, _piped(), ask, is_titled=True):
+        raise UserError("question: not set, and standard input has none; add question=...")
     return 0
+
+
+def _sources(images: list[str], *, has_questions: bool) -> list[tuple[str, Path | bytes]]:
+    """The images by name, each tried: a bad one shows before the model is loaded."""
+    if not images:
+        raise UserError("image: none is named; add image=FILE")
+    if STDIN in images and not has_questions:
+        raise UserError("question: not set, and standard input brings the image; add question=...")
+    sources = [(name, image_source(name)) for name in images]
+    for _, source in sources:
+        open_image(source)
+    return sources
 
 
 def _texts(setting: str, value: Any) -> list[str]:
@@ -96,7 +101,7 @@ def _typed() -> str:
         prompt = ""
     try:
         return input(prompt).strip()
-    except EOFError:
+    except (EOFError, KeyboardInterrupt):
         print(file=sys.stderr)
         return ""
 
