@@ -70,6 +70,23 @@ def test_samples_of_a_row_begin_at_position_zero_and_predict_their_own_tokens(pl
     assert batch.pixels.shape == (2, 3, 16, 16) and (batch.pixels == 9).all()
 
 
+def test_an_image_that_is_cut_takes_nothing_from_the_next_one(
+    plan: StagePlan, stablelm2: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """A later turn brings the first sample's image, and the cut goes through it."""
+    Image.new("RGB", (16, 16), (7, 7, 7)).save(tmp_path / "b.png")
+    talks = {"a.png": ["hi", "yes", "<image>", "red"], "b.png": ["<image>", "red"]}
+    raw = [{"image": i, "conversations": [{"from": "human", "value": v} for v in said]} for i, said in talks.items()]
+    (tmp_path / "late.json").write_text(json.dumps(raw), encoding="utf-8")
+    split = Split(annotations=str(tmp_path / "late.json"), images=str(tmp_path), count=2, source="here")
+    chat = Chat(system="", user="USER: ", assistant=" ASSISTANT:", end="<|endoftext|>")
+    index = open_index(split, tokenizer=stablelm2, chat=chat, prompt=Prompt.chat, results_dir=tmp_path)
+    batch = pack(replace(plan, index=index, tokens_per_image=9, max_length=20), (0, 1), ONES)
+    assert batch.pixels.shape == (1, 3, 16, 16) and (batch.pixels == 7).all()
+    assert int(batch.is_image.sum()) == 9
+    assert stablelm2.decode(batch.targets) == " yes<|endoftext|> red<|endoftext|>"
+
+
 def test_a_row_without_image_brings_a_blank_one(plan: StagePlan) -> None:
     batch = pack(plan, (2,), ONES)
     assert not batch.is_image.any() and batch.pixels.shape == (1, 3, 16, 16) and not batch.pixels.any()

@@ -1,7 +1,7 @@
 """From the plan of a step to packed micro-batches, with images loaded in worker processes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +131,12 @@ def pack(plan: StagePlan, micro: Micro, weights: Mapping[int, float]) -> MicroBa
     """
     samples = [plan.index.sample(number) for number in micro]
     expanded = [plan.expand(sample) for sample in samples]
+    for i, (ids, supervised) in enumerate(expanded):
+        if samples[i].image is not None and np.count_nonzero(ids == IMAGE) < plan.tokens_per_image:
+            # The cut went through the image, or in front of it: what is left of it is at the end, where no label
+            # follows, and the tokens that it does not take would go to the row's next image.
+            expanded[i] = ids[ids != IMAGE], supervised[ids != IMAGE]
+            samples[i] = replace(samples[i], image=None)
     if not samples:  # a rank without work this time: one token that predicts nothing
         expanded = [(np.zeros(1, np.int32), np.zeros(1, np.bool_))]
     return row_of(expanded, _images(plan, samples), weights=[weights[number] for number in micro] or [1.0])
