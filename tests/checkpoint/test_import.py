@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from reference import LLMS, VISIONS, Reference, write_common
 from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy
 
+import tinyvlm_cli
 from tinyvlm_cli.checkpoint.parts import build_model
 from tinyvlm_cli.command_config import Import
 from tinyvlm_cli.config import ImageMode, Prompt, Tokens, Train, from_yaml
+from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.results import find_runs
@@ -206,3 +210,19 @@ def test_importing_twice_is_one_run_and_a_changed_checkpoint_another(tmp_path: P
     write_common(folder, {**reference.config(), "image_aspect_ratio": "pad"})
     command.run(Import(path=str(folder), name="m", results_dir=str(tmp_path / "results")))
     assert len(find_runs(tmp_path / "results", "all")) == 2
+
+
+def test_a_notebook_gets_the_references_numbers(tmp_path: Path) -> None:
+    reference = Reference(next(iter(LLMS)), VISIONS[0], "mlp2x_gelu")
+    folder = write_common(tmp_path / "tuned", reference.config())
+    save_file(reference.state(), folder / "model-00001-of-00001.safetensors")
+    imported(folder, tmp_path / "results")
+    model = tinyvlm_cli.load("m", results_dir=tmp_path / "results", device="cpu", dtype="fp32")
+    Image.effect_noise((20, 12), 90).save(tmp_path / "a.png")
+    talk = [{"from": "human", "value": "<image>\nhi"}, {"from": "gpt", "value": "you"}]
+    sample = model.encode({"id": "1", "image": "a.png", "conversations": talk}, tmp_path)
+    is_image = sample.ids == IMAGE
+    with torch.no_grad():
+        expected = reference.logits(sample.ids[~is_image | (is_image.cumsum(0) == 1)], sample.pixels)
+    torch.testing.assert_close(model.logits(sample), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.loss([sample]), cross_entropy(expected[:-1], sample.labels[1:]))
