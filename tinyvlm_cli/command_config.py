@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from tinyvlm_cli.config import LLM, Data, Vision
+from tinyvlm_cli.config import LLM, Data, Prompt, Vision
 
 TEXT = {"text": True}  # metadata of a setting that a person words: taken as it is typed, commas and quotes included
 
@@ -144,6 +144,7 @@ class DataCommand:
     benchmark: dict[str, Any] = field(default_factory=dict)
     llm: LLM | None = None
     vision: Vision | None = None
+    prompts: dict[str, Prompt] = MISSING  # split -> how recipes read it; `prepare` builds these indexes
     eval_dir: str = MISSING
     data_dir: str = MISSING
     results_dir: str = MISSING

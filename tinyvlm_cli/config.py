@@ -140,6 +140,7 @@ class Data:
     name: str = MISSING
     label: str = MISSING
     splits: dict[str, Split] = MISSING  # stage split name -> files
+    image_sources: dict[str, str] = field(default_factory=dict)  # folder in an image path -> where to get its images
     prepare: dict[str, Any] | None = None
 
 

@@ -1,6 +1,8 @@
 """`tinyvlm data`: whole or not at all."""
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 
 from tinyvlm_cli.command_config import DataCommand
 from tinyvlm_cli.commands import data
-from tinyvlm_cli.commands.data import make
+from tinyvlm_cli.commands.data_prepare import make
 from tinyvlm_cli.config import Data, Split
 from tinyvlm_cli.data.fingerprint import split_hash
 from tinyvlm_cli.errors import UserError
@@ -40,11 +42,14 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_made_is_said(tmp_path: Path) -> None:
-    config = DataCommand(action="prepare", data=Data(name="llava15", label="L", splits={}), results_dir=str(tmp_path))
-    with pytest.raises(UserError, match="data=llava15: cannot be made here"):
-        data.run(config)
-    with pytest.raises(UserError, match="nothing to prepare"):
-        data.run(DataCommand(action="prepare", results_dir=str(tmp_path)))
+    config = partial(DataCommand, action="prepare", prompts={}, results_dir=str(tmp_path))
+    group = Data(name="llava15", label="L", splits={})
+    with pytest.raises(UserError, match=r"data=llava15: cannot be made here; .* add llm=NAME for the index"):
+        data.run(config(data=group))
+    with pytest.raises(UserError, match="nothing to prepare; choose from data=easyvqa, llm=smollm2, vision=dinov2"):
+        data.run(config())
+    with pytest.raises(UserError, match=r"data.prepare: says no folder"):
+        data.run(config(data=replace(group, prepare={"_target_": "x"})))
 
 
 def test_what_the_index_leaves_out_anyway_does_not_make_trained_stages_other_ones(tmp_path: Path) -> None:

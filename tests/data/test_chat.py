@@ -95,5 +95,5 @@ def test_marks_that_do_not_fit_the_image_are_refused(words: PreTrainedTokenizerF
 def test_messages_pair_up_by_position_as_in_the_reference() -> None:
     messages = [{"from": "gpt", "value": "dropped"}, {"from": "human", "value": "q"}, {"from": "human", "value": "a"}]
     assert parse_record({"id": 3, "conversations": messages}).turns == (Turn("q", "a"),)
-    with pytest.raises(UserError, match="record 3: 1 messages do not pair"):
+    with pytest.raises(UserError, match="record 3: a question without an answer"):
         parse_record({"id": 3, "conversations": messages[1:2]})

@@ -8,26 +8,43 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from transformers import PreTrainedTokenizerFast
 
-from tinyvlm_cli.config import Split
+from tinyvlm_cli.config import Chat, Prompt, Split
 from tinyvlm_cli.data import check
 from tinyvlm_cli.data.check import check_split
+from tinyvlm_cli.data.faults import IMAGE_FAULTS, Kind
+from tinyvlm_cli.data.fingerprint import file_hash
+from tinyvlm_cli.data.index import open_index
+from tinyvlm_cli.data.skips import write_skips
 from tinyvlm_cli.errors import UserError
 
 TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
-FAULTS: list[tuple[str, dict[str, Any]]] = [
-    ("image missing", {"image": "gone.png"}),
-    ("image empty", {"image": "empty.png"}),
-    ("image unreadable", {"image": "half.png"}),
-    ("image of another type than its name", {"image": "gif.jpg"}),
-    ("path leaves the image root", {"image": "../a.png"}),
-    ("broken record", {"conversations": []}),
-    ("image unreadable", {"image": "x" * 300}),
-    ("image unreadable", {"image": "folder"}),
-    ("broken record", {"conversations": [TALK[0], {"from": "gpt", "value": "half \ud83d"}]}),
-    ("image marks do not fit", {"conversations": [{"from": "human", "value": "no mark"}, TALK[1]]}),
-    ("answer empty", {"conversations": [TALK[0], {"from": "gpt", "value": " "}]}),
-    ("id repeated", {"id": "good0"}),
+FAULTS: list[tuple[Kind, dict[str, Any]]] = [
+    (Kind.absent, {"image": "gone.png"}),
+    (Kind.absent, {"image": "a.png/b.png"}),
+    (Kind.absent, {"image": "cover.jpg"}),
+    (Kind.empty, {"image": "empty.png"}),
+    (Kind.damaged, {"image": "half.png"}),
+    (Kind.damaged, {"image": "cut.jpg"}),
+    (Kind.no_image, {"image": "page.jpg"}),
+    (Kind.bomb, {"image": "bomb.png"}),
+    (Kind.other_type, {"image": "gif.jpg"}),
+    (Kind.unreadable, {"image": "x" * 300}),
+    (Kind.unreadable, {"image": "folder"}),
+    (Kind.absolute, {"image": "/a.png"}),
+    (Kind.outside, {"image": "../a.png"}),
+    (Kind.broken, {"conversations": []}),
+    (Kind.broken, {"image": ["a.png"]}),
+    (Kind.broken, {"conversations": [TALK[0], {"from": "gpt", "value": "half \ud83d"}]}),
+    (Kind.no_answer, {"conversations": TALK[:1]}),
+    (Kind.unequal, {"conversations": [*TALK, TALK[0]]}),
+    (Kind.unequal, {"conversations": TALK[1:]}),
+    (Kind.marks, {"conversations": [{"from": "human", "value": "no mark"}, TALK[1]]}),
+    (Kind.marks, {"image": None}),
+    (Kind.speakers, {"conversations": [TALK[0], TALK[0] | {"value": "x"}]}),
+    (Kind.empty_answer, {"conversations": [TALK[0], {"from": "gpt", "value": " "}]}),
+    (Kind.repeated, {"id": "good0"}),
 ]
 
 
@@ -37,11 +54,16 @@ def write_images(folder: Path) -> None:
     image.save(folder / "gif.jpg", format="GIF")
     (folder / "half.png").write_bytes((folder / "a.png").read_bytes()[:900])
     (folder / "empty.png").touch()
+    (folder / "page.jpg").write_text("<html>", encoding="utf-8")
+    Image.new("1", (10_000, 9_000)).save(folder / "bomb.png")
+    image.save(folder / "cover.gif")
     (folder / "folder").mkdir()
+    image.save(folder / "cut.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:-20])
     image.save(folder / "camera.jpg", format="MPO", save_all=True, append_images=[image])
 
 
-def look_and_die(path: str) -> None:
+def look_and_die(path: Path) -> None:
     """What becomes of a process that the system kills for want of memory."""
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -63,8 +85,22 @@ def test_every_planted_fault_is_found_and_nothing_else(tmp_path: Path) -> None:
     bad = [{"id": f"bad{i}", "image": "a.png", "conversations": TALK, **fault} for i, (_, fault) in enumerate(FAULTS)]
     (tmp_path / "records.json").write_text(json.dumps(good + bad), encoding="utf-8")
     split = Split(annotations=str(tmp_path / "records.json"), images=str(tmp_path), count=1, source="here")
-    number, findings = check_split(split)
-    assert number == len(good) + len(bad)
-    assert [(f.number, f.kind) for f in findings] == [(len(good) + i, kind) for i, (kind, _) in enumerate(FAULTS)]
-    harmless = [f.kind for f in findings if not f.leaves_out]
-    assert harmless == [FAULTS[3][0], "image marks do not fit", "answer empty", "id repeated"]
+    checked = check_split(split)
+    assert checked.num_records == len(good) + len(bad)
+    found = [(f.number - len(good), f.kind) for f in checked.findings]
+    assert found == [(i, kind) for i, (kind, _) in enumerate(FAULTS)]
+    harmless = [f.kind for f in checked.findings if not f.leaves_out]
+    assert harmless == [Kind.other_type, Kind.marks, Kind.marks, Kind.speakers, Kind.empty_answer, Kind.repeated]
+
+
+def test_what_the_index_leaves_out_is_what_the_check_says(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
+    """With the skip list, training sees exactly the records that the check calls usable."""
+    write_images(tmp_path)
+    records = [{"id": str(i), "image": "a.png", "conversations": TALK, **fault} for i, (_, fault) in enumerate(FAULTS)]
+    (tmp_path / "records.json").write_text(json.dumps(records), encoding="utf-8")
+    split = Split(annotations=str(tmp_path / "records.json"), images=str(tmp_path), count=1, source="here")
+    findings = check_split(split).findings
+    skips = {finding.number: finding.says for finding in findings if finding.kind in IMAGE_FAULTS}
+    write_skips(file_hash(tmp_path / "records.json", tmp_path), tmp_path, tmp_path, skips)
+    index = open_index(split, tokenizer=words, chat=Chat(), prompt=Prompt.plain, results_dir=tmp_path)
+    assert len(index) == len(records) - sum(finding.leaves_out for finding in findings)

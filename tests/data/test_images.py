@@ -64,8 +64,8 @@ def test_what_is_no_whole_image_is_one_sentence(tmp_path: Path) -> None:
     whole = (tmp_path / "whole.png").read_bytes()
     for name, content, says in (
         ("half.png", whole[: len(whole) // 2], "cannot be read"),
-        ("empty.png", b"", "empty or not an image"),
-        ("page.jpg", b"<html>", "empty or not an image"),
+        ("empty.png", b"", "empty"),
+        ("page.jpg", b"<html>", "not an image"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=says):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def test_records_that_cannot_be_used_are_left_out_and_named(
     assert [index.sample(i).id for i in range(len(index))] == ["a", "b", "c"]
     assert str(index.folder / "left_out.jsonl") in caplog.text
     lines = (index.folder / "left_out.jsonl").read_text(encoding="utf-8").splitlines()
-    assert sorted(json.loads(line)["number"] for line in lines) == [1, 2, 3, 4, 5]
+    assert [json.loads(line)["number"] for line in lines] == [1, 2, 3, 4, 5]
+    assert index.num_left_out == 5
 
 
 def test_what_the_data_check_found_is_left_out_and_is_another_stage(
@@ -86,8 +88,9 @@ def test_what_the_data_check_found_is_left_out_and_is_another_stage(
 ) -> None:
     split = split_of(GOOD, tmp_path)
     before = split_hash(split, tmp_path)
-    write_skips(file_hash(Path(split.annotations), tmp_path), tmp_path, {1: "unreadable"})
+    write_skips(file_hash(Path(split.annotations), tmp_path), tmp_path, tmp_path, {1: "unreadable"})
     assert split_hash(split, tmp_path) != before
+    assert split_hash(replace(split, images=str(tmp_path / "whole")), tmp_path) == before
     index = index_of(GOOD, tmp_path, words)
     assert [index.sample(i).id for i in range(len(index))] == ["a", "c"]
 

@@ -12,11 +12,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from tinyvlm_cli.config import Chat, Prompt
-from tinyvlm_cli.data.records import Record, Turn
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.data.records import MARK, Record, Turn, check_marks
 
 IMAGE = -200  # stands in the ids for an image, until its tokens are written in
-_MARK = "<image>"
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,7 @@ def encode(
 ) -> list[Encoded]:
     """Ids and supervision of `records`, tokenised together.
 
-    Raises UserError for a record whose image marks and image do not fit: an image needs exactly one mark in the chat
-    format, or the reference would hand this sample the next sample's image.
+    Raises FaultError for a record that the chat format cannot write (see `check_marks`).
     """
     pieces = [_plain(record) if prompt is Prompt.plain else _chat(record, chat) for record in records]
     return _tokenise(pieces, tokenizer)
@@ -84,7 +81,7 @@ def _plain(record: Record) -> list[_Chunk]:
 def _chat(record: Record, chat: Chat) -> list[_Chunk]:
     """All turns in the chat format; the loss is on the answers, their leading space and their end token."""
     check_marks(record)
-    marked = [_MARK in turn.question for turn in record.turns]
+    marked = [MARK in turn.question for turn in record.turns]
     chunks = [_Chunk(chat.system)]
     for turn, has_image in zip(record.turns, marked, strict=True):
         _add_question(chunks, turn.question, chat, has_image=has_image)
@@ -92,18 +89,9 @@ def _chat(record: Record, chat: Chat) -> list[_Chunk]:
     return chunks
 
 
-def check_marks(record: Record) -> None:
-    """Raises UserError for a record that the chat format cannot write (see `encode`)."""
-    marked = [_MARK in turn.question for turn in record.turns]
-    if record.image is None and any(marked):
-        raise UserError(f"record {record.id}: {_MARK} in a question, but no image")
-    if record.image is not None and sum(marked) != 1:
-        raise UserError(f"record {record.id}: {sum(marked)} questions hold {_MARK}; its one image needs exactly one")
-
-
 def _add_question(chunks: list[_Chunk], question: str, chat: Chat, *, has_image: bool) -> None:
     """User mark, image, question, assistant mark. The image always comes first, on a line of its own."""
-    text = question.replace(_MARK, "").strip()
+    text = question.replace(MARK, "").strip()
     chunks[-1].add(chat.user)
     if has_image:
         chunks.append(_Chunk())

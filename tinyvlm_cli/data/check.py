@@ -1,133 +1,90 @@
 """Looks at every record and every image of a split before a GPU is used."""
 
-import multiprocessing
-import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from rich.console import Console
-from rich.progress import Progress
-
 from tinyvlm_cli.config import Split
-from tinyvlm_cli.data.chat import check_marks
-from tinyvlm_cli.data.images import open_image, resolve
-from tinyvlm_cli.data.index import read_annotations
-from tinyvlm_cli.data.records import Record, parse_record
-from tinyvlm_cli.errors import UserError
-
-JPEG = ("JPEG", "MPO")  # MPO: a JPEG with more pictures behind it, as cameras write
-FORMATS = {".jpg": JPEG, ".jpeg": JPEG, ".png": ("PNG",), ".gif": ("GIF",), ".webp": ("WEBP",), ".bmp": ("BMP",)}
-CHUNK = 64  # images handed to a process at a time
-
-BROKEN, OUTSIDE, ABSENT, EMPTY, UNREADABLE = (
-    "broken record", "path leaves the image root", "image missing", "image empty", "image unreadable",
-)  # fmt: skip
-OTHER_TYPE, NO_ANSWER, DUPLICATE = "image of another type than its name", "answer empty", "id repeated"
-MARKS = "image marks do not fit"
-SKIPPED = (ABSENT, EMPTY, UNREADABLE)  # go on the skip list: nothing else would leave them out
-LEAVES_OUT = (BROKEN, OUTSIDE, *SKIPPED)  # the others are told, and harmless
+from tinyvlm_cli.data.annotations import read_annotations
+from tinyvlm_cli.data.cores import on_all_cores
+from tinyvlm_cli.data.faults import FaultError, Finding, Kind
+from tinyvlm_cli.data.images import resolve
+from tinyvlm_cli.data.look import look_at
+from tinyvlm_cli.data.progress import progress
+from tinyvlm_cli.data.records import Record, check_marks, parse_record, speakers_take_turns
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Something about one record."""
+class Checked:
+    """What was looked at, and everything worth telling of it."""
 
-    number: int  # place in the annotation file, from 0
-    kind: str
-    says: str
-
-    @property
-    def leaves_out(self) -> bool:
-        """Whether training cannot use the record."""
-        return self.kind in LEAVES_OUT
-
-    @property
-    def training(self) -> str:
-        """What training does with the record."""
-        if self.kind == MARKS:
-            return "leaves them out of chat, takes them as captions"
-        return "leaves them out" if self.leaves_out else "takes them"
+    num_records: int
+    num_images: int  # files: many records can share one
+    findings: list[Finding]  # in the records' order
 
 
-def check_split(split: Split) -> tuple[int, list[Finding]]:
-    """Number of records, and everything worth telling of them, in their order.
+def check_split(split: Split) -> Checked:
+    """Look at every record, and at every image file once."""
+    census = _Census(Path(split.images))
+    size = Path(split.annotations).stat().st_size
+    with progress(f"reading {Path(split.annotations).name}", size) as advance:
+        for raw in read_annotations(split, advance):
+            census.add(raw)
+    findings = [*census.findings, *_look(census)]
+    findings.sort(key=lambda finding: finding.number)
+    return Checked(len(census.image_of), len(census.images), findings)
 
-    Each image file is opened once, however many records share it, by as many processes as there are cores.
-    """
-    raw = read_annotations(split)
-    findings: list[Finding] = []
-    users: dict[str, list[int]] = {}  # image path -> records
-    seen: set[str] = set()
-    for number, item in enumerate(raw):
+
+@dataclass
+class _Census:
+    """What the check keeps of the records: no more, so that a million of them fit into memory."""
+
+    root: Path
+    findings: list[Finding] = field(default_factory=list)
+    images: dict[str, int] = field(default_factory=dict)  # path -> its place in this mapping
+    image_of: "array[int]" = field(default_factory=lambda: array("i"))  # of each record; -1: none to open
+    ids: set[str] = field(default_factory=set)
+
+    def add(self, raw: Any) -> None:
+        """Look at the next record."""
+        number = len(self.image_of)
+        image = -1
         try:
-            record = parse_record(item)
+            record = parse_record(raw)
             if record.image is not None:
-                users.setdefault(str(resolve(Path(split.images), record.image)), []).append(number)
-        except UserError as error:
-            kind = OUTSIDE if "leaves the image root" in str(error) else BROKEN
-            findings.append(Finding(number, kind, str(error)))
-            continue
-        findings += _harmless(number, record, seen)
-        seen.add(record.id)
-    for path, kind, says in _look(list(users)):
-        findings += [Finding(number, kind, says) for number in users[path]]
-    return len(raw), sorted(findings, key=lambda finding: finding.number)
+                resolve(self.root, record.image)
+                image = self.images.setdefault(record.image, len(self.images))
+        except FaultError as fault:
+            self.findings.append(Finding(number, fault.kind, str(fault)))
+        else:
+            self.findings += _oddities(number, record, raw, self.ids)
+            self.ids.add(record.id)
+        self.image_of.append(image)
 
 
-def _harmless(number: int, record: Record, seen: set[str]) -> Iterator[Finding]:
-    if record.id in seen:
-        yield Finding(number, DUPLICATE, f"record {record.id}: another record has this id")
+def _oddities(number: int, record: Record, raw: dict[str, Any], ids: set[str]) -> Iterator[Finding]:
+    if record.id in ids and raw.get("id") is not None:
+        yield Finding(number, Kind.repeated, f"record {record.id}: another record has this id")
     try:
         check_marks(record)
-    except UserError as error:
-        yield Finding(number, MARKS, str(error))
+    except FaultError as fault:
+        yield Finding(number, fault.kind, str(fault))
+    if not speakers_take_turns(raw):
+        says = "questions and answers are told apart by position, and the speakers say otherwise"
+        yield Finding(number, Kind.speakers, f"record {record.id}: {says}")
     if not all(turn.answer.strip() for turn in record.turns):
-        yield Finding(number, NO_ANSWER, f"record {record.id}: an answer is empty")
+        yield Finding(number, Kind.empty_answer, f"record {record.id}: an answer is empty")
 
 
-def _look(paths: list[str]) -> Iterable[tuple[str, str, str]]:
-    """(path, kind, sentence) for each image with something wrong."""
-    console = Console(stderr=True)
-    # Not multiprocessing.Pool: it waits for ever for a process that was killed.
-    cores = ProcessPoolExecutor(_cores(), multiprocessing.get_context("forkserver"))
-    shown = Progress(console=console, transient=True, disable=not console.is_terminal)
-    with cores as pool, shown as progress:
-        bar = progress.add_task("opening images", total=len(paths))
-        try:
-            for found in pool.map(look_at, paths, chunksize=CHUNK):
-                progress.update(bar, advance=1)
-                if found is not None:
-                    yield found
-        except BrokenProcessPool:
-            raise UserError("a process that opens images was killed; is there enough memory? Run it again") from None
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def look_at(name: str) -> tuple[str, str, str] | None:
-    """What is wrong with an image file; None when nothing is."""
-    path = Path(name)
-    try:
-        if path.stat().st_size == 0:
-            return name, EMPTY, f"image {path}: empty"
-        open_image(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return name, ABSENT, f"image {path}: no such file"
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            return name, UNREADABLE, str(error)
-        return name, UNREADABLE, f"image {path}: cannot be read ({error})"
-    with Image.open(path) as image:
-        found: Any = image.format
-    wanted = FORMATS.get(path.suffix.lower())
-    if wanted is not None and found not in wanted:
-        return name, OTHER_TYPE, f"image {path}: is a {found}"
-    return None
+def _look(census: _Census) -> Iterator[Finding]:
+    """Findings on the images, for each record that has them."""
+    paths = (census.root / name for name in census.images)
+    looks = on_all_cores(look_at, paths, count=len(census.images), label="opening images")
+    faults = {image: fault for image, fault in enumerate(looks) if fault is not None}
+    names = {place: name for name, place in census.images.items() if place in faults}
+    says = {place: str(fault) for place, fault in faults.items()}  # one text, however many records share the image
+    for number, image in enumerate(census.image_of):
+        if image in faults:
+            yield Finding(number, faults[image].kind, says[image], names[image])

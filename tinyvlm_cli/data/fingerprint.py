@@ -42,7 +42,7 @@ def weights_hash(path: str, results_dir: Path) -> str:
 
 
 def split_hash(split: Split, results_dir: Path) -> str:
-    """The hash of the annotation file, and of the records that the data check leaves out of it.
+    """The hash of the annotation file, and of the records that the data check leaves out of it with these images.
 
     Before the file is there, its name and published size stand in for it.
     """
@@ -50,5 +50,5 @@ def split_hash(split: Split, results_dir: Path) -> str:
     if not path.is_file():
         return f"{path.name}, {split.count} records"
     digest = file_hash(path, results_dir)
-    skips = read_skips(digest, results_dir)
+    skips = read_skips(digest, Path(split.images), results_dir)
     return f"{digest} without {sorted(skips)}" if skips else digest

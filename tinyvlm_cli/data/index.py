@@ -1,16 +1,12 @@
 """A training set, tokenised once and mapped into memory: a worker process holds no copy of the JSON.
 
-results/index/<hash>/
-  ids.bin, supervised.bin, texts.bin   the samples' token ids, flags, image paths and record ids, one after another
-  samples.npy                          where each sample lies in them, and what its length depends on
-  left_out.jsonl                       records that cannot be used, with the reason
+It lies in results/index/<hash>/; index_files.py says what its files hold.
 """
 
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,35 +15,18 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import Progress
 from transformers import PreTrainedTokenizerFast
 
 from tinyvlm_cli.config import Chat, Prompt, Split
-from tinyvlm_cli.data.chat import IMAGE, Encoded, encode
+from tinyvlm_cli.data.chat import encode
 from tinyvlm_cli.data.fingerprint import file_hash, split_hash
-from tinyvlm_cli.data.images import resolve
-from tinyvlm_cli.data.records import Record, parse_record
+from tinyvlm_cli.data.index_files import LeftOut, write_files
 from tinyvlm_cli.data.skips import read_skips
 from tinyvlm_cli.errors import UserError
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # raised when the same records would give another index
-BATCH = 512  # records tokenised together
-EncodeAll = Callable[[Sequence[Record]], list[Encoded]]
-SAMPLE = np.dtype(
-    [
-        ("start", np.int64),  # first token in ids.bin and supervised.bin
-        ("num_ids", np.int32),  # an image counts as one
-        ("num_images", np.int32),
-        ("first_ids", np.int32),  # ids before the first supervised token, images not counted; -1 when there is none
-        ("first_images", np.int32),  # images before it
-        ("text", np.int64),  # first byte in texts.bin: image path, then record id
-        ("image_bytes", np.int32),  # 0 without image
-        ("id_bytes", np.int32),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -95,6 +74,17 @@ class SplitIndex:
         cut: NDArray[np.int32] = np.where(keeps, np.minimum(lengths, max_length), 0).astype(np.int32)
         return cut
 
+    def text_tokens(self) -> NDArray[np.int32]:
+        """[samples] tokens of each sample's text, its images not counted."""
+        tokens: NDArray[np.int32] = self._samples["num_ids"] - self._samples["num_images"]
+        return tokens
+
+    @property
+    def num_left_out(self) -> int:
+        """Records of the split that cannot be used."""
+        with (self.folder / "left_out.jsonl").open(encoding="utf-8") as file:
+            return sum(1 for _ in file)
+
     @cached_property
     def _samples(self) -> NDArray[Any]:
         samples: NDArray[Any] = np.load(self.folder / "samples.npy", mmap_mode="r")
@@ -131,12 +121,13 @@ def open_index(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{digest}.lock")):
         if not folder.is_dir():
-            skips = read_skips(file_hash(Path(split.annotations), results_dir), results_dir)
+            skips = read_skips(file_hash(Path(split.annotations), results_dir), Path(split.images), results_dir)
             draft = folder.with_name(f"{digest}.draft")
             shutil.rmtree(draft, ignore_errors=True)  # of a killed process
             draft.mkdir()
             try:
-                left_out = _write(draft, split, partial(encode, tokenizer=tokenizer, chat=chat, prompt=prompt), skips)
+                encode_all = partial(encode, tokenizer=tokenizer, chat=chat, prompt=prompt)
+                left_out = write_files(draft, split, encode_all, skips)
                 draft.rename(folder)
                 _tell(split, folder, left_out)
             finally:
@@ -144,119 +135,9 @@ def open_index(
     return SplitIndex(folder)
 
 
-def read_annotations(split: Split) -> list[Any]:
-    """The JSON list of a split, as it is."""
-    path = Path(split.annotations)
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            records = json.load(file)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; get it from {split.source}") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a JSON file ({error}); get it again from {split.source}") from None
-    if not isinstance(records, list) or not records:
-        raise UserError(f"{path}: found {'an empty list' if records == [] else 'no list'}; a list of records is needed")
-    return records
-
-
-def _write(folder: Path, split: Split, encode_all: EncodeAll, skips: dict[int, str]) -> list[dict[str, Any]]:
-    """Write the index's files into `folder`. Returns the records that are left out."""
-    raw = read_annotations(split)
-    samples = np.zeros(len(raw), SAMPLE)
-    left_out: list[dict[str, Any]] = [{"number": number, "reason": reason} for number, reason in skips.items()]
-    used = 0
-    console = Console(stderr=True)
-    shown = Progress(console=console, transient=True, disable=not console.is_terminal)
-    with _Writer(folder) as writer, shown as progress:
-        bar = progress.add_task(f"tokenising {Path(split.annotations).name}", total=len(raw))
-        for start in range(0, len(raw), BATCH):
-            numbers = [number for number in range(start, min(start + BATCH, len(raw))) if number not in skips]
-            records = _parsed(raw, numbers, Path(split.images), left_out)
-            for record, encoded in _encoded(records, encode_all, left_out):
-                samples[used] = writer.add(record, encoded)
-                used += 1
-            progress.update(bar, completed=start + BATCH)
-    np.save(folder / "samples.npy", samples[:used])
-    lines = "".join(json.dumps(record) + "\n" for record in left_out)
-    (folder / "left_out.jsonl").write_text(lines, encoding="utf-8")
-    if not used:
-        raise UserError(f"{split.annotations}: no record can be used; the first: {left_out[0]['reason']}")
-    return left_out
-
-
-def _tell(split: Split, folder: Path, left_out: list[dict[str, Any]]) -> None:
+def _tell(split: Split, folder: Path, left_out: list[LeftOut]) -> None:
     if left_out:
         log.warning(
             "%s: %d records are left out, %d are used (the first: %s); all of them: %s", Path(split.annotations).name,
-            len(left_out), len(SplitIndex(folder)), left_out[0]["reason"], folder / "left_out.jsonl",
+            len(left_out), len(SplitIndex(folder)), left_out[0].reason, folder / "left_out.jsonl",
         )  # fmt: skip
-
-
-def _parsed(
-    raw: list[Any], numbers: list[int], images: Path, left_out: list[dict[str, Any]]
-) -> list[tuple[int, Record]]:
-    records = []
-    for number in numbers:
-        try:
-            record = parse_record(raw[number])
-            if record.image is not None:
-                resolve(images, record.image)
-            records.append((number, record))
-        except UserError as error:
-            left_out.append({"number": number, "reason": str(error)})
-    return records
-
-
-def _encoded(
-    records: list[tuple[int, Record]], encode_all: EncodeAll, left_out: list[dict[str, Any]]
-) -> Iterator[tuple[Record, Encoded]]:
-    if not records:
-        return
-    try:
-        together = encode_all([record for _, record in records])
-        yield from zip([record for _, record in records], together, strict=True)
-    except UserError:  # one of them cannot be encoded: find it
-        for number, record in records:
-            try:
-                yield record, encode_all([record])[0]
-            except UserError as error:
-                left_out.append({"number": number, "reason": str(error)})
-
-
-class _Writer:
-    """Appends samples to the three files. A context manager."""
-
-    def __init__(self, folder: Path) -> None:
-        self._files = [(folder / name).open("wb") for name in ("ids.bin", "supervised.bin", "texts.bin")]
-        self._tokens = self._bytes = 0
-
-    def __enter__(self) -> "_Writer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self._files:
-            file.close()
-
-    def add(self, record: Record, encoded: Encoded) -> tuple[int, ...]:
-        """Write a sample and return its row of SAMPLE."""
-        supervised = encoded.supervised.copy()
-        supervised[:1] = False
-        image, name = (record.image or "").encode(), record.id.encode()
-        for file, data in zip(self._files, (encoded.ids.tobytes(), supervised.tobytes(), image + name), strict=True):
-            file.write(data)
-        is_image = encoded.ids == IMAGE
-        first = int(supervised.argmax()) if supervised.any() else -1
-        before = int(is_image[: max(first, 0)].sum())
-        row = (
-            self._tokens,
-            len(encoded.ids),
-            int(is_image.sum()),
-            first - before if first >= 0 else -1,
-            before,
-            self._bytes,
-            len(image),
-            len(name),
-        )
-        self._tokens += len(encoded.ids)
-        self._bytes += len(image) + len(name)
-        return row

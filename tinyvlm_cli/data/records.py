@@ -4,14 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.data.faults import FaultError, Kind
+
+MARK = "<image>"  # stands in a question for the record's image
 
 
 @dataclass(frozen=True)
 class Turn:
     """A question and its answer."""
 
-    question: str  # may hold the mark <image>
+    question: str  # may hold MARK
     answer: str
 
 
@@ -28,25 +30,47 @@ def parse_record(raw: Any) -> Record:
     """A record of the JSON list. Extra keys are ignored.
 
     As in the reference, a first message that is not from "human" is dropped, and then questions and answers are told
-    apart by position. Raises UserError where the two do not pair up.
+    apart by position. Raises FaultError where the two do not pair up.
     """
     if not isinstance(raw, Mapping):
-        raise UserError(f"found a {type(raw).__name__} where a record belongs")
+        raise FaultError(Kind.broken, f"found a {type(raw).__name__} where a record belongs")
     name = str(raw.get("id", "without id"))
     image = raw.get("image")
     if image is not None and not isinstance(image, str):
-        raise UserError(f"record {name}: image is a {type(image).__name__}; one path is allowed")
+        raise FaultError(Kind.broken, f"record {name}: image is a {type(image).__name__}; one path is allowed")
     messages = raw.get("conversations")
     if not isinstance(messages, list) or not messages:
-        raise UserError(f"record {name}: no conversations")
+        raise FaultError(Kind.broken, f"record {name}: no conversations")
     values = [_value(message, name) for message in messages]
     _check_unicode(name, image or "", *values)
     if messages[0].get("from") != "human":
         values = values[1:]
+    if len(values) == 1:
+        raise FaultError(Kind.no_answer, f"record {name}: a question without an answer")
     if not values or len(values) % 2:
-        raise UserError(f"record {name}: {len(values)} messages do not pair into questions and answers")
+        raise FaultError(Kind.unequal, f"record {name}: {len(values)} messages do not pair into questions and answers")
     turns = tuple(Turn(q, a) for q, a in zip(values[::2], values[1::2], strict=True))
     return Record(name, image or None, turns)
+
+
+def speakers_take_turns(raw: Mapping[str, Any]) -> bool:
+    """Whether the messages that `parse_record` takes for questions are the human's, and the others are not."""
+    is_human = [message.get("from") == "human" for message in raw["conversations"]]
+    first = 0 if is_human[0] else 1
+    return all(human == (place % 2 == 0) for place, human in enumerate(is_human[first:]))
+
+
+def check_marks(record: Record) -> None:
+    """Raises FaultError for a record that the chat format cannot write: an image needs exactly one mark.
+
+    The reference would hand such a sample the next sample's image.
+    """
+    marked = [MARK in turn.question for turn in record.turns]
+    if record.image is None and any(marked):
+        raise FaultError(Kind.marks, f"record {record.id}: {MARK} in a question, but no image")
+    if record.image is not None and sum(marked) != 1:
+        says = f"{sum(marked)} questions hold {MARK}; its one image needs exactly one"
+        raise FaultError(Kind.marks, f"record {record.id}: {says}")
 
 
 def _check_unicode(name: str, *texts: str) -> None:
@@ -55,11 +79,11 @@ def _check_unicode(name: str, *texts: str) -> None:
         "".join((name, *texts)).encode()
     except UnicodeEncodeError:
         shown = name.encode("ascii", "backslashreplace").decode()
-        raise UserError(f"record {shown}: a text holds half of a surrogate pair") from None
+        raise FaultError(Kind.broken, f"record {shown}: a text holds half of a surrogate pair") from None
 
 
 def _value(message: Any, name: str) -> str:
     if not isinstance(message, Mapping) or not isinstance(message.get("value"), str):
-        raise UserError(f"record {name}: a message without a text value")
+        raise FaultError(Kind.broken, f"record {name}: a message without a text value")
     value: str = message["value"]
     return value
