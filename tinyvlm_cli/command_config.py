@@ -145,6 +145,7 @@ class DataCommand:
     llm: LLM | None = None
     vision: Vision | None = None
     prompts: dict[str, Prompt] = MISSING  # split -> how recipes read it; `prepare` builds these indexes
+    convert_gifs: bool = MISSING  # prepare: images named .jpg that are of another type become JPEGs, in place
     eval_dir: str = MISSING
     data_dir: str = MISSING
     results_dir: str = MISSING

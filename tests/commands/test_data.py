@@ -42,7 +42,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_made_is_said(tmp_path: Path) -> None:
-    config = partial(DataCommand, action="prepare", prompts={}, results_dir=str(tmp_path))
+    config = partial(DataCommand, action="prepare", prompts={}, convert_gifs=False, results_dir=str(tmp_path))
     group = Data(name="llava15", label="L", splits={})
     with pytest.raises(UserError, match=r"data=llava15: cannot be made here; .* add llm=NAME for the index"):
         data.run(config(data=group))

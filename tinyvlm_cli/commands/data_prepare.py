@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 
 def run(config: DataCommand) -> int:
-    """Make what the options say how to make, then the index. Returns the exit code."""
+    """Make what the options say how to make, then JPEGs on request, then the index. Returns the exit code."""
     _refuse(config)
     for key, group in _chosen(config).items():
         if group.prepare:
             make(f"{key}={group.name}", group.prepare)
-    if config.data is None or config.llm is None:
+    if config.data is None or not (config.llm or config.convert_gifs):
         return 0
     splits = {name: split for name, split in config.data.splits.items() if Path(split.annotations).is_file()}
     absent = [
@@ -37,7 +37,10 @@ def run(config: DataCommand) -> int:
         raise UserError("\n".join(dict.fromkeys(absent)))
     for line in absent:
         log.warning("%s", line)
-    _build_index(config, config.llm, splits)
+    if config.convert_gifs:
+        _convert(config.data.name, splits)
+    if config.llm:
+        _build_index(config, config.llm, splits)
     return FAILED if absent else 0
 
 
@@ -49,8 +52,10 @@ def _chosen(config: DataCommand) -> dict[str, Data | LLM | Vision]:
 def _refuse(config: DataCommand) -> None:
     """Raises UserError with everything that nothing can be done about."""
     findings = []
+    if config.convert_gifs and config.data is None:
+        findings.append("convert_gifs: of which images? Add data=NAME")
     # What an option without a `prepare` node is good for all the same.
-    uses = {"data": config.llm is not None, "llm": config.data is not None}
+    uses = {"data": config.llm is not None or config.convert_gifs, "llm": config.data is not None}
     other = {"data": "; add llm=NAME for the index of what is there", "llm": "; add data=NAME for that data's index"}
     for key, group in _chosen(config).items():
         if group.prepare and "folder" not in group.prepare:
@@ -96,6 +101,19 @@ def make(word: str, node: dict[str, Any]) -> None:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     log.info("%s: made in %s", word, folder)
+
+
+def _convert(name: str, splits: dict[str, Split]) -> None:
+    """Images that are JPEGs by their name only become JPEGs."""
+    from tinyvlm_cli.data.convert import convert_split
+
+    for split_name, split in splits.items():
+        done = convert_split(split)
+        log.info("%s: %s of %s images made JPEGs", split_name, f"{done.num_converted:,}", f"{done.num_images:,}")
+        if done.num_converted:
+            log.info("%s: look again with: tinyvlm data check data=%s", split_name, name)
+        if done.faults:
+            log.warning("%s: %s cannot be read (the first: %s)", split_name, f"{len(done.faults):,}", done.faults[0])
 
 
 def _build_index(config: DataCommand, llm: LLM, splits: dict[str, Split]) -> None:
