@@ -18,9 +18,10 @@ results/
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -196,7 +197,20 @@ def _end_cut_line(file: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one step: a reader sees the old text or the new, never half."""
+    with _replaced(path) as file:
+        file.write(text)
+
+
+def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Replace a file in one step by one with a line for each record; they need not fit into memory."""
+    with _replaced(path) as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[IO[str]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
+    with draft.open("w", encoding="utf-8") as file:
+        yield file
     draft.replace(path)

@@ -15,6 +15,7 @@ from tinyvlm_cli.commands.data_prepare import make
 from tinyvlm_cli.config import Data, Split
 from tinyvlm_cli.data.fingerprint import split_hash
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.results import read_jsonl
 
 
 def write_mark(folder: Path, *, fails: bool = False) -> None:
@@ -78,8 +79,8 @@ def test_check_writes_the_skip_list_and_says_so(tmp_path: Path, capsys: pytest.C
     group = Data(name="x", label="x", splits={"pretrain": split, "caption_pretrain": split})
     assert data.run(DataCommand(action="check", data=group, results_dir=str(tmp_path))) == 1
     assert "pretrain: 2 records (published: 3), 1 usable" in capsys.readouterr().out
-    (skips,) = (tmp_path / "index/skip").glob("*[0-9a-f].json")
-    assert list(json.loads(skips.read_text(encoding="utf-8"))) == ["1"]
+    (skips,) = (tmp_path / "index/skip").glob("*[0-9a-f].jsonl")
+    assert [line["number"] for line in read_jsonl(skips)] == [1]
 
 
 def test_check_counts_what_is_there_of_each_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

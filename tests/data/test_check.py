@@ -100,7 +100,7 @@ def test_what_the_index_leaves_out_is_what_the_check_says(tmp_path: Path, words:
     (tmp_path / "records.json").write_text(json.dumps(records), encoding="utf-8")
     split = Split(annotations=str(tmp_path / "records.json"), images=str(tmp_path), count=1, source="here")
     findings = check_split(split).findings
-    skips = {finding.number: finding.says for finding in findings if finding.kind in IMAGE_FAULTS}
+    skips = [(finding.number, finding.says) for finding in findings if finding.kind in IMAGE_FAULTS]
     write_skips(file_hash(tmp_path / "records.json", tmp_path), tmp_path, tmp_path, skips)
     index = open_index(split, tokenizer=words, chat=Chat(), prompt=Prompt.plain, results_dir=tmp_path)
     assert len(index) == len(records) - sum(finding.leaves_out for finding in findings)

@@ -88,7 +88,7 @@ def test_what_the_data_check_found_is_left_out_and_is_another_stage(
 ) -> None:
     split = split_of(GOOD, tmp_path)
     before = split_hash(split, tmp_path)
-    write_skips(file_hash(Path(split.annotations), tmp_path), tmp_path, tmp_path, {1: "unreadable"})
+    write_skips(file_hash(Path(split.annotations), tmp_path), tmp_path, tmp_path, [(1, "unreadable")])
     assert split_hash(split, tmp_path) != before
     assert split_hash(replace(split, images=str(tmp_path / "whole")), tmp_path) == before
     index = index_of(GOOD, tmp_path, words)

@@ -1,6 +1,5 @@
 """`tinyvlm data check`: what is there of training sets and benchmarks, what is wrong with it, and where to get it."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from tinyvlm_cli.command_config import DataCommand
 from tinyvlm_cli.components import build
 from tinyvlm_cli.config import Data, Split
 from tinyvlm_cli.errors import FAILED, UserError
-from tinyvlm_cli.results import write_text
+from tinyvlm_cli.results import write_jsonl
 
 if TYPE_CHECKING:
     from tinyvlm_cli.data.faults import Finding
@@ -89,10 +88,10 @@ def _check_split(name: str, data: Data, results_dir: Path) -> int:
     split = data.splits[name]
     checked = check_split(split)
     # The index leaves out broken records by itself. On this list they would only make trained stages look like others.
-    skips = {finding.number: finding.says for finding in checked.findings if finding.kind in IMAGE_FAULTS}
+    skips = ((finding.number, finding.says) for finding in checked.findings if finding.kind in IMAGE_FAULTS)
     path = write_skips(file_hash(Path(split.annotations), results_dir), Path(split.images), results_dir, skips)
     everything = path.with_suffix(".findings.jsonl")
-    write_text(everything, "".join(json.dumps(asdict(finding)) + "\n" for finding in checked.findings))
+    write_jsonl(everything, (asdict(finding) for finding in checked.findings))
     left_out = {finding.number for finding in checked.findings if finding.leaves_out}
     number = checked.num_records
     published = "" if number == split.count else f" (published: {split.count:,})"

@@ -32,6 +32,7 @@ def check_split(split: Split) -> Checked:
     with progress(f"reading {Path(split.annotations).name}", size) as advance:
         for raw in read_annotations(split, advance):
             census.add(raw)
+    census.ids.clear()
     findings = [*census.findings, *_look(census)]
     findings.sort(key=lambda finding: finding.number)
     return Checked(len(census.image_of), len(census.images), findings)

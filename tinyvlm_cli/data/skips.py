@@ -4,28 +4,26 @@ The list belongs to an annotation file and an image root together: the same reco
 """
 
 import hashlib
-import json
+from collections.abc import Iterable
 from pathlib import Path
 
-from tinyvlm_cli.results import write_text
+from tinyvlm_cli.results import read_jsonl, write_jsonl
 
 
 def skips_path(annotations_hash: str, images: Path, results_dir: Path) -> Path:
     """The file for an annotation file with that hash and the image root `images`."""
     root = hashlib.sha256(str(images.resolve()).encode()).hexdigest()
-    return results_dir / "index" / "skip" / f"{annotations_hash[:16]}-{root[:8]}.json"
+    return results_dir / "index" / "skip" / f"{annotations_hash[:16]}-{root[:8]}.jsonl"
 
 
 def read_skips(annotations_hash: str, images: Path, results_dir: Path) -> dict[int, str]:
     """Record number -> reason; empty before the first check."""
     path = skips_path(annotations_hash, images, results_dir)
-    if not path.exists():
-        return {}
-    return {int(number): reason for number, reason in json.loads(path.read_text(encoding="utf-8")).items()}
+    return {line["number"]: line["reason"] for line in read_jsonl(path)} if path.exists() else {}
 
 
-def write_skips(annotations_hash: str, images: Path, results_dir: Path, skips: dict[int, str]) -> Path:
-    """Replace the list."""
+def write_skips(annotations_hash: str, images: Path, results_dir: Path, skips: Iterable[tuple[int, str]]) -> Path:
+    """Replace the list by these (record number, reason)."""
     path = skips_path(annotations_hash, images, results_dir)
-    write_text(path, json.dumps({str(number): skips[number] for number in sorted(skips)}, indent=0))
+    write_jsonl(path, ({"number": number, "reason": reason} for number, reason in skips))
     return path
