@@ -1,6 +1,6 @@
 """A trained model in a notebook: what `tinyvlm_cli.load` returns and `tinyvlm ask` asks.
 
-Shapes: T tokens of a sample, image tokens written in, I images of it (0 or 1), M connector tokens of an image,
+Shapes: T tokens of a sample, image tokens written in, I images of it, M connector tokens of an image,
 S pixels an edge, V vocabulary.
 """
 
@@ -85,10 +85,9 @@ class Loaded:
             max_length=config.llm.max_length if max_length is None else max_length,
         )
         supervised[:1] = False  # nothing comes before the first token
-        values = blank(config.vision)[:0]
-        if parsed.image is not None:
-            image = open_image(resolve(Path(image_root), parsed.image))
-            values = torch.from_numpy(pixels(image, config.vision, ours.image_mode))[None]
+        opened = [open_image(resolve(Path(image_root), image)) for image in parsed.images]
+        loaded = [torch.from_numpy(pixels(image, config.vision, ours.image_mode)) for image in opened]
+        values = torch.stack(loaded) if loaded else blank(config.vision)[:0]
         labels = np.where(supervised, ids, IGNORE)
         return TrainingSample(torch.from_numpy(ids).long(), torch.from_numpy(labels).long(), values)
 

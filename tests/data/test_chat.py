@@ -24,7 +24,7 @@ def shown(encoded: Encoded, tokenizer: PreTrainedTokenizerFast) -> tuple[str, st
 
 
 def test_a_caption_becomes_the_references_ids(stablelm2: PreTrainedTokenizerFast) -> None:
-    encoded = one(Record("1", "a.jpg", (Turn("Describe. <image>", CUBS),)), stablelm2, Prompt.plain)
+    encoded = one(Record("1", ("a.jpg",), (Turn("Describe. <image>", CUBS),)), stablelm2, Prompt.plain)
     assert list(encoded.ids) == [IMAGE, *CUBS_IDS]
     assert list(encoded.supervised) == [False] + [True] * 11
 
@@ -53,7 +53,7 @@ def test_a_caption_becomes_the_references_ids(stablelm2: PreTrainedTokenizerFast
 def test_the_loss_is_on_answers_and_their_end(
     words: PreTrainedTokenizerFast, turns: list[tuple[str, str]], image: str | None, text: str, supervised: str
 ) -> None:
-    record = Record("1", image, tuple(Turn(*turn) for turn in turns))
+    record = Record("1", (image,) if image else (), tuple(Turn(*turn) for turn in turns))
     assert shown(one(record, words, Prompt.chat), words) == (text, supervised)
 
 
@@ -66,14 +66,14 @@ def test_a_conversation_goes_on_as_it_was_trained(words: PreTrainedTokenizerFast
     """The image stands in the first turn, and no space between an end token and the next question."""
     turns = (Turn("<image>What?", "A cat."), Turn("Where?", "x"))
     ids = encode_prompt("Where?", has_image=True, tokenizer=words, chat=CHAT, history=[Turn("What?", "A cat.")])
-    assert list(ids) == list(one(Record("1", "a.png", turns), words, Prompt.chat).ids[: len(ids)])
+    assert list(ids) == list(one(Record("1", ("a.png",), turns), words, Prompt.chat).ids[: len(ids)])
     text = "".join("#" if i == IMAGE else words.decode([int(i)]) for i in ids)
     assert text == "Be nice. USER: #\nWhat? ASSISTANT: A cat.</s>USER: Where? ASSISTANT:"
 
 
 def test_the_space_before_an_answer_belongs_to_its_first_token(stablelm2: PreTrainedTokenizerFast) -> None:
     chat = Chat(system="", user="USER: ", assistant=" ASSISTANT:", end="<|endoftext|>")
-    trained = one(Record("1", None, (Turn("Hi", "Yes"),)), stablelm2, Prompt.chat, chat)
+    trained = one(Record("1", (), (Turn("Hi", "Yes"),)), stablelm2, Prompt.chat, chat)
     asked = encode_prompt("Hi", has_image=False, tokenizer=stablelm2, chat=chat)
     assert list(trained.ids[: len(asked)]) == list(asked)
     assert stablelm2.decode(trained.ids[trained.supervised]) == " Yes<|endoftext|>"
@@ -82,9 +82,12 @@ def test_the_space_before_an_answer_belongs_to_its_first_token(stablelm2: PreTra
 @pytest.mark.parametrize(
     ("record", "says"),
     [
-        (Record("7", "a.jpg", (Turn("no mark", "x"),)), "record 7: 0 questions hold <image>"),
-        (Record("7", "a.jpg", (Turn("<image>", "x"), Turn("<image>", "y"))), "record 7: 2 questions hold <image>"),
-        (Record("7", None, (Turn("<image>", "x"),)), "record 7: <image> in a question, but no image"),
+        (Record("7", ("a.jpg",), (Turn("no mark", "x"),)), "record 7: 0 questions hold <image> for 1 image"),
+        (
+            Record("7", ("a.jpg",), (Turn("<image>", "x"), Turn("<image>", "y"))),
+            "record 7: 2 questions hold <image> for 1 image",
+        ),
+        (Record("7", (), (Turn("<image>", "x"),)), "record 7: <image> in a question, but no image"),
     ],
 )
 def test_marks_that_do_not_fit_the_image_are_refused(words: PreTrainedTokenizerFast, record: Record, says: str) -> None:

@@ -35,7 +35,7 @@ FAULTS: list[tuple[Kind, dict[str, Any]]] = [
     (Kind.absolute, {"image": "/a.png"}),
     (Kind.outside, {"image": "../a.png"}),
     (Kind.broken, {"conversations": []}),
-    (Kind.broken, {"image": ["a.png"]}),
+    (Kind.broken, {"image": ["a.png", 7]}),
     (Kind.broken, {"conversations": [TALK[0], {"from": "gpt", "value": "half \ud83d"}]}),
     (Kind.no_answer, {"conversations": TALK[:1]}),
     (Kind.unequal, {"conversations": [*TALK, TALK[0]]}),

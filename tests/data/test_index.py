@@ -52,7 +52,8 @@ def index_of(records: list[Any], folder: Path, words: PreTrainedTokenizerFast) -
 
 def test_samples_come_back(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
     index = pickle.loads(pickle.dumps(index_of(GOOD, tmp_path, words)))
-    assert [(s.id, s.image) for s in map(index.sample, range(3))] == [("a", "x/a.jpg"), ("b", None), ("c", "c.jpg")]
+    found = [(sample.id, sample.images) for sample in map(index.sample, range(3))]
+    assert found == [("a", ("x/a.jpg",)), ("b", ()), ("c", ("c.jpg",))]
     first = index.sample(0)
     assert "".join("#" if i == IMAGE else words.decode([int(i)]) for i in first.ids) == "U: #\nWhat? A: A cat.</s>"
     assert words.decode(first.ids[first.supervised]).replace(" ", "") == "Acat.</s>"

@@ -70,6 +70,24 @@ def test_samples_of_a_row_begin_at_position_zero_and_predict_their_own_tokens(pl
     assert batch.pixels.shape == (2, 3, 16, 16) and (batch.pixels == 9).all()
 
 
+def test_several_images_of_a_sample_stand_where_their_questions_are(
+    plan: StagePlan, stablelm2: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    Image.new("RGB", (16, 16), (7, 7, 7)).save(tmp_path / "b.png")
+    values = ["<image>", "red", "<image>", "blue"]
+    talk = [{"from": "human" if i % 2 == 0 else "gpt", "value": value} for i, value in enumerate(values)]
+    path = tmp_path / "two.json"
+    path.write_text(json.dumps([{"id": "1", "image": ["a.png", "b.png"], "conversations": talk}]), encoding="utf-8")
+    split = Split(annotations=str(path), images=str(tmp_path), count=1, source="here")
+    chat = Chat(system="", user="U: ", assistant=" A:", end="<|endoftext|>")
+    index = open_index(split, tokenizer=stablelm2, chat=chat, prompt=Prompt.chat, results_dir=tmp_path)
+    whole = pack(replace(plan, index=index, tokens_per_image=5), (0,), ONES)
+    assert whole.pixels[:, 0, 0, 0].tolist() == [9, 7] and int(whole.is_image.sum()) == 10
+    second = int(np.flatnonzero(whole.is_image[0].numpy())[5])
+    cut = pack(replace(plan, index=index, tokens_per_image=5, max_length=second + 2), (0,), ONES)
+    assert cut.pixels[:, 0, 0, 0].tolist() == [9] and int(cut.is_image.sum()) == 5
+
+
 def test_an_image_that_is_cut_takes_nothing_from_the_next_one(
     plan: StagePlan, stablelm2: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:

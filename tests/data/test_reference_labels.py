@@ -18,6 +18,7 @@ CLEAN = {
     "no question": ("x.jpg", [("<image>", "A red  car\n\nand a\ttree")]),
     "several turns": ("x.jpg", [("<image>\nHow many?", "Three"), ("Sure?", "Yes."), ("Colour?", "Don't know.")]),
     "later mark": ("x.jpg", [("Hello", "Hi"), ("<image>\nThis?", "Yes")]),
+    "two images": ("x.jpg y.jpg", [("<image>\nWhat?", "A cat."), ("And\n<image> this?", "Two dogs.")]),
     "text only": (None, [("Write a poem.", "Roses are red,\nviolets are blue."), ("More", "No")]),
     "empty answer": ("x.jpg", [("<image>\nWhat is it?", "")]),
     "other scripts": ("x.jpg", [("<image>\n\u4ec0\u4e48?", "\u732b \u00e9t\u00e9 \U0001f431 .")]),
@@ -60,7 +61,7 @@ def procedure(record: Record, tokenizer: PreTrainedTokenizerFast) -> tuple[list[
 @pytest.mark.parametrize("name", CLEAN)
 def test_chat(real: PreTrainedTokenizerFast, name: str) -> None:
     image, turns = CLEAN[name]
-    record = Record("1", image, tuple(Turn(*turn) for turn in turns))
+    record = Record("1", tuple(image.split()) if image else (), tuple(Turn(*turn) for turn in turns))
     chat = Chat(system=SYSTEM, user="USER: ", assistant=" ASSISTANT:", end=real.eos_token)
     (ours,) = encode([record], tokenizer=real, chat=chat, prompt=Prompt.chat)
     ids, labels = procedure(record, real)
@@ -75,7 +76,7 @@ def test_inference_ends_at_the_assistant_mark(real: PreTrainedTokenizerFast) -> 
 
 
 def test_captions(real: PreTrainedTokenizerFast) -> None:
-    record = Record("1", "x.jpg", (Turn("Describe it.\n<image>", "a cat on a mat"),))
+    record = Record("1", ("x.jpg",), (Turn("Describe it.\n<image>", "a cat on a mat"),))
     (ours,) = encode([record], tokenizer=real, chat=Chat(), prompt=Prompt.plain)
     ids = tokenised("<image>a cat on a mat\n", real)
     assert ours.ids.tolist() == ids

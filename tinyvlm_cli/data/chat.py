@@ -72,7 +72,7 @@ def encode_prompt(
 
 def _plain(record: Record) -> list[_Chunk]:
     """Image, caption, newline: the question is thrown away. A record without image is its caption alone."""
-    chunks = [_Chunk(), _Chunk()] if record.image is not None else [_Chunk()]
+    chunks = [_Chunk() for _ in range(len(record.images) + 1)]
     for turn in record.turns:
         chunks[-1].add(turn.answer + "\n", supervised=True)
     return chunks

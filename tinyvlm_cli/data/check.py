@@ -35,7 +35,7 @@ def check_split(split: Split) -> Checked:
     census.ids.clear()
     findings = [*census.findings, *_look(census)]
     findings.sort(key=lambda finding: finding.number)
-    return Checked(len(census.image_of), len(census.images), findings)
+    return Checked(census.num_records, len(census.images), findings)
 
 
 @dataclass
@@ -44,25 +44,27 @@ class _Census:
 
     root: Path
     findings: list[Finding] = field(default_factory=list)
+    num_records: int = 0
     images: dict[str, int] = field(default_factory=dict)  # path -> its place in this mapping
-    image_of: "array[int]" = field(default_factory=lambda: array("i"))  # of each record; -1: none to open
+    owners: "array[int]" = field(default_factory=lambda: array("i"))  # records of the images to open ...
+    places: "array[int]" = field(default_factory=lambda: array("i"))  # ... and those images
     ids: set[str] = field(default_factory=set)
 
     def add(self, raw: Any) -> None:
         """Look at the next record."""
-        number = len(self.image_of)
-        image = -1
+        number = self.num_records
+        self.num_records += 1
         try:
             record = parse_record(raw)
-            if record.image is not None:
-                resolve(self.root, record.image)
-                image = self.images.setdefault(record.image, len(self.images))
+            for image in record.images:
+                resolve(self.root, image)
+                self.owners.append(number)
+                self.places.append(self.images.setdefault(image, len(self.images)))
         except FaultError as fault:
             self.findings.append(Finding(number, fault.kind, str(fault)))
         else:
             self.findings += _oddities(number, record, raw, self.ids)
             self.ids.add(record.id)
-        self.image_of.append(image)
 
 
 def _oddities(number: int, record: Record, raw: dict[str, Any], ids: set[str]) -> Iterator[Finding]:
@@ -86,6 +88,6 @@ def _look(census: _Census) -> Iterator[Finding]:
     faults = {image: fault for image, fault in enumerate(looks) if fault is not None}
     names = {place: name for name, place in census.images.items() if place in faults}
     says = {place: str(fault) for place, fault in faults.items()}  # one text, however many records share the image
-    for number, image in enumerate(census.image_of):
+    for number, image in zip(census.owners, census.places, strict=True):
         if image in faults:
             yield Finding(number, faults[image].kind, says[image], names[image])

@@ -67,9 +67,7 @@ def _jpeg_names(split: Split) -> Iterator[str]:
     with progress(f"reading {annotations.name}", annotations.stat().st_size) as advance:
         for raw in read_annotations(split, advance):
             try:
-                image = parse_record(raw).image
-                path = resolve(Path(split.images), image) if image is not None else None
+                paths = [resolve(Path(split.images), image) for image in parse_record(raw).images]
             except FaultError:  # the data check tells of it, and the index leaves it out
                 continue
-            if path is not None and path.suffix.lower() in JPEG_NAMES:
-                yield str(path)
+            yield from (str(path) for path in paths if path.suffix.lower() in JPEG_NAMES)

@@ -35,7 +35,7 @@ class Sample:
 
     ids: NDArray[np.int32]  # IMAGE stands for an image
     supervised: NDArray[np.bool_]  # never the first: nothing comes before it
-    image: str | None  # path relative to the image root
+    images: tuple[str, ...]  # paths relative to the image root
     id: str
 
 
@@ -58,7 +58,8 @@ class SplitIndex:
         middle = row["text"] + row["image_bytes"]
         image = bytes(self._texts[row["text"] : middle]).decode()
         name = bytes(self._texts[middle : middle + row["id_bytes"]]).decode()
-        return Sample(self._ids[tokens], self._supervised[tokens], image or None, name)
+        images = tuple(image.split("\0")) if image else ()
+        return Sample(self._ids[tokens], self._supervised[tokens], images, name)
 
     def lengths(self, tokens_per_image: int, max_length: int) -> NDArray[np.int32]:
         """[samples] tokens after images are written in and the tail is cut; 0 where no supervised token is left."""

@@ -76,8 +76,8 @@ def _parsed(batch: list[tuple[int, Any]], images: Path, left_out: list[LeftOut])
     for number, raw in batch:
         try:
             record = parse_record(raw)
-            if record.image is not None:
-                resolve(images, record.image)
+            for image in record.images:
+                resolve(images, image)
             records.append((number, record))
         except UserError as error:
             left_out.append(LeftOut(number, str(error)))
@@ -118,7 +118,7 @@ class _Writer:
         """Write a sample and return its row of SAMPLE."""
         supervised = encoded.supervised.copy()
         supervised[:1] = False
-        image, name = (record.image or "").encode(), record.id.encode()
+        image, name = "\0".join(record.images).encode(), record.id.encode()
         for file, data in zip(self._files, (encoded.ids.tobytes(), supervised.tobytes(), image + name), strict=True):
             file.write(data)
         is_image = encoded.ids == IMAGE

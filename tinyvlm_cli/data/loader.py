@@ -132,11 +132,13 @@ def pack(plan: StagePlan, micro: Micro, weights: Mapping[int, float]) -> MicroBa
     samples = [plan.index.sample(number) for number in micro]
     expanded = [plan.expand(sample) for sample in samples]
     for i, (ids, supervised) in enumerate(expanded):
-        if samples[i].image is not None and np.count_nonzero(ids == IMAGE) < plan.tokens_per_image:
-            # The cut went through the image, or in front of it: what is left of it is at the end, where no label
+        whole, part = divmod(np.count_nonzero(ids == IMAGE), plan.tokens_per_image)
+        if whole < len(samples[i].images):
+            # The cut went through an image, or in front of it: what is left of it is at the end, where no label
             # follows, and the tokens that it does not take would go to the row's next image.
-            expanded[i] = ids[ids != IMAGE], supervised[ids != IMAGE]
-            samples[i] = replace(samples[i], image=None)
+            end = len(ids) - part
+            expanded[i] = ids[:end], supervised[:end]
+            samples[i] = replace(samples[i], images=samples[i].images[:whole])
     if not samples:  # a rank without work this time: one token that predicts nothing
         expanded = [(np.zeros(1, np.int32), np.zeros(1, np.bool_))]
     return row_of(expanded, _images(plan, samples), weights=[weights[number] for number in micro] or [1.0])
@@ -171,9 +173,9 @@ def _images(plan: StagePlan, samples: list[Sample]) -> Tensor:
     """[max(I, 1), 3, size, size] uint8: the samples' images in order, or one blank image."""
     try:
         loaded = [
-            pixels(open_image(resolve(plan.image_root, sample.image)), plan.vision, plan.image_mode)
+            pixels(open_image(resolve(plan.image_root, image)), plan.vision, plan.image_mode)
             for sample in samples
-            if sample.image is not None
+            for image in sample.images
         ]
     except UserError as error:
         hint = "`tinyvlm data check` finds all such images, and training then leaves them out"

@@ -1,4 +1,4 @@
-"""LLaVA's training records: one image at most, and turns of question and answer."""
+"""LLaVA's training records: images, mostly one, and turns of question and answer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from tinyvlm_cli.data.faults import FaultError, Kind
 
-MARK = "<image>"  # stands in a question for the record's image
+MARK = "<image>"  # stands in a question for an image
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Record:
     """One training sample."""
 
     id: str  # not unique across sources
-    image: str | None  # path relative to the image root
+    images: tuple[str, ...]  # paths relative to the image root, in the order of their questions
     turns: tuple[Turn, ...]
 
 
@@ -35,14 +35,12 @@ def parse_record(raw: Any) -> Record:
     if not isinstance(raw, Mapping):
         raise FaultError(Kind.broken, f"found a {type(raw).__name__} where a record belongs")
     name = str(raw.get("id", "without id"))
-    image = raw.get("image")
-    if image is not None and not isinstance(image, str):
-        raise FaultError(Kind.broken, f"record {name}: image is a {type(image).__name__}; one path is allowed")
+    images = _images(raw.get("image"), name)
     messages = raw.get("conversations")
     if not isinstance(messages, list) or not messages:
         raise FaultError(Kind.broken, f"record {name}: no conversations")
     values = [_value(message, name) for message in messages]
-    _check_unicode(name, image or "", *values)
+    _check_unicode(name, *images, *values)
     if messages[0].get("from") != "human":
         values = values[1:]
     if len(values) == 1:
@@ -50,7 +48,7 @@ def parse_record(raw: Any) -> Record:
     if not values or len(values) % 2:
         raise FaultError(Kind.unequal, f"record {name}: {len(values)} messages do not pair into questions and answers")
     turns = tuple(Turn(q, a) for q, a in zip(values[::2], values[1::2], strict=True))
-    return Record(name, image or None, turns)
+    return Record(name, images, turns)
 
 
 def speakers_take_turns(raw: Mapping[str, Any]) -> bool:
@@ -61,16 +59,25 @@ def speakers_take_turns(raw: Mapping[str, Any]) -> bool:
 
 
 def check_marks(record: Record) -> None:
-    """Raises FaultError for a record that the chat format cannot write: an image needs exactly one mark.
+    """Raises FaultError for a record that the chat format cannot write: each image needs a question with a mark.
 
     The reference would hand such a sample the next sample's image.
     """
-    marked = [MARK in turn.question for turn in record.turns]
-    if record.image is None and any(marked):
+    marked = sum(MARK in turn.question for turn in record.turns)
+    if not record.images and marked:
         raise FaultError(Kind.marks, f"record {record.id}: {MARK} in a question, but no image")
-    if record.image is not None and sum(marked) != 1:
-        says = f"{sum(marked)} questions hold {MARK}; its one image needs exactly one"
+    if marked != len(record.images):
+        says = f"{marked} questions hold {MARK} for {len(record.images)} image(s); each needs one of its own"
         raise FaultError(Kind.marks, f"record {record.id}: {says}")
+
+
+def _images(value: Any, name: str) -> tuple[str, ...]:
+    """One path, a list of paths, or nothing."""
+    paths = value if isinstance(value, list) else [value] if value else []
+    wrong = [path for path in paths if not isinstance(path, str) or not path or "\0" in path]
+    if wrong:
+        raise FaultError(Kind.broken, f"record {name}: image is a {type(wrong[0]).__name__}; a path, or a list of them")
+    return tuple(paths)
 
 
 def _check_unicode(name: str, *texts: str) -> None:
