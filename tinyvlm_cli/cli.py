@@ -19,6 +19,7 @@ COMMANDS = {
     "data": "check: is everything there and readable? prepare: make what can be made",
     "ask": "questions about images, answered as they are written",
     "import": "a TinyLLaVA checkpoint as a run to evaluate, ask and train further",
+    "export": "a trained run as a Hugging Face LLaVA folder, or its parts as folders",
     "demo": "a small study from data to tables on the embedded parts, on a CPU, in minutes",
 }
 ACTIONS = ("check", "prepare")  # of `data`

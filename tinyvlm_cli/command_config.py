@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from tinyvlm_cli.config import LLM, Data, Prompt, Vision
+from tinyvlm_cli.config import LLM, Data, Precision, Prompt, Vision
 
 TEXT = {"text": True}  # metadata of a setting that a person words: taken as it is typed, commas and quotes included
 
@@ -83,6 +83,27 @@ class Import:
     vision: str | None = None  # folder of TinyLLaVABench's vision encoder
     second_vision: str | None = None  # folder with the config of MoF's second encoder; null: the published one's
     qformer: str | None = None  # folder with the config of the Q-Former's BERT; null: BERT-base's
+    results_dir: str = MISSING
+
+
+class ExportFormat(Enum):
+    """In which form `tinyvlm export` writes."""
+
+    llava = "llava"  # a Hugging Face LlavaForConditionalGeneration folder
+    parts = "parts"  # vision, connector and llm each in a folder of its own
+
+
+@dataclass
+class Export:
+    """`tinyvlm export`."""
+
+    run: str = MISSING  # run folder name, or its shown name
+    stage: str | None = None  # null: the run's last
+    format: ExportFormat = MISSING
+    output: str | None = None  # folder to write, which must not exist; null: exports_dir/RUN-FORMAT
+    precision: Precision | None = None  # of the weights; null: that of the run's training
+    lossy: bool = MISSING  # leave out what the format has no place for, and say how far the logits moved
+    exports_dir: str = MISSING
     results_dir: str = MISSING
 
 

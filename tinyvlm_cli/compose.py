@@ -42,6 +42,7 @@ SCHEMAS: dict[str, type] = {
     "data": command_config.DataCommand,
     "ask": command_config.Ask,
     "import": command_config.Import,
+    "export": command_config.Export,
     "demo": command_config.Demo,
 }
 

@@ -110,6 +110,25 @@ def test_train_eval_ask_report(study: Path) -> None:
     assert tinyvlm("report", "table=demo", "results_dir=path", folder=study).returncode == 0
 
 
+def answers(folder: Path) -> dict[str, str]:
+    """Of all runs below `folder`."""
+    lines = [line for path in folder.rglob("answers-*.jsonl") for line in path.read_text("utf-8").splitlines()]
+    return {record["key"]: record["text"] for record in map(json.loads, lines)}
+
+
+@pytest.mark.e2e
+def test_an_exported_folder_answers_as_its_run_does(study: Path) -> None:
+    assert tinyvlm("train", *TINY, *SHORT, "results_dir=own", folder=study).returncode == 0
+    (run,) = (study / "own/runs").iterdir()
+    done = tinyvlm("export", f"run={run.name}", "results_dir=own", "output=folder", folder=study)
+    assert done.returncode == 0, done.stderr
+    words = ["benchmark=[vqav2,mmvet]", "limit=40", "eval_dir=data/easyvqa/eval"]
+    for name, results in ((run.name, "own"), ("folder", "other")):
+        done = tinyvlm("eval", f"run={name}", *words, f"results_dir={results}", folder=study)
+        assert done.returncode == 0, done.stderr
+    assert answers(study / "other") == answers(study / "own") != {}
+
+
 @pytest.mark.e2e
 def test_an_image_that_breaks_under_training_is_one_sentence(study: Path, capfd: pytest.CaptureFixture[str]) -> None:
     broken = study / "broken-data"
