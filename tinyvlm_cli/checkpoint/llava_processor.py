@@ -128,7 +128,7 @@ def _same_ids(processor: LlavaProcessor, own: PreTrainedTokenizerFast, config: T
         if asked(processor, QUESTION, shown)["input_ids"][0].tolist() != expanded(ids, num_tokens, image_id):
             return False
     turns = (Turn(f"{IMAGE_TOKEN}\n{QUESTION}", _ANSWER), Turn(QUESTION, _ANSWER))
-    (whole,) = encode([Record("", "", turns)], tokenizer=own, chat=chat, prompt=Prompt.chat)
+    (whole,) = encode([Record("", ("image",), turns)], tokenizer=own, chat=chat, prompt=Prompt.chat)
     messages = [
         message
         for turn in turns
