@@ -70,6 +70,20 @@ def test_check_without_the_image_folder_leaves_nothing_out(tmp_path: Path) -> No
     assert not (tmp_path / "index").exists()
 
 
+def test_check_says_where_missing_images_can_be_had(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    talk = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]
+    records = [{"id": image, "image": image, "conversations": talk} for image in ("sam/a.jpg", "sam/b.jpg", "c.jpg")]
+    (tmp_path / "r.json").write_text(json.dumps(records), encoding="utf-8")
+    split = Split(annotations=str(tmp_path / "r.json"), images=str(tmp_path), count=3, source="the author")
+    group = Data("x", "x", {"pretrain": split, "finetune": replace(split, annotations="no.json")}, {"sam": "SA-1B"})
+    assert data.run(DataCommand(action="check", data=group, results_dir=str(tmp_path))) == 1
+    shown = capsys.readouterr().out
+    assert "data.splits.finetune.annotations: no no.json; get it from the author" in shown
+    assert "data.image_sources: no folder sam; get its images from SA-1B" in shown
+    assert "pretrain: images of 2 records are missing; get them from SA-1B, into sam" in shown
+    assert "pretrain: images of 1 records are missing; get them from the author" in shown
+
+
 def test_check_writes_the_skip_list_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     talk = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]

@@ -60,15 +60,15 @@ def _check_data(data: Data, results_dir: Path) -> int:
     files = {(split.annotations, split.images): name for name, split in reversed(data.splits.items())}
     names = sorted(files.values(), key=list(data.splits).index)  # two splits can be the same files
     absent = {name: list(_absent_files(name, data.splits[name])) for name in names}
+    lines = [line for lines in absent.values() for line in lines]
+    if lines:
+        lines += _absent_folders(data)
     if all(absent.values()):
-        raise UserError("\n".join(line for lines in absent.values() for line in lines))
-    bad = 0
-    for name in names:
-        for line in absent[name]:
-            _console().print(line, soft_wrap=True)
-        if not absent[name]:
-            bad += _check_split(name, data, results_dir)
-    return FAILED if bad or any(absent.values()) else 0
+        raise UserError("\n".join(lines))
+    for line in lines:
+        _console().print(line, soft_wrap=True)
+    bad = sum(_check_split(name, data, results_dir) for name in names if not absent[name])
+    return FAILED if bad or lines else 0
 
 
 def _absent_files(name: str, split: Split) -> Iterator[str]:
@@ -76,6 +76,13 @@ def _absent_files(name: str, split: Split) -> Iterator[str]:
     for what, there in (("annotations", Path(split.annotations).is_file()), ("images", Path(split.images).is_dir())):
         if not there:
             yield f"data.splits.{name}.{what}: no {getattr(split, what)}; get it from {split.source}"
+
+
+def _absent_folders(data: Data) -> Iterator[str]:
+    """A sentence for each folder of images that no split's image root holds."""
+    for folder, source in data.image_sources.items():
+        if not any((Path(split.images) / folder).is_dir() for split in data.splits.values()):
+            yield f"data.image_sources: no folder {folder}; get its images from {source}"
 
 
 def _check_split(name: str, data: Data, results_dir: Path) -> int:
