@@ -110,6 +110,8 @@ def find_runs(results_dir: Path, wanted: str) -> list[Run]:
     if (Path(wanted) / "run.yaml").is_file():
         return [read_run(Path(wanted))]
     runs = [read_run(path.parent) for path in sorted(results_dir.glob("runs/*/run.yaml"))]
+    if not runs and (Path(wanted) / "config.json").is_file():
+        raise UserError(f"run={wanted}: a checkpoint of TinyLLaVA; `tinyvlm import path={wanted}` makes a run of it")
     if not runs:
         raise UserError(f"run={wanted}: there is no run in {results_dir}/runs; train one with: tinyvlm train")
     if wanted == "all":

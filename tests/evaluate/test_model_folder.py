@@ -89,6 +89,12 @@ def test_a_folder_is_a_run_named_by_its_weights(folder: Path, tmp_path: Path) ->
     assert (run.name, run.model, run.folder.name[:10]) == ("other-vlm", str(folder), "other-vlm-")
 
 
+def test_a_checkpoint_of_tinyllava_is_to_be_imported_and_its_run_has_the_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "tinyllava", "connector_type": "linear"}')
+    with pytest.raises(UserError, match=r"a checkpoint of TinyLLaVA; `tinyvlm import path=.*` makes a run of it"):
+        named_runs(tmp_path / "results", str(tmp_path))
+
+
 def test_a_folder_that_is_no_image_text_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(UserError, match="transformers cannot load an image-text model from it"):

@@ -10,6 +10,7 @@ from tinyvlm_cli.provenance import provenance
 from tinyvlm_cli.results import Run, find_runs, read_run, write_text
 
 STAGE = "model"  # what its scores name as their stage
+TINYLLAVA = ('"connector_type"', '"mm_projector_type"')  # fields of the configs of its two codes
 
 
 def named_runs(results_dir: Path, wanted: str) -> list[Run]:
@@ -39,8 +40,9 @@ def unrecorded_run(path: Path) -> Run:
 
 
 def is_model_folder(path: Path) -> bool:
-    """Whether `path` has the Hugging Face form."""
-    return (path / "config.json").is_file()
+    """Whether `path` has the Hugging Face form. TinyLLaVA's checkpoints look like it and need code of their own."""
+    config = path / "config.json"
+    return config.is_file() and not any(word in config.read_text(encoding="utf-8") for word in TINYLLAVA)
 
 
 def _record(path: Path) -> dict[str, Any]:
