@@ -27,8 +27,9 @@ def test_the_rate_warms_up_from_zero_and_falls_to_zero() -> None:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_vision_from_a_layer_on_gets_gradients_there_and_nowhere_before(recompute: bool) -> None:
+def test_vision_from_a_layer_on_learns_there_and_stays_bit_for_bit_before(recompute: bool) -> None:
     model = small_vlm("full")
+    before = {name: p.clone() for name, p in model.named_parameters()}
     choose_trained(model, stage(Tune.full, Tune.full, Tune.full, layer=1))
     if recompute:
         for part in (model.vision.model, model.llm):
@@ -41,6 +42,12 @@ def test_vision_from_a_layer_on_gets_gradients_there_and_nowhere_before(recomput
     assert learned == {
         name for name, _ in model.vision.named_parameters() if "layers.1." in name or "layers.2." in name
     }
+    optimizer = build_optimizer(model, OPTIM, dict.fromkeys(PARTS, 1.0), fused=False)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-3  # the loop sets it every step
+    optimizer.step()
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]) != p.requires_grad, name
 
 
 def test_a_trained_tensor_without_gradient_is_named() -> None:
