@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from tinyvlm_cli.checkpoint.export_llava import check_llava, write_llava
 from tinyvlm_cli.checkpoint.llava_probe import our_embeds, our_logits
 from tinyvlm_cli.checkpoint.llava_processor import QUESTION, asked, probe_image
+from tinyvlm_cli.checkpoint.parts import save_part
 from tinyvlm_cli.checkpoint.source import Source
 from tinyvlm_cli.config import Tokens
 from tinyvlm_cli.errors import UserError
@@ -53,6 +55,20 @@ def test_stock_transformers_gives_the_same_logits_and_tokens(llm: str, encoder: 
     expected = ours.llm.generate(inputs_embeds=embeds, do_sample=False, max_new_tokens=32, eos_token_id=2)
     assert said.tolist() == expected.tolist()
     assert len(set(said[0].tolist())) > 1
+
+
+def test_low_rank_updates_are_in_the_weights(tmp_path: Path) -> None:
+    source = trained(tmp_path, "llama", "siglip")
+    name = "model.layers.1.self_attn.q_proj"
+    before = source.model().llm.state_dict()[f"{name}.weight"]
+    lower, upper = torch.randn(4, before.shape[1]), torch.randn(before.shape[0], 4)
+    (tmp_path / "lora").mkdir()
+    updates = {f"{name}.lora_A.weight": lower, f"{name}.lora_B.weight": upper}
+    save_part(tmp_path / "lora", "llm", updates, scale=2.0)
+    folder = exported(replace(source, stage_dirs=(*source.stage_dirs, tmp_path / "lora")))
+    stock = LlavaForConditionalGeneration.from_pretrained(folder)
+    after = stock.model.language_model.state_dict()[f"{name.removeprefix('model.')}.weight"]
+    assert torch.allclose(after, before + 2 * upper @ lower, atol=1e-5)
 
 
 @pytest.mark.parametrize("connector", [RESAMPLER, LINEAR, {**MLP, "depth": 3}])
