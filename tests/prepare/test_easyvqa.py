@@ -113,7 +113,7 @@ def test_the_training_sets_name_their_images(tmp_path: Path) -> None:
     sizes = {}
     for name in ("captions", "captions_long", "instruct"):
         records = [parse_record(raw) for raw in json.loads((tmp_path / f"{name}.json").read_text())]
-        assert all((tmp_path / "images" / str(record.image)).is_file() for record in records)
+        assert all((tmp_path / "images" / record.images[0]).is_file() for record in records)
         sizes[name] = len(records)
     assert sizes == {"captions": 3542, "captions_long": 3542, "instruct": 4000}
 
