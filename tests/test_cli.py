@@ -74,6 +74,27 @@ def test_missing_files_are_named_all_at_once_before_anything_starts(
 
 
 @pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("llm=openelm", "has no 'openelm'"),
+        ("connector=mof_mlp", "has a projector for each of two encoders and found one"),
+        ("connector=identity", "connector: identity needs an encoder as wide as the LLM"),
+        (
+            "recipe.stages.finetune.train.vision=full recipe.stages.finetune.vision_from_layer=77",
+            "recipe.stages.finetune: vision_from_layer: 77 leaves no layer to train",
+        ),
+        ("recipe.stages.finetune.train.connector=lora", "recipe.stages.finetune: train.connector: frozen or full"),
+    ],
+)
+def test_what_a_later_stage_cannot_train_is_said_before_the_first(
+    words: str, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["train", "llm=tiny", "vision=tiny", "data=easyvqa", *words.split()]) == 2
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("line", "offers"),
     [
         ("tinyvlm tr", {"train"}),

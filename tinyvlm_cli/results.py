@@ -102,18 +102,21 @@ def read_run(folder: Path) -> Run:
     return Run(folder=folder, **yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
-def find_runs(results_dir: Path, wanted: str) -> list[Run]:
+def find_runs(results_dir: Path, wanted: str, *, setting: str = "run") -> list[Run]:
     """The runs that `run=` names: a folder, a folder's beginning, a shown name, or "all".
 
+    setting: what is called `run` here, for an error message.
     Raises UserError when nothing fits, or several do where "all" was not asked for.
     """
     if (Path(wanted) / "run.yaml").is_file():
         return [read_run(Path(wanted))]
     runs = [read_run(path.parent) for path in sorted(results_dir.glob("runs/*/run.yaml"))]
     if not runs and (Path(wanted) / "config.json").is_file():
-        raise UserError(f"run={wanted}: a checkpoint of TinyLLaVA; `tinyvlm import path={wanted}` makes a run of it")
+        raise UserError(
+            f"{setting}={wanted}: a checkpoint of TinyLLaVA; `tinyvlm import path={wanted}` makes a run of it"
+        )
     if not runs:
-        raise UserError(f"run={wanted}: there is no run in {results_dir}/runs; train one with: tinyvlm train")
+        raise UserError(f"{setting}={wanted}: there is no run in {results_dir}/runs; train one with: tinyvlm train")
     if wanted == "all":
         return runs
     for fits in (
@@ -124,9 +127,9 @@ def find_runs(results_dir: Path, wanted: str) -> list[Run]:
         if len(fits) == 1:
             return fits
         if fits:
-            raise UserError(f"run={wanted}: fits {', '.join(run.folder.name for run in fits)}; name one of them")
+            raise UserError(f"{setting}={wanted}: fits {', '.join(run.folder.name for run in fits)}; name one of them")
     known = ", ".join(run.folder.name for run in runs)
-    raise UserError(f"run={wanted}: no such run in {results_dir}/runs; there are {known}")
+    raise UserError(f"{setting}={wanted}: no such run in {results_dir}/runs; there are {known}")
 
 
 def read_scores(results_dir: Path) -> list[ScoreRow]:

@@ -12,7 +12,7 @@ from tinyvlm_cli.config import Lora, Parts, Stage, Tune
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.tuning import choose_trained, is_adapter, merge_adapters
 from tinyvlm_cli.model.vlm import VLM
-from tinyvlm_cli.train.estimate import estimate, meta_model
+from tinyvlm_cli.train.estimate import estimate, meta_model, untrainable
 
 LORA = Lora(rank=4, alpha=8, dropout=0.0)
 
@@ -127,9 +127,12 @@ def test_what_is_frozen_stays_bit_for_bit_the_same() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU cannot do")
-def test_four_bits_need_a_gpu(tmp_path: Path) -> None:
+def test_four_bits_need_a_gpu() -> None:
     from tinyvlm_cli.model.llm import load_llm
 
-    config = planned("llm=tiny")
+    config = planned("llm=tiny", "vision=tiny", "recipe=qlora")
+    assert untrainable(config, config.recipe.stages) == [
+        "recipe.stages.finetune: train.llm: qlora keeps weights in 4 bits, which needs a GPU; here is none, use lora"
+    ]
     with pytest.raises(UserError, match="qlora keeps weights in 4 bits, which needs a GPU"):
         load_llm(config.llm, dtype=torch.float32, attention="sdpa", four_bit=True)

@@ -25,6 +25,8 @@ def run(config: DataCommand) -> int:
     for key, group in _chosen(config).items():
         if group.prepare:
             make(f"{key}={group.name}", group.prepare)
+        elif not isinstance(group, Data) and _is_here(group):
+            log.info("%s=%s: is there already, in %s", key, group.name, group.path)
     if config.data is None or not (config.llm or config.convert_gifs):
         return 0
     splits = {name: split for name, split in config.data.splits.items() if Path(split.annotations).is_file()}
@@ -49,6 +51,10 @@ def _chosen(config: DataCommand) -> dict[str, Data | LLM | Vision]:
     return {key: group for key, group in groups.items() if group is not None}
 
 
+def _is_here(group: Data | LLM | Vision) -> bool:
+    return not isinstance(group, Data) and Path(group.path).is_dir()
+
+
 def _refuse(config: DataCommand) -> None:
     """Raises UserError with everything that nothing can be done about."""
     findings = []
@@ -60,7 +66,7 @@ def _refuse(config: DataCommand) -> None:
     for key, group in _chosen(config).items():
         if group.prepare and "folder" not in group.prepare:
             findings.append(f"{key}.prepare: says no folder that is to be made; add +{key}.prepare.folder=DIR")
-        elif not group.prepare and not uses.get(key):
+        elif not group.prepare and not uses.get(key) and not _is_here(group):
             how = f"get the files, or set its path{other.get(key, '')}"
             findings.append(f"{key}={group.name}: cannot be made here; {how}")
     if not findings and not _chosen(config):

@@ -13,6 +13,7 @@ from tinyvlm_cli.config import Train, to_yaml
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.provenance import now, provenance
 from tinyvlm_cli.results import write_text
+from tinyvlm_cli.train.estimate import untrainable
 from tinyvlm_cli.train.job import DONE, is_done, locked, mismatch, stage_dir, write_job
 from tinyvlm_cli.train.stages import (
     StageNode,
@@ -85,6 +86,8 @@ def _findings(config: Train, missing: list[StageNode]) -> list[str]:
             findings.append(
                 f"{part}.path: no folder {spec.path}; make it with: tinyvlm data prepare {part}={spec.name}"
             )
+    if not findings:  # those above would come again in other words
+        findings += untrainable(config, [node.name for node in missing])
     for name in dict.fromkeys(config.recipe.stages[node.name].split for node in missing):
         split = stage_split(config, name)
         for what, there in (

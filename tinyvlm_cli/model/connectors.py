@@ -15,6 +15,8 @@ from tinyvlm_cli.errors import UserError
 class Connector(nn.Module):
     """What every connector has besides its forward pass."""
 
+    needs_two_encoders = False
+
     def num_tokens(self, num_patches: int) -> int:
         """Vectors for an image of `num_patches` patches."""
         raise NotImplementedError
@@ -75,6 +77,8 @@ class MoFMLP(Connector):
 
     [B, 2N, vision_dim] -> [B, 2N, llm_dim], even tokens of the first encoder, odd ones of the second
     """
+
+    needs_two_encoders = True
 
     def __init__(self, vision_dim: int, llm_dim: int, *, depth: int) -> None:
         super().__init__()

@@ -102,14 +102,19 @@ def _from_pretrained(
     return model, missing, sorted(info["unexpected_keys"])
 
 
-def _four_bit(where: str) -> dict[str, Any]:
-    """Arguments of from_pretrained: NF4 with quantised constants, as in QLoRA's paper (arXiv 2305.14314)."""
+def check_four_bit(where: str) -> None:
+    """Raises UserError where this machine cannot keep weights in 4 bits."""
     if not torch.cuda.is_available():
         raise UserError(f"{where}: qlora keeps weights in 4 bits, which needs a GPU; here is none, use lora")
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
         raise UserError(f"{where}: qlora needs the package bitsandbytes; `pip install bitsandbytes`") from None
+
+
+def _four_bit(where: str) -> dict[str, Any]:
+    """Arguments of from_pretrained: NF4 with quantised constants, as in QLoRA's paper (arXiv 2305.14314)."""
+    check_four_bit(where)
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

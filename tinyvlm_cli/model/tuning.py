@@ -19,6 +19,11 @@ def trained_parts(stage: Stage) -> list[str]:
     return [part for part in PARTS if getattr(stage.train, part) is not Tune.frozen]
 
 
+def four_bit_parts(stage: Stage) -> list[str]:
+    """The parts that a stage keeps in 4 bits."""
+    return [part for part in PARTS if getattr(stage.train, part) is Tune.qlora]
+
+
 def choose_trained(model: VLM, stage: Stage) -> None:
     """Set requires_grad on every parameter as the stage says, after giving the model the adapters that it asks for."""
     for part in PARTS:

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from tinyvlm_cli.data.batch import MicroBatch
+from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model import attention
 from tinyvlm_cli.model.connectors import Connector
 from tinyvlm_cli.model.vision import VisionEncoder
@@ -20,6 +21,11 @@ class VLM(nn.Module):
 
     def __init__(self, vision: VisionEncoder, connector: Connector, llm: PreTrainedModel) -> None:
         super().__init__()
+        if connector.needs_two_encoders and len(vision.models) == 1:
+            raise UserError(
+                f"connector: {type(connector).__name__} has a projector for each of two encoders and found one; "
+                "choose vision=mof or another connector"
+            )
         self.vision = vision
         self.connector = connector
         self.llm = llm

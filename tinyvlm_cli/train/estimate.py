@@ -1,16 +1,20 @@
 """What a stage would take, worked out without weights, images or a GPU."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from tinyvlm_cli.components import build
 from tinyvlm_cli.config import Stage, Train
 from tinyvlm_cli.data.packing import num_steps
+from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.connectors import Connector
 from tinyvlm_cli.model.llm import blank_llm
-from tinyvlm_cli.model.tuning import PARTS, choose_trained
+from tinyvlm_cli.model.pretrained import check_four_bit
+from tinyvlm_cli.model.tuning import PARTS, choose_trained, four_bit_parts
 from tinyvlm_cli.model.vision import blank_vision
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.train.optim import count
@@ -30,12 +34,36 @@ class Estimate:
 
 def meta_model(config: Train) -> VLM:
     """The whole model on the meta device: shapes without memory."""
+    encoders = [one for one in (config.vision, config.vision.second) if one is not None]
     with torch.device("meta"):
-        vision = blank_vision(config.vision, planned=True)
-        llm = blank_llm(config.llm, attention="sdpa", planned=True)
+        vision = blank_vision(config.vision, planned=not all(_is_here(one.path) for one in encoders))
+        llm = blank_llm(config.llm, attention="sdpa", planned=not _is_here(config.llm.path))
         connector = build(config.connector, vision_dim=vision.dim, llm_dim=llm.config.hidden_size)
     assert isinstance(connector, Connector)
     return VLM(vision, connector, llm)
+
+
+def _is_here(path: str) -> bool:
+    """Whether a part is a folder of this machine, which may be another model than the YAML's `architecture`."""
+    return (Path(path) / "config.json").is_file()
+
+
+def untrainable(config: Train, stages: Iterable[str]) -> list[str]:
+    """What of the model or of `stages` cannot be trained, as sentences."""
+    try:
+        model = meta_model(config)
+    except UserError as error:
+        return [str(error)]
+    findings = []
+    for name in stages:
+        stage = config.recipe.stages[name]
+        try:
+            choose_trained(copy.deepcopy(model), stage)
+            for part in four_bit_parts(stage):
+                check_four_bit(f"train.{part}")
+        except UserError as error:
+            findings.append(f"recipe.stages.{name}: {error}")
+    return findings
 
 
 def estimate(config: Train, stage: Stage, model: VLM) -> Estimate:

@@ -11,14 +11,14 @@ import torch
 import torch.distributed as dist
 
 from tinyvlm_cli.checkpoint.parts import build_model, save_part
-from tinyvlm_cli.config import Loss, Precision, Stage, Train, Tune
+from tinyvlm_cli.config import Loss, Precision, Stage, Train
 from tinyvlm_cli.data.index import SplitIndex, open_index
 from tinyvlm_cli.data.loader import StagePlan, StepBatch, step_batches
 from tinyvlm_cli.data.packing import num_steps
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.attention import register
 from tinyvlm_cli.model.llm import load_tokenizer
-from tinyvlm_cli.model.tuning import ADAPTED, PARTS, choose_trained, trained_parts
+from tinyvlm_cli.model.tuning import ADAPTED, PARTS, choose_trained, four_bit_parts, trained_parts
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.train.engine import Engine, start_process_group
 from tinyvlm_cli.train.job import StageJob
@@ -36,9 +36,12 @@ def train_stage(job: StageJob) -> None:
     device = start_process_group()
     config, stage = job.config, job.stage
     index = stage_index(config, stage)
-    four_bit = [part for part in PARTS if getattr(stage.train, part) is Tune.qlora]
     model = build_model(
-        config, job.before, dtype=DTYPES[config.engine.precision], attention=register(), four_bit=four_bit
+        config,
+        job.before,
+        dtype=DTYPES[config.engine.precision],
+        attention=register(),
+        four_bit=four_bit_parts(stage),
     )
     plan = plan_stage(config, stage, index, tokens_per_image=model.connector.num_tokens(model.vision.num_patches))
     steps = num_steps(

@@ -51,7 +51,7 @@ def start_run(config: Train) -> Run | None:
     """The run that the first stage continues."""
     if config.start is None:
         return None
-    runs = find_runs(Path(config.results_dir), config.start)
+    runs = find_runs(Path(config.results_dir), config.start, setting="start")
     if len(runs) > 1 or runs[0].model is not None:
         raise UserError(f"start={config.start}: one run of ours is continued; a model folder is imported first")
     return runs[0]
