@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from tinyvlm_cli.config import Precision, Prompt
+from tinyvlm_cli.config import Prompt
 from tinyvlm_cli.data.batch import MicroBatch
 from tinyvlm_cli.data.chat import encode
 from tinyvlm_cli.data.image_source import image_source
@@ -27,6 +27,7 @@ from tinyvlm_cli.evaluate.answerer import RunAnswerer, load_answerer
 from tinyvlm_cli.evaluate.benchmark import Question
 from tinyvlm_cli.evaluate.decoding import Decoding, decoding
 from tinyvlm_cli.model.attention import register
+from tinyvlm_cli.model.pretrained import DTYPES
 from tinyvlm_cli.shipped import conf_dir
 from tinyvlm_cli.trained import Trained
 
@@ -191,8 +192,8 @@ def _dtype(wanted: str | torch.dtype | None) -> torch.dtype | None:
     """A dtype by PyTorch's name or by ours."""
     if wanted is None or isinstance(wanted, torch.dtype):
         return wanted
-    names = {Precision.bf16.value: "bfloat16", Precision.fp32.value: "float32"}
-    found = getattr(torch, names.get(wanted, wanted), None)
+    ours = {precision.value: dtype for precision, dtype in DTYPES.items()}
+    found = ours.get(wanted) or getattr(torch, wanted, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise UserError(f"dtype={wanted}: not a precision; choose bf16, fp32, float16 or a torch.dtype")
     return found

@@ -24,7 +24,7 @@ def find_trained(results_dir: Path, wanted: str, *, stage: str | None) -> Traine
         return trained(unrecorded_run(Path(wanted)), stage, results_dir)
     runs = find_runs(results_dir, wanted)
     if len(runs) > 1:
-        raise UserError(f"run={wanted}: one run answers; choose from {', '.join(run.folder.name for run in runs)}")
+        raise UserError(f"run={wanted}: one run is needed; choose from {', '.join(run.folder.name for run in runs)}")
     return trained(runs[0], stage, results_dir)
 
 

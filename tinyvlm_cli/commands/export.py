@@ -4,67 +4,50 @@ import logging
 from pathlib import Path
 
 from tinyvlm_cli.command_config import Export, ExportFormat
-from tinyvlm_cli.config import Precision, Train, from_yaml
+from tinyvlm_cli.config import Train, from_yaml
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.results import Run, find_runs
-from tinyvlm_cli.train.job import is_done
+from tinyvlm_cli.trained import Trained, find_trained
 
 log = logging.getLogger(__name__)
 
 
 def run(config: Export) -> int:
     """Write the folder. Returns the exit code."""
-    results_dir = Path(config.results_dir)
-    runs = find_runs(results_dir, config.run)
-    if len(runs) > 1:
-        raise UserError(f"run={config.run}: one run is exported; choose from {', '.join(r.folder.name for r in runs)}")
-    (one,) = runs
-    if one.model is not None:
-        raise UserError(f"run={config.run}: {one.model} is a model folder already; give a run that was trained here")
-    stage = config.stage or list(one.stages)[-1]
-    stage_dirs = _stage_dirs(results_dir, one, stage)
-    output = _output(config, one, stage)
+    found = find_trained(Path(config.results_dir), config.run, stage=config.stage)
+    if found.run.model is not None:
+        raise UserError(
+            f"run={config.run}: {found.run.model} is a model folder already; give a run that was trained here"
+        )
+    output = _output(config, found)
     if output.exists():
         raise UserError(f"output={output}: is there already; move or delete it, or give another output")
-    _export(config, one, stage, stage_dirs, output)
+    _export(config, found, output)
     log.info("written to %s", output)
     return 0
 
 
-def _stage_dirs(results_dir: Path, run: Run, stage: str) -> tuple[Path, ...]:
-    """The folders of the stages up to `stage`, all of them trained."""
-    names = list(run.stages)
-    if stage not in names:
-        raise UserError(f"stage={stage}: {run.folder.name} has no such stage; choose from {', '.join(names)}")
-    folders = tuple(run.stage_dirs(results_dir, stage))
-    unfinished = [folder for folder in folders if not is_done(folder)]
-    if unfinished:
-        raise UserError(f"{unfinished[0]}: this stage is not trained; run the run's `tinyvlm train` again")
-    return folders
-
-
-def _output(config: Export, run: Run, stage: str) -> Path:
+def _output(config: Export, found: Trained) -> Path:
     if config.output is not None:
         return Path(config.output)
-    part = "" if stage == list(run.stages)[-1] else f"-{stage}"
-    return Path(config.exports_dir) / f"{run.folder.name}{part}-{config.format.value}"
+    part = "" if found.stage == list(found.run.stages)[-1] else f"-{found.stage}"
+    return Path(config.exports_dir) / f"{found.run.folder.name}{part}-{config.format.value}"
 
 
-def _export(config: Export, run: Run, stage: str, stage_dirs: tuple[Path, ...], output: Path) -> None:
+def _export(config: Export, found: Trained, output: Path) -> None:
     import torch
 
     from tinyvlm_cli.checkpoint.export_llava import check_llava, write_llava
     from tinyvlm_cli.checkpoint.export_parts import write_parts
     from tinyvlm_cli.checkpoint.source import Source, draft_of
+    from tinyvlm_cli.model.pretrained import DTYPES
     from tinyvlm_cli.train.estimate import meta_model
 
-    trained = from_yaml(Train, run.folder / "config.yaml")
-    precision = config.precision or trained.engine.precision
+    trained = from_yaml(Train, found.run.folder / "config.yaml")
     source = Source(
         config=trained,
-        stage_dirs=stage_dirs,
-        image_mode=trained.recipe.stages[stage].image_mode,
-        dtype=torch.bfloat16 if precision is Precision.bf16 else torch.float32,
+        stage_dirs=found.stage_dirs,
+        image_mode=trained.recipe.stages[found.stage].image_mode,
+        dtype=DTYPES[config.precision or trained.engine.precision],
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
     )
     if config.format is ExportFormat.llava:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerFast
 
 from tinyvlm_cli.checkpoint.parts import build_model
-from tinyvlm_cli.config import ImageMode, Precision, Train, from_yaml
+from tinyvlm_cli.config import ImageMode, Train, from_yaml
 from tinyvlm_cli.data.chat import encode_prompt
 from tinyvlm_cli.data.images import open_image, pixels
 from tinyvlm_cli.errors import UserError
@@ -22,6 +22,7 @@ from tinyvlm_cli.evaluate.decoding import Decoding, greedy
 from tinyvlm_cli.evaluate.generate import Prompt, generate, generation_config
 from tinyvlm_cli.evaluate.streaming import Pieces
 from tinyvlm_cli.model.llm import load_tokenizer
+from tinyvlm_cli.model.pretrained import DTYPES
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.results import Run
 
@@ -83,7 +84,7 @@ def load_answerer(
         return FolderAnswerer(Path(run.model), device, dtype)
     config = from_yaml(Train, run.folder / "config.yaml")
     if dtype is None:
-        dtype = torch.bfloat16 if config.engine.precision is Precision.bf16 else torch.float32
+        dtype = DTYPES[config.engine.precision]
     model = build_model(config, stage_dirs, dtype=dtype, attention="sdpa").to(device).eval()
     return RunAnswerer(model, load_tokenizer(config.llm), config, config.recipe.stages[stage].image_mode)
 

@@ -42,7 +42,9 @@ def unrecorded_run(path: Path) -> Run:
 def is_model_folder(path: Path) -> bool:
     """Whether `path` has the Hugging Face form. TinyLLaVA's checkpoints look like it and need code of their own."""
     config = path / "config.json"
-    return config.is_file() and not any(word in config.read_text(encoding="utf-8") for word in TINYLLAVA)
+    return config.is_file() and not any(
+        word in config.read_text(encoding="utf-8", errors="replace") for word in TINYLLAVA
+    )
 
 
 def _record(path: Path) -> dict[str, Any]:

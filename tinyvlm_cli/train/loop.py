@@ -11,13 +11,14 @@ import torch
 import torch.distributed as dist
 
 from tinyvlm_cli.checkpoint.parts import build_model, save_part
-from tinyvlm_cli.config import Loss, Precision, Stage, Train
+from tinyvlm_cli.config import Loss, Stage, Train
 from tinyvlm_cli.data.index import SplitIndex, open_index
 from tinyvlm_cli.data.loader import StagePlan, StepBatch, step_batches
 from tinyvlm_cli.data.packing import num_steps
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.attention import register
 from tinyvlm_cli.model.llm import load_tokenizer
+from tinyvlm_cli.model.pretrained import DTYPES
 from tinyvlm_cli.model.tuning import ADAPTED, PARTS, choose_trained, four_bit_parts, trained_parts
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.train.engine import Engine, start_process_group
@@ -27,8 +28,6 @@ from tinyvlm_cli.train.optim import GradientCheck, count, lr_at, part_rates
 from tinyvlm_cli.train.stages import stage_split
 
 log = logging.getLogger(__name__)
-
-DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 
 
 def train_stage(job: StageJob) -> None:
