@@ -66,19 +66,19 @@ def _micro(generator: torch.Generator, *, images: int) -> MicroBatch:
     lengths = [9 + 3 * i for i in range(images)] + [7]
     total = sum(lengths)
     ids = torch.randint(3, 97, (1, total), generator=generator)
-    is_image = torch.zeros(1, total, dtype=torch.bool)
+    image_at: list[int] = []
     start = 0
     predict = []
     for i, length in enumerate(lengths):
         if i < images:
-            is_image[0, start + 1 : start + 1 + TOKENS_PER_IMAGE] = True
+            image_at += range(start + 1, start + 1 + TOKENS_PER_IMAGE)
         predict += range(start + length - 3, start + length - 1)
         start += length
     at = torch.tensor(predict)
     return MicroBatch(
         ids=ids,
         positions=torch.cat([torch.arange(length) for length in lengths])[None],
-        is_image=is_image,
+        image_at=torch.tensor(image_at, dtype=torch.long),
         lengths=torch.tensor(lengths),
         predict=at,
         targets=ids[0, at + 1],

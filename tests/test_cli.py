@@ -44,7 +44,7 @@ def test_each_command_shows_examples(command: str, capsys: pytest.CaptureFixture
         ("train sweep=recipee", "sweep=recipee: there is no such sweep; did you mean 'recipe'?"),
         ("train sweep=llm,vision", "one sweep at a time"),
         ("train llm", "llm: a word without a value; write llm=VALUE"),
-        ("data chekc data=llava15", "'chekc' is not something to do with data; choose check or prepare"),
+        ("data chekc data=llava15", "'chekc' is not an action of data; choose check or prepare"),
         ("eval", "run: not set; add run=..."),
     ],
 )
@@ -101,7 +101,7 @@ def test_what_a_later_stage_cannot_train_is_said_before_the_first(
         ("tinyvlm train llm=ph", {"llm=phi2"}),
         ("tinyvlm train sweep=cros", {"sweep=crossed"}),
         ("tinyvlm train engine.z", {"engine.zero="}),
-        ("tinyvlm data ", set(ACTIONS)),
+        ("tinyvlm data ", set(ACTIONS["data"])),
         ("tinyvlm trian llm=", set()),
     ],
 )

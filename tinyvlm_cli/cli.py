@@ -20,9 +20,10 @@ COMMANDS = {
     "ask": "questions about images, answered as they are written",
     "import": "a TinyLLaVA checkpoint as a run to evaluate, ask and train further",
     "export": "a trained run as a Hugging Face LLaVA folder, or its parts as folders",
+    "bench": "train: how fast a stage trains here, without weights or data; data: the same of the input",
     "demo": "a small study from data to tables on the embedded parts, on a CPU, in minutes",
 }
-ACTIONS = ("check", "prepare")  # of `data`
+ACTIONS = {"data": ("check", "prepare"), "bench": ("train", "data")}  # what comes after those commands
 HELP = """\
 tinyvlm: train, evaluate and compare small vision-language models.
 
@@ -87,9 +88,9 @@ def _command(name: str, rest: list[str]) -> int:
         near = get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise UserError(f"there is no such command; {hint}The commands are {', '.join(COMMANDS)}")
-    if name == "data" and rest and "=" not in rest[0] and not rest[0].startswith("-"):
-        if rest[0] not in ACTIONS:
-            raise UserError(f"'{rest[0]}' is not something to do with data; choose {' or '.join(ACTIONS)}")
+    if name in ACTIONS and rest and "=" not in rest[0] and not rest[0].startswith("-"):
+        if rest[0] not in ACTIONS[name]:
+            raise UserError(f"'{rest[0]}' is not an action of {name}; choose {' or '.join(ACTIONS[name])}")
         rest = [f"action={rest[0]}", *rest[1:]]
     from tinyvlm_cli.compose import run_command
 

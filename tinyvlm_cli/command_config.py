@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from tinyvlm_cli.config import LLM, Data, Precision, Prompt, Vision
+from tinyvlm_cli.config import LLM, Data, Precision, Prompt, Train, Vision
 
 TEXT = {"text": True}  # metadata of a setting that a person words: taken as it is typed, commas and quotes included
 
@@ -170,6 +170,27 @@ class DataCommand:
     eval_dir: str = MISSING
     data_dir: str = MISSING
     results_dir: str = MISSING
+
+
+@dataclass
+class Mix:
+    """Lengths of a training set's samples."""
+
+    text: float = MISSING  # tokens of a sample on average, its images not counted
+    spread: float = MISSING  # standard deviation of their logarithm
+    supervised: float = MISSING  # share of the text
+    text_only: float = MISSING  # share of the samples that have no image
+
+
+@dataclass
+class Bench(Train):
+    """`tinyvlm bench train` and `tinyvlm bench data`."""
+
+    action: str = MISSING  # train or data
+    stage: str = MISSING  # of the recipe
+    steps: int = MISSING  # optimizer steps that are timed, after three others
+    mixes: dict[str, Mix] = MISSING  # split -> its samples
+    image_sizes: list[list[int]] = MISSING  # width and height in pixels of the JPEGs, taken in turn
 
 
 @dataclass

@@ -2,15 +2,15 @@
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from tinyvlm_cli.errors import MISTAKE
 
 
-def complete(words: list[str], commands: Iterable[str], actions: Iterable[str]) -> int:
+def complete(words: list[str], commands: Iterable[str], actions: Mapping[str, Iterable[str]]) -> int:
     """Answer `tinyvlm -sc WORD`: a shell's request for completions (query=) or for its set-up script (install=).
 
-    actions: the words after `tinyvlm data`. The shell sends the line as typed in COMP_LINE. Returns the exit code.
+    actions: the first words of some commands. The shell sends the line as typed in COMP_LINE. Returns the exit code.
     """
     request = words[0] if words else ""
     if request.startswith(("install=", "uninstall=")):
@@ -26,8 +26,8 @@ def complete(words: list[str], commands: Iterable[str], actions: Iterable[str]) 
         return 0
     if command not in commands:
         return 0
-    if command == "data" and " " not in rest:
-        print(" ".join(action for action in actions if action.startswith(rest)))
+    if command in actions and " " not in rest:
+        print(" ".join(action for action in actions[command] if action.startswith(rest)))
         return 0
     os.environ["COMP_LINE"] = f"{program} {rest}"
     os.environ["COMP_POINT"] = str(len(os.environ["COMP_LINE"]))

@@ -43,6 +43,7 @@ SCHEMAS: dict[str, type] = {
     "ask": command_config.Ask,
     "import": command_config.Import,
     "export": command_config.Export,
+    "bench": command_config.Bench,
     "demo": command_config.Demo,
 }
 

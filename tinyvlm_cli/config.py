@@ -224,12 +224,13 @@ class Engine:
 
     zero: int = MISSING  # DeepSpeed ZeRO stage 1, 2 or 3
     precision: Precision = MISSING
-    micro_tokens: int = MISSING  # tokens of a micro-batch on one GPU
-    activation_checkpointing: bool = (
-        MISSING  # recompute activations in the backward pass: less memory, about 30% slower
+    micro_tokens: int | None = None  # of a micro-batch on one GPU at most; null: as many as memory allows and pay off
+    recompute: float | None = (
+        None  # share of the layers whose activations the backward pass computes again; null: as few as memory needs
     )
+    compile: bool | None = None  # layers compiled by PyTorch; null: on a GPU, except with ZeRO-3
     workers: int | None = (
-        None  # processes that load images, per GPU; 0: the training process itself; null: 8 with a GPU, else 0
+        None  # processes that load images, per GPU; 0: the training process itself; null: up to 16, on a CPU none
     )
     save_every: int = MISSING  # optimizer steps between checkpoints
     gpus: int | None = None  # worker processes on this machine; null: one for each visible GPU, one on a CPU

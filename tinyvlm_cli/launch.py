@@ -60,6 +60,10 @@ def run(job: str, folder: Path, *, gpus: int | None) -> None:
     # Threads that spin while they wait cost nothing on an idle CPU and, where others work too, make a step ten times
     # slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # rows of many lengths leave no holes
+    # PyTorch keeps compiled layers in /tmp, which a restart empties.
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "tinyvlm" / "compiled"))
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     try:
         elastic_launch(config, sys.executable)("-m", "tinyvlm_cli.worker", job, str(folder))

@@ -1,4 +1,4 @@
-"""A worker process: `python -m tinyvlm_cli.worker train|eval FOLDER`, started by launch.py.
+"""A worker process: `python -m tinyvlm_cli.worker train|bench|eval FOLDER`, started by launch.py.
 
 The job's whole description lies in FOLDER.
 """
@@ -26,6 +26,10 @@ def work(job: str, folder: Path) -> None:
         from tinyvlm_cli.train.loop import train_stage
 
         train_stage(read_job(folder))
+    elif job == "bench":
+        from tinyvlm_cli.train.bench import bench_train
+
+        bench_train(folder)
     else:
         assert job == "eval", job
         from tinyvlm_cli.evaluate.job import read_eval_job

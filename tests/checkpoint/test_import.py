@@ -37,7 +37,9 @@ def imported(folder: Path, results: Path, **more: Any) -> tuple[VLM, Train]:
 def logits(model: VLM, ids: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
     tokens = model.connector.num_tokens(model.vision.num_patches)
     row = torch.cat([t.expand(tokens) if t == -200 else t[None] for t in ids])[None]
-    return model.llm(inputs_embeds=model.embed(row.clamp_min(0), row == -200, pixels), use_cache=False).logits[0]
+    return model.llm(
+        inputs_embeds=model.embed(row.clamp_min(0), (row == -200).flatten().nonzero()[:, 0], pixels), use_cache=False
+    ).logits[0]
 
 
 def assert_same(reference: Reference, model: VLM) -> None:

@@ -45,7 +45,7 @@ def test_the_references_caption_sample(plan: StagePlan, tokens: int, length: int
     """Facts B13: 576 image positions without label, the last of which predicts the first word."""
     batch = pack(replace(plan, tokens_per_image=tokens), (0,), ONES)
     assert batch.ids.shape == batch.positions.shape == (1, length)
-    assert int(batch.is_image.sum()) == tokens and batch.is_image[0, :tokens].all()
+    assert batch.image_at.tolist() == list(range(tokens))
     assert batch.predict.tolist() == list(range(tokens - 1, tokens + 10))
     assert batch.targets[0] == 1820 and batch.targets[-1] == 198
 
@@ -82,10 +82,10 @@ def test_several_images_of_a_sample_stand_where_their_questions_are(
     chat = Chat(system="", user="U: ", assistant=" A:", end="<|endoftext|>")
     index = open_index(split, tokenizer=stablelm2, chat=chat, prompt=Prompt.chat, results_dir=tmp_path)
     whole = pack(replace(plan, index=index, tokens_per_image=5), (0,), ONES)
-    assert whole.pixels[:, 0, 0, 0].tolist() == [9, 7] and int(whole.is_image.sum()) == 10
-    second = int(np.flatnonzero(whole.is_image[0].numpy())[5])
+    assert whole.pixels[:, 0, 0, 0].tolist() == [9, 7] and len(whole.image_at) == 10
+    second = int(whole.image_at[5])
     cut = pack(replace(plan, index=index, tokens_per_image=5, max_length=second + 2), (0,), ONES)
-    assert cut.pixels[:, 0, 0, 0].tolist() == [9] and int(cut.is_image.sum()) == 5
+    assert cut.pixels[:, 0, 0, 0].tolist() == [9] and len(cut.image_at) == 5
 
 
 def test_an_image_that_is_cut_takes_nothing_from_the_next_one(
@@ -101,13 +101,13 @@ def test_an_image_that_is_cut_takes_nothing_from_the_next_one(
     index = open_index(split, tokenizer=stablelm2, chat=chat, prompt=Prompt.chat, results_dir=tmp_path)
     batch = pack(replace(plan, index=index, tokens_per_image=9, max_length=20), (0, 1), ONES)
     assert batch.pixels.shape == (1, 3, 16, 16) and (batch.pixels == 7).all()
-    assert int(batch.is_image.sum()) == 9
+    assert len(batch.image_at) == 9
     assert stablelm2.decode(batch.targets) == " yes<|endoftext|> red<|endoftext|>"
 
 
 def test_a_row_without_image_brings_a_blank_one(plan: StagePlan) -> None:
     batch = pack(plan, (2,), ONES)
-    assert not batch.is_image.any() and batch.pixels.shape == (1, 3, 16, 16) and not batch.pixels.any()
+    assert not len(batch.image_at) and batch.pixels.shape == (1, 3, 16, 16) and not batch.pixels.any()
 
 
 def test_a_rank_without_work_gets_a_row_that_predicts_nothing(plan: StagePlan) -> None:
@@ -132,5 +132,5 @@ def test_a_mistake_in_the_settings_is_one_sentence_from_a_loader_process_too(pla
 def test_a_step_counts_the_supervised_tokens_of_all_ranks(plan: StagePlan) -> None:
     good = replace(plan, usable=np.array([0, 1, 2]))
     shares = [next(step_batches(good, first=0, last=1, rank=rank, ranks=2, workers=0)) for rank in range(2)]
-    assert shares[0].supervised_tokens == shares[1].supervised_tokens
-    assert sum(len(m.targets) for share in shares for m in share.micros) == shares[0].supervised_tokens
+    assert shares[0].work == shares[1].work
+    assert sum(len(m.targets) for share in shares for m in share.micros) == shares[0].work.supervised

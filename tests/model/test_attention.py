@@ -44,7 +44,7 @@ def test_packed_equals_separate(family: str) -> None:
     model = blank_llm(spec, attention=register(), planned=True)
     embeds = torch.randn(1, sum(LENGTHS), 32)
     positions = torch.cat([torch.arange(n) for n in LENGTHS])[None]
-    set_lengths(torch.tensor(LENGTHS))
+    set_lengths(torch.tensor(LENGTHS), torch.device("cpu"))
     packed = loss_and_gradients(model, [(embeds, positions, {"attention_mask": None})])
     model.set_attn_implementation("sdpa")
     pieces = zip(embeds.split(LENGTHS, dim=1), positions.split(LENGTHS, dim=1), strict=True)

@@ -4,27 +4,28 @@ import torch
 from small import TOKENS_PER_IMAGE, micro_batches, small_vlm
 
 
-def test_the_masked_write_equals_a_slow_loop() -> None:
+def test_the_write_of_image_tokens_equals_a_slow_loop() -> None:
     model = small_vlm("full")
     (micros,), _ = micro_batches(0, 1)
     batch = micros[0]
     features = model.connector(model.vision(batch.pixels))
     expected = []
     image = used = 0
-    for token, marked in zip(batch.ids[0], batch.is_image[0], strict=True):
-        if marked:
+    places = set(batch.image_at.tolist())
+    for position, token in enumerate(batch.ids[0]):
+        if position in places:
             expected.append(features[image, used])
             image, used = (image + 1, 0) if used + 1 == TOKENS_PER_IMAGE else (image, used + 1)
         else:
             expected.append(model.llm.get_input_embeddings()(token))
-    out = model.embed(batch.ids, batch.is_image, batch.pixels)
+    out = model.embed(batch.ids, batch.image_at, batch.pixels)
     torch.testing.assert_close(out[0], torch.stack(expected), rtol=0, atol=0)
 
 
 def test_a_text_only_row_gives_the_connector_a_zero_gradient() -> None:
     model = small_vlm("connector")
     (micros,), _ = micro_batches(0, 1)
-    assert not micros[-1].is_image.any()
+    assert not len(micros[-1].image_at)
     model(micros[-1]).backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.connector.parameters())
 

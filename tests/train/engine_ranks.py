@@ -24,9 +24,7 @@ def losses(zero: int, precision: str, trained: str) -> list[float]:
     """The loss of every step, as all ranks see it."""
     device = start_process_group()
     model = small_vlm(trained, torch.float32 if precision == "fp32" else torch.bfloat16)
-    settings = EngineSettings(
-        zero=zero, precision=Precision(precision), micro_tokens=0, activation_checkpointing=False, save_every=0
-    )
+    settings = EngineSettings(zero=zero, precision=Precision(precision), save_every=0)
     engine = Engine(model, settings, OPTIM, device, rates=dict.fromkeys(PARTS, 1.0))
     trace = []
     for step in range(STEPS):

@@ -61,7 +61,7 @@ def config(small_llm: LLM, small_vision: Vision, mlp: dict[str, Any], tmp_path: 
         connector=mlp,
         data=Data(name="d", label="d", splits={"pretrain": split}),
         recipe=Recipe(name="base", paper_data="d", optim=Optim([0.9, 0.999], 1e-8, 0.0, 0.03, 1.0), stages=BASE),
-        engine=Engine(1, Precision.fp32, 256, False, 0, 10),
+        engine=Engine(zero=1, precision=Precision.fp32, micro_tokens=256, workers=0, save_every=10),
         seed=42,
         data_dir=str(tmp_path),
         results_dir=str(tmp_path / "results"),

@@ -57,7 +57,7 @@ def our_embeds(model: VLM, config: Train, mode: ImageMode) -> Tensor:
     row = torch.tensor([expanded(ids, num_tokens, IMAGE)], device=model.llm.device)
     is_image = row == IMAGE
     values = torch.from_numpy(pixels(image, config.vision, mode))[None].to(row.device)
-    return model.embed(row.masked_fill(is_image, 0), is_image, values)
+    return model.embed(row.masked_fill(is_image, 0), is_image.flatten().nonzero()[:, 0], values)
 
 
 @torch.inference_mode()

@@ -95,9 +95,7 @@ def _import(config: Import, source: Path, place: Path) -> None:
             connector=parts.connector,
             data=Data(name="", label="", splits={}),
             recipe=_recipe(foreign.image_mode, foreign.prompt),
-            engine=Engine(
-                zero=1, precision=parts.llm.precision, micro_tokens=0, activation_checkpointing=False, save_every=0
-            ),
+            engine=Engine(zero=1, precision=parts.llm.precision, save_every=0),
             seed=0,
             data_dir="",
             results_dir=config.results_dir,

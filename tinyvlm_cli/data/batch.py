@@ -1,12 +1,26 @@
 """What one forward pass of training takes.
 
-Shapes: T tokens of a row, S samples in it, I images, P positions whose next token is supervised.
+Shapes: T tokens of a row, S samples in it, I images of M connector tokens, P positions whose next token is supervised.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, fields, replace
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Work:
+    """What of a batch the operations that it needs depend on."""
+
+    tokens: int  # image tokens included
+    squares: int  # sum of the samples' squared lengths
+    images: int
+    supervised: int  # tokens
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass
@@ -15,8 +29,8 @@ class MicroBatch:
 
     ids: Tensor  # [1, T] token ids; any valid id where an image stands
     positions: Tensor  # [1, T] position ids, from 0 in each sample
-    is_image: Tensor  # [1, T] True where the connector's output goes
-    lengths: Tensor  # [S] tokens of each sample
+    image_at: Tensor  # [I * M] positions where the connector's output goes
+    lengths: Tensor  # [S] tokens of each sample; stays on the CPU
     predict: Tensor  # [P] positions whose next token is supervised
     targets: Tensor  # [P] those tokens
     weights: Tensor  # [P] fp32, of each in the step's loss; over the step they sum to its supervised tokens
@@ -24,4 +38,11 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on `device`."""
-        return MicroBatch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self._moving()})
+
+    def pin_memory(self) -> "MicroBatch":
+        """The same in memory that a GPU copies from while the CPU goes on; the loader calls it."""
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self._moving()})
+
+    def _moving(self) -> Iterator[tuple[str, Tensor]]:
+        return ((f.name, getattr(self, f.name)) for f in fields(self) if f.name != "lengths")

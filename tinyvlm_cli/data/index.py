@@ -10,7 +10,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from filelock import FileLock
@@ -37,6 +37,16 @@ class Sample:
     supervised: NDArray[np.bool_]  # never the first: nothing comes before it
     images: tuple[str, ...]  # paths relative to the image root
     id: str
+
+
+class Samples(Protocol):
+    """Training samples by number."""
+
+    def sample(self, number: int) -> Sample:
+        """The sample with that number."""
+
+    def lengths(self, tokens_per_image: int, max_length: int) -> NDArray[np.int32]:
+        """[samples] tokens after images are written in and the tail is cut; 0 where no supervised token is left."""
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tinyvlm_cli.config import ImageMode, Vision
-from tinyvlm_cli.data.batch import MicroBatch
+from tinyvlm_cli.data.batch import MicroBatch, Work
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.data.images import open_image, pixels, resolve
-from tinyvlm_cli.data.index import Sample, SplitIndex
+from tinyvlm_cli.data.index import Sample, Samples
 from tinyvlm_cli.data.packing import Micro, spread, step_samples
 from tinyvlm_cli.errors import UserError
 
@@ -23,7 +23,7 @@ from tinyvlm_cli.errors import UserError
 class StagePlan:
     """Everything that decides which rank computes which samples when."""
 
-    index: SplitIndex
+    index: Samples
     usable: NDArray[np.int64]  # numbers of the samples that keep a supervised token
     lengths: NDArray[np.int32]  # tokens of every sample, images and truncation counted
     image_root: Path
@@ -41,12 +41,17 @@ class StagePlan:
         samples = step_samples(self.usable, step, samples_per_step=self.samples_per_step, seed=self.seed)
         return spread(samples, self.lengths, ranks=ranks, micro_tokens=self.micro_tokens)
 
-    def supervised_tokens(self, step: int) -> dict[int, int]:
-        """Supervised tokens of each of a step's samples, in the step's order."""
+    def works(self, step: int) -> dict[int, Work]:
+        """What each of a step's samples is to compute, in the step's order."""
         samples = step_samples(self.usable, step, samples_per_step=self.samples_per_step, seed=self.seed)
-        return {int(n): int(self.expand(self.index.sample(int(n)))[1].sum()) for n in samples}
+        return {int(n): self._work(int(n)) for n in samples}
 
-    def token_weights(self, supervised: dict[int, int]) -> dict[int, float]:
+    def _work(self, number: int) -> Work:
+        ids, supervised = self.expand(self.index.sample(number))
+        images = int(np.count_nonzero(ids == IMAGE)) // self.tokens_per_image
+        return Work(tokens=len(ids), squares=len(ids) ** 2, images=images, supervised=int(supervised.sum()))
+
+    def token_weights(self, supervised: Mapping[int, int]) -> dict[int, float]:
         """What a supervised token of each sample weighs in the step's loss.
 
         With groups, all groups weigh the same, and within one all tokens: a token of a group with few weighs more.
@@ -78,8 +83,11 @@ class StepBatch:
 
     step: int
     micros: list[MicroBatch]
-    supervised_tokens: int  # over all ranks
-    tokens: int  # over all ranks, image tokens included
+    work: Work  # of all ranks
+
+    def pin_memory(self) -> "StepBatch":
+        """See `MicroBatch.pin_memory`."""
+        return replace(self, micros=[micro.pin_memory() for micro in self.micros])
 
 
 def step_batches(plan: StagePlan, *, first: int, last: int, rank: int, ranks: int, workers: int) -> Iterator[StepBatch]:
@@ -89,8 +97,9 @@ def step_batches(plan: StagePlan, *, first: int, last: int, rank: int, ranks: in
         sampler=range(first, last),
         batch_size=None,
         num_workers=workers,
-        prefetch_factor=2 if workers else None,
+        prefetch_factor=1 if workers else None,
         multiprocessing_context="forkserver" if workers else None,
+        pin_memory=torch.cuda.is_available(),
     )
     for batch in loader:
         if isinstance(batch, UserError):
@@ -113,14 +122,13 @@ class _Steps(Dataset[StepBatch | UserError]):
             return error
 
     def _batch(self, step: int) -> StepBatch:
-        micros = self.plan.step(step, self.ranks)
-        supervised = self.plan.supervised_tokens(step)
-        weights = self.plan.token_weights(supervised)
+        micros = self.plan.step(step, self.ranks)[self.rank]
+        works = self.plan.works(step)
+        weights = self.plan.token_weights({number: work.supervised for number, work in works.items()})
         return StepBatch(
             step=step,
-            micros=[pack(self.plan, micro, weights) for micro in micros[self.rank]],
-            supervised_tokens=sum(supervised.values()),
-            tokens=int(sum(self.plan.lengths[list(micro)].sum() for rank in micros for micro in rank)),
+            micros=[pack(self.plan, micro, weights) for micro in micros],
+            work=sum(works.values(), Work(0, 0, 0, 0)),
         )
 
 
@@ -160,13 +168,28 @@ def row_of(
     return MicroBatch(
         ids=_row(np.where(is_image, 0, ids)),
         positions=_row(np.concatenate([np.arange(length) for length in lengths])),
-        is_image=torch.from_numpy(is_image)[None],
+        image_at=torch.from_numpy(np.flatnonzero(is_image)),
         lengths=torch.tensor(lengths),
         predict=torch.from_numpy(targets - 1),
         targets=torch.from_numpy(ids[targets].astype(np.int64)),
         weights=torch.from_numpy(np.repeat(np.array(weights, np.float32), [flags.sum() for _, flags in expanded])),
         pixels=pixels,
     )
+
+
+def widest_row(tokens: int, *, vision: Vision, tokens_per_image: int, supervised: int) -> MicroBatch:
+    """A row of that many tokens that takes as much memory as any: images, with few words between them.
+
+    supervised: positions whose next token is supervised.
+    """
+    images, rest = divmod(tokens, tokens_per_image + 16)
+    ids = np.zeros(tokens_per_image + 16, np.int32)
+    ids[:tokens_per_image] = IMAGE
+    samples = [ids] * images + [np.zeros(rest, np.int32)] * (rest > 0)
+    pixels = blank(vision).expand(max(images, 1), -1, -1, -1)
+    row = row_of([(ids, np.zeros(len(ids), np.bool_)) for ids in samples], pixels, weights=[1.0] * len(samples))
+    positions = torch.arange(min(supervised, tokens))
+    return replace(row, predict=positions, targets=torch.zeros_like(positions), weights=torch.ones(len(positions)))
 
 
 def _images(plan: StagePlan, samples: list[Sample]) -> Tensor:

@@ -7,6 +7,7 @@ P positions whose next token is supervised, V vocabulary.
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from tinyvlm_cli.data.batch import MicroBatch
@@ -14,6 +15,8 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model import attention
 from tinyvlm_cli.model.connectors import Connector
 from tinyvlm_cli.model.vision import VisionEncoder
+
+LOGITS_AT_ONCE = 4096  # positions
 
 
 class VLM(nn.Module):
@@ -29,9 +32,10 @@ class VLM(nn.Module):
         self.vision = vision
         self.connector = connector
         self.llm = llm
+        self.token_loss = weighted_loss
 
-    def embed(self, ids: Tensor, is_image: Tensor, pixels: Tensor) -> Tensor:
-        """ids, is_image: [B, T], pixels: [I, 3, size, size] -> [B, T, D].
+    def embed(self, ids: Tensor, image_at: Tensor, pixels: Tensor) -> Tensor:
+        """ids: [B, T], image_at: [I * M] positions in the flat ids, pixels: [I, 3, size, size] -> [B, T, D].
 
         There is one path through the modules for every batch: ranks that ran them in another order, or not at all,
         would mix up or wait for each other's gradients. A row without images therefore brings a blank one, of which
@@ -39,23 +43,40 @@ class VLM(nn.Module):
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and any(p.requires_grad for p in self.vision.parameters())):
             features = self.vision(pixels)
-        image_tokens = self.connector(features)  # [I, M, D]
-        text = self.llm.get_input_embeddings()(ids)
-        out: Tensor = text.masked_scatter(is_image[..., None], image_tokens.to(text.dtype))
-        return out
+        image_tokens = self.connector(features).flatten(0, 1)[: len(image_at)]  # of a blank image nothing
+        text: Tensor = self.llm.get_input_embeddings()(ids)
+        # Not masked_scatter: its backward pass makes the CPU wait for the GPU.
+        return text.flatten(0, 1).index_copy(0, image_at, image_tokens.to(text.dtype)).view_as(text)
 
     def logits(self, batch: MicroBatch) -> Tensor:
         """[P, V] in fp32 at the positions `batch.predict`."""
-        attention.set_lengths(batch.lengths)
-        out: Tensor = self.llm(
-            inputs_embeds=self.embed(batch.ids, batch.is_image, batch.pixels),
-            position_ids=batch.positions,
-            attention_mask=None,
-            use_cache=False,
-            logits_to_keep=batch.predict,
-        ).logits  # [1, P, V]
-        return out[0].float()
+        logits: Tensor = self.llm.get_output_embeddings()(self._hidden(batch))
+        return logits.float()
 
     def forward(self, batch: MicroBatch) -> Tensor:
         """The weighted sum of the supervised tokens' cross-entropy, in fp32."""
-        return torch.dot(cross_entropy(self.logits(batch), batch.targets, reduction="none"), batch.weights)
+        parts = [torch.split(tensor, LOGITS_AT_ONCE) for tensor in (self._hidden(batch), batch.targets, batch.weights)]
+        pieces = list(zip(*parts, strict=True))
+        if len(pieces) == 1:
+            return self._loss(*pieces[0])
+        # The logits of many positions would fill the memory that everything else was planned around.
+        return torch.stack([checkpoint(self._loss, *piece, use_reentrant=False) for piece in pieces]).sum()
+
+    def _hidden(self, batch: MicroBatch) -> Tensor:
+        """[P, D] what the head reads at the positions `batch.predict`."""
+        attention.set_lengths(batch.lengths, batch.ids.device)
+        hidden: Tensor = self.llm.base_model(
+            inputs_embeds=self.embed(batch.ids, batch.image_at, batch.pixels),
+            position_ids=batch.positions,
+            attention_mask=None,
+            use_cache=False,
+        ).last_hidden_state  # [1, T, D]
+        return hidden[0, batch.predict]
+
+    def _loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        return self.token_loss(self.llm.get_output_embeddings()(hidden), targets, weights)
+
+
+def weighted_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """The weighted sum of the cross-entropy, in fp32. logits: [P, V], targets, weights: [P]"""
+    return torch.dot(cross_entropy(logits.float(), targets, reduction="none"), weights)

@@ -25,6 +25,8 @@ from tinyvlm_cli.model.tuning import is_adapter
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.train.optim import build_optimizer
 
+BUCKET = 200_000_000  # gradients that ranks exchange at once
+
 
 def start_process_group() -> torch.device:
     """Join the other ranks, which the environment names, and return this rank's device."""
@@ -60,6 +62,8 @@ class Engine:
         self.device = device
         self.ranks = dist.get_world_size()
         self.zero = settings.zero
+        if settings.zero == 1:
+            _add_gradients_in_place(model)
         optimizer = build_optimizer(model, optim, rates, fused=device.type == "cuda")
         with redirect_stdout(io.StringIO()):  # it prints the memory in use at every turn
             self.engine, *_ = deepspeed.initialize(
@@ -90,6 +94,13 @@ class Engine:
         self.engine.step()
         dist.all_reduce(total)
         return total / supervised_tokens
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Memory on this rank that holds gradients from the first backward pass on, and is not taken before."""
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        held = trained if self.zero == 1 else trained // self.ranks
+        return 4 * (held + 2 * min(trained, BUCKET))
 
     @property
     def grad_norm(self) -> float:
@@ -152,6 +163,23 @@ class Engine:
             return {name: tensor.detach().cpu().clone() for name, tensor in once.values()}
 
 
+def _add_gradients_in_place(model: VLM) -> None:
+    """Add each gradient to DeepSpeed's fp32 sum as it is, before DeepSpeed does so by way of an fp32 copy.
+
+    A third less memory traffic for every trained parameter and micro-batch.
+    """
+
+    def add(parameter: Tensor) -> None:
+        total = getattr(parameter, "grad_accum", None)
+        if total is not None and parameter.grad is not None:
+            total.add_(parameter.grad)
+            parameter.grad = None
+
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(add)  # type: ignore[no-untyped-call]
+
+
 def _deepspeed_config(settings: EngineSettings, optim: Optim) -> dict[str, Any]:
     bf16 = settings.precision is Precision.bf16
     return {
@@ -160,7 +188,7 @@ def _deepspeed_config(settings: EngineSettings, optim: Optim) -> dict[str, Any]:
         "gradient_clipping": optim.max_grad_norm,
         "bf16": {"enabled": bf16},
         "data_types": {"grad_accum_dtype": "fp32"},
-        "zero_optimization": {"stage": settings.zero},
+        "zero_optimization": {"stage": settings.zero, "reduce_bucket_size": BUCKET},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 1_000_000_000,
     }

@@ -34,13 +34,18 @@ class Estimate:
 
 def meta_model(config: Train) -> VLM:
     """The whole model on the meta device: shapes without memory."""
+    return random_model(config, torch.device("meta"), dtype=torch.float32, attention="sdpa")
+
+
+def random_model(config: Train, device: torch.device, *, dtype: torch.dtype, attention: str) -> VLM:
+    """The whole model with random weights."""
     encoders = [one for one in (config.vision, config.vision.second) if one is not None]
-    with torch.device("meta"):
-        vision = blank_vision(config.vision, planned=not all(_is_here(one.path) for one in encoders))
-        llm = blank_llm(config.llm, attention="sdpa", planned=not _is_here(config.llm.path))
+    with device:
+        vision = blank_vision(config.vision, dtype=dtype, planned=not all(_is_here(one.path) for one in encoders))
+        llm = blank_llm(config.llm, attention=attention, dtype=dtype, planned=not _is_here(config.llm.path))
         connector = build(config.connector, vision_dim=vision.dim, llm_dim=llm.config.hidden_size)
     assert isinstance(connector, Connector)
-    return VLM(vision, connector, llm)
+    return VLM(vision, connector.to(dtype), llm)
 
 
 def _is_here(path: str) -> bool:

@@ -2,8 +2,11 @@
 
 import logging
 import math
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +14,23 @@ import torch
 import torch.distributed as dist
 
 from tinyvlm_cli.checkpoint.parts import build_model, save_part
+from tinyvlm_cli.config import Engine as EngineSettings
 from tinyvlm_cli.config import Loss, Stage, Train
-from tinyvlm_cli.data.index import SplitIndex, open_index
-from tinyvlm_cli.data.loader import StagePlan, StepBatch, step_batches
+from tinyvlm_cli.data.cores import num_cores
+from tinyvlm_cli.data.index import Samples, SplitIndex, open_index
+from tinyvlm_cli.data.loader import StagePlan, StepBatch, step_batches, widest_row
 from tinyvlm_cli.data.packing import num_steps
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.attention import register
 from tinyvlm_cli.model.llm import load_tokenizer
 from tinyvlm_cli.model.pretrained import DTYPES
 from tinyvlm_cli.model.tuning import ADAPTED, PARTS, choose_trained, four_bit_parts, trained_parts
-from tinyvlm_cli.model.vlm import VLM
+from tinyvlm_cli.model.vlm import LOGITS_AT_ONCE, VLM
 from tinyvlm_cli.train.engine import Engine, start_process_group
+from tinyvlm_cli.train.flops import training_flops
 from tinyvlm_cli.train.job import StageJob
+from tinyvlm_cli.train.layers import compile_layers
+from tinyvlm_cli.train.memory import Layout, fit
 from tinyvlm_cli.train.meter import Meter
 from tinyvlm_cli.train.optim import GradientCheck, count, lr_at, part_rates
 from tinyvlm_cli.train.stages import stage_split
@@ -42,7 +50,8 @@ def train_stage(job: StageJob) -> None:
         attention=register(),
         four_bit=four_bit_parts(stage),
     )
-    plan = plan_stage(config, stage, index, tokens_per_image=model.connector.num_tokens(model.vision.num_patches))
+    tokens_per_image = model.connector.num_tokens(model.vision.num_patches)
+    plan = plan_stage(config, stage, index, tokens_per_image=tokens_per_image)
     steps = num_steps(
         len(plan.usable), samples_per_step=stage.samples_per_step, epochs=stage.epochs, max_steps=stage.max_steps
     )
@@ -52,21 +61,34 @@ def train_stage(job: StageJob) -> None:
             f"{len(plan.usable)} usable samples of split '{stage.split}'"
         )
     choose_trained(model, stage)
-    if config.engine.activation_checkpointing:
-        _recompute_activations(model)
     if dist.get_rank() == 0:
         _announce(job, model, steps)
-    model.train()  # the reference, too, keeps the dropout of frozen parts on
-    engine = Engine(model, config.engine, config.recipe.optim, device, rates=part_rates(stage))
+    engine, layout = start_engine(config, stage, model, device)
+    plan = replace(plan, micro_tokens=layout.micro_tokens)
     first = engine.resume(job.folder / "checkpoints")
     if first and dist.get_rank() == 0:
         log.info("%s: goes on after step %d", job.name, first)
     _run(job, engine, plan, first, steps)
+    if device.type == "cuda" and dist.get_rank() == 0:
+        log.info("%s: %.1f GiB of GPU memory at most", job.name, torch.cuda.max_memory_allocated(device) / 2**30)
     for part in trained_parts(stage):
         is_adapted = getattr(stage.train, part) in ADAPTED
         state = engine.part_state(part, adapters_only=is_adapted)
         if dist.get_rank() == 0:
             save_part(job.folder, part, state, scale=stage.lora.scale if stage.lora and is_adapted else None)
+
+
+def start_engine(config: Train, stage: Stage, model: VLM, device: torch.device) -> tuple[Engine, Layout]:
+    """The engine over a model whose trained parameters are chosen, and how its micro-batches are to run."""
+    model.train()  # the reference, too, keeps the dropout of frozen parts on
+    settings = config.engine
+    on_its_own = device.type == "cuda" and settings.zero != 3 and not four_bit_parts(stage)
+    if settings.compile if settings.compile is not None else on_its_own:
+        compile_layers(model)
+    engine = Engine(model, settings, config.recipe.optim, device, rates=part_rates(stage))
+    tokens_per_image = model.connector.num_tokens(model.vision.num_patches)
+    row_of = partial(widest_row, vision=config.vision, tokens_per_image=tokens_per_image, supervised=LOGITS_AT_ONCE)
+    return engine, fit(engine, settings, max_length=config.llm.max_length, row_of=row_of)
 
 
 def stage_index(config: Train, stage: Stage) -> SplitIndex:
@@ -80,7 +102,7 @@ def stage_index(config: Train, stage: Stage) -> SplitIndex:
     )
 
 
-def plan_stage(config: Train, stage: Stage, index: SplitIndex, *, tokens_per_image: int) -> StagePlan:
+def plan_stage(config: Train, stage: Stage, index: Samples, *, tokens_per_image: int) -> StagePlan:
     """The samples of a stage in their order."""
     lengths = index.lengths(tokens_per_image, config.llm.max_length)
     return StagePlan(
@@ -93,10 +115,20 @@ def plan_stage(config: Train, stage: Stage, index: SplitIndex, *, tokens_per_ima
         tokens_per_image=tokens_per_image,
         max_length=config.llm.max_length,
         samples_per_step=stage.samples_per_step,
-        micro_tokens=config.engine.micro_tokens,
+        micro_tokens=0,  # known when the model is on the GPU
         seed=config.seed,
         samples_per_mean=stage.samples_per_mean if stage.loss is Loss.mean_of_means else None,
     )
+
+
+def num_loaders(settings: EngineSettings) -> int:
+    """Processes that load images for this rank."""
+    if settings.workers is not None:
+        return settings.workers
+    if not torch.cuda.is_available():
+        return 0
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(16, num_cores() // here - 2))  # two cores drive the GPU
 
 
 def _run(job: StageJob, engine: Engine, plan: StagePlan, first: int, steps: int) -> None:
@@ -104,17 +136,17 @@ def _run(job: StageJob, engine: Engine, plan: StagePlan, first: int, steps: int)
     stage, settings = job.stage, job.config.engine
     is_main = dist.get_rank() == 0
     warmup_ratio = job.config.recipe.optim.warmup_ratio
-    workers = settings.workers if settings.workers is not None else 8 * torch.cuda.is_available()
     batches = step_batches(
-        plan, first=first, last=steps, rank=dist.get_rank(), ranks=dist.get_world_size(), workers=workers
+        plan, first=first, last=steps, rank=dist.get_rank(), ranks=dist.get_world_size(), workers=num_loaders(settings)
     )
     check = GradientCheck(engine.model)
+    flops = training_flops(engine.model)
     meter = Meter(job.folder, name=job.name, first=first, last=steps) if is_main else None
     with meter or nullcontext():
         for batch in _timed(batches, meter):
             _seed_dropout(job.config.seed, batch.step)
             lr = lr_at(batch.step, steps, peak=stage.lr, warmup_ratio=warmup_ratio)
-            loss = float(engine.step(batch.micros, lr=lr, supervised_tokens=batch.supervised_tokens))
+            loss = float(engine.step(batch.micros, lr=lr, supervised_tokens=batch.work.supervised))
             if batch.step == first:
                 check.finish()
             if not math.isfinite(loss):
@@ -123,7 +155,8 @@ def _run(job: StageJob, engine: Engine, plan: StagePlan, first: int, steps: int)
             if meter:
                 meter.step(
                     step=done, loss=loss, lr=lr, grad_norm=engine.grad_norm,
-                    samples=stage.samples_per_step, tokens=batch.tokens,
+                    samples=stage.samples_per_step, tokens=batch.work.tokens,
+                    tflops=flops.of(batch.work) / dist.get_world_size() / 1e12,
                 )  # fmt: skip
             if done % settings.save_every == 0 and done < steps:
                 engine.save(job.folder / "checkpoints", done)
@@ -152,13 +185,6 @@ def _stop(job: StageJob, plan: StagePlan, batch: StepBatch) -> None:
         f"{' ...' if len(numbers) > 20 else ''}; lower recipe.stages.{job.name}.lr or look at these samples. "
         "The last checkpoint is kept"
     )
-
-
-def _recompute_activations(model: VLM) -> None:
-    for part in (*model.vision.models, model.llm):
-        if any(p.requires_grad for p in part.parameters()) or part is model.llm:
-            # The reentrant kind gives a part whose first layers are frozen no gradient at all.
-            part.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _announce(job: StageJob, model: VLM, steps: int) -> None:

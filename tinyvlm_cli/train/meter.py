@@ -27,6 +27,7 @@ class StepRecord:
     grad_norm: float  # before clipping
     samples_per_s: float  # all GPUs
     tokens_per_s: float  # all GPUs, image tokens included
+    tflops_per_s: float  # of one GPU: 1e12 needed operations, see flops.py
     data_wait_s: float  # that the step waited for its images
     elapsed_s: float  # since this process began to train
 
@@ -73,8 +74,10 @@ class Meter:
         yield
         self.waited += time.perf_counter() - began
 
-    def step(self, *, step: int, loss: float, lr: float, grad_norm: float, samples: int, tokens: int) -> None:
-        """Record a finished step (numbered from 1)."""
+    def step(
+        self, *, step: int, loss: float, lr: float, grad_norm: float, samples: int, tokens: int, tflops: float
+    ) -> None:
+        """Record a finished step (numbered from 1). tflops: of one GPU"""
         now = time.perf_counter()
         took, self.mark = now - self.mark, now
         record = StepRecord(
@@ -84,12 +87,13 @@ class Meter:
             grad_norm=round(grad_norm, 5),
             samples_per_s=round(samples / took, 2),
             tokens_per_s=round(tokens / took, 1),
+            tflops_per_s=round(tflops / took, 2),
             data_wait_s=round(self.waited, 4),
             elapsed_s=round(now - self.started, 3),
         )
         self.waited = 0.0
         append_jsonl(self.path, asdict(record))
-        for key in ("loss", "lr", "grad_norm", "samples_per_s", "tokens_per_s"):
+        for key in ("loss", "lr", "grad_norm", "samples_per_s", "tokens_per_s", "tflops_per_s"):
             self.board.add_scalar(key, getattr(record, key), step)
         figures = (
             f"loss {loss:.3f}  lr {lr:.1e}  {record.samples_per_s:,.0f} samples/s  {record.tokens_per_s:,.0f} tokens/s"

@@ -1,0 +1,95 @@
+"""`tinyvlm bench train`: how fast a stage trains here. `tinyvlm bench data`: how fast its input comes."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tinyvlm_cli import launch
+from tinyvlm_cli.command_config import Bench
+from tinyvlm_cli.config import to_yaml
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.results import write_text
+from tinyvlm_cli.train.bench import IMAGES, RESULT, bench_data
+from tinyvlm_cli.train.estimate import untrainable
+from tinyvlm_cli.train.job import locked
+from tinyvlm_cli.train.stages import stage_split
+
+
+def run(config: Bench) -> int:
+    """Measure and print. Returns the exit code."""
+    if config.stage not in config.recipe.stages:
+        raise UserError(f"stage={config.stage}: recipe={config.recipe.name} has {', '.join(config.recipe.stages)}")
+    split = config.recipe.stages[config.stage].split
+    stage_split(config, split)
+    if split not in config.mixes:
+        raise UserError(f"mixes: nothing about the samples of split '{split}'; there is {', '.join(config.mixes)}")
+    if config.action == "train":
+        return _train(config)
+    if config.action == "data":
+        return _data(config)
+    raise UserError(f"action={config.action}: choose train or data")
+
+
+def _train(config: Bench) -> int:
+    if findings := untrainable(config, [config.stage]):
+        raise UserError("\n".join(findings))
+    folder = _folder(config)
+    with locked(folder):
+        write_text(folder / "config.yaml", to_yaml(config))
+        try:
+            launch.run("bench", folder, gpus=config.engine.gpus)
+        finally:
+            shutil.rmtree(folder / IMAGES, ignore_errors=True)
+    found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    title = f"{found['stage']}, {found['vision']} + {found['connector']} + {found['llm']}, {found['recipe']}"
+    trains = ", ".join(f"{part} {how}" for part, how in found["trains"].items())
+    _print(
+        f"{title} on {found['gpus']} x {found['device']}",
+        {
+            "trains": trains,
+            "engine": f"ZeRO-{found['zero']}, rows of up to {found['micro_tokens']:,} tokens, "
+            f"{found['recompute']:.0%} of the layers computed again",
+            "samples/s": f"{found['samples_per_s']:.2f}",
+            "real tokens/s": f"{found['tokens_per_s']:,.0f}",
+            "MFU": f"{found['mfu']:.1%} of {found['ceiling_tflops']:.1f} TFLOP/s measured on a matrix product",
+            "needed TFLOP/s of a GPU": f"{found['tflops_per_s']:.1f}",
+            "memory of a GPU": f"{found['memory_gib']:.1f} GiB",
+            "waited for input": f"{found['data_wait']:.1%}",
+            "first step after": f"{found['first_step_s']:.0f} s",
+            "result": str(folder / RESULT),
+        },
+    )
+    return 0
+
+
+def _data(config: Bench) -> int:
+    folder = _folder(config)
+    with locked(folder):
+        try:
+            figures = bench_data(config, folder / IMAGES)
+        finally:
+            shutil.rmtree(folder / IMAGES, ignore_errors=True)
+        write_text(folder / "data.json", json.dumps(figures) + "\n")
+    rows = {f"{workers} processes": f"{rate:,.0f} images/s" for workers, rate in figures.items()}
+    size = config.vision.image_size
+    _print(f"JPEGs to {size} x {size} pixels", {**rows, "result": str(folder / "data.json")})
+    return 0
+
+
+def _folder(config: Bench) -> Path:
+    gpus = launch.num_workers(config.engine.gpus)
+    parts = (config.recipe.name, config.stage, config.vision.name, config.connector["name"], config.llm.name)
+    return Path(config.results_dir) / "bench" / f"{'-'.join(parts)}-{gpus}"
+
+
+def _print(title: str, rows: dict[str, Any]) -> None:
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console(highlight=False).print(table)

@@ -1,0 +1,69 @@
+"""Made-up training samples of given lengths, and JPEGs for them: what `tinyvlm bench` trains on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tinyvlm_cli.command_config import Mix
+from tinyvlm_cli.data.chat import IMAGE
+from tinyvlm_cli.data.index import Sample
+
+SHORTEST, LONGEST = 8, 2000  # tokens of a text
+
+
+@dataclass(frozen=True)
+class SyntheticIndex:
+    """`num` samples whose texts' lengths are log-normal. Used in place of a `SplitIndex`."""
+
+    texts: NDArray[np.int32]  # [num] tokens of each text
+    has_image: NDArray[np.bool_]  # [num]
+    supervised: float  # share of a text, at its end
+    vocabulary: int
+    images: tuple[str, ...]  # taken in turn
+
+    @classmethod
+    def draw(
+        cls, mix: Mix, num: int, *, vocabulary: int, images: Sequence[str], max_length: int, seed: int
+    ) -> "SyntheticIndex":
+        """Samples of `mix`; texts longer than `max_length` are cut there."""
+        random = np.random.default_rng(seed)
+        middle = np.log(mix.text) - mix.spread**2 / 2
+        texts = np.clip(random.lognormal(middle, mix.spread, num), SHORTEST, min(LONGEST, max_length))
+        has_image = random.random(num) >= mix.text_only
+        return cls(texts.astype(np.int32), has_image, mix.supervised, vocabulary, tuple(images))
+
+    def sample(self, number: int) -> Sample:
+        """The sample with that number."""
+        random = np.random.default_rng(number)
+        length = int(self.texts[number])
+        ids = random.integers(0, self.vocabulary, length, dtype=np.int32)
+        images = (self.images[number % len(self.images)],) if self.has_image[number] else ()
+        supervised = np.arange(length) >= max(1, round(length * (1 - self.supervised)))
+        before = np.full(len(images), IMAGE, np.int32)
+        return Sample(np.concatenate([before, ids]), np.pad(supervised, (len(images), 0)), images, str(number))
+
+    def lengths(self, tokens_per_image: int, max_length: int) -> NDArray[np.int32]:
+        """[num] tokens with images written in and the tail cut."""
+        return np.minimum(self.texts + self.has_image * tokens_per_image, max_length).astype(np.int32)
+
+
+def write_jpegs(folder: Path, sizes: Sequence[Sequence[int]], *, count: int, seed: int) -> list[str]:
+    """Write `count` pictures of soft shapes, which JPEG treats like photographs (50-100 kB), and return their names.
+
+    sizes: width and height in pixels, taken in turn.
+    """
+    random = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for number in range(count):
+        width, height = sizes[number % len(sizes)]
+        coarse = random.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+        soft = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.int16)
+        noisy = (soft + random.normal(0, 8, soft.shape)).clip(0, 255).astype(np.uint8)
+        names.append(f"{number}.jpg")
+        Image.fromarray(noisy).save(folder / names[-1], quality=90)
+    return names

@@ -1,0 +1,187 @@
+"""How fast a stage trains on this machine: the real engine, loader and sizes, with random weights and made-up samples.
+
+The figure that compares machines and versions is MFU: the operations that the step needs (flops.py) over its time,
+as a share of what a large matrix product reaches in the same process.
+"""
+
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tinyvlm_cli.command_config import Bench
+from tinyvlm_cli.config import from_yaml
+from tinyvlm_cli.data.batch import Work
+from tinyvlm_cli.data.cores import num_cores
+from tinyvlm_cli.data.loader import StagePlan, step_batches
+from tinyvlm_cli.data.synthetic import SyntheticIndex, write_jpegs
+from tinyvlm_cli.model.attention import register
+from tinyvlm_cli.model.pretrained import DTYPES
+from tinyvlm_cli.model.tuning import choose_trained, trained_parts
+from tinyvlm_cli.model.vlm import VLM
+from tinyvlm_cli.provenance import provenance
+from tinyvlm_cli.results import write_text
+from tinyvlm_cli.train.engine import start_process_group
+from tinyvlm_cli.train.estimate import meta_model, random_model
+from tinyvlm_cli.train.flops import training_flops
+from tinyvlm_cli.train.loop import num_loaders, plan_stage, start_engine
+
+log = logging.getLogger(__name__)
+
+WARM_UP = 3  # steps before the clock runs: layers compile, memory is taken
+NUM_IMAGES = 256
+AT_A_TIME = 32  # samples, where the input alone is measured
+RESULT = "bench.json"
+IMAGES = "images"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A line of the table, and bench.json. All figures are of all GPUs unless they say otherwise."""
+
+    llm: str
+    vision: str
+    connector: str
+    recipe: str
+    stage: str
+    trains: dict[str, str]  # part -> what of it
+    device: str
+    gpus: int
+    zero: int
+    micro_tokens: int
+    recompute: float
+    samples_per_step: int
+    samples_per_s: float
+    images_per_s: float
+    tokens_per_s: float  # real ones, image tokens included
+    tflops_per_s: float  # of one GPU, needed ones
+    ceiling_tflops: float  # of one GPU: a large matrix product
+    mfu: float
+    memory_gib: float  # of one GPU, at most
+    data_wait: float  # share of the time
+    first_step_s: float  # from the start of this process
+    step_s: list[float]
+    losses: list[float]
+    made_with: dict[str, Any]
+
+
+def bench_train(folder: Path) -> None:
+    """Measure what config.yaml in `folder` says and write bench.json beside it. Runs in every worker process."""
+    started = time.perf_counter()
+    device = start_process_group()
+    config = from_yaml(Bench, folder / "config.yaml")
+    stage = config.recipe.stages[config.stage]
+    torch.manual_seed(config.seed)
+    ceiling = matmul_ceiling(device)
+    model = random_model(config, device, dtype=DTYPES[config.engine.precision], attention=register())
+    choose_trained(model, stage)
+    flops = training_flops(model)
+    engine, layout = start_engine(config, stage, model, device)
+    if dist.get_rank() == 0:
+        write_jpegs(folder / IMAGES, config.image_sizes, count=NUM_IMAGES, seed=config.seed)
+    dist.barrier()
+    plan = _plan(config, model, folder / IMAGES, num=stage.samples_per_step * (WARM_UP + config.steps))
+    plan = replace(plan, micro_tokens=layout.micro_tokens)
+    work = Work(0, 0, 0, 0)
+    losses, step_s = [], []
+    waited = first_step_s = 0.0
+    batches = step_batches(
+        plan, first=0, last=WARM_UP + config.steps, rank=dist.get_rank(), ranks=dist.get_world_size(),
+        workers=num_loaders(config.engine),
+    )  # fmt: skip
+    for number in range(WARM_UP + config.steps):
+        began = time.perf_counter()
+        batch = next(batches)
+        ready = time.perf_counter()
+        losses.append(float(engine.step(batch.micros, lr=stage.lr, supervised_tokens=batch.work.supervised)))
+        done = time.perf_counter()
+        first_step_s = first_step_s or done - started
+        if number >= WARM_UP:
+            step_s.append(done - began)
+            waited += ready - began
+            work += batch.work
+    if dist.get_rank() != 0:
+        return
+    gpus = dist.get_world_size()
+    rate = flops.of(work) / sum(step_s) / gpus / 1e12
+    result = Result(
+        llm=config.llm.name,
+        vision=config.vision.name,
+        connector=config.connector["name"],
+        recipe=config.recipe.name,
+        stage=config.stage,
+        trains={part: getattr(stage.train, part).value for part in trained_parts(stage)},
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        gpus=gpus,
+        zero=config.engine.zero,
+        micro_tokens=layout.micro_tokens,
+        recompute=layout.recompute,
+        samples_per_step=stage.samples_per_step,
+        samples_per_s=stage.samples_per_step * config.steps / sum(step_s),
+        images_per_s=work.images / sum(step_s),
+        tokens_per_s=work.tokens / sum(step_s),
+        tflops_per_s=rate,
+        ceiling_tflops=ceiling,
+        mfu=rate / ceiling,
+        memory_gib=torch.cuda.max_memory_reserved(device) / 2**30 if device.type == "cuda" else 0.0,
+        data_wait=waited / sum(step_s),
+        first_step_s=first_step_s,
+        step_s=[round(seconds, 4) for seconds in step_s],
+        losses=losses,
+        made_with=provenance(),
+    )
+    write_text(folder / RESULT, json.dumps(asdict(result), indent=1) + "\n")
+
+
+def bench_data(config: Bench, image_dir: Path) -> dict[int, float]:
+    """Images a second that reach the training process, by the number of processes that load them."""
+    write_jpegs(image_dir, config.image_sizes, count=NUM_IMAGES, seed=config.seed)
+    model = meta_model(config)
+    figures = {}
+    for workers in [2**n for n in range(num_cores().bit_length())]:
+        steps = 6 * workers
+        plan = _plan(config, model, image_dir, num=AT_A_TIME * steps)
+        plan = replace(plan, samples_per_step=AT_A_TIME, micro_tokens=2**20)
+        images, began = 0, 0.0
+        for batch in step_batches(plan, first=0, last=steps, rank=0, ranks=1, workers=workers):
+            if began:
+                images += batch.work.images
+            elif batch.step == 2 * workers:  # all of them have begun
+                began = time.perf_counter()
+        figures[workers] = images / (time.perf_counter() - began)
+    return figures
+
+
+def _plan(config: Bench, model: VLM, image_dir: Path, *, num: int) -> StagePlan:
+    """The plan of a stage on `num` made-up samples."""
+    stage = config.recipe.stages[config.stage]
+    index = SyntheticIndex.draw(
+        config.mixes[stage.split],
+        num,
+        vocabulary=model.llm.config.vocab_size,
+        images=[f"{number}.jpg" for number in range(NUM_IMAGES)],
+        max_length=config.llm.max_length,
+        seed=config.seed,
+    )
+    plan = plan_stage(config, stage, index, tokens_per_image=model.connector.num_tokens(model.vision.num_patches))
+    return replace(plan, image_root=image_dir)
+
+
+def matmul_ceiling(device: torch.device) -> float:
+    """1e12 operations a second of a large product of random bf16 matrices (on a CPU smaller ones in fp32)."""
+    size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(30):
+        began = time.perf_counter()
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / median(seconds) / 1e12
