@@ -41,9 +41,9 @@ class Row:
 
 def row_of_lengths(lengths: Tensor, device: torch.device) -> Row:
     """lengths: [S] tokens of each sample, on the CPU."""
-    # A GPU's kernels are built for numbers of samples and tokens: rounded up, few are built. What is behind the samples
-    # is empty.
-    few, short = (8, 128) if device.type == "cuda" else (1, 1)
+    # cuDNN builds its kernels for a number of samples and of tokens, in seconds: rounded up, few are built. What is
+    # behind the samples is empty, and skipped.
+    few, short = (16, 512) if device.type == "cuda" else (1, 1)
     slots, longest = round_up(len(lengths), few), round_up(int(lengths.max()), short)
     sizes = pad(lengths.int(), (0, slots - len(lengths)))
     ends = pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))

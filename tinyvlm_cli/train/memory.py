@@ -113,12 +113,13 @@ def _room(engine: Engine) -> float:
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(engine.device)
     reserved = torch.cuda.memory_reserved(engine.device) - torch.cuda.memory_allocated(engine.device)
-    return free + reserved - (1 - USED) * total - engine.gradient_bytes
+    return free + reserved - (1 - USED) * total - engine.later_bytes
 
 
 def _measured(engine: Engine, row_of: RowOf, max_length: int) -> Need:
     short = max(FEW // 2, max_length)
-    at_short, at_long = (_peak(engine, row_of(tokens)) for tokens in (short, 2 * short))
+    # The long one first: layers are compiled with its length in mind.
+    at_long, at_short = (_peak(engine, row_of(tokens)) for tokens in (2 * short, short))
     per_token = (at_long - at_short) / short
     return Need(at_short - per_token * short, per_token)
 
