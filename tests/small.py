@@ -1,5 +1,7 @@
 """A small VLM and micro-batches for it, the same on every rank."""
 
+from typing import Any
+
 import torch
 
 from tinyvlm_cli.config import LLM, Resize, Tokens, Vision
@@ -31,11 +33,20 @@ CLIP = {
     "image_size": 16,
     "patch_size": 8,
 }
+FAMILIES: dict[str, dict[str, Any]] = {  # what each kind of LLM has that LLAMA has not
+    "llama": {},
+    "phi": {"num_key_value_heads": 4},
+    "stablelm": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "gemma": {"head_dim": 8, "num_key_value_heads": 1},
+    "smollm3": {"pad_token_id": 0},
+}
 STEPS = 4
 TOKENS_PER_IMAGE = 4
 
 
-def small_vlm(trained: str, dtype: torch.dtype = torch.float32) -> VLM:
+def small_vlm(trained: str, dtype: torch.dtype = torch.float32, llm_config: dict[str, Any] = LLAMA) -> VLM:
     """Seeded weights; trained: "full" (connector and LLM) or "connector"."""
     torch.manual_seed(0)
     vision = Vision(
@@ -43,7 +54,7 @@ def small_vlm(trained: str, dtype: torch.dtype = torch.float32) -> VLM:
         resize=Resize.stretch, mean=[0.5] * 3, std=[0.5] * 3, architecture=dict(CLIP),
     )  # fmt: skip
     encoder = blank_vision(vision, planned=True)
-    llm = blank_llm(LLM(path="", architecture=dict(LLAMA)), attention=register(), planned=True)
+    llm = blank_llm(LLM(path="", architecture=dict(llm_config)), attention=register(), planned=True)
     model = VLM(encoder, MLP(encoder.dim, llm.config.hidden_size, depth=2), llm).to(dtype)
     model.vision.requires_grad_(False)
     model.llm.requires_grad_(trained == "full")

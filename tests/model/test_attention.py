@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import LLAMA
+from small import FAMILIES, LLAMA
 from torch import Tensor
 
 from tinyvlm_cli.config import LLM
@@ -12,15 +12,6 @@ from tinyvlm_cli.model.attention import PACKED, register, set_lengths
 from tinyvlm_cli.model.llm import blank_llm
 
 LENGTHS = [5, 11, 1, 7]
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "phi": {"num_key_value_heads": 4},
-    "stablelm": {},
-    "qwen2": {},
-    "qwen3": {"head_dim": 8},
-    "gemma": {"head_dim": 8, "num_key_value_heads": 1},
-    "smollm3": {"pad_token_id": 0},
-}
 
 
 def loss_and_gradients(

@@ -35,7 +35,7 @@ from tinyvlm_cli.train.loop import num_loaders, plan_stage, start_engine
 log = logging.getLogger(__name__)
 
 WARM_UP = 3  # steps before the clock runs: layers compile, memory is taken
-NUM_IMAGES = 256
+NUM_IMAGES = 64
 AT_A_TIME = 32  # samples, where the input alone is measured
 RESULT = "bench.json"
 IMAGES = "images"

@@ -1,0 +1,118 @@
+"""The fast path (packed, compiled, logits in pieces) gives the numbers of the plain one: padded, masked, all logits."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from small import FAMILIES, LLAMA, micro_batches, small_vlm
+from torch import Tensor
+from torch.nn.functional import cross_entropy, pad
+
+from tinyvlm_cli.data.batch import MicroBatch
+from tinyvlm_cli.model.vlm import VLM
+from tinyvlm_cli.train.layers import compile_layers, recompute
+
+
+def plain_loss(model: VLM, row: MicroBatch) -> Tensor:
+    """The row's loss from its samples side by side, through transformers' own attention and mask."""
+    starts = (row.lengths.cumsum(0) - row.lengths).tolist()
+    longest = int(row.lengths.max())
+    samples = row.ids[0].split(row.lengths.tolist())
+    ids = torch.stack([pad(sample, (0, longest - len(sample))) for sample in samples])
+    mask = torch.stack([pad(torch.ones_like(sample), (0, longest - len(sample))) for sample in samples])
+    places = torch.cat([torch.arange(len(sample)) + i * longest for i, sample in enumerate(samples)]).to(ids.device)
+    assert len(starts) == len(samples)
+    embeds = model.embed(ids, places[row.image_at], row.pixels)
+    logits = model.llm(inputs_embeds=embeds, attention_mask=mask, use_cache=False).logits.flatten(0, 1)
+    labels = torch.full_like(ids, -100).flatten()
+    labels[places[row.predict]] = row.targets
+    return cross_entropy(logits.float(), labels, reduction="sum")
+
+
+def plain(model: VLM) -> VLM:
+    """A copy of the model that takes the plain path."""
+    other = copy.deepcopy(model)
+    other.llm.set_attn_implementation("sdpa")
+    return other
+
+
+def gradients(model: VLM) -> dict[str, Tensor]:
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fast_equals_plain(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinyvlm_cli.model.vlm.LOGITS_AT_ONCE", 3)
+    torch._dynamo.reset()
+    fast = small_vlm("full", llm_config={**LLAMA, "model_type": family, **FAMILIES[family]})
+    slow = plain(fast)
+    compile_layers(fast)
+    recompute(fast, 0.5)
+    (micros,), _ = micro_batches(0, 1)
+    for row in micros:  # several lengths, several images, none
+        loss, expected = fast(row), plain_loss(slow, row)
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+        loss.backward()
+        expected.backward()
+    torch.testing.assert_close(gradients(fast), gradients(slow), rtol=1e-5, atol=1e-5)
+
+
+if torch.cuda.is_available():
+    from engine_ranks import OPTIM
+
+    from tinyvlm_cli.config import Engine as EngineSettings
+    from tinyvlm_cli.config import Precision
+    from tinyvlm_cli.model import attention_cudnn
+    from tinyvlm_cli.model.attention import attend
+    from tinyvlm_cli.model.attention_row import row_of_lengths
+    from tinyvlm_cli.model.tuning import PARTS
+    from tinyvlm_cli.train.engine import Engine, start_process_group
+
+    LARGER: dict[str, Any] = {
+        **LLAMA, "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 16,
+    }  # fmt: skip
+
+    @pytest.mark.parametrize("kernel", ["cudnn", "flash"])
+    @pytest.mark.parametrize(("heads", "key_heads", "width"), [(8, 8, 80), (8, 2, 64), (4, 1, 256)])
+    def test_gpu_attention_equals_the_padded_one(
+        heads: int, key_heads: int, width: int, kernel: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if kernel == "flash":
+            monkeypatch.setattr(attention_cudnn, "graphs", lambda shape: None)
+        torch.manual_seed(0)
+        lengths = torch.tensor([700, 3, 1, 130, 512])
+        tensors = [torch.randn(int(lengths.sum()), n, width) for n in (heads, key_heads, key_heads, heads)]
+        found = []
+        for device, dtype in ((torch.device("cpu"), torch.float32), (torch.device("cuda"), torch.bfloat16)):
+            row = row_of_lengths(lengths, device)
+            q, k, v, grad = (tensor.to(device, dtype) for tensor in tensors)
+            inputs = [x.requires_grad_() for x in (q, k, v)]
+            out, _ = attend(*inputs, row.ends, row.longest, width**-0.5)
+            found.append([out, *torch.autograd.grad(out, inputs, grad)])
+        for expected, ours in zip(*found, strict=True):
+            error = (ours.float().cpu() - expected).norm() / expected.norm()
+            assert error < 1e-2
+
+    def test_gpu_losses_follow_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+        """50 steps: bf16, packed, compiled and through DeepSpeed, against fp32, padded and a bare loop."""
+        for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29533"}.items():
+            monkeypatch.setenv(name, value)
+        device = start_process_group()
+        slow = plain(small_vlm("full", llm_config=LARGER)).to(device)
+        fast = small_vlm("full", torch.bfloat16, llm_config=LARGER)
+        compile_layers(fast)
+        settings = EngineSettings(zero=1, precision=Precision.bf16, save_every=0)
+        engine = Engine(fast, settings, OPTIM, device, rates=dict.fromkeys(PARTS, 1.0))
+        parameters = [p for p in slow.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0)
+        for step in range(50):
+            (micros,), supervised = micro_batches(step % 5, 1)
+            loss = torch.stack([plain_loss(slow, micro.to(device)) for micro in micros]).sum() / supervised
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            ours = engine.step(micros, lr=1e-4, supervised_tokens=supervised)
+            assert float(ours) == pytest.approx(float(loss), abs=2e-2), f"step {step}"
