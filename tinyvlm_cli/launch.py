@@ -64,7 +64,7 @@ def run(job: str, folder: Path, *, gpus: int | None) -> None:
     # PyTorch keeps compiled layers in /tmp, which a restart empties.
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "tinyvlm" / "compiled"))
-    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of libraries; ours are log lines
     try:
         elastic_launch(config, sys.executable)("-m", "tinyvlm_cli.worker", job, str(folder))
     except SignalException:  # Ctrl-C or a scheduler: Hydra would take an exception for a failed job, and start the next

@@ -6,9 +6,10 @@ import pytest
 import torch
 from small import FAMILIES, LLAMA
 from torch import Tensor
+from transformers import AutoConfig
 
 from tinyvlm_cli.config import LLM
-from tinyvlm_cli.model.attention import PACKED, register, set_lengths
+from tinyvlm_cli.model.attention import PACKED, register, set_lengths, unsupported
 from tinyvlm_cli.model.llm import blank_llm
 
 LENGTHS = [5, 11, 1, 7]
@@ -41,6 +42,38 @@ def test_packed_equals_separate(family: str) -> None:
     pieces = zip(embeds.split(LENGTHS, dim=1), positions.split(LENGTHS, dim=1), strict=True)
     separate = loss_and_gradients(model, [(e, p, {}) for e, p in pieces])
     torch.testing.assert_close(packed, separate, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_may_go_forward_before_any_goes_backward() -> None:
+    """Each row's backward pass has its own lengths, whichever row was announced last."""
+    torch.manual_seed(0)
+    model = blank_llm(LLM(path="", architecture=LLAMA), attention=register(), planned=True)
+    totals, gradients = [], []
+    for lengths in ([5, 3], [2, 6, 1]):
+        set_lengths(torch.tensor(lengths), torch.device("cpu"))
+        embeds = torch.randn(1, sum(lengths), 32)
+        positions = torch.cat([torch.arange(n) for n in lengths])[None]
+        total = model(inputs_embeds=embeds, position_ids=positions, use_cache=False).logits.square().sum()
+        totals.append(total)
+        weight = model.model.layers[0].self_attn.q_proj.weight
+        gradients.append(torch.autograd.grad(total, weight, retain_graph=True)[0])
+    together = torch.autograd.grad(sum(totals), weight)[0]
+    torch.testing.assert_close(together, sum(gradients))
+
+
+@pytest.mark.parametrize(
+    ("config", "lacks"),
+    [
+        ({"model_type": "llama", "attention_dropout": 0.1}, "attention_dropout"),
+        ({"model_type": "gemma2"}, "attn_logit_softcapping"),
+        ({"model_type": "mistral", "sliding_window": 2048}, "sliding_window"),
+        ({"model_type": "mistral", "sliding_window": 4096}, None),
+        ({"model_type": "qwen2", "sliding_window": 128, "use_sliding_window": False}, None),
+        ({"model_type": "phi"}, None),
+    ],
+)
+def test_attention_that_packing_lacks_is_known(config: dict[str, Any], lacks: str | None) -> None:
+    assert unsupported(AutoConfig.for_model(**config), max_length=3072) == lacks
 
 
 def test_registering_twice_is_harmless() -> None:

@@ -13,7 +13,8 @@ from tinyvlm_cli.command_config import Bench
 from tinyvlm_cli.config import to_yaml
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results import write_text
-from tinyvlm_cli.train.bench import IMAGES, RESULT, bench_data
+from tinyvlm_cli.train.bench import IMAGES, bench_data
+from tinyvlm_cli.train.bench_result import RESULT, read_result
 from tinyvlm_cli.train.estimate import untrainable
 from tinyvlm_cli.train.job import locked
 from tinyvlm_cli.train.stages import stage_split
@@ -44,22 +45,22 @@ def _train(config: Bench) -> int:
             launch.run("bench", folder, gpus=config.engine.gpus)
         finally:
             shutil.rmtree(folder / IMAGES, ignore_errors=True)
-    found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    title = f"{found['stage']}, {found['vision']} + {found['connector']} + {found['llm']}, {found['recipe']}"
-    trains = ", ".join(f"{part} {how}" for part, how in found["trains"].items())
+    found = read_result(folder / RESULT)
+    assert found is not None
+    parts = f"{found.vision} + {found.connector} + {found.llm}"
     _print(
-        f"{title} on {found['gpus']} x {found['device']}",
+        f"{found.stage} of {found.recipe}, {parts} on {found.gpus} x {found.device}",
         {
-            "trains": trains,
-            "engine": f"ZeRO-{found['zero']}, rows of up to {found['micro_tokens']:,} tokens, "
-            f"{found['recompute']:.0%} of the layers computed again",
-            "samples/s": f"{found['samples_per_s']:.2f}",
-            "real tokens/s": f"{found['tokens_per_s']:,.0f}",
-            "MFU": f"{found['mfu']:.1%} of {found['ceiling_tflops']:.1f} TFLOP/s measured on a matrix product",
-            "needed TFLOP/s of a GPU": f"{found['tflops_per_s']:.1f}",
-            "memory of a GPU": f"{found['memory_gib']:.1f} GiB",
-            "waited for input": f"{found['data_wait']:.1%}",
-            "first step after": f"{found['first_step_s']:.0f} s",
+            "trains": ", ".join(f"{part} {how}" for part, how in found.trains.items()),
+            "engine": f"ZeRO-{found.zero}, rows of up to {found.micro_tokens:,} tokens, "
+            f"{found.recompute:.0%} of the layers computed again",
+            "samples/s": f"{found.samples_per_s:.2f}",
+            "real tokens/s": f"{found.tokens_per_s:,.0f}",
+            "MFU": f"{found.mfu:.1%}: {found.tflops_per_s:.4g} needed TFLOP/s of {found.ceiling_tflops:.4g} "
+            "that a large matrix product reaches in the same process",
+            "memory": f"{found.memory_gib:.1f} GiB on a GPU" if found.memory_gib else "not measured on a CPU",
+            "waited for input": f"{found.data_wait:.1%}",
+            "first step after": f"{found.first_step_s:.0f} s",
             "result": str(folder / RESULT),
         },
     )

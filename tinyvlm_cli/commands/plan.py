@@ -5,8 +5,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.tree import Tree
 
-from tinyvlm_cli.config import Stage, Train
-from tinyvlm_cli.model.tuning import ADAPTED
+from tinyvlm_cli.config import Train
+from tinyvlm_cli.model.tuning import how_trained
+from tinyvlm_cli.train.bench_result import last_result
 from tinyvlm_cli.train.estimate import Estimate, estimate, meta_model
 from tinyvlm_cli.train.job import is_done, stage_dir
 from tinyvlm_cli.train.stages import StageNode, continued, run_folder, run_name, stage_nodes, stage_split
@@ -34,7 +35,7 @@ def run(config: Train) -> int:
 def _describe(config: Train, node: StageNode, figure: Estimate) -> str:
     stage = config.recipe.stages[node.name]
     trained = {part: number for part, number in figure.trained.items() if number}
-    names = {part: part + _how(stage, part) for part in trained}
+    names = {part: part if (how := how_trained(stage, part)) == "full" else f"{part} ({how})" for part in trained}
     return "\n".join(
         [
             f"[bold]{node.name}[/bold]  {_state(config, node)}",
@@ -42,17 +43,23 @@ def _describe(config: Train, node: StageNode, figure: Estimate) -> str:
             f"{stage.image_mode.value} images, {stage.prompt.value} prompt",
             f"{figure.samples:,} samples in {Path(stage_split(config, stage.split).annotations).name}",
             "trains " + ", ".join(f"{names[part]} {number:,}" for part, number in trained.items()),
+            _cost(config, node.name, figure),
         ]
     )
 
 
-def _how(stage: Stage, part: str) -> str:
-    """What of a part is trained, when that is not all."""
-    tune = getattr(stage.train, part)
-    if tune in ADAPTED and stage.lora:
-        return f" ({tune.value}, rank {stage.lora.rank})"
-    first = {"vision": stage.vision_from_layer, "llm": stage.llm_from_layer}.get(part, 0)
-    return f" from layer {first}" if first else ""
+def _cost(config: Train, name: str, figure: Estimate) -> str:
+    """GPU-hours and memory by the last measurement of the same work."""
+    stage = config.recipe.stages[name]
+    result = last_result(config, stage)
+    if result is None:
+        return (
+            f"not measured yet: tinyvlm bench train llm={config.llm.name} vision={config.vision.name} "
+            f"connector={config.connector['name']} recipe={config.recipe.name} stage={name}"
+        )
+    hours = result.gpu_hours(figure.steps * stage.samples_per_step)
+    memory = f", {result.memory_gib:.0f} GiB" if result.memory_gib else ""
+    return f"{hours:.3g} GPU-hours on {result.device}{memory} (measured {result.made_with['time'][:10]})"
 
 
 def _state(config: Train, node: StageNode) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,12 @@ class StepBatch:
     def pin_memory(self) -> "StepBatch":
         """See `MicroBatch.pin_memory`."""
         return replace(self, micros=[micro.pin_memory() for micro in self.micros])
+
+
+def prepare_loaders() -> None:
+    """Start the process that loader processes are forked from, which imports what they need while this one goes on."""
+    forkserver.set_forkserver_preload([__name__])
+    forkserver.ensure_running()
 
 
 def step_batches(plan: StagePlan, *, first: int, last: int, rank: int, ranks: int, workers: int) -> Iterator[StepBatch]:

@@ -24,6 +24,15 @@ def four_bit_parts(stage: Stage) -> list[str]:
     return [part for part in PARTS if getattr(stage.train, part) is Tune.qlora]
 
 
+def how_trained(stage: Stage, part: str) -> str:
+    """What a stage trains of a part, in words: "full", "full from layer 12", "lora of rank 128"."""
+    tune: Tune = getattr(stage.train, part)
+    if tune in ADAPTED and stage.lora:
+        return f"{tune.value} of rank {stage.lora.rank}"
+    first = {"vision": stage.vision_from_layer, "llm": stage.llm_from_layer}.get(part, 0)
+    return f"{tune.value} from layer {first}" if tune is Tune.full and first else tune.value
+
+
 def choose_trained(model: VLM, stage: Stage) -> None:
     """Set requires_grad on every parameter as the stage says, after giving the model the adapters that it asks for."""
     for part in PARTS:

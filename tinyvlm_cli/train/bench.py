@@ -7,10 +7,9 @@ as a share of what a large matrix product reaches in the same process.
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,14 +18,15 @@ from tinyvlm_cli.command_config import Bench
 from tinyvlm_cli.config import from_yaml
 from tinyvlm_cli.data.batch import Work
 from tinyvlm_cli.data.cores import num_cores
-from tinyvlm_cli.data.loader import StagePlan, step_batches
+from tinyvlm_cli.data.loader import StagePlan, prepare_loaders, step_batches
 from tinyvlm_cli.data.synthetic import SyntheticIndex, write_jpegs
 from tinyvlm_cli.model.attention import register
 from tinyvlm_cli.model.pretrained import DTYPES
-from tinyvlm_cli.model.tuning import choose_trained, trained_parts
+from tinyvlm_cli.model.tuning import choose_trained
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.provenance import provenance
 from tinyvlm_cli.results import write_text
+from tinyvlm_cli.train.bench_result import RESULT, Result, trains
 from tinyvlm_cli.train.engine import start_process_group
 from tinyvlm_cli.train.estimate import meta_model, random_model
 from tinyvlm_cli.train.flops import training_flops
@@ -37,38 +37,7 @@ log = logging.getLogger(__name__)
 WARM_UP = 3  # steps before the clock runs: layers compile, memory is taken
 NUM_IMAGES = 64
 AT_A_TIME = 32  # samples, where the input alone is measured
-RESULT = "bench.json"
 IMAGES = "images"
-
-
-@dataclass(frozen=True)
-class Result:
-    """A line of the table, and bench.json. All figures are of all GPUs unless they say otherwise."""
-
-    llm: str
-    vision: str
-    connector: str
-    recipe: str
-    stage: str
-    trains: dict[str, str]  # part -> what of it
-    device: str
-    gpus: int
-    zero: int
-    micro_tokens: int
-    recompute: float
-    samples_per_step: int
-    samples_per_s: float
-    images_per_s: float
-    tokens_per_s: float  # real ones, image tokens included
-    tflops_per_s: float  # of one GPU, needed ones
-    ceiling_tflops: float  # of one GPU: a large matrix product
-    mfu: float
-    memory_gib: float  # of one GPU, at most
-    data_wait: float  # share of the time
-    first_step_s: float  # from the start of this process
-    step_s: list[float]
-    losses: list[float]
-    made_with: dict[str, Any]
 
 
 def bench_train(folder: Path) -> None:
@@ -77,6 +46,8 @@ def bench_train(folder: Path) -> None:
     device = start_process_group()
     config = from_yaml(Bench, folder / "config.yaml")
     stage = config.recipe.stages[config.stage]
+    if num_loaders(config.engine):
+        prepare_loaders()
     torch.manual_seed(config.seed)
     ceiling = matmul_ceiling(device)
     model = random_model(config, device, dtype=DTYPES[config.engine.precision], attention=register())
@@ -116,7 +87,8 @@ def bench_train(folder: Path) -> None:
         connector=config.connector["name"],
         recipe=config.recipe.name,
         stage=config.stage,
-        trains={part: getattr(stage.train, part).value for part in trained_parts(stage)},
+        split=stage.split,
+        trains=trains(stage),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         gpus=gpus,
         zero=config.engine.zero,

@@ -11,6 +11,7 @@ from tinyvlm_cli.components import build
 from tinyvlm_cli.config import Stage, Train
 from tinyvlm_cli.data.packing import num_steps
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.model.attention import unsupported
 from tinyvlm_cli.model.connectors import Connector
 from tinyvlm_cli.model.llm import blank_llm
 from tinyvlm_cli.model.pretrained import check_four_bit
@@ -60,6 +61,12 @@ def untrainable(config: Train, stages: Iterable[str]) -> list[str]:
     except UserError as error:
         return [str(error)]
     findings = []
+    if setting := unsupported(model.llm.config, config.llm.max_length):
+        value = getattr(model.llm.config, setting)
+        findings.append(
+            f"llm.path: {config.llm.path} has {setting}={value}, which attention over packed samples does not compute"
+            f"{f'; set llm.max_length={value}' if setting == 'sliding_window' else '; choose another LLM'}"
+        )
     for name in stages:
         stage = config.recipe.stages[name]
         try:

@@ -43,14 +43,12 @@ def training_flops(model: VLM) -> Flops:
     """For a model whose trained parameters are chosen; it may lie on the meta device."""
     image, vision_learns = 0.0, False
     for encoder in model.vision.models:
-        operations, learns = _encoder(encoder, model.vision.num_patches // len(model.vision.models))
+        operations, learns = _encoder(encoder, model.vision.num_patches // len(model.vision.models), model.vision.drop)
         image += operations
         vision_learns |= learns
-    connector_learns = vision_learns or _learns(model.connector)
-    image += _connector(model) * (1 + vision_learns + _learns(model.connector))
-    token, square, llm_learns = _layers(
-        layers_of(model.llm), connector_learns or _learns(model.llm.get_input_embeddings())
-    )
+    image += _connector(model, vision_learns)
+    embeds_learn = vision_learns or _learns(model.connector) or _learns(model.llm.get_input_embeddings())
+    token, square, llm_learns = _layers(layers_of(model.llm), embeds_learn)
     head = model.llm.get_output_embeddings()
     return Flops(
         token=token,
@@ -60,15 +58,15 @@ def training_flops(model: VLM) -> Flops:
     )
 
 
-def _encoder(encoder: PreTrainedModel, patches: int) -> tuple[float, bool]:
-    """Operations of an image, and whether its features depend on something trained."""
+def _encoder(encoder: PreTrainedModel, patches: int, dropped: int) -> tuple[float, bool]:
+    """Operations of an image, and whether its features depend on something trained. dropped: tokens without a patch"""
     layers = layers_of(encoder)
     inside = {id(module) for module in layers.modules()}
     before = [m for m in encoder.modules() if isinstance(m, nn.Conv2d) and id(m) not in inside]
-    token = sum(2 * m.weight.numel() * (1 + _learns(m)) for m in before)
-    more, square, learns = _layers(layers, any(_learns(m) for m in before))
-    width = _attention_width(encoder)
-    return patches * (token + more) + patches**2 * square * width * 4, learns
+    embed = sum(2 * m.weight.numel() * (1 + _learns(m)) for m in before)
+    token, square, learns = _layers(layers, any(_learns(m) for m in before))
+    tokens = patches + dropped
+    return patches * embed + tokens * token + 4 * tokens**2 * square * _attention_width(encoder), learns
 
 
 def _layers(layers: Iterable[nn.Module], learns: bool) -> tuple[float, float, bool]:
@@ -88,17 +86,15 @@ def _layers(layers: Iterable[nn.Module], learns: bool) -> tuple[float, float, bo
     return token, square, learns
 
 
-def _connector(model: VLM) -> float:
-    """Operations of an image, forward."""
-    features = torch.empty(1, model.vision.num_patches, model.vision.dim, device="meta")
-    connector = _on_meta(model.connector)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        connector(features)
+def _connector(model: VLM, vision_learns: bool) -> float:
+    """Operations of an image, forward and backward."""
+    connector = copy.deepcopy(model.connector).to("meta", torch.float32)
+    features = torch.empty(1, model.vision.num_patches, model.vision.dim, device="meta", requires_grad=vision_learns)
+    with FlopCounterMode(display=False) as counter:
+        out = connector(features).sum()
+        if out.requires_grad:
+            out.backward()
     return float(counter.get_total_flops())
-
-
-def _on_meta(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).to("meta", torch.float32)
 
 
 def _learns(module: nn.Module, *, own: bool = False) -> bool:

@@ -18,7 +18,7 @@ from tinyvlm_cli.config import Engine as EngineSettings
 from tinyvlm_cli.config import Loss, Stage, Train
 from tinyvlm_cli.data.cores import num_cores
 from tinyvlm_cli.data.index import Samples, SplitIndex, open_index
-from tinyvlm_cli.data.loader import StagePlan, StepBatch, step_batches, widest_row
+from tinyvlm_cli.data.loader import StagePlan, StepBatch, prepare_loaders, step_batches, widest_row
 from tinyvlm_cli.data.packing import num_steps
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.attention import register
@@ -42,6 +42,8 @@ def train_stage(job: StageJob) -> None:
     """Train a stage to its end, from its last checkpoint if it has one, and write its weights."""
     device = start_process_group()
     config, stage = job.config, job.stage
+    if num_loaders(config.engine):
+        prepare_loaders()
     index = stage_index(config, stage)
     model = build_model(
         config,

@@ -1,0 +1,37 @@
+"""How rows are laid out for the memory that there is."""
+
+import pytest
+
+from tinyvlm_cli.config import Engine, Precision
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.train.memory import GIB, MANY, Layout, Need, choose
+
+KEPT, AGAIN = Need(1 * GIB, 2**21), Need(1 * GIB, 2**19)  # 2 MiB a token, or half of one
+
+
+def settings(micro_tokens: int | None = None, recompute: float | None = None) -> Engine:
+    return Engine(zero=1, precision=Precision.bf16, micro_tokens=micro_tokens, recompute=recompute, save_every=1)
+
+
+@pytest.mark.parametrize(
+    ("room", "asked", "layout"),
+    [
+        (100, settings(), Layout(MANY, 0.0)),  # more would not pay
+        (33, settings(), Layout(16384, 0.0)),  # shorter rows come first,
+        (14, settings(), Layout(8192, 0.25)),  # then layers are computed again, as few as it takes,
+        (4, settings(), Layout(3328, 0.75)),  # then rows get as short as a sample may be
+        (100, settings(recompute=0.5), Layout(MANY, 0.5)),
+        (100, settings(micro_tokens=4096), Layout(4096, 0.0)),
+        (20, settings(micro_tokens=16384), Layout(16384, 0.75)),
+    ],
+)
+def test_rows_are_long_and_little_is_computed_again(room: int, asked: Engine, layout: Layout) -> None:
+    assert choose(asked, room * GIB, KEPT, AGAIN, max_length=3072) == layout
+
+
+@pytest.mark.parametrize("asked", [settings(), settings(micro_tokens=16384), settings(recompute=0.0)])
+def test_what_does_not_fit_is_said(asked: Engine) -> None:
+    with pytest.raises(
+        UserError, match=r"^engine: rows of \d+ tokens need \d+\.\d GiB more than this GPU has; [^\n]*$"
+    ):
+        choose(asked, 2 * GIB, KEPT, AGAIN, max_length=3072)
