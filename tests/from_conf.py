@@ -5,12 +5,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import OmegaConf
 
 from tinyvlm_cli.components import build
-from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark
+from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark, Score, questions_of
 from tinyvlm_cli.evaluate.inventory import take_inventory
 from tinyvlm_cli.evaluate.judge import Judge
+from tinyvlm_cli.questions import summed
 
 CONF = Path(__file__).parents[1] / "conf/benchmark"
 SUFFIX = "Answer the question using a single word or phrase."
@@ -41,3 +43,9 @@ def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
+
+
+def worked_out(score: Score) -> float:
+    """The headline from what is kept of each question."""
+    sums = summed([questions_of(score, [])])
+    return float(sums.headlines(np.ones((1, sums.num_images)))[0, 0])

@@ -142,6 +142,7 @@ class Table:
     runs: dict[str, Any] = MISSING  # field of a score row -> the value, or list of values, it must have; null: any
     heads: dict[str, str] = MISSING  # field that says what a row is -> its title
     columns: list[Column] = MISSING
+    between: list[str | None] | None = None  # the two runs whose differences are the rows; null: rows are runs
     blind: bool = MISSING  # the blind control in a line under each run that has one
     footnotes: list[str] = MISSING
 
@@ -151,6 +152,8 @@ class Report:
     """`tinyvlm report`."""
 
     table: dict[str, Table] = MISSING  # name -> the table
+    a: str | None = None  # with table=compare: the run that `b` is compared with
+    b: str | None = None
     format: Format = MISSING  # of what is printed; `output` gets all of them
     output: str | None = None  # folder for the files; null: print
     results_dir: str = MISSING

@@ -11,6 +11,7 @@ results/
     run.yaml                   shown name, group choices, stage folders in order, versions
     eval/<stage>/<benchmark>/answers-<rank>.jsonl     LLaVA's format
     eval/<stage>/<benchmark>/per_question.json        Question.key -> 0..1
+    eval/<stage>/<benchmark>/questions.json           what the headline is worked out of: see questions.py
     eval/<stage>/<benchmark>.shuffled/...             the blind control: images shuffled between questions
     scores.jsonl               one ScoreRow a line; a later row replaces an earlier one of the same `cell`
 """
@@ -54,6 +55,7 @@ class ScoreRow:
     limit: int | None = None  # answered only the first so many questions: not comparable
     details: dict[str, Any] = field(default_factory=dict)
     created: str = ""  # UTC, ISO 8601
+    interval: list[float] | None = None  # of `value`, 95%: see statistics.py; None: of an older version
 
     @property
     def state(self) -> str:

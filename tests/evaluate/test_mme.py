@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from from_conf import SUFFIX, findings, from_conf, write_lines
+from from_conf import SUFFIX, findings, from_conf, worked_out, write_lines
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Answer
@@ -76,8 +76,10 @@ def test_perception_is_the_value_and_cognition_a_detail(bench: Any) -> None:
 
 def test_a_subtask_is_accuracy_plus_images_with_both_right(bench: Any) -> None:
     wrong = [*without(3), reply("count/1.png", "not so", "Yes")]
-    count = bench.score(wrong).details["subtasks"]["count"]
+    score = bench.score(wrong)
+    count = score.details["subtasks"]["count"]
     assert (count["acc"], count["acc_plus"], count["score"], count["n"]) == (0.75, 0.5, 125, 4)
+    assert worked_out(score) == pytest.approx(score.value)
 
 
 def test_what_cannot_be_read_is_wrong_and_leaves_precision_and_recall(bench: Any) -> None:

@@ -12,13 +12,15 @@ from tinyvlm_cli import launch
 from tinyvlm_cli.command_config import Eval
 from tinyvlm_cli.components import build
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark, Score
+from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark, Score, questions_of
 from tinyvlm_cli.evaluate.inventory import take_inventory
 from tinyvlm_cli.evaluate.job import REAL, SHUFFLED, EvalJob, Task, answered, task_folder, write_eval_job
 from tinyvlm_cli.evaluate.judge import PENDING, with_judge
 from tinyvlm_cli.evaluate.model_folder import named_runs
 from tinyvlm_cli.provenance import now
+from tinyvlm_cli.questions import FILE
 from tinyvlm_cli.results import Run, ScoreRow, append_score, read_scores, write_text
+from tinyvlm_cli.statistics import interval
 from tinyvlm_cli.trained import trained
 
 log = logging.getLogger(__name__)
@@ -98,7 +100,12 @@ def _score(config: Eval, benchmarks: dict[str, Benchmark], run: Run, job: EvalJo
         score = benchmark.score(answers, None if job.limit is None else {answer.key for answer in answers})
         notes += [f"{benchmark.label}: {note}" for note in score.notes]
         write_text(folder / "per_question.json", json.dumps(score.per_question))
+        questions = questions_of(score, benchmark.questions())
+        questions.write(folder / FILE)
         row = _row(run, job, task, benchmark, score)
+        if score.value is not None and questions.tallies:
+            bounds = interval(questions)
+            row = dataclasses.replace(row, interval=bounds and [round(bound, 4) for bound in bounds])
         before = known.get(row.cell)
         if before is None or dataclasses.replace(before, created=row.created) != row:
             append_score(run.folder, row)

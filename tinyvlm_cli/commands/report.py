@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tinyvlm_cli.command_config import Format, Report
+from tinyvlm_cli.report.compare import compare
 from tinyvlm_cli.report.figures import draw_losses, losses
 from tinyvlm_cli.report.published import read_published
 from tinyvlm_cli.report.render import SUFFIXES, csv_text, render, show
@@ -19,7 +20,10 @@ def run(config: Report) -> int:
     results_dir = Path(config.results_dir)
     published = read_published(paper_dir() / "published_scores.csv")
     rows = read_scores(results_dir)
-    sheets = [build(name, table, rows, published) for name, table in config.table.items()]
+    sheets = [
+        build(name, table, rows, published) if table.between is None else compare(name, table, rows, results_dir)
+        for name, table in config.table.items()
+    ]
     if config.output is not None:
         _write(sheets, Path(config.output), results_dir)
         return 0

@@ -1,7 +1,7 @@
 """What a benchmark is: questions, a prompt for each, and a score of the answers. No torch here."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from tinyvlm_cli.data.records import Turn
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.parquet import StoredImage
+from tinyvlm_cli.questions import Formula, Questions, Tally
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,21 @@ class Score:
     valid: float  # share of those whose answer the rule could read
     details: dict[str, Any] = field(default_factory=dict)  # JSON: categories, further official figures
     per_question: dict[str, float] = field(default_factory=dict)  # Question.key -> 0..1
+    formula: Formula = Formula.mean  # of the headline
+    tallies: dict[str, Tally] = field(default_factory=dict)  # what it is worked out of; none: per_question
     judge: str | None = None  # the model that graded
     notes: tuple[str, ...] = ()  # oddities worth a line: duplicate, missing or unknown ids
     pending: int = 0  # answers that a judge has yet to grade
+
+
+def questions_of(score: Score, asked: Iterable[Question]) -> Questions:
+    """Everything that the headline is worked out of. asked: the benchmark's questions, for their images"""
+    if score.tallies:
+        return Questions(score.formula, score.tallies)
+    images = {question.key: question.image_key for question in asked}
+    return Questions(
+        Formula.mean, {key: Tally(images.get(key) or key, "", value) for key, value in score.per_question.items()}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,7 @@ def _published(table: str, score: PublishedScore) -> Record:
 
 def _own(table: str, row: ScoreRow, column: Column) -> Record:
     value = number(row, column)
+    low, high = row.interval if row.interval and not column.detail else (None, None)
     return Record(
         table=table,
         origin="ours",
@@ -60,6 +61,8 @@ def _own(table: str, row: ScoreRow, column: Column) -> Record:
         benchmark=row.benchmark,
         detail="/".join(column.detail),
         value=value,
+        low=low,
+        high=high,
         state="" if value is not None else row.state,
         metric=row.metric,
         n=row.n,

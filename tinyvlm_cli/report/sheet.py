@@ -47,7 +47,7 @@ class Record:
     """A raw score of the table, a line of its CSV. Fields that a score has not are empty there."""
 
     table: str
-    origin: str  # published or ours
+    origin: str  # published, ours, or difference
     name: str
     llm: str
     vision: str
@@ -63,6 +63,9 @@ class Record:
     benchmark: str = ""
     detail: str = ""  # keys into the score's details, joined with "/"
     value: float | None = None
+    low: float | None = None  # 95% interval
+    high: float | None = None
+    p: float | None = None  # of a difference, not corrected
     state: str = ""  # "not judged" or "pending" where `value` is empty
     metric: str = ""
     n: int | None = None

@@ -23,6 +23,7 @@ from tinyvlm_cli.evaluate.judge_cache import Reply, Request
 from tinyvlm_cli.evaluate.official_files import read_json, read_lines
 from tinyvlm_cli.evaluate.pairing import pair
 from tinyvlm_cli.evaluate.parquet import StoredImage, read_rows
+from tinyvlm_cli.questions import Formula, Tally
 
 QUESTIONS, CONTEXT, REFERENCE = "questions.jsonl", "context.jsonl", "answers_gpt4.jsonl"
 COLUMNS = (  # of the Hugging Face form
@@ -124,6 +125,8 @@ class LLaVAWild(Judged):
                 **table,
             },
             per_question=_per_question(items, grades),
+            formula=Formula.ratio,
+            tallies=_tallies(items, grades),
             judge=self.judge.model,
             notes=tuple(notes),
             pending=pending,
@@ -253,6 +256,16 @@ def _mean(runs: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]
     columns = {name: [run[name] for run in runs] for name in runs[0]}
     known = {name: [value for value in values if value is not None] for name, values in columns.items()}
     return {name: round(fmean(values), 1) if len(values) == len(runs) else None for name, values in known.items()}
+
+
+def _tallies(items: Sequence[Item], grades: Grades) -> dict[str, Tally]:
+    """The mean grades of model and reference for each question with a readable review."""
+    found = {}
+    for item, pairs in zip(items, grades, strict=bool(grades)):
+        if read := [pair for pair in pairs if pair]:
+            reference, model = np.mean(read, axis=0).tolist()
+            found[item.key] = Tally(item.image, "", model, reference)
+    return found
 
 
 def _per_question(items: Sequence[Item], grades: Grades) -> dict[str, float]:

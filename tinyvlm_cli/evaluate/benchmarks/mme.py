@@ -16,6 +16,7 @@ from tinyvlm_cli.evaluate.layout import first_of, llava_questions
 from tinyvlm_cli.evaluate.pairing import pair
 from tinyvlm_cli.evaluate.parquet import StoredImage, read_rows
 from tinyvlm_cli.evaluate.parsing import mme_word
+from tinyvlm_cli.questions import Formula, Tally
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"
@@ -105,6 +106,12 @@ class MME(Benchmark):
             valid=sum(replies[key].word != "other" for key in headline) / max(len(headline), 1),
             details={"cognition": _total(subtasks, COGNITION), "subtasks": subtasks},
             per_question={key: float(replies[key].is_right) for key in headline},
+            formula=Formula.pairs,
+            tallies={
+                item.key: Tally(item.image, item.subtask, float(replies[item.key].is_right))
+                for item in counted
+                if item.subtask in PERCEPTION
+            },
             notes=tuple(notes),
         )
 

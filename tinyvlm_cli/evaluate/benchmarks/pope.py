@@ -17,6 +17,7 @@ from tinyvlm_cli.evaluate.official_files import read_lines
 from tinyvlm_cli.evaluate.pairing import Paired, pair
 from tinyvlm_cli.evaluate.parquet import StoredImage, read_rows
 from tinyvlm_cli.evaluate.parsing import pope_says_no
+from tinyvlm_cli.questions import Formula, Tally
 
 ID_STEP = 10_000_000  # LLaVA numbers the categories' questions 1.., 10000001.., 20000001..
 ARTICLES = ("a", "an")
@@ -72,6 +73,7 @@ class POPE(Benchmark):
         self._check_prompts(questions, answers)
         notes = list(paired.notes)
         tables, hits = {}, {}
+        tallies: dict[str, Tally] = {}
         for category in self.categories:
             of_category = [question for question in questions if question.category == category]
             is_answered = any(question.key in paired.texts for question in of_category)
@@ -85,6 +87,8 @@ class POPE(Benchmark):
             says = {question.key: not pope_says_no(paired.texts[question.key]) for question in of_category}
             tables[category] = _rates([(says[key], truths[key]) for key in says])
             hits.update({key: float(says[key] == truths[key]) for key in says})
+            images = {question.key: question.image_key for question in of_category}
+            tallies.update({key: Tally(images[key], category, float(says[key]), float(truths[key])) for key in says})
         if not tables:
             raise UserError(
                 f"{self._label_path(self.categories[0])}: no answered category has labels; get {self.source}"
@@ -96,6 +100,8 @@ class POPE(Benchmark):
             valid=sum(bool(paired.texts[key].strip()) for key in hits) / len(hits),
             details={"categories": tables},
             per_question=hits,
+            formula=Formula.f1,
+            tallies=tallies,
             notes=tuple(notes),
         )
 
