@@ -1,7 +1,10 @@
 """The splice of image features into the text."""
 
+import pytest
 import torch
-from small import TOKENS_PER_IMAGE, micro_batches, small_vlm
+from small import LLAMA, TOKENS_PER_IMAGE, micro_batches, small_vlm
+
+from tinyvlm_cli.errors import UserError
 
 
 def test_the_write_of_image_tokens_equals_a_slow_loop() -> None:
@@ -28,6 +31,14 @@ def test_a_text_only_row_gives_the_connector_a_zero_gradient() -> None:
     assert not len(micros[-1].image_at)
     model(micros[-1]).backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.connector.parameters())
+
+
+@pytest.mark.parametrize(("family", "more"), [("granite", {"logits_scaling": 8.0}), ("cohere", {})])
+def test_an_llm_that_changes_its_logits_is_refused(family: str, more: dict[str, float]) -> None:
+    """Training asks the head at supervised positions only, and nothing behind it."""
+    small_vlm("full").check_head()
+    with pytest.raises(UserError, match=f"a model of type '{family}' changes its head's logits"):
+        small_vlm("full", llm_config={**LLAMA, "model_type": family, "pad_token_id": 0, **more}).check_head()
 
 
 def test_the_loss_is_the_sum_over_supervised_tokens() -> None:

@@ -62,6 +62,19 @@ class VLM(nn.Module):
         # The logits of many positions would fill the memory that everything else was planned around.
         return torch.stack([checkpoint(self._loss, *piece, use_reentrant=False) for piece in pieces]).sum()
 
+    @torch.no_grad()
+    def check_head(self) -> None:
+        """Raise UserError for an LLM that does more to its logits than its head (a scale, a soft cap)."""
+        self.llm.eval()
+        weight = self.llm.get_input_embeddings().weight
+        embeds = torch.linspace(-1, 1, 2 * weight.shape[1], device=weight.device, dtype=weight.dtype).view(1, 2, -1)
+        attention.set_lengths(torch.tensor([2]), weight.device)
+        given = {"inputs_embeds": embeds, "use_cache": False}
+        ours = self.llm.get_output_embeddings()(self.llm.base_model(**given).last_hidden_state)
+        if not torch.equal(ours, self.llm(**given).logits):
+            kind = self.llm.config.model_type
+            raise UserError(f"llm.path: a model of type '{kind}' changes its head's logits, which training does not")
+
     def _hidden(self, batch: MicroBatch) -> Tensor:
         """[P, D] what the head reads at the positions `batch.predict`."""
         attention.set_lengths(batch.lengths, batch.ids.device)

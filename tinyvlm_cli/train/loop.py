@@ -82,6 +82,7 @@ def train_stage(job: StageJob) -> None:
 
 def start_engine(config: Train, stage: Stage, model: VLM, device: torch.device) -> tuple[Engine, Layout]:
     """The engine over a model whose trained parameters are chosen, and how its micro-batches are to run."""
+    model.check_head()
     model.train()  # the reference, too, keeps the dropout of frozen parts on
     settings = config.engine
     on_its_own = device.type == "cuda" and settings.zero != 3 and not four_bit_parts(stage)
