@@ -16,6 +16,7 @@ LAYERS = [
         "provenance",
         "results",
         "questions",
+        "nodes",
         "statistics",
         "shipped",
         "compose",

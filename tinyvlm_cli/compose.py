@@ -6,9 +6,11 @@ The parent process composes once; what runs gets the dataclasses of config.py an
 import atexit
 import importlib
 import os
+import pickle
 import shutil
 import sys
 import tempfile
+import uuid
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +32,7 @@ from tinyvlm_cli.config import Train
 from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError
 from tinyvlm_cli.explain import check_settings, explain, sorted_words, with_text_quoted
 from tinyvlm_cli.logs import set_up
+from tinyvlm_cli.nodes import this_node
 from tinyvlm_cli.shipped import PACKAGE, conf_dir, sweeps_dir
 from tinyvlm_cli.sweep_source import SweepSource
 
@@ -65,13 +68,13 @@ def run_command(name: str, words: list[str]) -> int:
     settings = with_text_quoted(settings, SCHEMAS[name])
     wanted = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; the sentence is ours
-    outcomes: list[Outcome] = []
+    job = Job(name, Path.cwd() / f".tinyvlm-{uuid.uuid4().hex}")
     program = "tinyvlm" if words[:1] == ["-sc"] else f"tinyvlm {name}"
     argv, sys.argv = sys.argv, [program, *flags, *settings]
     set_up()
     try:
         entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)
-        entry(lambda composed: outcomes.append(_job(name, composed)))()
+        entry(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, SCHEMAS[name])) from error
     except SystemExit as left:  # after --help, --info and words that argparse cannot read
@@ -79,11 +82,50 @@ def run_command(name: str, words: list[str]) -> int:
     finally:
         sys.argv = argv
         os.environ["HYDRA_FULL_ERROR"] = wanted
-    return _conclude(name, outcomes)
+    return _conclude(name, job.outcomes())
 
 
-def _job(name: str, composed: DictConfig) -> Outcome:
-    """One job. Its error is kept for the end, so that the other jobs of a grid go on."""
+class Job:
+    """What Hydra calls for each point of a grid: in this process, or in one that a launcher started.
+
+    From such a process the outcome comes back as a file in `folder`, which all nodes of a cluster see.
+    """
+
+    def __init__(self, command: str, folder: Path, *, is_elsewhere: bool = False) -> None:
+        self.command = command
+        self.folder = folder
+        self.is_elsewhere = is_elsewhere
+        self.done: list[Outcome] = []
+
+    def __call__(self, composed: DictConfig) -> None:
+        outcome = _outcome(self.command, composed)
+        if not self.is_elsewhere:
+            self.done.append(outcome)
+        elif this_node().is_first:
+            self.folder.mkdir(exist_ok=True)
+            (self.folder / f"{HydraConfig.get().job.num:06}").write_bytes(pickle.dumps(outcome))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self.command, self.folder)
+
+    def outcomes(self) -> list[Outcome]:
+        """Of all points that came to an end, in the grid's order."""
+        if self.folder.is_dir():
+            self.done = [pickle.loads(path.read_bytes()) for path in sorted(self.folder.iterdir())]
+            shutil.rmtree(self.folder)
+        return self.done
+
+
+def _unpickled(command: str, folder: Path) -> Job:
+    """A job in a launcher's process, which knows nothing of ours yet."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    prepare_hydra()
+    set_up()
+    return Job(command, folder, is_elsewhere=True)
+
+
+def _outcome(name: str, composed: DictConfig) -> Outcome:
+    """One job's. Its error is kept for the end, so that the other jobs of a grid go on."""
     words = " ".join(HydraConfig.get().overrides.task)
     command = importlib.import_module(f"tinyvlm_cli.commands.{name}")
     try:

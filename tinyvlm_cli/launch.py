@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tinyvlm_cli.errors import UserError, WorkerError
 from tinyvlm_cli.logs import quieten
+from tinyvlm_cli.nodes import ALONE, Node
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,10 @@ def num_workers(gpus: int | None) -> int:
     return gpus or visible or 1
 
 
-def run(job: str, folder: Path, *, gpus: int | None) -> None:
+def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None:
     """Run `tinyvlm_cli.worker <job> <folder>` on every GPU and wait for it.
+
+    node: this one of those that do it together; each of them calls this function.
 
     Raises UserError with a worker's own sentence when it made one, WorkerError for anything else.
     """
@@ -47,12 +50,12 @@ def run(job: str, folder: Path, *, gpus: int | None) -> None:
     quieten("torch.distributed.elastic", level=logging.CRITICAL)  # a failure is told once, below
     count = num_workers(gpus)
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=node.count,
+        max_nodes=node.count,
         nproc_per_node=count,
         run_id=folder.name,
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",  # any free port: several jobs run side by side
+        rdzv_endpoint=node.address,
         max_restarts=0,
         monitor_interval=0.1,
     )

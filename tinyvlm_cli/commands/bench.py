@@ -12,6 +12,7 @@ from tinyvlm_cli import launch
 from tinyvlm_cli.command_config import Bench
 from tinyvlm_cli.config import to_yaml
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.nodes import this_node
 from tinyvlm_cli.results import write_text
 from tinyvlm_cli.train.bench import IMAGES, bench_data
 from tinyvlm_cli.train.bench_result import RESULT, read_result
@@ -22,6 +23,8 @@ from tinyvlm_cli.train.stages import stage_split
 
 def run(config: Bench) -> int:
     """Measure and print. Returns the exit code."""
+    if not this_node().is_first:
+        return 0  # only training takes several nodes
     if config.stage not in config.recipe.stages:
         raise UserError(f"stage={config.stage}: recipe={config.recipe.name} has {', '.join(config.recipe.stages)}")
     split = config.recipe.stages[config.stage].split

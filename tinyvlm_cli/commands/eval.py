@@ -17,6 +17,7 @@ from tinyvlm_cli.evaluate.inventory import take_inventory
 from tinyvlm_cli.evaluate.job import REAL, SHUFFLED, EvalJob, Task, answered, task_folder, write_eval_job
 from tinyvlm_cli.evaluate.judge import PENDING, with_judge
 from tinyvlm_cli.evaluate.model_folder import named_runs
+from tinyvlm_cli.nodes import this_node
 from tinyvlm_cli.provenance import now
 from tinyvlm_cli.questions import FILE
 from tinyvlm_cli.results import Run, ScoreRow, append_score, read_scores, write_text
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 def run(config: Eval) -> int:
     """Answer what is not answered yet, then score. Returns the exit code."""
+    if not this_node().is_first:
+        return 0  # only training takes several nodes
     results_dir = Path(config.results_dir)
     runs = named_runs(results_dir, config.run)
     jobs = [_job(config, one) for one in runs]

@@ -11,6 +11,7 @@ from tinyvlm_cli import launch
 from tinyvlm_cli.components import check
 from tinyvlm_cli.config import Train, to_yaml
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.nodes import invitation, invited, this_node
 from tinyvlm_cli.provenance import now, provenance
 from tinyvlm_cli.results import write_text
 from tinyvlm_cli.train.estimate import untrainable
@@ -56,8 +57,10 @@ def train_node(config: Train, node: StageNode) -> None:
     folder = stage_dir(config, node.folder)
     if is_done(folder):
         log.info("%s: trained already", node.folder)
-    elif not _is_main():
+    elif launch.is_rank() and os.environ["RANK"] != "0":
         launch.run("train", folder, gpus=config.engine.gpus)
+    elif not this_node().is_first:
+        _join(config, folder)
     else:
         with locked(folder):
             if is_done(folder):  # by the process that we waited for
@@ -65,13 +68,20 @@ def train_node(config: Train, node: StageNode) -> None:
                 return
             write_job(config, node)
             try:
-                launch.run("train", folder, gpus=config.engine.gpus)
+                with invitation(folder, this_node()):
+                    launch.run("train", folder, gpus=config.engine.gpus, node=this_node())
             except UserError:
                 if not (folder / "train.jsonl").exists():  # it came before the first step: leave nothing behind
                     shutil.rmtree(folder)
                 raise
             write_text(folder / DONE, now() + "\n")
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _join(config: Train, folder: Path) -> None:
+    """Train a stage together with the first node of this step, when that is ready."""
+    if invited(folder, is_done):
+        launch.run("train", folder, gpus=config.engine.gpus, node=this_node())
 
 
 def _findings(config: Train, missing: list[StageNode]) -> list[str]:
@@ -121,4 +131,4 @@ def _write_run(config: Train, nodes: list[StageNode], run_dir: Path) -> None:
 
 
 def _is_main() -> bool:
-    return not launch.is_rank() or os.environ["RANK"] == "0"
+    return os.environ["RANK"] == "0" if launch.is_rank() else this_node().is_first
