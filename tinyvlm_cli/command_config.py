@@ -114,6 +114,7 @@ class Format(Enum):
     markdown = "markdown"
     latex = "latex"
     csv = "csv"
+    html = "html"  # one file, results_dir/report.html or in `output`
 
 
 @dataclass
@@ -144,6 +145,7 @@ class Table:
     columns: list[Column] = MISSING
     between: list[str | None] | None = None  # the two runs whose differences are the rows; null: rows are runs
     blind: bool = MISSING  # the blind control in a line under each run that has one
+    intervals: bool = MISSING  # each score's 95% interval in a line under each run of one seed
     footnotes: list[str] = MISSING
 
 

@@ -29,5 +29,12 @@ def test_output_gets_every_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "{name: n, llm: l, vision: v, connector: c, data: d, recipe: r, seed: 0, stages: {}, made_with: {}}"
     )
     assert main(["report", "table=[variants,comparison]", "output=out"]) == 0
-    names = {f"{table}.{suffix}" for table in ("variants", "comparison") for suffix in ("txt", "md", "tex", "csv")}
+    endings = [
+        ".txt",
+        ".md",
+        ".tex",
+        ".csv",
+        *(f"-{chart}.{kind}" for chart in ("bars", "radar") for kind in ("png", "svg")),
+    ]
+    names = {f"{table}{ending}" for table in ("variants", "comparison") for ending in endings}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names

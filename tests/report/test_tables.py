@@ -95,3 +95,13 @@ def test_a_grade_by_our_own_words_is_marked() -> None:
 def test_a_table_that_asks_for_what_there_is_not_is_refused(changes: dict[str, object], says: str) -> None:
     with pytest.raises(UserError, match=says):
         build("variants", table("variants", **changes), [], PUBLISHED)
+
+
+def test_an_interval_stands_under_the_score_of_one_seed() -> None:
+    asked = table("variants", intervals=True)
+    one = row(value=58.4, interval=[57.21, 59.62])
+    sheet = build("variants", asked, [one], PUBLISHED)
+    assert texts(sheet, "95% interval")["GQA"] == "57.2 to 59.6"
+    assert any("bootstrap over images" in note for note in sheet.notes)
+    again = row(value=58.0, seed=1, run="r2", interval=[57.0, 59.0])
+    assert texts(build("variants", asked, [one, again], PUBLISHED), "95% interval")["GQA"] == "-"

@@ -1,18 +1,23 @@
 """Tables of all scores beside the published ones."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
 from tinyvlm_cli.command_config import Format, Report
+from tinyvlm_cli.report.charts import draw_charts
 from tinyvlm_cli.report.compare import compare
 from tinyvlm_cli.report.figures import draw_losses, losses
+from tinyvlm_cli.report.page import page
 from tinyvlm_cli.report.published import read_published
 from tinyvlm_cli.report.render import SUFFIXES, csv_text, render, show
 from tinyvlm_cli.report.sheet import Sheet
 from tinyvlm_cli.report.tables import build
-from tinyvlm_cli.results import read_run, read_scores, write_text
+from tinyvlm_cli.results import Run, read_run, read_scores, write_text
 from tinyvlm_cli.shipped import paper_dir
+
+PAGE = "report.html"
 
 
 def run(config: Report) -> int:
@@ -24,6 +29,9 @@ def run(config: Report) -> int:
         build(name, table, rows, published) if table.between is None else compare(name, table, rows, results_dir)
         for name, table in config.table.items()
     ]
+    if config.format is Format.html:
+        print(_write_page(sheets, Path(config.output or config.results_dir), results_dir))
+        return 0
     if config.output is not None:
         _write(sheets, Path(config.output), results_dir)
         return 0
@@ -39,18 +47,48 @@ def run(config: Report) -> int:
 
 
 def _write(sheets: list[Sheet], folder: Path, results_dir: Path) -> None:
-    """Every table in every format, and the loss curves of the runs in each."""
+    """Every table in every format and as charts, and the loss curves of the runs in each."""
     written = []
     for sheet in sheets:
         for kind, suffix in SUFFIXES.items():
             path = folder / f"{sheet.name}.{suffix}"
             write_text(path, render(sheet, kind))
             written.append(path)
-        runs = [results_dir / "runs" / name for name in sheet.runs]
-        curves = losses([read_run(path) for path in runs if path.is_dir()], results_dir)
+        written += draw_charts(sheet, folder)
+        curves = losses(_runs([sheet], results_dir), results_dir)
         if curves:
             path = folder / f"{sheet.name}-loss.png"
             draw_losses(curves, path)
             written.append(path)
     for path in written:
         print(path)
+
+
+def _write_page(sheets: list[Sheet], folder: Path, results_dir: Path) -> Path:
+    """Everything as one HTML file. Returns it."""
+    charts = []
+    runs = _runs(sheets, results_dir)
+    with TemporaryDirectory() as scratch:
+        for sheet in sheets:
+            drawn = [path for path in draw_charts(sheet, Path(scratch)) if path.suffix == ".svg"]
+            charts += [(sheet.title, _svg(path)) for path in drawn]
+        if curves := losses(runs, results_dir):
+            path = Path(scratch) / "loss.svg"
+            draw_losses(curves, path)
+            charts.append(("Training loss", _svg(path)))
+    path = folder / PAGE
+    write_text(path, page(sheets, runs, charts=charts))
+    return path
+
+
+def _runs(sheets: list[Sheet], results_dir: Path) -> list[Run]:
+    """The runs in the tables whose folders are there."""
+    names = dict.fromkeys(name for sheet in sheets for name in sheet.runs)
+    folders = [results_dir / "runs" / name for name in names]
+    return [read_run(path) for path in folders if path.is_dir()]
+
+
+def _svg(path: Path) -> str:
+    """The picture without what only a file of its own needs."""
+    text = path.read_text(encoding="utf-8")
+    return text[text.index("<svg") :]

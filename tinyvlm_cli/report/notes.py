@@ -9,6 +9,7 @@ from tinyvlm_cli.report.ours import REAL, Entry, clashes, entries, number
 from tinyvlm_cli.report.published import PublishedScore
 from tinyvlm_cli.report.sheet import PLUS_MINUS
 from tinyvlm_cli.results import ScoreRow
+from tinyvlm_cli.statistics import METHODS
 
 
 def footnotes(
@@ -23,6 +24,8 @@ def footnotes(
     if not published and not ours:
         found.append("No run has scores for this table: train one (tinyvlm train), then answer benchmarks with it "
                      "(tinyvlm eval)")  # fmt: skip
+    if table.intervals and any(row.interval for row in ours):
+        found.append(METHODS[0])
     found += _scorers(ours, labels) + _judges(ours, labels) + _unjudged(ours)
     found += [note for entry in entries(ours) if len(entry.seeds) > 1 for note in _seeds(entry, table)]
     found += [_clash(*claim, runs) for claim, runs in clashes(ours).items()]

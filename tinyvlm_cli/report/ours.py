@@ -82,6 +82,14 @@ def cell(entry: Entry, column: Column, images: str) -> Cell:
     return Cell(one_decimal(mean) + spread, round(mean, 1))
 
 
+def interval(entry: Entry, column: Column) -> Cell:
+    """The score's 95% interval; a dash where there is none, as for a part of a score or the mean of several seeds."""
+    rows = [row for row in entry.rows if row.benchmark == column.benchmark and row.images == REAL and row.interval]
+    if len(rows) != 1 or len(entry.seeds) > 1 or column.detail or rows[0].interval is None:
+        return Cell(DASH)
+    return Cell(" to ".join(map(one_decimal, rows[0].interval)))
+
+
 def number(row: ScoreRow, column: Column) -> float | None:
     """The value that a row has for a column. Raises UserError where its details hold something else there."""
     value: Any = row.value if not column.detail else row.details

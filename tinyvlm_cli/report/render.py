@@ -16,7 +16,7 @@ from tinyvlm_cli.command_config import Format
 from tinyvlm_cli.report.sheet import PLUS_MINUS, Cell, Kind, Line, Rank, Record, Sheet
 
 SUFFIXES = {Format.terminal: "txt", Format.markdown: "md", Format.latex: "tex", Format.csv: "csv"}
-STYLES = {Kind.blind: "dim", Kind.difference: "dim italic"}
+STYLES = {Kind.interval: "dim", Kind.blind: "dim", Kind.difference: "dim italic"}
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", PLUS_MINUS: r"$\pm$",
 }  # fmt: skip

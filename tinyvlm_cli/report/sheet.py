@@ -12,6 +12,7 @@ class Kind(Enum):
 
     published = "published"
     ours = "ours"
+    interval = "interval"  # of ours: where 95% of repetitions with other questions would lie
     blind = "blind"  # ours, answered with images shuffled between questions
     difference = "difference"  # ours less published
 

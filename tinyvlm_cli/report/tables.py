@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from tinyvlm_cli.command_config import Published, Table
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.report import notes
-from tinyvlm_cli.report.ours import REAL, SHUFFLED, Entry, cell, choices, entries
+from tinyvlm_cli.report.ours import REAL, SHUFFLED, Entry, cell, choices, entries, interval
 from tinyvlm_cli.report.published import PublishedScore
 from tinyvlm_cli.report.records import records
 from tinyvlm_cli.report.sheet import DASH, Cell, Kind, Line, Rank, Sheet, one_decimal
@@ -124,9 +124,12 @@ def _published_line(table: Table, model: Model) -> Line:
 
 
 def _own_lines(table: Table, entry: Entry) -> list[Line]:
-    """The scores, and the blind control's where there are any."""
+    """The scores, and where they are asked for their intervals and the blind control's."""
     heads = tuple(entry.head(field) for field in table.heads)
     lines = [Line(Kind.ours, heads, tuple(cell(entry, column, REAL) for column in table.columns))]
+    if table.intervals:
+        cells = tuple(interval(entry, column) for column in table.columns)
+        lines.append(Line(Kind.interval, _called(table, "95% interval"), cells))
     if table.blind and any(row.images == SHUFFLED for row in entry.rows):
         cells = tuple(cell(entry, column, SHUFFLED) for column in table.columns)
         lines.append(Line(Kind.blind, _called(table, "images shuffled"), cells))

@@ -1,0 +1,112 @@
+"""The report as one HTML file that opens from disk: tables, charts, configurations, and where two runs disagree."""
+
+import json
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from jinja2 import Environment, PackageLoader
+
+from tinyvlm_cli.report.sheet import Kind, Line, Sheet
+from tinyvlm_cli.results import Run, read_jsonl
+
+MAIN = (Kind.published, Kind.ours)  # a line of another kind belongs to the one above it
+MOST = 200  # questions of a benchmark in the page
+LONGEST = 600  # characters of a prompt or an answer
+SEED = 0
+
+
+def page(sheets: Sequence[Sheet], runs: Sequence[Run], *, charts: Iterable[tuple[str, str]]) -> str:
+    """The file's text. charts: title and SVG of each"""
+    template = Environment(loader=PackageLoader("tinyvlm_cli.report", "."), autoescape=True).get_template(
+        "page.html.j2"
+    )
+    data = {
+        "runs": {run.folder.name: configuration(run) for run in runs},
+        "questions": disagreements(runs),
+    }
+    return template.render(
+        sheets=[(sheet, _blocks(sheet)) for sheet in sheets],
+        charts=list(charts),
+        # Inside of a script element nothing but its end is special.
+        data=json.dumps(data, ensure_ascii=False).replace("</", "<\\/"),
+        runs=[run.folder.name for run in runs],
+    )
+
+
+def configuration(run: Run) -> dict[str, str]:
+    """A run's resolved configuration and versions, as dotted names and values."""
+    found: dict[str, str] = {}
+    path = run.folder / "config.yaml"
+    if path.is_file():
+        _flatten(yaml.safe_load(path.read_text(encoding="utf-8")), "", found)
+    _flatten(run.made_with, "made_with.", found)
+    return found
+
+
+def disagreements(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
+    """Benchmark -> questions whose scores differ between any two runs: at most MOST of each, drawn at random.
+
+    A question has its prompt, and for each run that was asked it (score 0..1, answer).
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    folders: dict[str, dict[str, Path]] = {}
+    for run in runs:
+        for path in sorted(run.folder.glob("eval/*/*/per_question.json")):
+            if "." not in path.parent.name:  # not a blind control
+                folders.setdefault(path.parent.name, {})[run.folder.name] = path.parent
+    for benchmark, of_runs in folders.items():
+        scores = {name: json.loads((path / "per_question.json").read_text("utf-8")) for name, path in of_runs.items()}
+        keys = {
+            key
+            for one, other in combinations(scores.values(), 2)
+            for key, value in one.items()
+            if key in other and other[key] != value
+        }
+        if not keys:
+            continue
+        chosen = np.random.default_rng(SEED).permutation(sorted(keys))[:MOST].tolist()
+        texts = {name: _answers(path, set(chosen)) for name, path in of_runs.items()}
+        found[benchmark] = [_question(key, scores, texts) for key in chosen]
+    return found
+
+
+def _question(
+    key: str, scores: dict[str, dict[str, float]], texts: dict[str, dict[str, tuple[str, str]]]
+) -> dict[str, Any]:
+    prompts = [prompt for answers in texts.values() for prompt, _ in [answers.get(key, ("", ""))] if prompt]
+    said = {name: (values[key], texts[name].get(key, ("", ""))[1]) for name, values in scores.items() if key in values}
+    return {"key": key, "prompt": prompts[0] if prompts else "", "runs": said}
+
+
+def _answers(folder: Path, keys: set[str]) -> dict[str, tuple[str, str]]:
+    """Prompt and answer of the questions with these keys."""
+    return {
+        record["key"]: (record["prompt"][:LONGEST], record["text"][:LONGEST])
+        for path in sorted(folder.glob("answers-*.jsonl"))
+        for record in read_jsonl(path)
+        if record.get("key") in keys
+    }
+
+
+def _blocks(sheet: Sheet) -> list[list[Line]]:
+    """Lines that stay together when the table is sorted."""
+    blocks: list[list[Line]] = []
+    for section in sheet.sections:
+        for line in section:
+            if line.kind in MAIN or not blocks:
+                blocks.append([line])
+            else:
+                blocks[-1].append(line)
+    return blocks
+
+
+def _flatten(node: Any, name: str, into: dict[str, str]) -> None:
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            _flatten(value, f"{name}{key}.", into)
+    else:
+        into[name.rstrip(".")] = json.dumps(node, ensure_ascii=False) if isinstance(node, list) else str(node)
