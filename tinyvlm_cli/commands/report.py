@@ -70,8 +70,7 @@ def _write_page(sheets: list[Sheet], folder: Path, results_dir: Path) -> Path:
     runs = _runs(sheets, results_dir)
     with TemporaryDirectory() as scratch:
         for sheet in sheets:
-            drawn = [path for path in draw_charts(sheet, Path(scratch)) if path.suffix == ".svg"]
-            charts += [(sheet.title, _svg(path)) for path in drawn]
+            charts += [(sheet.title, _svg(path)) for path in draw_charts(sheet, Path(scratch), ["svg"])]
         if curves := losses(runs, results_dir):
             path = Path(scratch) / "loss.svg"
             draw_losses(curves, path)

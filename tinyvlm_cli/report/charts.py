@@ -22,14 +22,17 @@ class Series:
     is_ours: bool
 
 
-def draw_charts(sheet: Sheet, folder: Path) -> list[Path]:
-    """Write the sheet's charts, each as PNG and SVG; none where there are no scores. Returns the files."""
+def draw_charts(sheet: Sheet, folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Write the sheet's charts in each format; none where there are no scores. Returns the files."""
     columns, series = _series(sheet)
     charts: dict[str, Callable[[Any, Sequence[str], Sequence[Series]], None]] = {"bars": _bars}
     if len(columns) >= 3:
         charts["radar"] = _radar
     return [
-        path for name, draw in charts.items() if series for path in _write(sheet, name, draw, columns, series, folder)
+        path
+        for name, draw in charts.items()
+        if series
+        for path in _write(sheet, name, draw, columns, series, folder, formats)
     ]
 
 
@@ -57,6 +60,7 @@ def _write(  # noqa: PLR0917
     columns: Sequence[str],
     series: Sequence[Series],
     folder: Path,
+    formats: Sequence[str],
 ) -> list[Path]:
     import matplotlib as mpl
 
@@ -68,7 +72,7 @@ def _write(  # noqa: PLR0917
     draw(figure, columns, series)
     figure.suptitle(sheet.title, fontsize=10, x=0.01, ha="left")
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{sheet.name}-{name}.{suffix}" for suffix in FORMATS]
+    paths = [folder / f"{sheet.name}-{name}.{suffix}" for suffix in formats]
     for path in paths:
         figure.savefig(path, dpi=130, bbox_inches="tight", metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)

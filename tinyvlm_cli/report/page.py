@@ -1,8 +1,8 @@
 """The report as one HTML file that opens from disk: tables, charts, configurations, and where two runs disagree."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import yaml
 from jinja2 import Environment, PackageLoader
 
 from tinyvlm_cli.report.sheet import Kind, Line, Sheet
-from tinyvlm_cli.results import Run, read_jsonl
+from tinyvlm_cli.results import Run
 
 MAIN = (Kind.published, Kind.ours)  # a line of another kind belongs to the one above it
 MOST = 200  # questions of a benchmark in the page
 LONGEST = 600  # characters of a prompt or an answer
 SEED = 0
+KEY = re.compile(rb'"key": ("(?:[^"\\\\]|\\\\.)*")')  # of an answer's line
 
 
 def page(sheets: Sequence[Sheet], runs: Sequence[Run], *, charts: Iterable[tuple[str, str]]) -> str:
@@ -48,30 +49,35 @@ def configuration(run: Run) -> dict[str, str]:
 
 
 def disagreements(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
-    """Benchmark -> questions whose scores differ between any two runs: at most MOST of each, drawn at random.
+    """Benchmark -> questions whose scores are not the same for all runs: at most MOST of each, drawn at random.
 
     A question has its prompt, and for each run that was asked it (score 0..1, answer).
     """
-    found: dict[str, list[dict[str, Any]]] = {}
     folders: dict[str, dict[str, Path]] = {}
     for run in runs:
         for path in sorted(run.folder.glob("eval/*/*/per_question.json")):
             if "." not in path.parent.name:  # not a blind control
                 folders.setdefault(path.parent.name, {})[run.folder.name] = path.parent
+    found = {}
     for benchmark, of_runs in folders.items():
         scores = {name: json.loads((path / "per_question.json").read_text("utf-8")) for name, path in of_runs.items()}
-        keys = {
-            key
-            for one, other in combinations(scores.values(), 2)
-            for key, value in one.items()
-            if key in other and other[key] != value
-        }
-        if not keys:
-            continue
-        chosen = np.random.default_rng(SEED).permutation(sorted(keys))[:MOST].tolist()
-        texts = {name: _answers(path, set(chosen)) for name, path in of_runs.items()}
-        found[benchmark] = [_question(key, scores, texts) for key in chosen]
+        if keys := _differing(list(scores.values())):
+            texts = {name: _answers(path, keys) for name, path in of_runs.items()}
+            found[benchmark] = [_question(key, scores, texts) for key in keys]
     return found
+
+
+def _differing(scores: Sequence[dict[str, float]]) -> list[str]:
+    """Keys with more than one score, drawn at random."""
+    everything = list(dict.fromkeys(key for one in scores for key in one))
+    chosen = []
+    for place in np.random.default_rng(SEED).permutation(len(everything)):
+        key = everything[place]
+        if len({one[key] for one in scores if key in one}) > 1:
+            chosen.append(key)
+            if len(chosen) == MOST:
+                break
+    return chosen
 
 
 def _question(
@@ -82,14 +88,18 @@ def _question(
     return {"key": key, "prompt": prompts[0] if prompts else "", "runs": said}
 
 
-def _answers(folder: Path, keys: set[str]) -> dict[str, tuple[str, str]]:
-    """Prompt and answer of the questions with these keys."""
-    return {
-        record["key"]: (record["prompt"][:LONGEST], record["text"][:LONGEST])
-        for path in sorted(folder.glob("answers-*.jsonl"))
-        for record in read_jsonl(path)
-        if record.get("key") in keys
-    }
+def _answers(folder: Path, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Prompt and answer of the questions with these keys. The other lines, mostly many more, are not parsed."""
+    wanted = {json.dumps(key, ensure_ascii=False).encode() for key in keys}
+    found = {}
+    for path in sorted(folder.glob("answers-*.jsonl")):
+        with path.open("rb") as file:
+            for line in file:
+                match = KEY.search(line)
+                if match and match[1] in wanted:
+                    record = json.loads(line)
+                    found[record["key"]] = (record["prompt"][:LONGEST], record["text"][:LONGEST])
+    return found
 
 
 def _blocks(sheet: Sheet) -> list[list[Line]]:
