@@ -21,6 +21,7 @@ LAYERS = [
         "shipped",
         "compose",
         "explain",
+        "grid",
         "sweep_source",
         "completion",
         "components",

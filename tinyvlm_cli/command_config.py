@@ -188,6 +188,22 @@ class Mix:
 
 
 @dataclass
+class Assumed:
+    """What a GPU is taken to reach where `tinyvlm bench train` has not measured a stage."""
+
+    tflops: float = MISSING  # 1e12 operations a second of a large matrix product on one GPU
+    mfu: float = MISSING  # share of them that the operations needed by training reach
+
+
+@dataclass
+class Plan(Train):
+    """`tinyvlm plan`."""
+
+    mixes: dict[str, Mix] = MISSING  # split -> its samples
+    assumed: Assumed = field(default_factory=Assumed)
+
+
+@dataclass
 class Bench(Train):
     """`tinyvlm bench train` and `tinyvlm bench data`."""
 

@@ -31,6 +31,7 @@ from tinyvlm_cli import command_config
 from tinyvlm_cli.config import Train
 from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError
 from tinyvlm_cli.explain import check_settings, explain, sorted_words, with_text_quoted
+from tinyvlm_cli.grid import points
 from tinyvlm_cli.logs import set_up
 from tinyvlm_cli.nodes import this_node
 from tinyvlm_cli.shipped import PACKAGE, conf_dir, sweeps_dir
@@ -38,7 +39,7 @@ from tinyvlm_cli.sweep_source import SweepSource
 
 SCHEMAS: dict[str, type] = {
     "train": Train,
-    "plan": Train,
+    "plan": command_config.Plan,
     "eval": command_config.Eval,
     "score": command_config.Score,
     "report": command_config.Report,
@@ -49,6 +50,9 @@ SCHEMAS: dict[str, type] = {
     "bench": command_config.Bench,
     "demo": command_config.Demo,
 }
+
+TOGETHER = frozenset({"plan"})  # commands that look at all points of a grid before they say anything
+MULTIRUN = frozenset({"-m", "--multirun"})
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,9 @@ def run_command(name: str, words: list[str]) -> int:
     argv, sys.argv = sys.argv, [program, *flags, *settings]
     set_up()
     try:
+        if name in TOGETHER and set(flags) <= MULTIRUN:
+            command = importlib.import_module(f"tinyvlm_cli.commands.{name}")
+            return _conclude(name, command.run_together(points(name, settings, is_grid=bool(flags))))
         entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)
         entry(job)()
     except (HydraException, OmegaConfBaseException) as error:
@@ -130,8 +137,6 @@ def _outcome(name: str, composed: DictConfig) -> Outcome:
     command = importlib.import_module(f"tinyvlm_cli.commands.{name}")
     try:
         return Outcome(words, command.run(typed(composed, SCHEMAS[name])))
-    except OmegaConfBaseException as error:
-        return Outcome(words, MISTAKE, UserError(explain(error, SCHEMAS[name])))
     except UserError as error:
         return Outcome(words, MISTAKE, error)
     except WorkerError as error:
@@ -139,13 +144,17 @@ def _outcome(name: str, composed: DictConfig) -> Outcome:
 
 
 def typed(composed: DictConfig, kind: type) -> Any:
-    """The dataclass of a composed configuration. Raises UserError with everything that is not set."""
+    """The dataclass of a composed configuration. Raises UserError with everything that is not set, or does not fit."""
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise UserError("\n".join(f"{key}: not set; add {key}=..." for key in missing))
-    # Merging again refuses keys that `+key=` has added past the schema.
-    plain = OmegaConf.create(OmegaConf.to_container(composed, resolve=True))
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), plain))
+    try:
+        # Merging again refuses keys that `+key=` has added past the schema.
+        plain = OmegaConf.to_container(composed, resolve=True)
+        assert isinstance(plain, dict)
+        return OmegaConf.to_object(OmegaConf.unsafe_merge(OmegaConf.structured(kind), plain))
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error, kind)) from error
 
 
 def _conclude(name: str, outcomes: list[Outcome]) -> int:

@@ -238,7 +238,7 @@ class Engine:
 
 @dataclass
 class Train:
-    """`tinyvlm train` and `tinyvlm plan`."""
+    """`tinyvlm train`; the settings of `plan` and `bench` begin with these."""
 
     llm: LLM = field(default_factory=LLM)
     vision: Vision = field(default_factory=Vision)

@@ -10,7 +10,7 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.llm import blank_llm, llm_config
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.shipped import conf_dir
-from tinyvlm_cli.train.estimate import estimate, meta_model
+from tinyvlm_cli.train.estimate import estimate, meta_model, sizes
 from tinyvlm_cli.train.optim import count
 
 PHI_SIGLIP_SHARE = ("llm=phi2", "vision=siglip", "recipe=share")
@@ -94,7 +94,7 @@ def test_tokens_of_an_image(words: tuple[str, ...], tokens: int) -> None:
 def test_share_trains_the_papers_parts_in_the_papers_steps() -> None:
     config = planned(*PHI_SIGLIP_SHARE)
     model = meta_model(config)
-    figures = {name: estimate(config, stage, model) for name, stage in config.recipe.stages.items()}
+    figures = {name: estimate(config, stage, sizes(model, stage)) for name, stage in config.recipe.stages.items()}
     assert {name: figure.steps for name, figure in figures.items()} == {
         "pretrain": 2180, "caption_pretrain": 4870, "finetune": 5197
     }  # fmt: skip
@@ -108,7 +108,7 @@ def test_share_trains_the_papers_parts_in_the_papers_steps() -> None:
 def test_share_trains_the_useful_upper_half_of_clip() -> None:
     config = planned("llm=smollm2", "vision=clip", "recipe=share")
     model = meta_model(config)
-    trained = estimate(config, config.recipe.stages["caption_pretrain"], model).trained["vision"]
+    trained = sizes(model, config.recipe.stages["caption_pretrain"]).trained["vision"]
     assert (len(model.vision.stacks[0]), trained) == (23, 138_558_464)
 
 

@@ -12,7 +12,7 @@ from tinyvlm_cli.config import Lora, Parts, Stage, Tune
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.tuning import choose_trained, is_adapter, merge_adapters
 from tinyvlm_cli.model.vlm import VLM
-from tinyvlm_cli.train.estimate import estimate, meta_model, untrainable
+from tinyvlm_cli.train.estimate import Models, untrainable
 
 LORA = Lora(rank=4, alpha=8, dropout=0.0)
 
@@ -48,8 +48,7 @@ def test_adapters_stand_beside_every_linear_layer_but_the_head() -> None:
 
 def test_phi2_has_the_references_number_of_low_rank_parameters() -> None:
     config = planned("llm=phi2", "vision=siglip", "recipe=lora")
-    figures = [estimate(config, one, meta_model(config)) for one in config.recipe.stages.values()]
-    assert figures[1].trained == {"vision": 0, "connector": 9_507_840, "llm": 188_743_680}
+    assert Models().sizes(config, "finetune").trained == {"vision": 0, "connector": 9_507_840, "llm": 188_743_680}
 
 
 def test_merged_updates_answer_like_the_model_that_learned_them(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from small import STEPS, micro_batches, small_vlm
 
 from tinyvlm_cli.config import Engine as EngineSettings
 from tinyvlm_cli.config import Optim, Precision
-from tinyvlm_cli.model.tuning import PARTS
+from tinyvlm_cli.model.stage_parts import PARTS
 from tinyvlm_cli.train.engine import Engine, start_process_group
 from tinyvlm_cli.worker import leave
 

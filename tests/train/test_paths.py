@@ -67,7 +67,7 @@ if torch.cuda.is_available():
     from tinyvlm_cli.model import attention_cudnn
     from tinyvlm_cli.model.attention import attend
     from tinyvlm_cli.model.attention_row import row_of_lengths
-    from tinyvlm_cli.model.tuning import PARTS
+    from tinyvlm_cli.model.stage_parts import PARTS
     from tinyvlm_cli.train.engine import Engine, start_process_group
 
     LARGER: dict[str, Any] = {

@@ -1,69 +1,114 @@
 """Show what `tinyvlm train` would do with the same words; nothing is started."""
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.tree import Tree
 
-from tinyvlm_cli.config import Train
-from tinyvlm_cli.model.tuning import how_trained
-from tinyvlm_cli.train.bench_result import last_result
-from tinyvlm_cli.train.estimate import Estimate, estimate, meta_model
-from tinyvlm_cli.train.job import is_done, stage_dir
-from tinyvlm_cli.train.stages import StageNode, continued, run_folder, run_name, stage_nodes, stage_split
+from tinyvlm_cli.command_config import Plan
+from tinyvlm_cli.commands.plan_grid import Cell, print_grid, short
+from tinyvlm_cli.compose import Outcome, typed
+from tinyvlm_cli.errors import MISTAKE, UserError
+from tinyvlm_cli.grid import Point
+from tinyvlm_cli.model.stage_parts import how_trained
+from tinyvlm_cli.train.estimator import Estimator
+from tinyvlm_cli.train.planned import PlannedRun, PlannedStage, begin
+from tinyvlm_cli.train.stages import stage_split
+
+T = TypeVar("T")
 
 
-def run(config: Train) -> int:
+def run(config: Plan) -> int:
     """Print the stages of the run with their figures. Returns the exit code."""
-    config = continued(config)
-    nodes = stage_nodes(config)
-    model = meta_model(config)
-    tree = Tree(f"[bold]{run_name(config)}[/bold]")
-    for node in nodes:
-        tree.add(_describe(config, node, estimate(config, config.recipe.stages[node.name], model)))
-    console = Console(highlight=False)
-    console.print(tree)
-    figure = estimate(config, config.recipe.stages[nodes[0].name], model)
-    parts = ", ".join(f"{part} {number:,}" for part, number in figure.every.items())
-    console.print(f"parameters kept in memory: {parts}", soft_wrap=True)
-    console.print(f"{figure.tokens_per_image} tokens an image", soft_wrap=True)
-    console.print(f"run folder: {Path(config.results_dir) / 'runs' / run_folder(config, nodes)}", soft_wrap=True)
-    console.print("an epoch's last, incomplete step is dropped", soft_wrap=True)
+    with Estimator() as estimator:
+        print_run(begin(config, estimator)())
     return 0
 
 
-def _describe(config: Train, node: StageNode, figure: Estimate) -> str:
-    stage = config.recipe.stages[node.name]
+def run_together(points: Iterator[Point]) -> list[Outcome]:
+    """Print one run's stages, or one line for each run of a grid and what they come to together."""
+    with Estimator() as estimator:
+        begun = [(point.words, _tried(partial(_begin, point, estimator))) for point in points]
+        cells = [Cell(words, one if isinstance(one, UserError) else _tried(one)) for words, one in begun]
+    if len(cells) > 1:
+        print_grid(cells)
+    elif isinstance(cells[0].planned, PlannedRun):
+        print_run(cells[0].planned)
+    errors = [cell.planned if isinstance(cell.planned, UserError) else None for cell in cells]
+    return [Outcome(cell.words, MISTAKE if error else 0, error) for cell, error in zip(cells, errors, strict=True)]
+
+
+def _begin(point: Point, estimator: Estimator) -> Callable[[], PlannedRun]:
+    return begin(typed(point.composed, Plan), estimator)
+
+
+def _tried(work: Callable[[], T]) -> T | UserError:
+    """What `work` gives, or its error, which is kept for the end so that it hides no other run."""
+    try:
+        return work()
+    except UserError as error:
+        return error
+
+
+def print_run(planned: PlannedRun) -> None:
+    """The run as a tree of its stages."""
+    tree = Tree(f"[bold]{planned.name}[/bold]")
+    for one in planned.stages:
+        tree.add("\n".join(_lines(planned, one)))
+    console = Console(highlight=False)
+    console.print(tree)
+    figure = planned.stages[0].figure
+    parts = ", ".join(f"{part} {number:,}" for part, number in figure.every.items())
+    console.print(f"parameters kept in memory: {parts}", soft_wrap=True)
+    console.print(f"{figure.tokens_per_image} tokens an image", soft_wrap=True)
+    console.print(f"run folder: {planned.folder}", soft_wrap=True)
+    console.print("an epoch's last, incomplete step is dropped", soft_wrap=True)
+
+
+def _lines(planned: PlannedRun, one: PlannedStage) -> list[str]:
+    stage, figure = one.stage, one.figure
     trained = {part: number for part, number in figure.trained.items() if number}
     names = {part: part if (how := how_trained(stage, part)) == "full" else f"{part} ({how})" for part in trained}
-    return "\n".join(
-        [
-            f"[bold]{node.name}[/bold]  {_state(config, node)}",
-            f"{figure.steps:,} steps of {stage.samples_per_step} samples, lr {stage.lr:g}, "
-            f"{stage.image_mode.value} images, {stage.prompt.value} prompt",
-            f"{figure.samples:,} samples in {Path(stage_split(config, stage.split).annotations).name}",
-            "trains " + ", ".join(f"{names[part]} {number:,}" for part, number in trained.items()),
-            _cost(config, node.name, figure),
-        ]
+    return [
+        f"[bold]{one.node.name}[/bold]  {one.state}",
+        f"{figure.steps:,} steps of {stage.samples_per_step} samples, lr {stage.lr:g}, "
+        f"{stage.image_mode.value} images, {stage.prompt.value} prompt",
+        f"{figure.samples:,} samples in {Path(stage_split(planned.config, stage.split).annotations).name}",
+        "trains " + ", ".join(f"{names[part]} {number:,}" for part, number in trained.items()),
+        _work(one),
+        _cost(planned, one),
+        _space(planned, one),
+    ]
+
+
+def _work(one: PlannedStage) -> str:
+    """Tokens and operations, by the mean lengths of the split's samples."""
+    if one.figure.tokens is None or one.figure.operations is None:
+        unknown = "tokens and PFLOP" if one.measured else "tokens, PFLOP and GPU-hours"
+        return f"{unknown} not known: mixes says nothing about split '{one.stage.split}'"
+    return f"{short(one.figure.tokens / 1e6)} million tokens, {short(one.figure.operations / 1e15)} PFLOP needed"
+
+
+def _cost(planned: PlannedRun, one: PlannedStage) -> str:
+    """GPU-hours, and where they are from."""
+    hours, result, config = one.gpu_hours, one.measured, planned.config
+    if result is not None:
+        memory = f", {result.memory_gib:.0f} GiB" if result.memory_gib else ""
+        return f"{hours:.3g} GPU-hours on {result.device}{memory} (measured {result.made_with['time'][:10]})"
+    bench = (
+        f"not measured yet: tinyvlm bench train llm={config.llm.name} vision={config.vision.name} "
+        f"connector={config.connector['name']} recipe={config.recipe.name} stage={one.node.name}"
     )
+    rate = f"{config.assumed.mfu:.0%} of {config.assumed.tflops:g} TFLOP/s"
+    return bench if hours is None else f"{hours:.3g} GPU-hours assumed, at {rate}\n{bench}"
 
 
-def _cost(config: Train, name: str, figure: Estimate) -> str:
-    """GPU-hours and memory by the last measurement of the same work."""
-    stage = config.recipe.stages[name]
-    result = last_result(config, stage)
-    if result is None:
-        return (
-            f"not measured yet: tinyvlm bench train llm={config.llm.name} vision={config.vision.name} "
-            f"connector={config.connector['name']} recipe={config.recipe.name} stage={name}"
-        )
-    hours = result.gpu_hours(figure.steps * stage.samples_per_step)
-    memory = f", {result.memory_gib:.0f} GiB" if result.memory_gib else ""
-    return f"{hours:.3g} GPU-hours on {result.device}{memory} (measured {result.made_with['time'][:10]})"
-
-
-def _state(config: Train, node: StageNode) -> str:
-    folder = stage_dir(config, node.folder)
-    if is_done(folder):
-        return "done"
-    return "to resume" if (folder / "checkpoints" / "latest").exists() else "to do"
+def _space(planned: PlannedRun, one: PlannedStage) -> str:
+    """Memory of a GPU, without what a step's activations take, and disk."""
+    gpus = planned.config.engine.gpus or 1
+    engine = f"ZeRO-{planned.config.engine.zero} on {gpus} GPU{'s' if gpus > 1 else ''}"
+    held = "not worked out for 4-bit weights" if one.held_bytes is None else f"{one.held_bytes / 2**30:.3g} GiB"
+    return f"GPU memory held all the time: {held} ({engine}); weights on disk: {one.written_bytes / 1e9:.3g} GB"

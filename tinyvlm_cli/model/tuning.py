@@ -1,4 +1,4 @@
-"""What a stage trains of the model: all of a part, its upper layers, or low-rank updates of it."""
+"""The model as a stage trains it: all of a part, its upper layers, or low-rank updates of it."""
 
 import torch
 from torch import Tensor, nn
@@ -6,31 +6,11 @@ from transformers import PreTrainedModel
 
 from tinyvlm_cli.config import Lora, Stage, Tune
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.model.stage_parts import ADAPTED, PARTS
 from tinyvlm_cli.model.vision import layers_of
 from tinyvlm_cli.model.vlm import VLM
 
-PARTS = ("vision", "connector", "llm")
-ADAPTED = (Tune.lora, Tune.qlora)
 MARK = ".lora_"  # in the names of an adapter's tensors: peft's
-
-
-def trained_parts(stage: Stage) -> list[str]:
-    """The parts that a stage changes."""
-    return [part for part in PARTS if getattr(stage.train, part) is not Tune.frozen]
-
-
-def four_bit_parts(stage: Stage) -> list[str]:
-    """The parts that a stage keeps in 4 bits."""
-    return [part for part in PARTS if getattr(stage.train, part) is Tune.qlora]
-
-
-def how_trained(stage: Stage, part: str) -> str:
-    """What a stage trains of a part, in words: "full", "full from layer 12", "lora of rank 128"."""
-    tune: Tune = getattr(stage.train, part)
-    if tune in ADAPTED and stage.lora:
-        return f"{tune.value} of rank {stage.lora.rank}"
-    first = {"vision": stage.vision_from_layer, "llm": stage.llm_from_layer}.get(part, 0)
-    return f"{tune.value} from layer {first}" if tune is Tune.full and first else tune.value
 
 
 def choose_trained(model: VLM, stage: Stage) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyvlm_cli.config import Stage, Train
-from tinyvlm_cli.model.tuning import how_trained, trained_parts
+from tinyvlm_cli.model.stage_parts import how_trained, trained_parts
 
 RESULT = "bench.json"
 

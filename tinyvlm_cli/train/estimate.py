@@ -1,36 +1,44 @@
 """What a stage would take, worked out without weights, images or a GPU."""
 
 import copy
+import json
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from tinyvlm_cli.command_config import Mix
 from tinyvlm_cli.components import build
 from tinyvlm_cli.config import Stage, Train
+from tinyvlm_cli.data.batch import Work
 from tinyvlm_cli.data.packing import num_steps
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.attention import unsupported
 from tinyvlm_cli.model.connectors import Connector
 from tinyvlm_cli.model.llm import blank_llm
 from tinyvlm_cli.model.pretrained import check_four_bit
-from tinyvlm_cli.model.tuning import PARTS, choose_trained, four_bit_parts
+from tinyvlm_cli.model.stage_parts import ADAPTED, PARTS, four_bit_parts
+from tinyvlm_cli.model.tuning import choose_trained
 from tinyvlm_cli.model.vision import blank_vision
 from tinyvlm_cli.model.vlm import VLM
+from tinyvlm_cli.train.figures import Estimate
+from tinyvlm_cli.train.flops import Flops, training_flops
 from tinyvlm_cli.train.optim import count
 from tinyvlm_cli.train.stages import stage_split
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A stage in figures."""
+class Sizes:
+    """A stage's model in figures."""
 
-    samples: int  # published number of records of the split
-    steps: int  # optimizer steps
     every: dict[str, int]  # parameters of each part as kept in memory
-    trained: dict[str, int]  # of which this stage changes
+    trained: dict[str, int]  # of which the stage changes
     tokens_per_image: int
+    flops: Flops
 
 
 def meta_model(config: Train) -> VLM:
@@ -78,18 +86,77 @@ def untrainable(config: Train, stages: Iterable[str]) -> list[str]:
     return findings
 
 
-def estimate(config: Train, stage: Stage, model: VLM) -> Estimate:
-    """The figures of one stage. An epoch's last, incomplete step is dropped, as in training."""
-    samples = stage_split(config, stage.split).count
-    model = copy.deepcopy(model)  # a stage's adapters are not the next one's
+def sizes(model: VLM, stage: Stage) -> Sizes:
+    """Of the model as `stage` trains it. What of `model`, on the meta device, is trained may be changed."""
+    if any(getattr(stage.train, part) in ADAPTED for part in PARTS):
+        model = copy.deepcopy(model)  # a stage's adapters are not the next one's
     choose_trained(model, stage)
     figures = {part: count(getattr(model, part)) for part in PARTS}
-    return Estimate(
-        samples=samples,
-        steps=num_steps(
-            samples, samples_per_step=stage.samples_per_step, epochs=stage.epochs, max_steps=stage.max_steps
-        ),
+    return Sizes(
         every={part: every for part, (every, _) in figures.items()},
         trained={part: trained for part, (_, trained) in figures.items()},
         tokens_per_image=model.connector.num_tokens(model.vision.num_patches),
+        flops=training_flops(model),
+    )
+
+
+class Models:
+    """Sizes of many stages' models. What a model and its sizes depend on decides whether they are worked out again."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, VLM] = {}
+        self._sizes: dict[str, Sizes] = {}
+
+    def sizes(self, config: Train, name: str) -> Sizes:
+        """Of the run's model as the recipe's stage `name` trains it."""
+        stage = config.recipe.stages[name]
+        parts = _written(config.llm, config.vision, config.connector)
+        trained = parts + _written(stage.train, stage.vision_from_layer, stage.llm_from_layer, stage.lora)
+        if trained not in self._sizes:
+            if parts not in self._models:
+                self._models[parts] = meta_model(config)
+            try:
+                self._sizes[trained] = sizes(self._models[parts], stage)
+            except UserError as error:
+                raise UserError(f"recipe.stages.{name}: {error}") from None
+        return self._sizes[trained]
+
+
+def _written(*settings: Any) -> str:
+    return json.dumps(settings, default=lambda one: one.value if isinstance(one, Enum) else asdict(one), sort_keys=True)
+
+
+def estimate(config: Train, stage: Stage, model: Sizes, *, mix: Mix | None = None) -> Estimate:
+    """The figures of one stage. An epoch's last, incomplete step is dropped, as in training.
+
+    mix: the split's samples, where they are known
+    """
+    samples = stage_split(config, stage.split).count
+    steps = num_steps(samples, samples_per_step=stage.samples_per_step, epochs=stage.epochs, max_steps=stage.max_steps)
+    num, longest = steps * stage.samples_per_step, config.llm.max_length
+    work = expected_work(mix, num, tokens_per_image=model.tokens_per_image, max_length=longest) if mix else None
+    return Estimate(
+        samples=samples,
+        steps=steps,
+        every=model.every,
+        trained=model.trained,
+        tokens_per_image=model.tokens_per_image,
+        tokens=work.tokens if work else None,
+        operations=model.flops.of(work) if work else None,
+    )
+
+
+def expected_work(mix: Mix, num: int, *, tokens_per_image: int, max_length: int) -> Work:
+    """That of `num` samples of which `mix` gives the means; their texts are log-normal, as bench draws them.
+
+    A cut of single long samples is left out; no more is counted than if all of them were `max_length` long.
+    """
+    with_image = 1 - mix.text_only
+    tokens = mix.text + with_image * tokens_per_image
+    square = mix.text**2 * math.exp(mix.spread**2) + with_image * tokens_per_image * (2 * mix.text + tokens_per_image)
+    return Work(
+        tokens=round(num * min(tokens, max_length)),
+        squares=round(num * min(square, max_length**2)),
+        images=round(num * with_image),
+        supervised=round(num * mix.text * mix.supervised),
     )

@@ -24,7 +24,8 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.attention import register
 from tinyvlm_cli.model.llm import load_tokenizer
 from tinyvlm_cli.model.pretrained import DTYPES
-from tinyvlm_cli.model.tuning import ADAPTED, PARTS, choose_trained, four_bit_parts, trained_parts
+from tinyvlm_cli.model.stage_parts import ADAPTED, PARTS, four_bit_parts, part_rates, trained_parts
+from tinyvlm_cli.model.tuning import choose_trained
 from tinyvlm_cli.model.vlm import LOGITS_AT_ONCE, VLM
 from tinyvlm_cli.train.engine import Engine, start_process_group
 from tinyvlm_cli.train.flops import training_flops
@@ -32,7 +33,7 @@ from tinyvlm_cli.train.job import StageJob
 from tinyvlm_cli.train.layers import compile_layers
 from tinyvlm_cli.train.memory import Layout, fit
 from tinyvlm_cli.train.meter import Meter
-from tinyvlm_cli.train.optim import GradientCheck, count, lr_at, part_rates
+from tinyvlm_cli.train.optim import GradientCheck, count, lr_at
 from tinyvlm_cli.train.stages import stage_split
 
 log = logging.getLogger(__name__)

@@ -7,22 +7,16 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from tinyvlm_cli.config import Optim, Stage
+from tinyvlm_cli.config import Optim
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.model.tuning import PARTS
+from tinyvlm_cli.model.stage_parts import PARTS
 from tinyvlm_cli.model.vlm import VLM
-
-
-def part_rates(stage: Stage) -> dict[str, float]:
-    """Each part's learning rate relative to the stage's."""
-    rates = {part: getattr(stage.part_lr, part) for part in PARTS}
-    return {part: 1.0 if rate is None else rate / stage.lr for part, rate in rates.items()}
 
 
 def build_optimizer(model: VLM, optim: Optim, rates: dict[str, float], *, fused: bool) -> AdamW:
     """AdamW over the trained parameters; biases and norms are not decayed.
 
-    rates: see `part_rates`. Parts of one rate share their groups, whose `lr_scale` it is.
+    rates: `stage_parts.part_rates`. Parts of one rate share their groups, whose `lr_scale` it is.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for part in PARTS:

@@ -9,15 +9,15 @@ import json
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tinyvlm_cli.config import Loss, Prompt, Split, Stage, Train, Tune, from_yaml
 from tinyvlm_cli.data.fingerprint import split_hash, weights_hash
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.model.tuning import ADAPTED, PARTS, trained_parts
+from tinyvlm_cli.model.stage_parts import ADAPTED, PARTS, part_rates, trained_parts
 from tinyvlm_cli.results import Run, find_runs
-from tinyvlm_cli.train.optim import part_rates
 
+C = TypeVar("C", bound=Train)
 FORMAT = 1  # raised when the same settings would give other weights
 
 
@@ -63,7 +63,7 @@ def start_folders(config: Train) -> list[str]:
     return [*run.before, *run.stages.values()] if run is not None else []
 
 
-def continued(config: Train) -> Train:
+def continued(config: C) -> C:
     """`config` with the parts of the run that it starts from."""
     run = start_run(config)
     if run is None:

@@ -1,0 +1,51 @@
+"""A stage in figures: its samples, its model, and the memory and disk that follow from them. Needs no torch."""
+
+from dataclasses import dataclass
+
+from tinyvlm_cli.config import Engine, Precision, Stage
+from tinyvlm_cli.model.stage_parts import ADAPTED, four_bit_parts, trained_parts
+
+WEIGHT_BYTES = {Precision.bf16: 2, Precision.fp32: 4}
+SUM_BYTES = 4  # of a trained parameter's gradient, added up over a step in fp32
+OPTIMIZER_BYTES = 12  # of a trained parameter: its fp32 master weight and Adam's two moments
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage would take, whatever the machine."""
+
+    samples: int  # published number of records of the split
+    steps: int  # optimizer steps
+    every: dict[str, int]  # parameters of each part as kept in memory
+    trained: dict[str, int]  # of which this stage changes
+    tokens_per_image: int
+    tokens: int | None  # of all steps, image tokens included; None: nothing is known about the split's samples
+    operations: float | None  # that all steps need (flops.py)
+
+
+def held_bytes(figure: Estimate, stage: Stage, engine: Engine) -> float | None:
+    """Bytes that each GPU holds all the time; a step's activations come on top. None: 4-bit weights, not worked out.
+
+    ZeRO-1 spreads the optimizer over the GPUs, ZeRO-2 the gradients too, ZeRO-3 also the weights (arXiv 1910.02054).
+    """
+    if four_bit_parts(stage):
+        return None
+    trained = sum(figure.trained.values())
+
+    def spread(per_gpu: float, *, from_zero: int) -> float:
+        return per_gpu / (engine.gpus or 1) if engine.zero >= from_zero else per_gpu
+
+    return (
+        spread(OPTIMIZER_BYTES * trained, from_zero=1)
+        + spread(SUM_BYTES * trained, from_zero=2)
+        + spread(WEIGHT_BYTES[engine.precision] * sum(figure.every.values()), from_zero=3)
+    )
+
+
+def written_bytes(figure: Estimate, stage: Stage, engine: Engine) -> int:
+    """Bytes of the stage's weights on disk: whole parts, of adapted ones the low-rank updates. No checkpoints."""
+    written = (
+        (figure.trained if getattr(stage.train, part) in ADAPTED else figure.every)[part]
+        for part in trained_parts(stage)
+    )
+    return WEIGHT_BYTES[engine.precision] * sum(written)

@@ -1,0 +1,88 @@
+"""A run as it would be trained: its stages with their figures and what they cost."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyvlm_cli.command_config import Assumed, Plan
+from tinyvlm_cli.config import Stage
+from tinyvlm_cli.train.bench_result import Result, last_result
+from tinyvlm_cli.train.estimator import Estimator
+from tinyvlm_cli.train.figures import Estimate, held_bytes, written_bytes
+from tinyvlm_cli.train.job import is_done, stage_dir
+from tinyvlm_cli.train.stages import StageNode, continued, run_folder, run_name, stage_nodes
+
+DONE, TO_RESUME, TO_DO = "done", "to resume", "to do"
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage and what it takes."""
+
+    node: StageNode
+    stage: Stage
+    state: str
+    figure: Estimate
+    measured: Result | None  # the last measurement of the same work
+    assumed: Assumed
+    held_bytes: float | None  # by each GPU all the time; None: see figures.py
+    written_bytes: int
+
+    @property
+    def trained_samples(self) -> int:
+        """Over all steps."""
+        return self.figure.steps * self.stage.samples_per_step
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """As measured, else by the needed operations and what a GPU is assumed to reach; None: those are not known."""
+        if self.measured is not None:
+            return self.measured.gpu_hours(self.trained_samples)
+        if self.figure.operations is None:
+            return None
+        return self.figure.operations / (self.assumed.mfu * self.assumed.tflops * 1e12) / 3600
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run and its stages in training order."""
+
+    config: Plan
+    name: str  # the shown one
+    folder: Path
+    stages: list[PlannedStage]
+
+
+def begin(config: Plan, estimator: Estimator) -> Callable[[], PlannedRun]:
+    """Have the run's figures worked out; what comes back waits for them. Both raise UserError."""
+    config = continued(config)
+    nodes = stage_nodes(config)
+    figures = [estimator.ask(config, node.name) for node in nodes]
+
+    def finish() -> PlannedRun:
+        stages = [_planned(config, node, figure.result()) for node, figure in zip(nodes, figures, strict=True)]
+        return PlannedRun(
+            config, run_name(config), Path(config.results_dir) / "runs" / run_folder(config, nodes), stages
+        )
+
+    return finish
+
+
+def _planned(config: Plan, node: StageNode, figure: Estimate) -> PlannedStage:
+    stage = config.recipe.stages[node.name]
+    return PlannedStage(
+        node=node,
+        stage=stage,
+        state=_state(stage_dir(config, node.folder)),
+        figure=figure,
+        measured=last_result(config, stage),
+        assumed=config.assumed,
+        held_bytes=held_bytes(figure, stage, config.engine),
+        written_bytes=written_bytes(figure, stage, config.engine),
+    )
+
+
+def _state(folder: Path) -> str:
+    if is_done(folder):
+        return DONE
+    return TO_RESUME if (folder / "checkpoints" / "latest").exists() else TO_DO
