@@ -75,7 +75,10 @@ def _attend(  # noqa: PLR0917 - transformers' signature
     row = _Current.row
     assert row is not None, "set_lengths comes before a packed forward pass"
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-    out, _ = attend(q, k, v, row.ends, row.longest, scaling if scaling is not None else query.shape[-1] ** -0.5)
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if not _has_kernel(query) and not torch.compiler.is_compiling():
+        return _padded(q, k, v, row, scale)[None], None  # PyTorch differentiates it faster than `attend_backward`
+    out, _ = attend(q, k, v, row.ends, row.longest, scale)
     return out[None], None
 
 
