@@ -16,13 +16,11 @@ from tinyvlm_cli.train.layers import compile_layers, recompute
 
 def plain_loss(model: VLM, row: MicroBatch) -> Tensor:
     """The row's loss from its samples side by side, through transformers' own attention and mask."""
-    starts = (row.lengths.cumsum(0) - row.lengths).tolist()
     longest = int(row.lengths.max())
     samples = row.ids[0].split(row.lengths.tolist())
     ids = torch.stack([pad(sample, (0, longest - len(sample))) for sample in samples])
     mask = torch.stack([pad(torch.ones_like(sample), (0, longest - len(sample))) for sample in samples])
     places = torch.cat([torch.arange(len(sample)) + i * longest for i, sample in enumerate(samples)]).to(ids.device)
-    assert len(starts) == len(samples)
     embeds = model.embed(ids, places[row.image_at], row.pixels)
     logits = model.llm(inputs_embeds=embeds, attention_mask=mask, use_cache=False).logits.flatten(0, 1)
     labels = torch.full_like(ids, -100).flatten()

@@ -16,7 +16,7 @@ from tinyvlm_cli.nodes import this_node
 from tinyvlm_cli.results import write_text
 from tinyvlm_cli.train.bench import IMAGES, bench_data
 from tinyvlm_cli.train.bench_result import RESULT, read_result
-from tinyvlm_cli.train.estimate import untrainable
+from tinyvlm_cli.train.estimate import misset, untrainable
 from tinyvlm_cli.train.job import locked
 from tinyvlm_cli.train.stages import stage_split
 
@@ -39,15 +39,23 @@ def run(config: Bench) -> int:
 
 
 def _train(config: Bench) -> int:
-    if findings := untrainable(config, [config.stage]):
+    findings = misset(config.engine)
+    if config.steps < 1:
+        findings.append(f"steps: {config.steps} is not allowed; choose 1 or more")
+    if findings := findings or untrainable(config, [config.stage]):
         raise UserError("\n".join(findings))
     folder = _folder(config)
     with locked(folder):
-        write_text(folder / "config.yaml", to_yaml(config))
+        draft = folder / "draft"  # what breaks off leaves the last measurement as it was
         try:
-            launch.run("bench", folder, gpus=config.engine.gpus)
+            write_text(draft / "config.yaml", to_yaml(config))
+            launch.run("bench", draft, gpus=config.engine.gpus)
+            for name in ("config.yaml", RESULT):
+                (draft / name).replace(folder / name)
         finally:
-            shutil.rmtree(folder / IMAGES, ignore_errors=True)
+            shutil.rmtree(draft, ignore_errors=True)
+            if not any(folder.iterdir()):
+                folder.rmdir()
     found = read_result(folder / RESULT)
     assert found is not None
     parts = f"{found.vision} + {found.connector} + {found.llm}"

@@ -92,15 +92,15 @@ def _sources(distinct: Sequence[PlannedStage]) -> list[str]:
     measured = [one.measured for one in distinct if one.measured is not None]
     if measured:
         devices = ", ".join(sorted({result.device for result in measured}))
-        lines.append(f"GPU-hours of {len(measured)} stages as measured on {devices} (tinyvlm bench train)")
+        lines.append(f"GPU-hours of {_stages(len(measured))} as measured on {devices} (tinyvlm bench train)")
     guessed = [one.assumed for one in distinct if one.measured is None and one.gpu_hours is not None]
     for rate, number in Counter(f"{one.mfu:.0%} of {one.tflops:g} TFLOP/s" for one in guessed).items():
-        lines.append(f"GPU-hours of {number} stages assumed, not measured: at {rate} (assumed.mfu, assumed.tflops)")
+        lines.append(f"GPU-hours of {_stages(number)} assumed, not measured: at {rate} (assumed.mfu, assumed.tflops)")
     unknown = [one for one in distinct if one.figure.tokens is None]
     if unknown:
         splits = ", ".join(sorted({one.stage.split for one in unknown}))
         lines.append(
-            f"without tokens and PFLOP of {len(unknown)} stages, and without their GPU-hours unless measured: "
+            f"without tokens and PFLOP of {_stages(len(unknown))}, and without their GPU-hours unless measured: "
             f"mixes says nothing about split {splits}"
         )
     return lines
@@ -117,3 +117,7 @@ def _aligned(rows: Sequence[Sequence[str]], *, right: bool = False) -> list[str]
         return "  ".join([f"{row[0]:{widths[0]}}", *others]).rstrip()
 
     return [line(row) for row in rows]
+
+
+def _stages(number: int) -> str:
+    return "1 stage" if number == 1 else f"{number} stages"

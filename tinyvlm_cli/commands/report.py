@@ -1,5 +1,6 @@
 """Tables of all scores beside the published ones."""
 
+import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,12 +18,16 @@ from tinyvlm_cli.report.tables import build
 from tinyvlm_cli.results import Run, read_run, read_scores, write_text
 from tinyvlm_cli.shipped import paper_dir
 
+log = logging.getLogger(__name__)
+
 PAGE = "report.html"
 
 
 def run(config: Report) -> int:
     """Print the tables, or write them in every format. Returns the exit code."""
     results_dir = Path(config.results_dir)
+    if (config.a or config.b) and all(table.between is None for table in config.table.values()):
+        log.warning("a and b are for table=compare; no table here reads them")
     published = read_published(paper_dir() / "published_scores.csv")
     rows = read_scores(results_dir)
     sheets = [

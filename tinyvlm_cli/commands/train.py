@@ -14,7 +14,7 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.nodes import invitation, invited, this_node
 from tinyvlm_cli.provenance import now, provenance
 from tinyvlm_cli.results import write_text
-from tinyvlm_cli.train.estimate import untrainable
+from tinyvlm_cli.train.estimate import misset, untrainable
 from tinyvlm_cli.train.job import DONE, is_done, locked, mismatch, stage_dir, write_job
 from tinyvlm_cli.train.stages import (
     StageNode,
@@ -86,11 +86,7 @@ def _join(config: Train, folder: Path) -> None:
 
 def _findings(config: Train, missing: list[StageNode]) -> list[str]:
     """Everything that would stop the run later, as sentences."""
-    findings = check(config.connector, {"vision_dim", "llm_dim"}, where="connector")
-    if config.engine.zero not in (1, 2, 3):
-        findings.append(
-            f"engine.zero: {config.engine.zero} is not allowed; choose 1, 2 or 3 (0 takes a wrong first step in bf16)"
-        )
+    findings = check(config.connector, {"vision_dim", "llm_dim"}, where="connector") + misset(config.engine)
     for part, spec in (("llm", config.llm), ("vision", config.vision)):
         if spec.prepare and not Path(spec.path).is_dir():
             findings.append(

@@ -5,9 +5,8 @@ as a share of what a large matrix product reaches in the same process.
 """
 
 import json
-import logging
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
@@ -27,12 +26,10 @@ from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.provenance import provenance
 from tinyvlm_cli.results import write_text
 from tinyvlm_cli.train.bench_result import RESULT, Result, trains
-from tinyvlm_cli.train.engine import start_process_group
+from tinyvlm_cli.train.engine import Engine, start_process_group
 from tinyvlm_cli.train.estimate import meta_model, random_model
 from tinyvlm_cli.train.flops import training_flops
 from tinyvlm_cli.train.loop import num_loaders, plan_stage, start_engine
-
-log = logging.getLogger(__name__)
 
 WARM_UP = 3  # steps before the clock runs: layers compile, memory is taken
 NUM_IMAGES = 64
@@ -59,28 +56,11 @@ def bench_train(folder: Path) -> None:
     dist.barrier()
     plan = _plan(config, model, folder / IMAGES, num=stage.samples_per_step * (WARM_UP + config.steps))
     plan = replace(plan, micro_tokens=layout.micro_tokens)
-    work = Work(0, 0, 0, 0)
-    losses, step_s = [], []
-    waited = first_step_s = 0.0
-    batches = step_batches(
-        plan, first=0, last=WARM_UP + config.steps, rank=dist.get_rank(), ranks=dist.get_world_size(),
-        workers=num_loaders(config.engine),
-    )  # fmt: skip
-    for number in range(WARM_UP + config.steps):
-        began = time.perf_counter()
-        batch = next(batches)
-        ready = time.perf_counter()
-        losses.append(float(engine.step(batch.micros, lr=stage.lr, supervised_tokens=batch.work.supervised)))
-        done = time.perf_counter()
-        first_step_s = first_step_s or done - started
-        if number >= WARM_UP:
-            step_s.append(done - began)
-            waited += ready - began
-            work += batch.work
+    clock = _timed(engine, plan, config, started)
     if dist.get_rank() != 0:
         return
-    gpus = dist.get_world_size()
-    rate = flops.of(work) / sum(step_s) / gpus / 1e12
+    gpus, total = dist.get_world_size(), sum(clock.step_s)
+    rate = flops.of(clock.work) / total / gpus / 1e12
     result = Result(
         llm=config.llm.name,
         vision=config.vision.name,
@@ -95,20 +75,53 @@ def bench_train(folder: Path) -> None:
         micro_tokens=layout.micro_tokens,
         recompute=layout.recompute,
         samples_per_step=stage.samples_per_step,
-        samples_per_s=stage.samples_per_step * config.steps / sum(step_s),
-        images_per_s=work.images / sum(step_s),
-        tokens_per_s=work.tokens / sum(step_s),
+        samples_per_s=stage.samples_per_step * config.steps / total,
+        images_per_s=clock.work.images / total,
+        tokens_per_s=clock.work.tokens / total,
         tflops_per_s=rate,
         ceiling_tflops=ceiling,
         mfu=rate / ceiling,
         memory_gib=torch.cuda.max_memory_reserved(device) / 2**30 if device.type == "cuda" else 0.0,
-        data_wait=waited / sum(step_s),
-        first_step_s=first_step_s,
-        step_s=[round(seconds, 4) for seconds in step_s],
-        losses=losses,
+        data_wait=clock.waited_s / total,
+        first_step_s=clock.first_step_s,
+        step_s=[round(seconds, 4) for seconds in clock.step_s],
+        losses=clock.losses,
         made_with=provenance(),
     )
     write_text(folder / RESULT, json.dumps(asdict(result), indent=1) + "\n")
+
+
+@dataclass
+class _Clock:
+    """What the steps after the warm-up took, and did."""
+
+    first_step_s: float = 0.0  # from the start of the process
+    step_s: list[float] = field(default_factory=list)
+    waited_s: float = 0.0  # for input
+    work: Work = field(default_factory=lambda: Work(0, 0, 0, 0))  # of all ranks
+    losses: list[float] = field(default_factory=list)  # of the warm-up too
+
+
+def _timed(engine: Engine, plan: StagePlan, config: Bench, started: float) -> _Clock:
+    """Train, and look at the clock. started: when this process did"""
+    clock = _Clock()
+    lr = config.recipe.stages[config.stage].lr
+    batches = step_batches(
+        plan, first=0, last=WARM_UP + config.steps, rank=dist.get_rank(), ranks=dist.get_world_size(),
+        workers=num_loaders(config.engine),
+    )  # fmt: skip
+    for number in range(WARM_UP + config.steps):
+        began = time.perf_counter()
+        batch = next(batches)
+        ready = time.perf_counter()
+        clock.losses.append(float(engine.step(batch.micros, lr=lr, supervised_tokens=batch.work.supervised)))
+        done = time.perf_counter()
+        clock.first_step_s = clock.first_step_s or done - started
+        if number >= WARM_UP:
+            clock.step_s.append(done - began)
+            clock.waited_s += ready - began
+            clock.work += batch.work
+    return clock
 
 
 def bench_data(config: Bench, image_dir: Path) -> dict[int, float]:

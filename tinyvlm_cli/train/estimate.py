@@ -13,7 +13,7 @@ import torch
 
 from tinyvlm_cli.command_config import Mix
 from tinyvlm_cli.components import build
-from tinyvlm_cli.config import Stage, Train
+from tinyvlm_cli.config import Engine, Stage, Train
 from tinyvlm_cli.data.batch import Work
 from tinyvlm_cli.data.packing import num_steps
 from tinyvlm_cli.errors import UserError
@@ -60,6 +60,20 @@ def random_model(config: Train, device: torch.device, *, dtype: torch.dtype, att
 def _is_here(path: str) -> bool:
     """Whether a part is a folder of this machine, which may be another model than the YAML's `architecture`."""
     return (Path(path) / "config.json").is_file()
+
+
+def misset(engine: Engine) -> list[str]:
+    """What of the engine's settings is out of its range, as sentences."""
+    findings = []
+    if engine.zero not in (1, 2, 3):
+        findings.append(
+            f"engine.zero: {engine.zero} is not allowed; choose 1, 2 or 3 (0 takes a wrong first step in bf16)"
+        )
+    if engine.micro_tokens is not None and engine.micro_tokens < 1:
+        findings.append(f"engine.micro_tokens: {engine.micro_tokens} is not allowed; choose 1 or more, or null")
+    if engine.recompute is not None and not 0 <= engine.recompute <= 1:
+        findings.append(f"engine.recompute: {engine.recompute:g} is not a share of the layers; choose 0 to 1, or null")
+    return findings
 
 
 def untrainable(config: Train, stages: Iterable[str]) -> list[str]:
