@@ -35,6 +35,7 @@ def test_each_command_shows_examples(command: str, capsys: pytest.CaptureFixture
     [
         ("trian", "there is no such command; did you mean 'train'?"),
         ("train llm=phi3", "llm=phi3: there is no such llm; did you mean 'phi2'?"),
+        ("train hydra/launcher=joblb", "hydra/launcher=joblb: there is no such hydra/launcher; did you mean 'joblib'?"),
         ("train lm=phi2", "lm=phi2: there is no setting 'lm'; did you mean 'llm'?"),
         ("train recipe.stages.pretrian.lr=1", "did you mean recipe.stages.NAME.lr?"),
         ("train +recipe.lrr=1", "recipe.lrr: there is no such setting"),

@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from tinyvlm_cli.errors import UserError
 
 NO_OPTION = re.compile(
-    r"Could not find '(?P<group>[^'/]+)/(?P<name>[^']+)'\n\nAvailable options in [^\n]*\n(?P<all>(?:\t.*\n?)+)"
+    r"Could not find '(?P<group>[^']+)/(?P<name>[^'/]+)'\n\nAvailable options in [^\n]*\n(?P<all>(?:\t.*\n?)+)"
 )
 NOT_CHOSEN = re.compile(r"You must specify '(?P<group>[^']+)', [^\n]*\nAvailable options:\n(?P<all>(?:\t.*\n?)+)")
 NO_SETTING = re.compile(r"Could not override '(?P<key>[^']+)'")
