@@ -32,7 +32,7 @@ class VLM(nn.Module):
         self.vision = vision
         self.connector = connector
         self.llm = llm
-        self.token_loss = weighted_loss
+        self.token_losses = token_losses
 
     def embed(self, ids: Tensor, image_at: Tensor, pixels: Tensor) -> Tensor:
         """ids: [B, T], image_at: [I * M] positions in the flat ids, pixels: [I, 3, size, size] -> [B, T, D].
@@ -55,11 +55,13 @@ class VLM(nn.Module):
 
     def forward(self, batch: MicroBatch) -> Tensor:
         """The weighted sum of the supervised tokens' cross-entropy, in fp32."""
-        parts = [torch.split(tensor, LOGITS_AT_ONCE) for tensor in (self._hidden(batch), batch.targets, batch.weights)]
-        pieces = list(zip(*parts, strict=True))
-        if len(pieces) == 1:
-            return self._loss(*pieces[0])
+        hidden = self._hidden(batch)
+        count = -(-len(hidden) // LOGITS_AT_ONCE)
+        if count <= 1:
+            return self._loss(hidden, batch.targets, batch.weights)
         # The logits of many positions would fill the memory that everything else was planned around.
+        targets = [piece.clone() for piece in batch.targets.tensor_split(count)]  # views would be compiled anew
+        pieces = zip(hidden.tensor_split(count), targets, batch.weights.tensor_split(count), strict=True)
         return torch.stack([checkpoint(self._loss, *piece, use_reentrant=False) for piece in pieces]).sum()
 
     @torch.no_grad()
@@ -87,9 +89,9 @@ class VLM(nn.Module):
         return hidden[0, batch.predict]
 
     def _loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        return self.token_loss(self.llm.get_output_embeddings()(hidden), targets, weights)
+        return torch.dot(self.token_losses(self.llm.get_output_embeddings()(hidden), targets), weights)
 
 
-def weighted_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """The weighted sum of the cross-entropy, in fp32. logits: [P, V], targets, weights: [P]"""
-    return torch.dot(cross_entropy(logits.float(), targets, reduction="none"), weights)
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """The cross-entropy at each position, in fp32. logits: [P, V], targets: [P] -> [P]"""
+    return cross_entropy(logits.float(), targets, reduction="none")

@@ -105,7 +105,7 @@ class Engine:
         moments = 8 * trained // self.ranks
         if self.sums:  # are there already
             return moments
-        return moments + 4 * (trained if self.zero == 1 else trained // self.ranks) + 8 * min(trained, BUCKET)
+        return moments + 4 * (trained if self.zero == 1 else trained // self.ranks) + 12 * min(trained, BUCKET)
 
     @property
     def grad_norm(self) -> float:
@@ -192,8 +192,10 @@ def _deepspeed_config(settings: EngineSettings, optim: Optim) -> dict[str, Any]:
         "gradient_clipping": optim.max_grad_norm,
         "bf16": {"enabled": bf16, "immediate_grad_update": True},
         "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",  # bf16 otherwise, to which even a single rank would round its sums
-        "zero_optimization": {"stage": settings.zero, "reduce_bucket_size": BUCKET},
+        # ZeRO-1 exchanges a step's sums, which even a single rank would round to bf16 otherwise; ZeRO-2 and 3 the
+        # gradients of each row, which are in that precision.
+        "communication_data_type": "fp32" if settings.zero == 1 else settings.precision.value,
+        "zero_optimization": {"stage": settings.zero, "reduce_bucket_size": BUCKET, "overlap_comm": True},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 1_000_000_000,
     }

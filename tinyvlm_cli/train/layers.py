@@ -7,7 +7,7 @@ import torch._dynamo.config
 import torch._inductor.config
 
 from tinyvlm_cli.model.vision import layers_of
-from tinyvlm_cli.model.vlm import VLM, weighted_loss
+from tinyvlm_cli.model.vlm import VLM, token_losses
 
 
 def compile_layers(model: VLM) -> None:
@@ -22,7 +22,7 @@ def compile_layers(model: VLM) -> None:
     for layers in (*model.vision.stacks, layers_of(model.llm)):
         for layer in layers:
             layer.compile(dynamic=True)
-    model.token_loss = torch.compile(weighted_loss, dynamic=True)
+    model.token_losses = torch.compile(token_losses, dynamic=True)
 
 
 def recompute(model: VLM, share: float) -> None:

@@ -21,6 +21,7 @@ from tinyvlm_cli.train.layers import recompute
 log = logging.getLogger(__name__)
 
 FEW, USUAL, MANY = 8192, 16384, 24576  # tokens of a row: more gain little, fewer cost more and more
+EXCHANGED = 32768  # as MANY, where GPUs exchange gradients after every row and not once in a step
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the layers computed again, tried in this order
 USED = 0.92  # of the GPU's memory; the rest is CUDA's, and what lies between tensors
 STEP = 256  # micro_tokens is a multiple of it
@@ -66,14 +67,15 @@ def fit(engine: Engine, settings: EngineSettings, *, max_length: int, row_of: Ro
         recompute(engine.model, layout.recompute)
         return layout
     room = _room(engine)
+    most = max(EXCHANGED if engine.zero == 2 and engine.ranks > 1 else MANY, max_length)
     needs = {}
     for share in (0.0, 1.0):
         recompute(engine.model, share)
         needs[share] = _measured(engine, row_of, max_length)
-        if share == 0.0 and not settings.recompute and needs[share].tokens(room) >= (settings.micro_tokens or MANY):
+        if share == 0.0 and not settings.recompute and needs[share].tokens(room) >= (settings.micro_tokens or most):
             needs[1.0] = needs[0.0]  # of no interest
             break
-    layout = _agreed(choose(settings, room, needs[0.0], needs[1.0], max_length=max_length), engine.device)
+    layout = _agreed(choose(settings, room, needs[0.0], needs[1.0], most=most, max_length=max_length), engine.device)
     recompute(engine.model, layout.recompute)
     if dist.get_rank() == 0:
         need = needs[0.0].towards(needs[1.0], layout.recompute)
@@ -87,12 +89,12 @@ def fit(engine: Engine, settings: EngineSettings, *, max_length: int, row_of: Ro
     return layout
 
 
-def choose(settings: EngineSettings, room: float, kept: Need, again: Need, *, max_length: int) -> Layout:
-    """The longest rows for which there is room, up to MANY tokens; layers are computed again only for rows under FEW.
+def choose(settings: EngineSettings, room: float, kept: Need, again: Need, *, most: int, max_length: int) -> Layout:
+    """The longest rows for which there is room, up to `most` tokens; layers are computed again only for rows under FEW.
 
     kept, again: what a row needs when no layer and when every layer is computed again.
     """
-    most = settings.micro_tokens or max(MANY, max_length)
+    most = settings.micro_tokens or most
     shares = SHARES if settings.recompute is None else (settings.recompute,)
     for least in (settings.micro_tokens or max(FEW, max_length), max_length):
         for share in shares:
