@@ -12,6 +12,7 @@ results/
     eval/<stage>/<benchmark>/answers-<rank>.jsonl     LLaVA's format
     eval/<stage>/<benchmark>/per_question.json        Question.key -> 0..1
     eval/<stage>/<benchmark>/questions.json           what the headline is worked out of: see questions.py
+    eval/<stage>/<benchmark>/benchmark.yaml           the benchmark's resolved configuration, with its data_dir
     eval/<stage>/<benchmark>.shuffled/...             the blind control: images shuffled between questions
     scores.jsonl               one ScoreRow a line; a later row replaces an earlier one of the same `cell`
 """

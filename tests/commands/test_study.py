@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tinyvlm_cli.cli import main
 
@@ -102,12 +103,15 @@ def test_train_eval_ask_report(study: Path) -> None:
     assert "every question is answered already" in again.stderr
     (run,) = (study / "path/runs").iterdir()
     assert len((run / "scores.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    node = yaml.safe_load((run / "eval/finetune/mmvet/benchmark.yaml").read_text(encoding="utf-8"))
+    assert (node["name"], node["data_dir"]) == ("mmvet", "data/easyvqa/eval/mm-vet")
     image = next((study / "data/easyvqa/images").rglob("*.png"))
     asked = tinyvlm(
         "ask", f"run={run.name}", f"image={image}", 'question="What color is it?"', "results_dir=path", folder=study
     )
     assert asked.returncode == 0, asked.stderr
-    assert tinyvlm("report", "table=demo", "results_dir=path", folder=study).returncode == 0
+    assert tinyvlm("report", "table=demo", "format=html", "results_dir=path", folder=study).returncode == 0
+    assert (study / "path/report.html").stat().st_size > 10_000
 
 
 def answers(folder: Path) -> dict[str, str]:

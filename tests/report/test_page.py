@@ -1,10 +1,17 @@
 """The page: one file that needs nothing else, whatever stands in the answers."""
 
+import base64
+import io
 import json
 import re
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
+from from_conf import node_of
+from page_run import write_mmvet, write_run
+from PIL import Image
 from score_rows import row, table
 
 from tinyvlm_cli.report.charts import draw_charts
@@ -15,28 +22,18 @@ from tinyvlm_cli.results import Run
 NASTY = "</script><b>bold</b> & \u2028 \U0001f600"
 
 
-def write_run(folder: Path, name: str, scores: dict[str, float]) -> Run:
-    gqa = folder / name / "eval/finetune/gqa"
-    gqa.mkdir(parents=True)
-    (gqa / "per_question.json").write_text(json.dumps(scores), encoding="utf-8")
-    lines = [json.dumps({"key": key, "prompt": f"What is {key}?", "text": NASTY}) + "\n" for key in scores]
-    (gqa / "answers-0.jsonl").write_text("".join(lines), encoding="utf-8")
-    (folder / name / "config.yaml").write_text(f"llm: {{name: {name}, sizes: [1, 2]}}\n", encoding="utf-8")
-    return Run(folder / name, name, "l", "v", "c", "d", "r", 0, {}, {"python": "3"})
-
-
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Run]:
     return [
-        write_run(tmp_path, "one", {"1": 1.0, "2": 0.0, "3": 1.0}),
-        write_run(tmp_path, "two", {"1": 0.0, "2": 0.0}),
+        write_run(tmp_path, "one", {"1": 1.0, "2": 0.0, "3": 1.0}, says=NASTY),
+        write_run(tmp_path, "two", {"1": 0.0, "2": 0.0}, says=NASTY),
     ]
 
 
 def test_it_is_whole_and_holds_what_the_answers_say(runs: list[Run]) -> None:
     sheet = build("variants", table("variants", published=[]), [row(value=58.4, name="<i>mine</i>")], [])
     text = page([sheet], runs, charts=[("a chart", "<svg></svg>")])
-    assert not re.search(r'(?:src|href)="(?!#|data:,)', text)
+    assert not re.search(r'(?:src|href)="(?!#|data:)', text)
     assert text.count("</script>") == 2 and "<b>bold" not in text.split('id="data">')[0]
     assert "&lt;i&gt;mine&lt;/i&gt;" in text and "<svg></svg>" in text
     data = json.loads(text.split('id="data">')[1].split("</script>")[0])
@@ -44,9 +41,49 @@ def test_it_is_whole_and_holds_what_the_answers_say(runs: list[Run]) -> None:
 
 
 def test_questions_with_different_scores_are_those_that_both_answered(runs: list[Run]) -> None:
-    (question,) = disagreements(runs)["gqa"]
+    (question,) = disagreements(runs)[0]["gqa"]
     assert (question["key"], question["prompt"]) == ("1", "What is 1?")
     assert {name: score for name, (score, _) in question["runs"].items()} == {"one": 1.0, "two": 0.0}
+
+
+def test_questions_on_one_image_share_a_picture_and_a_missing_image_is_none(tmp_path: Path) -> None:
+    node = write_mmvet(tmp_path / "mm-vet", {"v1_0": "a.png", "v1_1": "a.png", "v1_2": "b.png"}, there=["a.png"])
+    runs = [
+        write_run(tmp_path, name, dict.fromkeys(("v1_0", "v1_1", "v1_2"), score), says="", benchmark="mmvet", node=node)
+        for name, score in (("one", 1.0), ("two", 0.0))
+    ]
+    questions, pictures = disagreements(runs)
+    assert {one["key"]: one["picture"] for one in questions["mmvet"]} == {"v1_0": 0, "v1_1": 0, "v1_2": None}
+    (picture,) = pictures
+    image = Image.open(io.BytesIO(base64.b64decode(picture.removeprefix("data:image/jpeg;base64,"))))
+    assert (image.format, image.size) == ("JPEG", (112, 84))
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        None,
+        "no mapping",
+        node_of("mmvet", Path("not there")),
+        {**node_of("mmvet", Path("not there")), "suffix": "unknown here"},
+        {"_target_": "subprocess.Popen", "args": "false"},
+    ],
+)
+def test_a_results_folder_without_its_data_has_no_pictures(tmp_path: Path, node: Any) -> None:
+    runs = [
+        write_run(tmp_path, name, {"v1_0": score}, says="", benchmark="mmvet", node=node)
+        for name, score in (("one", 1.0), ("two", 0.0))
+    ]
+    with patch("subprocess.Popen", side_effect=AssertionError):
+        questions, pictures = disagreements(runs)
+    assert ([one["picture"] for one in questions["mmvet"]], pictures) == ([None], [])
+
+
+def test_a_table_is_filtered_by_the_heads_that_differ() -> None:
+    rows = [row(value=50.0, run=llm, llm=llm) for llm in ("phi2", "tinyllama")]
+    text = page([build("variants", table("variants", published=[]), rows, [])], [], charts=[])
+    (select,) = re.findall(r"<select.*?</select>", text)
+    assert re.findall(r"<option.*?>(.*?)</option>", select) == ["all", "phi2", "tinyllama"]
 
 
 def test_a_configuration_is_dotted_names(runs: list[Run]) -> None:

@@ -5,6 +5,7 @@ import json
 import logging
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -105,6 +106,8 @@ def _score(config: Eval, benchmarks: dict[str, Benchmark], run: Run, job: EvalJo
         write_text(folder / "per_question.json", json.dumps(score.per_question))
         questions = questions_of(score, benchmark.questions())
         questions.write(folder / FILE)
+        # The report finds the questions' images with it.
+        write_text(folder / "benchmark.yaml", yaml.safe_dump(task.benchmark, sort_keys=False))
         row = _row(run, job, task, benchmark, score)
         if score.value is not None and questions.tallies:
             bounds = interval(questions)

@@ -11,6 +11,7 @@ import yaml
 from jinja2 import Environment, PackageLoader
 
 from tinyvlm_cli.report.sheet import Kind, Line, Sheet
+from tinyvlm_cli.report.thumbnails import thumbnails
 from tinyvlm_cli.results import Run
 
 MAIN = (Kind.published, Kind.ours)  # a line of another kind belongs to the one above it
@@ -25,12 +26,14 @@ def page(sheets: Sequence[Sheet], runs: Sequence[Run], *, charts: Iterable[tuple
     template = Environment(loader=PackageLoader("tinyvlm_cli.report", "."), autoescape=True).get_template(
         "page.html.j2"
     )
+    questions, pictures = disagreements(runs)
     data = {
         "runs": {run.folder.name: configuration(run) for run in runs},
-        "questions": disagreements(runs),
+        "questions": questions,
+        "pictures": pictures,
     }
     return template.render(
-        sheets=[(sheet, _blocks(sheet)) for sheet in sheets],
+        sheets=[(sheet, _blocks(sheet), _choices(sheet)) for sheet in sheets],
         charts=list(charts),
         # Inside of a script element nothing but its end is special.
         data=json.dumps(data, ensure_ascii=False).replace("</", "<\\/"),
@@ -48,23 +51,34 @@ def configuration(run: Run) -> dict[str, str]:
     return found
 
 
-def disagreements(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
-    """Benchmark -> questions whose scores are not the same for all runs: at most MOST of each, drawn at random.
+def disagreements(runs: Sequence[Run]) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+    """Benchmark -> questions whose scores are not the same for all runs, and the pictures of them all.
 
-    A question has its prompt, and for each run that was asked it (score 0..1, answer).
+    At most MOST questions of each benchmark, drawn at random. A question has its prompt, for each run that was asked
+    it (score 0..1, answer), and its picture's place among the pictures, or none.
     """
-    folders: dict[str, dict[str, Path]] = {}
-    for run in runs:
-        for path in sorted(run.folder.glob("eval/*/*/per_question.json")):
-            if "." not in path.parent.name:  # not a blind control
-                folders.setdefault(path.parent.name, {})[run.folder.name] = path.parent
     found = {}
-    for benchmark, of_runs in folders.items():
+    pictures: dict[str, int] = {}
+    for benchmark, of_runs in _folders(runs).items():
         scores = {name: json.loads((path / "per_question.json").read_text("utf-8")) for name, path in of_runs.items()}
         if keys := _differing(list(scores.values())):
             texts = {name: _answers(path, keys) for name, path in of_runs.items()}
-            found[benchmark] = [_question(key, scores, texts) for key in keys]
-    return found
+            images = thumbnails(list(of_runs.values()), set(keys))
+            numbers = {key: pictures.setdefault(images[key], len(pictures)) for key in keys if key in images}
+            found[benchmark] = [{**_question(key, scores, texts), "picture": numbers.get(key)} for key in keys]
+    return found, list(pictures)
+
+
+def _folders(runs: Sequence[Run]) -> dict[str, dict[str, Path]]:
+    """Benchmark -> run folder's name -> where the answers of its last stage that was asked lie."""
+    folders: dict[str, dict[str, Path]] = {}
+    for run in runs:
+        order = {stage: place for place, stage in enumerate(run.stages)}
+        paths = sorted(run.folder.glob("eval/*/*/per_question.json"))
+        for path in sorted(paths, key=lambda path: order.get(path.parts[-3], -1)):
+            if "." not in path.parent.name:  # not a blind control
+                folders.setdefault(path.parent.name, {})[run.folder.name] = path.parent
+    return folders
 
 
 def _differing(scores: Sequence[dict[str, float]]) -> list[str]:
@@ -112,6 +126,13 @@ def _blocks(sheet: Sheet) -> list[list[Line]]:
             else:
                 blocks[-1].append(line)
     return blocks
+
+
+def _choices(sheet: Sheet) -> list[tuple[int, str, list[str]]]:
+    """Place and title of the heads that a reader can filter by, with their values: all but the name."""
+    mains = [line for section in sheet.sections for line in section if line.kind in MAIN]
+    values = [sorted({line.heads[place] for line in mains}) for place in range(len(sheet.heads))]
+    return [(place, sheet.heads[place], known) for place, known in enumerate(values) if place and len(known) > 1]
 
 
 def _flatten(node: Any, name: str, into: dict[str, str]) -> None:
