@@ -26,15 +26,18 @@ def test_output_gets_every_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(asdict(row())) + "\n", encoding="utf-8")
     (path.parent / "run.yaml").write_text(
-        "{name: n, llm: l, vision: v, connector: c, data: d, recipe: r, seed: 0, stages: {}, made_with: {}}"
+        "{name: n, llm: l, vision: v, connector: c, data: d, recipe: r, seed: 0, stages: {pretrain: p}, made_with: {}}"
     )
+    training = tmp_path / "results/stages/p/train.jsonl"
+    training.parent.mkdir(parents=True)
+    training.write_text('{"loss": 2.0, "tokens_per_s": 700.0}\n', encoding="utf-8")
     assert main(["report", "table=[variants,comparison]", "output=out"]) == 0
     endings = [
         ".txt",
         ".md",
         ".tex",
         ".csv",
-        *(f"-{chart}.{kind}" for chart in ("bars", "radar") for kind in ("png", "svg")),
+        *(f"-{chart}.{kind}" for chart in ("bars", "radar", "loss", "throughput") for kind in ("png", "svg")),
     ]
     names = {f"{table}{ending}" for table in ("variants", "comparison") for ending in endings}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names

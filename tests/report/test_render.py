@@ -10,7 +10,7 @@ import pytest
 from score_rows import row, table
 
 from tinyvlm_cli.command_config import Format
-from tinyvlm_cli.report.figures import draw_losses, running_mean
+from tinyvlm_cli.report.figures import CURVES, MOST, Curve, draw_curve, running_mean
 from tinyvlm_cli.report.published import read_published
 from tinyvlm_cli.report.render import escape, render
 from tinyvlm_cli.report.sheet import Sheet
@@ -53,8 +53,15 @@ def test_latex_is_booktabs_and_escaped(sheet: Sheet, tmp_path: Path) -> None:
         assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0
 
 
-def test_loss_curves_are_drawn_with_their_running_mean(tmp_path: Path) -> None:
+def test_a_running_mean_is_over_the_last_values() -> None:
     assert running_mean([4.0, 2.0]) == [4.0, 2.0]
     assert running_mean([float(i) for i in range(100)])[-1] == 98.5
-    draw_losses({"pretrain": {"a": [3.0, 2.0, 1.0]}, "finetune": {"a": [1.0, 0.5]}}, tmp_path / "deep/loss.png")
-    assert (tmp_path / "deep/loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("curve", CURVES, ids=lambda curve: curve.name)
+def test_curves_are_drawn_and_an_svg_of_a_large_study_stays_small(tmp_path: Path, curve: Curve) -> None:
+    stages = {"pretrain": {"a": [3.0, 2.0, 1.0]}, "finetune": {str(i): [1.0, 0.5] * 2000 for i in range(MOST + 2)}}
+    paths = [tmp_path / f"deep/curve.{suffix}" for suffix in ("png", "svg")]
+    draw_curve(curve, stages, paths)
+    assert paths[0].read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in paths[1].read_text("utf-8") and paths[1].stat().st_size < 400_000

@@ -9,13 +9,14 @@ from score_rows import row, table
 
 from tinyvlm_cli.command_config import Format
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.report.figures import losses
+from tinyvlm_cli.report.figures import CURVES, read_curve
 from tinyvlm_cli.report.published import read_published
 from tinyvlm_cli.report.render import csv_text, render
 from tinyvlm_cli.report.tables import build
 from tinyvlm_cli.results import Run
 from tinyvlm_cli.shipped import paper_dir
 
+LOSS, THROUGHPUT = CURVES
 PUBLISHED = read_published(paper_dir() / "published_scores.csv")
 
 
@@ -32,7 +33,8 @@ def trained(results_dir: Path, stage: str, text: str = '{"loss": 1.0}\n') -> Non
 def test_seeds_of_one_name_have_a_curve_each_and_a_shared_stage_has_one(tmp_path: Path) -> None:
     for stage in ("p", "f1", "f2"):
         trained(tmp_path, stage)
-    curves = losses([run("r-s1", pretrain="p", finetune="f1"), run("r-s2", pretrain="p", finetune="f2")], tmp_path)
+    runs = [run("r-s1", pretrain="p", finetune="f1"), run("r-s2", pretrain="p", finetune="f2")]
+    curves = read_curve(LOSS, runs, tmp_path)
     assert {stage: list(labels) for stage, labels in curves.items()} == {
         "pretrain": ["r-s1\nr-s2"],
         "finetune": ["r-s1", "r-s2"],
@@ -43,7 +45,13 @@ def test_seeds_of_one_name_have_a_curve_each_and_a_shared_stage_has_one(tmp_path
 def test_a_broken_line_of_a_training_is_named(tmp_path: Path, text: str) -> None:
     trained(tmp_path, "p", text)
     with pytest.raises(UserError, match=r"p/train\.jsonl"):
-        losses([run("r", pretrain="p")], tmp_path)
+        read_curve(LOSS, [run("r", pretrain="p")], tmp_path)
+
+
+def test_a_curve_is_a_field_of_every_step_where_a_training_is(tmp_path: Path) -> None:
+    trained(tmp_path, "p", '{"loss": 2.0, "tokens_per_s": 7}\n{"loss": 1.0, "tokens_per_s": 9}\n')
+    runs = [run("r", pretrain="p", finetune="not there")]
+    assert read_curve(THROUGHPUT, runs, tmp_path) == {"pretrain": {"r": [7.0, 9.0]}}
 
 
 def test_the_star_of_a_seen_benchmark_is_no_markdown() -> None:

@@ -7,9 +7,9 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from tinyvlm_cli.command_config import Format, Report
-from tinyvlm_cli.report.charts import draw_charts
+from tinyvlm_cli.report.charts import FORMATS, draw_charts
 from tinyvlm_cli.report.compare import compare
-from tinyvlm_cli.report.figures import draw_losses, losses
+from tinyvlm_cli.report.figures import CURVES, draw_curve, read_curve
 from tinyvlm_cli.report.page import page
 from tinyvlm_cli.report.published import read_published
 from tinyvlm_cli.report.render import SUFFIXES, csv_text, render, show
@@ -52,7 +52,7 @@ def run(config: Report) -> int:
 
 
 def _write(sheets: list[Sheet], folder: Path, results_dir: Path) -> None:
-    """Every table in every format and as charts, and the loss curves of the runs in each."""
+    """Every table in every format and as charts, and the training curves of the runs in each."""
     written = []
     for sheet in sheets:
         for kind, suffix in SUFFIXES.items():
@@ -60,11 +60,12 @@ def _write(sheets: list[Sheet], folder: Path, results_dir: Path) -> None:
             write_text(path, render(sheet, kind))
             written.append(path)
         written += draw_charts(sheet, folder)
-        curves = losses(_runs([sheet], results_dir), results_dir)
-        if curves:
-            path = folder / f"{sheet.name}-loss.png"
-            draw_losses(curves, path)
-            written.append(path)
+        runs = _runs([sheet], results_dir)
+        for curve in CURVES:
+            if stages := read_curve(curve, runs, results_dir):
+                paths = [folder / f"{sheet.name}-{curve.name}.{suffix}" for suffix in FORMATS]
+                draw_curve(curve, stages, paths)
+                written += paths
     for path in written:
         print(path)
 
@@ -76,10 +77,11 @@ def _write_page(sheets: list[Sheet], folder: Path, results_dir: Path) -> Path:
     with TemporaryDirectory() as scratch:
         for sheet in sheets:
             charts += [(sheet.title, _svg(path)) for path in draw_charts(sheet, Path(scratch), ["svg"])]
-        if curves := losses(runs, results_dir):
-            path = Path(scratch) / "loss.svg"
-            draw_losses(curves, path)
-            charts.append(("Training loss", _svg(path)))
+        for curve in CURVES:
+            if stages := read_curve(curve, runs, results_dir):
+                path = Path(scratch) / f"{curve.name}.svg"
+                draw_curve(curve, stages, [path])
+                charts.append((curve.title, _svg(path)))
     path = folder / PAGE
     write_text(path, page(sheets, runs, charts=charts))
     return path

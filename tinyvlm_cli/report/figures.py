@@ -1,7 +1,8 @@
-"""Loss curves of the stages behind a table."""
+"""Curves of the stages behind a table: what train.jsonl says of each optimizer step."""
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tinyvlm_cli.errors import UserError
@@ -9,45 +10,74 @@ from tinyvlm_cli.results import Run, read_jsonl
 
 INCHES = (4.2, 3.2)  # of one panel
 SMOOTHED = 50  # a curve is the running mean over one part in so many of its steps
+POINTS = 500  # drawn of a running mean: more of them cannot be told apart
+MOST = 10  # colours of curves that can be told apart; the others are grey
+
+Lines = dict[str, list[float]]  # run folders that share a stage -> a value for every step
 
 
-def losses(runs: Sequence[Run], results_dir: Path) -> dict[str, dict[str, list[float]]]:
-    """Stage name -> run folders -> loss of every step. Runs that share a stage share its curve."""
-    curves: dict[str, dict[str, list[float]]] = defaultdict(dict)
+@dataclass(frozen=True)
+class Curve:
+    """One figure: a field of train.jsonl over the steps of each stage."""
+
+    name: str  # ends the file's
+    title: str
+    field: str
+    label: str  # of the y axis
+    scale: str
+
+
+CURVES = (
+    Curve("loss", "Training loss", "loss", "loss", "log"),
+    Curve("throughput", "Training throughput", "tokens_per_s", "real tokens a second, all GPUs", "linear"),
+)
+
+
+def read_curve(curve: Curve, runs: Sequence[Run], results_dir: Path) -> dict[str, Lines]:
+    """Stage name -> its lines. Runs that share a stage share its line."""
+    stages: dict[str, Lines] = defaultdict(dict)
     names: dict[str, list[str]] = defaultdict(list)
     for run in runs:
         for folder in run.stages.values():
-            # Not the shown name: runs with other seeds have the same, and one curve would hide the rest.
+            # Not the shown name: runs with other seeds have the same, and one line would hide the rest.
             names[folder].append(run.folder.name)
     for run in runs:
         for stage, folder in run.stages.items():
             path = results_dir / "stages" / folder / "train.jsonl"
-            if path.is_file():
-                label = "\n".join(dict.fromkeys(names[folder]))
-                curves[stage][label] = _read(path)
-    return dict(curves)
+            label = "\n".join(dict.fromkeys(names[folder]))
+            if label not in stages[stage] and path.is_file():
+                stages[stage][label] = _read(path, curve.field)
+    return {stage: lines for stage, lines in stages.items() if lines}
 
 
-def draw_losses(curves: dict[str, dict[str, list[float]]], path: Path) -> None:
-    """Write a PNG with one panel for each stage: every step pale, the running mean on top."""
+def draw_curve(curve: Curve, stages: dict[str, Lines], paths: Sequence[Path]) -> None:
+    """Write the figure to every path: a panel for each stage, every step pale and the running mean on top."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
+    mpl.rcParams["svg.hashsalt"] = curve.name  # the same file for the same curves
     width, height = INCHES
-    figure, axes = pyplot.subplots(1, len(curves), figsize=(width * len(curves), height), squeeze=False)
-    for panel, (stage, lines) in zip(axes[0], curves.items(), strict=True):
-        for label, values in lines.items():
-            steps = range(1, len(values) + 1)
-            (line,) = panel.plot(steps, values, alpha=0.25, linewidth=0.8)
-            panel.plot(steps, running_mean(values), color=line.get_color(), label=label)
-        panel.set(title=stage, xlabel="optimizer step", ylabel="loss", yscale="log")
+    figure, axes = pyplot.subplots(1, len(stages), figsize=(width * len(stages), height), squeeze=False)
+    for panel, (stage, lines) in zip(axes[0], stages.items(), strict=True):
+        for number, (label, values) in enumerate(lines.items()):
+            look = {"color": f"C{number}", "zorder": 3} if number < MOST else {"color": "0.6", "zorder": 2}
+            # As pixels in an SVG too, which would have megabytes of them as lines.
+            panel.plot(range(1, len(values) + 1), values, **{**look, "zorder": 1}, alpha=0.25, lw=0.8, rasterized=True)
+            means, every = running_mean(values), max(1, len(values) // POINTS)
+            panel.plot(
+                range(1, len(values) + 1)[::every], means[::every], **look, label=label if number < MOST else None
+            )
+        panel.set(title=stage, xlabel="optimizer step", ylabel=curve.label, yscale=curve.scale)
+        if curve.scale == "linear":
+            panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=7)
+        panel.legend(fontsize=7, title=f"grey: {len(lines) - MOST} more" if len(lines) > MOST else None)
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)
 
 
@@ -61,10 +91,10 @@ def running_mean(values: Sequence[float]) -> list[float]:
     return means
 
 
-def _read(path: Path) -> list[float]:
+def _read(path: Path, field: str) -> list[float]:
     try:
-        return [float(record["loss"]) for record in read_jsonl(path)]
+        return [float(record[field]) for record in read_jsonl(path)]
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path}: a line has no loss ({error!r}); delete that line") from None
+        raise UserError(f"{path}: a line has no {field} ({error!r}); delete that line") from None
