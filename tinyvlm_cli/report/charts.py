@@ -11,6 +11,7 @@ from tinyvlm_cli.report.sheet import Kind, Line, Sheet
 FORMATS = ("png", "svg")
 SHOWN = (Kind.published, Kind.ours)
 MOST = 12  # lines in a chart: more cannot be told apart
+IN_A_ROW = 6  # panels of bars
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,15 @@ def _series(sheet: Sheet) -> tuple[list[str], list[Series]]:
     chosen = [line for line in lines if line.kind is Kind.ours and counts[line]]
     chosen += [line for line in lines if line.kind is Kind.published and 2 * counts[line] >= len(places)]
     return [sheet.columns[i] for i in places], [
-        Series(_name(line), tuple(line.cells[i].value for i in places), line.kind is Kind.ours)
+        Series(_name(line, chosen), tuple(line.cells[i].value for i in places), line.kind is Kind.ours)
         for line in chosen[:MOST]
     ]
 
 
-def _name(line: Line) -> str:
-    return line.heads[0]
+def _name(line: Line, lines: Sequence[Line]) -> str:
+    """The first head, and all of them where another line has the same first one."""
+    shared = [other for other in lines if other.heads[0] == line.heads[0]]
+    return line.heads[0] if len(shared) == 1 else ", ".join(head for head in line.heads if head)
 
 
 def _write(  # noqa: PLR0917
@@ -68,7 +71,8 @@ def _write(  # noqa: PLR0917
     from matplotlib import pyplot
 
     mpl.rcParams["svg.hashsalt"] = sheet.name  # the same file for the same table
-    figure = pyplot.figure(figsize=(1.4 * len(columns) + 4, 4.2) if name == "bars" else (7.5, 5.2))
+    rows = -(-len(columns) // IN_A_ROW)
+    figure = pyplot.figure(figsize=(1.7 * min(len(columns), IN_A_ROW) + 1, 3 * rows) if name == "bars" else (7.5, 5.2))
     draw(figure, columns, series)
     figure.suptitle(sheet.title, fontsize=10, x=0.01, ha="left")
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,8 +85,9 @@ def _write(  # noqa: PLR0917
 
 def _bars(figure: Any, columns: Sequence[str], series: Sequence[Series]) -> None:
     """A panel for each benchmark, as their units differ; published values are hatched."""
+    across = min(len(columns), IN_A_ROW)
     for place, column in enumerate(columns):
-        panel = figure.add_subplot(1, len(columns), place + 1)
+        panel = figure.add_subplot(-(-len(columns) // across), across, place + 1)
         values = [one.values[place] for one in series]
         known = [value for value in values if value is not None]
         for number, (one, value) in enumerate(zip(series, values, strict=True)):

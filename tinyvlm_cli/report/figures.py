@@ -67,17 +67,23 @@ def draw_curve(curve: Curve, stages: dict[str, Lines], paths: Sequence[Path]) ->
             panel.plot(range(1, len(values) + 1), values, **{**look, "zorder": 1}, alpha=0.25, lw=0.8, rasterized=True)
             means, every = running_mean(values), max(1, len(values) // POINTS)
             panel.plot(
-                range(1, len(values) + 1)[::every], means[::every], **look, label=label if number < MOST else None
+                range(1, len(values) + 1)[::every],
+                means[::every],
+                **look,
+                label=_shown(label) if number < MOST else None,
             )
         panel.set(title=stage, xlabel="optimizer step", ylabel=curve.label, yscale=curve.scale)
         if curve.scale == "linear":
             panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=7, title=f"grey: {len(lines) - MOST} more" if len(lines) > MOST else None)
+        more = f"grey: {len(lines) - MOST} more" if len(lines) > MOST else None
+        panel.legend(
+            fontsize=7, title=more, title_fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.22)
+        )
     figure.tight_layout()
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
+        figure.savefig(path, dpi=130, bbox_inches="tight", metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)
 
 
@@ -89,6 +95,12 @@ def running_mean(values: Sequence[float]) -> list[float]:
         total += value - (values[place - window] if place >= window else 0.0)
         means.append(total / min(place + 1, window))
     return means
+
+
+def _shown(label: str) -> str:
+    """The names of at most three runs that share a stage."""
+    names = label.splitlines()
+    return label if len(names) <= 3 else "\n".join([*names[:2], f"and {len(names) - 2} more runs"])
 
 
 def _read(path: Path, field: str) -> list[float]:
