@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tinyvlm_cli.questions import Formula, Questions, Tally, read_questions, summed
 from tinyvlm_cli.statistics import difference, holm, interval
@@ -14,10 +15,14 @@ Random = np.random.Generator
 
 def accuracy(random: Random, *, images: int = 150, level: float = 0.7) -> Questions:
     """Three questions on an image, which is easy or hard for all of them."""
-    ease = random.normal(0, 0.15, images)
-    right = random.random((images, 3)) < np.clip(level + ease, 0, 1)[:, None]
+    return of_images(random, random.normal(0, 0.15, images), level)
+
+
+def of_images(random: Random, ease: NDArray[np.float64], level: float) -> Questions:
+    """Three questions on each image. ease: [I] by which they are more often right"""
+    right = random.random((len(ease), 3)) < np.clip(level + ease, 0, 1)[:, None]
     return Questions(
-        Formula.mean, {f"{i}-{j}": Tally(str(i), "", float(right[i, j])) for i in range(images) for j in range(3)}
+        Formula.mean, {f"{i}-{j}": Tally(str(i), "", float(right[i, j])) for i in range(len(ease)) for j in range(3)}
     )
 
 
@@ -63,7 +68,7 @@ def test_intervals_cover_and_false_alarms_are_rare(kind: str, trials: int = 150)
         a, b = make(random), make(random)
         low, high = interval(a, draws=400) or (0, 0)
         covered += low <= truth <= high
-        alarms += difference(a, b, draws=400).p < 0.05
+        alarms += difference([a], [b], draws=400).p < 0.05
     assert covered / trials == pytest.approx(0.95, abs=0.055)
     assert alarms / trials == pytest.approx(0.05, abs=0.055)
 
@@ -84,16 +89,42 @@ def test_headlines_by_hand() -> None:
 def test_a_real_difference_is_seen_and_a_run_equals_itself() -> None:
     random = np.random.default_rng(1)
     a, b = accuracy(random), accuracy(random, level=0.9)
-    found = difference(a, b)
+    found = difference([a], [b])
     assert found.low < found.change < found.high and found.low > 5 and found.p < 0.005 and found.num_questions == 450
-    same = difference(a, a)
+    same = difference([a], [a])
     assert (same.change, same.low, same.high, same.p) == (0, 0, 0, 1)
+
+
+@pytest.mark.parametrize("between_seeds", [0.0, 0.02])
+def test_false_alarms_are_rare_over_seeds(between_seeds: float, trials: int = 200) -> None:
+    """Three models each, of which one may be luckier than the next; both answer the same hard and easy images."""
+    random = np.random.default_rng(5)
+    alarms = covered = 0
+    for _ in range(trials):
+        levels = 0.7 + random.normal(0, between_seeds, 6)
+        ease = random.normal(0, 0.15, 150)
+        runs = [of_images(random, ease, level) for level in levels]
+        found = difference(runs[:3], runs[3:])
+        alarms += found.p < 0.05
+        covered += found.low <= 0 <= found.high
+    assert alarms / trials == pytest.approx(0.05, abs=0.05)
+    assert covered == trials - alarms
+
+
+def test_a_real_difference_is_seen_over_seeds() -> None:
+    random = np.random.default_rng(6)
+    ease = random.normal(0, 0.15, 150)
+    a, b = ([of_images(random, ease, level) for _ in range(3)] for level in (0.55, 0.75))
+    found = difference(a, b)
+    assert found.num_seeds == 3 and found.p < 0.01 and found.low < found.change < found.high
+    assert found.change == pytest.approx(np.mean([headline(one) for one in b]) - np.mean([headline(one) for one in a]))
+    assert difference(a, a).p == 1 and difference(a, b[:1]).num_seeds == 1
 
 
 def test_questions_that_only_one_run_has_are_left_out() -> None:
     a, b = accuracy(np.random.default_rng(2)), accuracy(np.random.default_rng(3))
     half = Questions(b.formula, dict(list(b.tallies.items())[:90]))
-    assert difference(a, half).num_questions == 90
+    assert difference([a], [half]).num_questions == 90
 
 
 def test_holm_by_hand() -> None:

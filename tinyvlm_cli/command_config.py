@@ -143,6 +143,8 @@ class Table:
     runs: dict[str, Any] = MISSING  # field of a score row -> the value, or list of values, it must have; null: any
     heads: dict[str, str] = MISSING  # field that says what a row is -> its title
     columns: list[Column] = MISSING
+    # Setting -> value of the line that others are compared with, which are otherwise the same; none: nothing is marked.
+    against: dict[str, str] = field(default_factory=dict)
     between: list[str | None] | None = None  # the two runs whose differences are the rows; null: rows are runs
     blind: bool = MISSING  # the blind control in a line under each run that has one
     intervals: bool = MISSING  # each score's 95% interval in a line under each run of one seed

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,7 @@ class Formula(Enum):
     ratio = "ratio"  # sum of `own` over that of `other` (LLaVA-W: model and reference)
 
 
-@dataclass(frozen=True)
-class Tally:
+class Tally(NamedTuple):  # of which there are millions: a dataclass takes three times as long to make
     """What a question adds to the headline."""
 
     image: str  # questions on one image are not independent; where there is none, the question's own key
@@ -47,8 +47,7 @@ class Questions:
 
     def write(self, path: Path) -> None:
         """Write the file in one step."""
-        lines = {key: [item.image, item.group, item.own, item.other] for key, item in self.tallies.items()}
-        write_text(path, json.dumps({"formula": self.formula.value, "questions": lines}))
+        write_text(path, json.dumps({"formula": self.formula.value, "questions": dict(self.tallies)}))
 
 
 def read_questions(path: Path) -> Questions:
@@ -75,6 +74,7 @@ class Sums:
     formula: Formula
     sums: NDArray[np.float64]  # [R, I, G, K]
     strata: NDArray[np.int64]  # [I] images of one stratum have questions in the same groups
+    num_questions: int
 
     @property
     def num_images(self) -> int:
@@ -108,7 +108,7 @@ def summed(runs: Sequence[Questions]) -> Sums:
     present = np.zeros(shape, dtype=np.bool_)
     present[images, groups] = True
     _, strata = np.unique(present, axis=0, return_inverse=True)
-    return Sums(first.formula, np.stack(parts), strata.reshape(-1))
+    return Sums(first.formula, np.stack(parts), strata.reshape(-1), len(keys))
 
 
 def value(formula: Formula, sums: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -123,6 +123,19 @@ def value(formula: Formula, sums: NDArray[np.float64]) -> NDArray[np.float64]:
         return total
     own, other = np.moveaxis(sums.sum(axis=-2), -1, 0)
     return 100 * _share(own, other)
+
+
+def gradients(sums: Sums) -> NDArray[np.float64]:
+    """[R, G, K] how much each run's headline grows with each of its sums."""
+    totals: NDArray[np.float64] = sums.sums.sum(axis=1)
+    found: NDArray[np.float64] = np.zeros_like(totals)
+    for place in np.ndindex(totals.shape[1:]):
+        step = 1e-4 * np.maximum(1.0, totals[:, *place])
+        above, below = totals.copy(), totals.copy()
+        above[:, *place] += step
+        below[:, *place] -= step
+        found[:, *place] = (value(sums.formula, above) - value(sums.formula, below)) / (2 * step)
+    return found
 
 
 def _columns(formula: Formula, own: NDArray[np.float64], other: NDArray[np.float64]) -> list[NDArray[np.float64]]:

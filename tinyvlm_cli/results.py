@@ -105,6 +105,11 @@ def read_run(folder: Path) -> Run:
     return Run(folder=folder, **yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
+def all_runs(results_dir: Path) -> list[Run]:
+    """Every run, by its folder's name."""
+    return [read_run(path.parent) for path in sorted(results_dir.glob("runs/*/run.yaml"))]
+
+
 def find_runs(results_dir: Path, wanted: str, *, setting: str = "run") -> list[Run]:
     """The runs that `run=` names: a folder, a folder's beginning, a shown name, or "all".
 
@@ -113,7 +118,7 @@ def find_runs(results_dir: Path, wanted: str, *, setting: str = "run") -> list[R
     """
     if (Path(wanted) / "run.yaml").is_file():
         return [read_run(Path(wanted))]
-    runs = [read_run(path.parent) for path in sorted(results_dir.glob("runs/*/run.yaml"))]
+    runs = all_runs(results_dir)
     if not runs and (Path(wanted) / "config.json").is_file():
         raise UserError(
             f"{setting}={wanted}: a checkpoint of TinyLLaVA; `tinyvlm import path={wanted}` makes a run of it"

@@ -9,25 +9,31 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
-from tinyvlm_cli.questions import Questions, Sums, summed, value
+from tinyvlm_cli.questions import Questions, Sums, gradients, summed, value
 
 DRAWS = 2000
 LEVEL = 0.95
 TINY = 1e-9  # in a headline's unit: rounding
 AT_ONCE = 4_000_000  # weights in memory
 
-METHODS = (
-    "Intervals: 95%, percentile bootstrap over images (Efron and Tibshirani 1993), 2,000 draws, stratified by group",
-    "Differences: paired bootstrap over images on the questions that both answered; p by the paired randomization test "
-    "(Noreen 1989), which swaps the two runs' answers to an image at random, 2,000 times; mid-p",
-    "Holm: p corrected for the number of rows (Holm 1979); a difference is real where that is below 0.05",
+INTERVALS = (
+    "Intervals: 95%, percentile bootstrap over images (Efron and Tibshirani 1993), 2,000 draws, stratified by group"
+)
+PAIRED = (
+    "Differences: on the questions that both answered; p by the paired randomization test (Noreen 1989), which swaps "
+    "the two runs' answers to an image at random, 2,000 times; mid-p"
+)
+SEEDS = (
+    "Differences of means over seeds: variance clustered by image and by seed (Cameron, Gelbach and Miller 2011), "
+    "Student's t with the degrees of freedom that the seeds leave (Welch 1947)"
 )
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of run b to run a on one benchmark, in the benchmark's unit."""
+    """Of run b to run a on one benchmark, in the benchmark's unit; of runs with several seeds, of their means."""
 
     a: float
     b: float
@@ -35,6 +41,7 @@ class Difference:
     high: float
     p: float
     num_questions: int
+    num_seeds: int  # the smaller number of the two
 
     @property
     def change(self) -> float:
@@ -50,14 +57,24 @@ def interval(questions: Questions, *, draws: int = DRAWS, seed: int = 0) -> tupl
     return _percentiles([sums.headlines(weights)[0] for weights in _resampled(sums, draws, seed)])
 
 
-def difference(a: Questions, b: Questions, *, draws: int = DRAWS, seed: int = 0) -> Difference:
-    """Of two runs that answered the same questions."""
-    sums = summed([a, b])
-    first, second = sums.headlines(np.ones((1, sums.num_images)))[:, 0]
-    resampled = (sums.headlines(weights) for weights in _resampled(sums, draws, seed))
-    low, high = _percentiles([theirs - ours for ours, theirs in resampled])
-    p = _randomization(sums, second - first, draws, seed)
-    return Difference(float(first), float(second), low, high, p, sum(key in b.tallies for key in a.tallies))
+def difference(a: Sequence[Questions], b: Sequence[Questions], *, draws: int = DRAWS, seed: int = 0) -> Difference:
+    """Of two runs that answered the same questions, or of two groups of runs that differ in the seed alone.
+
+    a, b: a run's questions for each seed; where one side has a single seed, the first of the other.
+    """
+    num_seeds = min(len(a), len(b))
+    if num_seeds == 1:
+        a, b = a[:1], b[:1]
+    sums = summed([*a, *b])
+    headlines = sums.headlines(np.ones((1, sums.num_images)))[:, 0]
+    sides = headlines[: len(a)], headlines[len(a) :]
+    first, second = (float(side.mean()) for side in sides)
+    if num_seeds > 1:
+        low, high, p = _over_seeds(sums, sides)
+    else:
+        low, high = _percentiles([theirs - ours for ours, theirs in map(sums.headlines, _resampled(sums, draws, seed))])
+        p = _randomization(sums, second - first, draws, seed)
+    return Difference(first, second, low, high, p, sums.num_questions, num_seeds)
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -102,6 +119,39 @@ def _randomization(sums: Sums, observed: float, draws: int, seed: int) -> float:
         beyond = np.abs(changes) - abs(observed)
         as_large += float((beyond > TINY).sum() + (np.abs(beyond) <= TINY).sum() / 2)
     return (as_large + 1) / (draws + 1)
+
+
+def _over_seeds(sums: Sums, sides: tuple[NDArray[np.float64], NDArray[np.float64]]) -> tuple[float, float, float]:
+    """The 95% interval and p of a difference of means over seeds. sides: [seeds of a], [seeds of b] headlines
+
+    Images and seeds are both drawn at random, so the variance is that over images and that over seeds, less what both
+    contain: the variance of single answers.
+    """
+    change = float(sides[1].mean() - sides[0].mean())
+    influence = np.einsum("rigk,rgk->ri", sums.sums, gradients(sums))  # of an image on a run's headline
+    groups = influence[: len(sides[0])], influence[len(sides[0]) :]
+    of_images = _clustered(groups[1].mean(axis=0) - groups[0].mean(axis=0), sums.strata)
+    of_seeds = [side.var(ddof=1) / len(side) for side in sides]
+    of_answers = sum(((group - group.mean(axis=0)) ** 2).sum() / (len(group) - 1) / len(group) for group in groups)
+    excess = max(0.0, sum(of_seeds) - of_answers)  # what seeds differ in beyond single answers
+    variance = of_images + excess
+    if variance < TINY**2:
+        return change, change, 1.0 if abs(change) < TINY else 0.0
+    scatter = sum(part**2 / (len(side) - 1) for part, side in zip(of_seeds, sides, strict=True))
+    student = stats.t(variance**2 / scatter if excess else np.inf)
+    error = variance**0.5
+    half = student.ppf((1 + LEVEL) / 2) * error
+    return float(change - half), float(change + half), 2 * float(student.sf(abs(change) / error))
+
+
+def _clustered(influence: NDArray[np.float64], strata: NDArray[np.int64]) -> float:
+    """The variance of a sum over images, of which each stratum has its number. influence, strata: [I]"""
+    total = 0.0
+    for stratum in range(strata.max() + 1):
+        own = influence[strata == stratum]
+        if len(own) > 1:
+            total += len(own) * float(own.var(ddof=1))
+    return total
 
 
 def _portions(images: int, draws: int) -> list[int]:

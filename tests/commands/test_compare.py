@@ -2,46 +2,19 @@
 
 import csv
 import io
-import json
-from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pytest
-from score_rows import row
+from answered_runs import write_run
 
 from tinyvlm_cli.cli import main
-from tinyvlm_cli.questions import Formula, Questions, Tally
-
-
-def answered(random: np.random.Generator, level: float) -> Questions:
-    """400 images with two questions each."""
-    right = random.random((400, 2)) < level
-    tallies = {f"{i}-{j}": Tally(str(i), "", float(right[i, j])) for i in range(400) for j in range(2)}
-    return Questions(Formula.mean, tallies)
-
-
-def write_run(results: Path, name: str, seed: int, levels: dict[str, float], **changes: str) -> None:
-    folder = results / "runs" / name
-    random = np.random.default_rng(seed)
-    for benchmark, level in levels.items():
-        questions = answered(random, level)
-        questions.write(folder / "eval/finetune" / benchmark / "questions.json")
-        value = 100 * float(np.mean([tally.own for tally in questions.tallies.values()]))
-        record = asdict(row(run=name, name=name, benchmark=benchmark, value=value, n=800, **changes))
-        with (folder / "scores.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-    (folder / "run.yaml").write_text(
-        f"{{name: {name}, llm: l, vision: v, connector: c, data: d, recipe: r, seed: 0, stages: {{finetune: f}}, "
-        "made_with: {}}"
-    )
 
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    write_run(tmp_path / "results", "first", 0, {"gqa": 0.60, "textvqa": 0.50, "pope": 0.8})
-    write_run(tmp_path / "results", "second", 1, {"gqa": 0.72, "textvqa": 0.51})
+    write_run(tmp_path / "results", "first", {"gqa": 0.60, "textvqa": 0.50, "pope": 0.8})
+    write_run(tmp_path / "results", "second", {"gqa": 0.72, "textvqa": 0.51})
     return tmp_path / "results"
 
 
@@ -65,6 +38,17 @@ def test_the_csv_has_both_scores_and_the_difference(results: Path, capsys: pytes
     assert float(change["low"]) < expected < float(change["high"]) and float(change["p"]) < 0.001
 
 
+def test_a_name_of_several_seeds_stands_for_all_of_them(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (1, 2, 3):
+        write_run(results, f"third-{seed}", {"gqa": 0.72}, name="third", seed=seed)
+        write_run(results, f"fourth-{seed}", {"gqa": 0.60}, name="fourth", seed=seed)
+    assert main(["report", "table=compare", "a=third", "b=fourth", "format=markdown"]) == 0
+    shown = capsys.readouterr().out
+    assert "a = third (3 seeds), b = fourth (3 seeds)" in shown and "**-1" in shown and "Welch 1947" in shown
+    assert main(["report", "table=compare", "a=third-1", "b=fourth-1", "format=markdown"]) == 0
+    assert "Noreen 1989" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -77,9 +61,9 @@ def test_the_csv_has_both_scores_and_the_difference(results: Path, capsys: pytes
 )
 def test_a_mistake_is_one_sentence(results: Path, words: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
     if "other" in words:
-        write_run(results, "other", 2, {"gqa": 0.7}, split="another")
+        write_run(results, "other", {"gqa": 0.7}, split="another")
     if "lost" in words:
-        write_run(results, "lost", 2, {"gqa": 0.7})
+        write_run(results, "lost", {"gqa": 0.7})
         (results / "runs/lost/eval/finetune/gqa/questions.json").unlink()
     assert main(["report", "table=compare", *words.split()]) == 2
     error = capsys.readouterr().err

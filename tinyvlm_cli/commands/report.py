@@ -31,7 +31,9 @@ def run(config: Report) -> int:
     published = read_published(paper_dir() / "published_scores.csv")
     rows = read_scores(results_dir)
     sheets = [
-        build(name, table, rows, published) if table.between is None else compare(name, table, rows, results_dir)
+        build(name, table, rows, published, results_dir)
+        if table.between is None
+        else compare(name, table, rows, results_dir)
         for name, table in config.table.items()
     ]
     if config.format is Format.html:

@@ -1,62 +1,79 @@
 """Two runs beside each other: on which benchmarks the difference between them is real."""
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tinyvlm_cli.command_config import Column, Table
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.questions import FILE, Questions, read_questions
-from tinyvlm_cli.report.ours import REAL
-from tinyvlm_cli.report.records import records
-from tinyvlm_cli.report.sheet import Cell, Kind, Line, Rank, Record, Sheet
-from tinyvlm_cli.results import Run, ScoreRow, find_runs
-from tinyvlm_cli.statistics import METHODS, Difference, difference, holm
+from tinyvlm_cli.report.differences import REAL_BELOW, between, is_comparable
+from tinyvlm_cli.report.ours import REAL, choices
+from tinyvlm_cli.report.records import difference_record, records
+from tinyvlm_cli.report.sheet import Cell, Kind, Line, Rank, Sheet
+from tinyvlm_cli.results import Run, ScoreRow, all_runs, find_runs
+from tinyvlm_cli.statistics import INTERVALS, PAIRED, SEEDS, Difference, holm
 
-REAL_BELOW = 0.05  # of the corrected p
+HOLM = (
+    "Holm: p corrected for the number of rows (Holm 1979); a difference is real, and bold, where that is below "
+    f"{REAL_BELOW}"
+)
 
 
 def compare(name: str, table: Table, rows: Iterable[ScoreRow], results_dir: Path) -> Sheet:
     """The table of differences. Raises UserError where a run is not named or has not what is compared."""
-    a, b = (_run(wanted, setting, results_dir) for wanted, setting in zip(table.between or (), ("a", "b"), strict=True))
+    wanted = zip(table.between or (), ("a", "b"), strict=True)
+    a, b = (_runs(one, setting, results_dir) for one, setting in wanted)
     own = [row for row in rows if _fits(row, table)]
     found: list[tuple[Column, Difference]] = []
     notes = []
     for column in table.columns:
-        pair = [row for run in (a, b) for row in own if (row.run, row.benchmark) == (run.folder.name, column.benchmark)]
-        if len(pair) < 2 or any(row.value is None for row in pair):
-            continue
-        if len({(row.follows, row.version, row.split, row.judge) for row in pair}) > 1:
+        ours, theirs = (
+            [row for run in side for row in own if (row.run, row.benchmark) == (run.folder.name, column.benchmark)]
+            for side in (a, b)
+        )
+        if is_comparable(ours, theirs):
+            found.append((column, between(ours, theirs, results_dir)))
+        elif ours and theirs and all(row.value is not None for row in (*ours, *theirs)):
             notes.append(f"{column.label}: left out, as the runs were scored by different rules, splits or judges")
-            continue
-        found.append((column, difference(*(_questions(row, results_dir) for row in pair))))
+    called = _called(a, b), _called(b, a)
     if not found:
         raise UserError(
-            f"table.{name}: {a.folder.name} and {b.folder.name} have no benchmark in common; "
+            f"table.{name}: {called[0]} and {called[1]} have no benchmark in common; "
             "answer the same ones: tinyvlm eval run=RUN"
         )
     corrected = holm([one.p for _, one in found])
+    folders = [run.folder.name for run in (*a, *b)]
     lines = [_line(column, one, p) for (column, one), p in zip(found, corrected, strict=True)]
-    scored = [row for row in own if row.run in (a.folder.name, b.folder.name)]
     return Sheet(
         name=name,
-        title=f"{table.title}: a = {_called(a, b)}, b = {_called(b, a)}",
+        title=f"{table.title}: a = {called[0]}, b = {called[1]}",
         heads=tuple(table.heads.values()),
         columns=("a", "b", "b - a", "95% interval", "p", "Holm", "questions"),
         sections=(tuple(lines),),
-        notes=(*table.footnotes, *METHODS, *notes),
-        records=(*records(name, table, [], scored), *(_record(name, a, b, column, one) for column, one in found)),
-        runs=(a.folder.name, b.folder.name),
+        notes=(*table.footnotes, *_methods([one for _, one in found]), HOLM, *notes),
+        records=(
+            *records(name, table, [], [row for row in own if row.run in folders]),
+            *(difference_record(name, f"{called[1]} - {called[0]}", column.benchmark, one) for column, one in found),
+        ),
+        runs=tuple(folders),
     )
 
 
-def _run(wanted: str | None, setting: str, results_dir: Path) -> Run:
+def _methods(found: Sequence[Difference]) -> list[str]:
+    notes = [INTERVALS, PAIRED] if any(one.num_seeds == 1 for one in found) else []
+    return [*notes, SEEDS] if any(one.num_seeds > 1 for one in found) else notes
+
+
+def _runs(wanted: str | None, setting: str, results_dir: Path) -> list[Run]:
+    """The run that `wanted` names, or all runs of that shown name that differ in the seed alone."""
     if wanted is None:
         raise UserError(f"{setting}: not set; table=compare needs two runs, a=RUN b=RUN")
+    named = [run for run in all_runs(results_dir) if run.name == wanted]
+    if len({run.seed for run in named}) == len(named) > 1 and len({choices(run) for run in named}) == 1:
+        return named
     runs = find_runs(results_dir, wanted, setting=setting)
     if len(runs) > 1:
         raise UserError(f"{setting}={wanted}: one run is compared with one other; name it")
-    return runs[0]
+    return runs
 
 
 def _fits(row: ScoreRow, table: Table) -> bool:
@@ -64,13 +81,10 @@ def _fits(row: ScoreRow, table: Table) -> bool:
     return row.images == REAL and row.limit is None and all(getattr(row, key) in wanted[key] for key in wanted)
 
 
-def _questions(row: ScoreRow, results_dir: Path) -> Questions:
-    return read_questions(results_dir / "runs" / row.run / "eval" / row.stage / row.benchmark / FILE)
-
-
-def _called(run: Run, other: Run) -> str:
-    """The shown name, or the folder where both have the same."""
-    return run.name if run.name != other.name else run.folder.name
+def _called(side: Sequence[Run], other: Sequence[Run]) -> str:
+    """The shown name, or the folder where both have the same; and how many seeds there are."""
+    name = side[0].name if side[0].name != other[0].name else side[0].folder.name
+    return name if len(side) == 1 else f"{name} ({len(side)} seeds)"
 
 
 def _line(column: Column, one: Difference, corrected: float) -> Line:
@@ -89,16 +103,3 @@ def _line(column: Column, one: Difference, corrected: float) -> Line:
 
 def _probability(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
-
-
-def _record(table: str, a: Run, b: Run, column: Column, one: Difference) -> Record:
-    empty = Record(table, "difference", f"{b.folder.name} - {a.folder.name}", "", "", "", "", "")
-    return replace(
-        empty,
-        benchmark=column.benchmark,
-        value=one.change,
-        low=one.low,
-        high=one.high,
-        p=one.p,
-        n=one.num_questions,
-    )

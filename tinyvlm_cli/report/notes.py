@@ -5,15 +5,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tinyvlm_cli.command_config import Table
-from tinyvlm_cli.report.ours import REAL, Entry, clashes, entries, number
+from tinyvlm_cli.report.ours import REAL, Claim, Entry, clashes, entries, number
 from tinyvlm_cli.report.published import PublishedScore
 from tinyvlm_cli.report.sheet import PLUS_MINUS
 from tinyvlm_cli.results import ScoreRow
-from tinyvlm_cli.statistics import METHODS
+from tinyvlm_cli.statistics import INTERVALS
 
 
 def footnotes(
-    table: Table, published: Sequence[PublishedScore], ours: Sequence[ScoreRow], *, limited: Sequence[ScoreRow]
+    name: str,
+    table: Table,
+    published: Sequence[PublishedScore],
+    ours: Sequence[ScoreRow],
+    *,
+    limited: Sequence[ScoreRow],
 ) -> list[str]:
     """The table's own footnotes, then those on published scores, then those on ours."""
     labels: dict[str, str] = {}
@@ -25,10 +30,10 @@ def footnotes(
         found.append("No run has scores for this table: train one (tinyvlm train), then answer benchmarks with it "
                      "(tinyvlm eval)")  # fmt: skip
     if table.intervals and any(row.interval for row in ours):
-        found.append(METHODS[0])
+        found.append(INTERVALS)
     found += _scorers(ours, labels) + _judges(ours, labels) + _unjudged(ours)
-    found += [note for entry in entries(ours) if len(entry.seeds) > 1 for note in _seeds(entry, table)]
-    found += [_clash(*claim, runs) for claim, runs in clashes(ours).items()]
+    found += _seeds(entries(ours), table)
+    found += [_clash(name, claim, runs) for claim, runs in clashes(ours).items()]
     return found + _limited(limited)
 
 
@@ -90,22 +95,35 @@ def _unjudged(ours: Iterable[ScoreRow]) -> list[str]:
     return found
 
 
-def _seeds(entry: Entry, table: Table) -> list[str]:
+def _seeds(lines: Sequence[Entry], table: Table) -> list[str]:
+    """What is averaged, of lines with the same seeds together."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for line in lines:
+        if len(line.seeds) > 1:
+            seeds = ", ".join(map(str, line.seeds))
+            text = f"mean {PLUS_MINUS} standard deviation of {len(line.seeds)} seeds ({seeds})"
+            alike["; ".join([text, *_unjudged_seeds(line, table)])].append(line.shown)
+    if len(alike) == 1 and len(next(iter(alike.values()))) == len(lines) > 1:
+        return [f"All of ours: {next(iter(alike))}"]
+    return [f"{', '.join(shown)}: {text}" for text, shown in alike.items()]
+
+
+def _unjudged_seeds(line: Entry, table: Table) -> list[str]:
+    """The columns in which only some of the seeds have a score."""
     fewer = []
     for column in table.columns:
-        rows = [row for row in entry.rows if row.benchmark == column.benchmark and row.images == REAL]
-        judged = sum(number(row, column) is not None for row in rows)
-        if 0 < judged < len(entry.seeds):
-            fewer.append(f"{column.label} of {judged}")
-    seeds = ", ".join(map(str, entry.seeds))
-    text = f"{entry.shown}: mean {PLUS_MINUS} standard deviation of {len(entry.seeds)} seeds ({seeds})"
-    return [text + (f"; {', '.join(fewer)}" if fewer else "")]
+        rows = [row for row in line.rows if row.benchmark == column.benchmark and row.images == REAL]
+        scored = sum(number(row, column) is not None for row in rows)
+        if 0 < scored < len(line.seeds):
+            fewer.append(f"{column.label} of {scored}")
+    return [", ".join(fewer)] if fewer else []
 
 
-def _clash(name: str, stage: str, seed: int, runs: Sequence[str]) -> str:
+def _clash(table: str, claim: Claim, runs: Sequence[str]) -> str:
+    name, stage, seed = claim
     return (
         f"{len(runs)} runs are {name}, {stage}, seed {seed}: {' and '.join(runs)}; each has its own line. "
-        "Compare their config.yaml"
+        f"Compare their config.yaml, or choose one with table.{table}.runs.run={runs[0]}"
     )
 
 

@@ -7,6 +7,7 @@ from tinyvlm_cli.report.ours import number
 from tinyvlm_cli.report.published import PublishedScore
 from tinyvlm_cli.report.sheet import Record
 from tinyvlm_cli.results import ScoreRow
+from tinyvlm_cli.statistics import Difference
 
 
 def records(name: str, table: Table, published: Iterable[PublishedScore], ours: Iterable[ScoreRow]) -> Iterator[Record]:
@@ -20,6 +21,14 @@ def records(name: str, table: Table, published: Iterable[PublishedScore], ours: 
                 # Neither: the score is there, and its details have not what the column asks for.
                 if record.value is not None or record.state:
                     yield record
+
+
+def difference_record(table: str, name: str, benchmark: str, one: Difference) -> Record:
+    """A difference between two of our lines. name: b less a"""
+    return Record(
+        table, "difference", name, "", "", "", "", "",
+        benchmark=benchmark, value=one.change, low=one.low, high=one.high, p=one.p, n=one.num_questions,
+    )  # fmt: skip
 
 
 def _published(table: str, score: PublishedScore) -> Record:

@@ -13,12 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from tinyvlm_cli.command_config import Format
-from tinyvlm_cli.report.sheet import PLUS_MINUS, Cell, Kind, Line, Rank, Record, Sheet
+from tinyvlm_cli.report.sheet import BETTER, PLUS_MINUS, WORSE, Cell, Kind, Line, Rank, Record, Sheet
 
 SUFFIXES = {Format.terminal: "txt", Format.markdown: "md", Format.latex: "tex", Format.csv: "csv"}
 STYLES = {Kind.interval: "dim", Kind.blind: "dim", Kind.difference: "dim italic"}
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", PLUS_MINUS: r"$\pm$",
+    BETTER: r"$\uparrow$", WORSE: r"$\downarrow$",
 }  # fmt: skip
 
 

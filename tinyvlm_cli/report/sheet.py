@@ -5,6 +5,7 @@ from enum import Enum
 
 DASH = "-"  # nobody has measured it
 PLUS_MINUS = "\u00b1"
+BETTER, WORSE = "\u2191", "\u2193"  # than the line that this one is an ablation of
 
 
 class Kind(Enum):

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 from tinyvlm_cli.command_config import Published, Table
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.report import notes
+from tinyvlm_cli.report.marks import CHOICES, Marks, compare_lines
 from tinyvlm_cli.report.ours import REAL, SHUFFLED, Entry, cell, choices, entries, interval
 from tinyvlm_cli.report.published import PublishedScore
 from tinyvlm_cli.report.records import records
@@ -33,14 +35,25 @@ class Model:
         return self.any.model if field == "name" else str(getattr(self.any, field, ""))
 
 
-def build(name: str, table: Table, rows: Iterable[ScoreRow], published: Iterable[PublishedScore]) -> Sheet:
-    """The table `name`. Raises UserError for a table that asks for what there is not."""
+def build(
+    name: str,
+    table: Table,
+    rows: Iterable[ScoreRow],
+    published: Iterable[PublishedScore],
+    results_dir: Path | None = None,
+) -> Sheet:
+    """The table `name`. Raises UserError for a table that asks for what there is not.
+
+    results_dir: where the questions behind the scores lie; None: no line is compared with another.
+    """
     published = list(published)
     _check(name, table, published)
     models = [model for chosen in table.published for model in _models(table, chosen, published)]
     wanted = [row for row in rows if _fits(row, table)]
     ours = [row for row in wanted if row.limit is None]
-    sections = _sections(table, models, entries(ours))
+    own = entries(ours)
+    compared = compare_lines(name, table, own, results_dir) if results_dir else Marks()
+    sections = _sections(table, models, own, compared)
     cited = [score for model in models for score in model.scores.values()]
     return Sheet(
         name=name,
@@ -48,8 +61,11 @@ def build(name: str, table: Table, rows: Iterable[ScoreRow], published: Iterable
         heads=tuple(table.heads.values()),
         columns=tuple(column.label for column in table.columns),
         sections=tuple(tuple(section) for section in _ranked(sections) if section),
-        notes=tuple(notes.footnotes(table, cited, ours, limited=[row for row in wanted if row.limit is not None])),
-        records=tuple(records(name, table, cited, ours)),
+        notes=(
+            *notes.footnotes(name, table, cited, ours, limited=[row for row in wanted if row.limit is not None]),
+            *compared.notes,
+        ),
+        records=(*records(name, table, cited, ours), *compared.records),
         runs=tuple(dict.fromkeys(row.run for row in ours)),
     )
 
@@ -59,6 +75,7 @@ def _check(name: str, table: Table, published: Sequence[PublishedScore]) -> None
     findings = [_unknown(f"{where}.heads", head, HEADS) for head in table.heads if head not in HEADS]
     known = [field.name for field in fields(ScoreRow) if field.name != "details"]
     findings += [_unknown(f"{where}.runs", key, known) for key in table.runs if key not in known]
+    findings += [_unknown(f"{where}.against", key, CHOICES) for key in table.against if key not in CHOICES]
     tables = list(dict.fromkeys(score.table for score in published))
     for chosen in table.published:
         if chosen.table not in tables:
@@ -98,7 +115,7 @@ def _fits(row: ScoreRow, table: Table) -> bool:
     return table.blind or row.images == REAL
 
 
-def _sections(table: Table, models: Iterable[Model], ours: Iterable[Entry]) -> list[list[Line]]:
+def _sections(table: Table, models: Iterable[Model], ours: Iterable[Entry], compared: Marks) -> list[list[Line]]:
     """First the published rows, each with ours of the same model under it; then the rest of ours."""
     rest = list(ours)
     first = []
@@ -106,11 +123,11 @@ def _sections(table: Table, models: Iterable[Model], ours: Iterable[Entry]) -> l
         published = _published_line(table, model)
         first.append(published)
         for entry in [entry for entry in rest if choices(entry.rows[0]) == choices(model.any)]:
-            lines = _own_lines(table, replace(entry, shown=f"{entry.shown}, ours"))
+            lines = _own_lines(table, replace(entry, shown=f"{entry.shown}, ours"), compared)
             first += [*lines, _difference(table, published, lines[0])]
             rest.remove(entry)
     mark = ", ours" if first else ""
-    second = [line for entry in rest for line in _own_lines(table, replace(entry, shown=entry.shown + mark))]
+    second = [line for entry in rest for line in _own_lines(table, replace(entry, shown=entry.shown + mark), compared)]
     return [first, second]
 
 
@@ -123,10 +140,15 @@ def _published_line(table: Table, model: Model) -> Line:
     return Line(Kind.published, tuple(model.head(field) for field in table.heads), tuple(cells))
 
 
-def _own_lines(table: Table, entry: Entry) -> list[Line]:
+def _own_lines(table: Table, entry: Entry, compared: Marks) -> list[Line]:
     """The scores, and where they are asked for their intervals and the blind control's."""
     heads = tuple(entry.head(field) for field in table.heads)
-    lines = [Line(Kind.ours, heads, tuple(cell(entry, column, REAL) for column in table.columns))]
+    scores = [cell(entry, column, REAL) for column in table.columns]
+    marked = [
+        score if column.detail else replace(score, text=compared.of(entry, column.benchmark) + score.text)
+        for score, column in zip(scores, table.columns, strict=True)
+    ]
+    lines = [Line(Kind.ours, heads, tuple(marked))]
     if table.intervals:
         cells = tuple(interval(entry, column) for column in table.columns)
         lines.append(Line(Kind.interval, _called(table, "95% interval"), cells))

@@ -1,0 +1,36 @@
+"""How two lines of a table differ on one benchmark, from their answers to the same questions."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from tinyvlm_cli.questions import FILE, Questions, read_questions
+from tinyvlm_cli.results import ScoreRow
+from tinyvlm_cli.statistics import Difference, difference
+
+REAL_BELOW = 0.05  # of the corrected p
+
+
+def is_comparable(a: Sequence[ScoreRow], b: Sequence[ScoreRow]) -> bool:
+    """Whether all rows have a score, by the same rules, split and judge."""
+    rows = [*a, *b]
+    rules = {(row.follows, row.version, row.split, row.judge) for row in rows}
+    return bool(a) and bool(b) and len(rules) == 1 and all(row.value is not None for row in rows)
+
+
+def between(a: Sequence[ScoreRow], b: Sequence[ScoreRow], results_dir: Path) -> Difference:
+    """Of b to a. The rows of one side differ in the seed alone; where both have the same seeds, only those count."""
+    common = {row.seed for row in a} & {row.seed for row in b}
+    sides = ([row for row in side if row.seed in common or not common] for side in (a, b))
+    ours, theirs = ([_read(questions_file(row, results_dir)) for row in side] for side in sides)
+    return difference(ours, theirs)
+
+
+def questions_file(row: ScoreRow, results_dir: Path) -> Path:
+    """Where the questions behind a score lie."""
+    return results_dir / "runs" / row.run / "eval" / row.stage / row.benchmark / FILE
+
+
+@lru_cache(maxsize=16)  # one line is compared with several others in turn
+def _read(path: Path) -> Questions:
+    return read_questions(path)
