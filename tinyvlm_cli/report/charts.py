@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import pi
+from math import pi, sin
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,9 @@ def _radar(figure: Any, columns: Sequence[str], series: Sequence[Series]) -> Non
         known = [value for one in series if (value := one.values[place]) is not None]
         labels.append(f"{column}\n{min(known):.1f} - {max(known):.1f}")
     panel.set_xticks(angles, labels, fontsize=7)
-    panel.tick_params(pad=10)
+    for angle, label in zip(angles, panel.get_xticklabels(), strict=True):
+        side = round(sin(angle), 3)  # of the circle: the first axis points up, the others follow clockwise
+        label.set_horizontalalignment("left" if side > 0 else "right" if side < 0 else "center")
     panel.set(yticks=[], ylim=(0, 1.05), theta_offset=pi / 2, theta_direction=-1)
     _legend(figure, series)
 

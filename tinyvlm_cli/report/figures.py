@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results import Run, read_jsonl
@@ -11,7 +12,7 @@ from tinyvlm_cli.results import Run, read_jsonl
 INCHES = (4.2, 3.2)  # of one panel
 SMOOTHED = 50  # a curve is the running mean over one part in so many of its steps
 POINTS = 500  # drawn of a running mean: more of them cannot be told apart
-MOST = 10  # colours of curves that can be told apart; the others are grey
+MOST = 7  # colours of curves that can be told apart, and from grey, which the others are
 
 Lines = dict[str, list[float]]  # run folders that share a stage -> a value for every step
 
@@ -29,7 +30,7 @@ class Curve:
 
 CURVES = (
     Curve("loss", "Training loss", "loss", "loss", "log"),
-    Curve("throughput", "Training throughput", "tokens_per_s", "real tokens a second, all GPUs", "linear"),
+    Curve("throughput", "Training throughput: real tokens, all GPUs", "tokens_per_s", "tokens a second", "linear"),
 )
 
 
@@ -62,25 +63,17 @@ def draw_curve(curve: Curve, stages: dict[str, Lines], paths: Sequence[Path]) ->
     figure, axes = pyplot.subplots(1, len(stages), figsize=(width * len(stages), height), squeeze=False)
     for panel, (stage, lines) in zip(axes[0], stages.items(), strict=True):
         for number, (label, values) in enumerate(lines.items()):
-            look = {"color": f"C{number}", "zorder": 3} if number < MOST else {"color": "0.6", "zorder": 2}
-            # As pixels in an SVG too, which would have megabytes of them as lines.
-            panel.plot(range(1, len(values) + 1), values, **{**look, "zorder": 1}, alpha=0.25, lw=0.8, rasterized=True)
-            means, every = running_mean(values), max(1, len(values) // POINTS)
-            panel.plot(
-                range(1, len(values) + 1)[::every],
-                means[::every],
-                **look,
-                label=_shown(label) if number < MOST else None,
-            )
+            _draw_line(panel, values, label=_shown(label) if number < MOST else None, number=number)
         panel.set(title=stage, xlabel="optimizer step", ylabel=curve.label, yscale=curve.scale)
         if curve.scale == "linear":
             panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
-        more = f"grey: {len(lines) - MOST} more" if len(lines) > MOST else None
-        panel.legend(
-            fontsize=7, title=more, title_fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.22)
-        )
+    figure.suptitle(curve.title, fontsize=10, x=0.01, ha="left")
     figure.tight_layout()
+    for panel, lines in zip(axes[0], stages.values(), strict=True):  # after the layout: it may be higher than a panel
+        more = f"grey: {len(lines) - MOST} more" if len(lines) > MOST else None
+        place = {"loc": "upper left", "bbox_to_anchor": (0, -0.22)}
+        panel.legend(fontsize=7, title=more, title_fontsize=7, frameon=False, alignment="left", **place)
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=130, bbox_inches="tight", metadata={"Date": None} if path.suffix == ".svg" else None)
@@ -95,6 +88,16 @@ def running_mean(values: Sequence[float]) -> list[float]:
         total += value - (values[place - window] if place >= window else 0.0)
         means.append(total / min(place + 1, window))
     return means
+
+
+def _draw_line(panel: Any, values: Sequence[float], *, label: str | None, number: int) -> None:
+    """Every step pale, the running mean on top; grey without a label."""
+    steps = range(1, len(values) + 1)
+    colour, order = ("0.6", 2) if label is None else (f"C{number}", 3)
+    # As pixels in an SVG too, which would have megabytes of them as lines.
+    panel.plot(steps, values, color=colour, zorder=1, alpha=0.25, linewidth=0.8, rasterized=True)
+    every = max(1, len(values) // POINTS)
+    panel.plot(steps[::every], running_mean(values)[::every], color=colour, zorder=order, label=label)
 
 
 def _shown(label: str) -> str:
