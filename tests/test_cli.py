@@ -33,6 +33,29 @@ def test_each_command_shows_examples(command: str, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        ("report then evl run=all", "tinyvlm evl: there is no such command; did you mean 'eval'?"),
+        ("report then eval", "tinyvlm eval: run: not set; add run=..."),
+        ("report then eval run=all benchmark=pope", "coco_pope_random.json"),
+        ("report then", "tinyvlm then: a command stands before and after this word"),
+    ],
+)
+def test_later_commands_are_checked_before_the_first_runs(
+    words: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words.split()) == 2
+    told = capsys.readouterr()
+    assert says in told.err and not told.out
+
+
+def test_commands_run_one_after_another(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "format=csv", "then", "report", "table=comparison", "format=csv"]) == 0
+    first, second = capsys.readouterr().out.split("\n$ tinyvlm report table=comparison format=csv\n")
+    assert "\nvariants,published," in first and "\ncomparison,published," in second
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
         ("trian", "there is no such command; did you mean 'train'?"),
         ("train llm=phi3", "llm=phi3: there is no such llm; did you mean 'phi2'?"),
         ("train hydra/launcher=joblb", "hydra/launcher=joblb: there is no such hydra/launcher; did you mean 'joblib'?"),

@@ -5,6 +5,7 @@ heavy is imported before it is known which subcommand runs.
 """
 
 import os
+import shlex
 import sys
 from difflib import get_close_matches
 
@@ -39,11 +40,13 @@ Every command takes Hydra's key=value words; `tinyvlm COMMAND --help` shows them
   tinyvlm train -m llm=tinyllama,phi2 vision=clip,siglip recipe=base,share
   tinyvlm eval  run=all 'benchmark=[pope,gqa]'
   tinyvlm report table=variants
+  tinyvlm train sweep=variants then eval run=all then report       a study in one line
 
 Your own ./conf and ./sweeps are searched before the ones that come with tinyvlm.
 Tab completion: eval "$(tinyvlm -sc install=bash)"
 """
 INTERRUPTED = 130  # exit code, as of a shell
+THEN = "then"  # stands between commands that run one after another
 
 
 def main(words: list[str] | None = None) -> int:
@@ -51,14 +54,41 @@ def main(words: list[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
     if not words or words[0].startswith("-") or words[0] == "help":
         return _about(words)
+    first, *later = _lines(words)
+    if code := max((_told(line, is_check=True) for line in later), default=0):
+        return code
+    code = _told(first)
+    for line in later:
+        if code in (MISTAKE, INTERRUPTED):
+            break  # of a grid some points may have failed: the others are worth an answer
+        print(f"\n$ tinyvlm {shlex.join(line)}", flush=True)
+        code = max(code, _told(line))
+    return code
+
+
+def _lines(words: list[str]) -> list[list[str]]:
+    """The commands between which THEN stands."""
+    lines: list[list[str]] = [[]]
+    for word in words:
+        if word == THEN:
+            lines.append([])
+        else:
+            lines[-1].append(word)
+    return lines
+
+
+def _told(words: list[str], *, is_check: bool = False) -> int:
+    """Run a command, or only check its words. What stops it is told in a sentence. Returns the exit code."""
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
-        return _command(words[0], words[1:])
+        if not words:
+            raise UserError("a command stands before and after this word")
+        return _command(words[0], words[1:], is_check=is_check)
     except (UserError, WorkerError) as error:
         if wants_traceback:
             raise
         for line in str(error).splitlines():
-            print(f"tinyvlm {words[0]}: {line}", file=sys.stderr)
+            print(f"tinyvlm {words[0] if words else THEN}: {line}", file=sys.stderr)
         return MISTAKE if isinstance(error, UserError) else FAILED
     except KeyboardInterrupt:
         print(f"tinyvlm {words[0]}: interrupted; the same command goes on where it stopped", file=sys.stderr)
@@ -83,7 +113,7 @@ def _about(words: list[str]) -> int:
     return 0 if not words or words[0] in ("-h", "--help", "help") else MISTAKE
 
 
-def _command(name: str, rest: list[str]) -> int:
+def _command(name: str, rest: list[str], *, is_check: bool) -> int:
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
@@ -92,9 +122,9 @@ def _command(name: str, rest: list[str]) -> int:
         if rest[0] not in ACTIONS[name]:
             raise UserError(f"'{rest[0]}' is not an action of {name}; choose {' or '.join(ACTIONS[name])}")
         rest = [f"action={rest[0]}", *rest[1:]]
-    from tinyvlm_cli.compose import run_command
+    from tinyvlm_cli.compose import check_command, run_command
 
-    return run_command(name, rest)
+    return check_command(name, rest) if is_check else run_command(name, rest)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,22 @@ def run_command(name: str, words: list[str]) -> int:
     return _conclude(name, job.outcomes())
 
 
+def check_command(name: str, words: list[str]) -> int:
+    """Everything about a command that can be checked before those in front of it have run. Returns 0."""
+    prepare_hydra()
+    flags, settings = sorted_words(words)
+    check_settings(settings, SCHEMAS[name])
+    try:
+        first = next(points(name, with_text_quoted(settings, SCHEMAS[name]), is_grid=bool(flags)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, SCHEMAS[name])) from error
+    config = typed(first.composed, SCHEMAS[name])
+    command = importlib.import_module(f"tinyvlm_cli.commands.{name}")
+    if hasattr(command, "check"):
+        command.check(config)
+    return 0
+
+
 class Job:
     """What Hydra calls for each point of a grid: in this process, or in one that a launcher started.
 

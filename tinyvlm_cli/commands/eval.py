@@ -32,13 +32,9 @@ def run(config: Eval) -> int:
     """Answer what is not answered yet, then score. Returns the exit code."""
     if not this_node().is_first:
         return 0  # only training takes several nodes
-    results_dir = Path(config.results_dir)
-    runs = named_runs(results_dir, config.run)
+    runs = named_runs(Path(config.results_dir), config.run)
     jobs = [_job(config, one) for one in runs]
-    benchmarks = {name: with_judge(build(node), config.judge, results_dir) for name, node in config.benchmark.items()}
-    findings = [finding for benchmark in benchmarks.values() for finding in take_inventory(benchmark).findings]
-    if findings:
-        raise UserError("\n".join(findings))
+    benchmarks = check(config)
     pending = 0
     for one, job in zip(runs, jobs, strict=True):
         _answer(config, benchmarks, job)
@@ -49,6 +45,16 @@ def run(config: Eval) -> int:
         log.warning("%d answers wait for the judge; the same command completes them", pending)
         return PENDING
     return 0
+
+
+def check(config: Eval) -> dict[str, Benchmark]:
+    """The benchmarks. Raises UserError where a file of one is missing."""
+    results_dir = Path(config.results_dir)
+    benchmarks = {name: with_judge(build(node), config.judge, results_dir) for name, node in config.benchmark.items()}
+    findings = [finding for benchmark in benchmarks.values() for finding in take_inventory(benchmark).findings]
+    if findings:
+        raise UserError("\n".join(findings))
+    return benchmarks
 
 
 def _job(config: Eval, run: Run) -> EvalJob:
