@@ -191,10 +191,11 @@ class Mix:
 
 @dataclass
 class Assumed:
-    """What a GPU is taken to reach where `tinyvlm bench train` has not measured a stage."""
+    """What a GPU is taken to have, and to reach where `tinyvlm bench train` has not measured a stage."""
 
     tflops: float = MISSING  # 1e12 operations a second of a large matrix product on one GPU
     mfu: float = MISSING  # share of them that the operations needed by training reach
+    memory_gib: float = MISSING  # of one GPU
 
 
 @dataclass

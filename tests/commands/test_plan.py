@@ -16,7 +16,7 @@ from tinyvlm_cli.compose import prepare_hydra, typed
 from tinyvlm_cli.config import Engine, Parts, Precision, Stage, Tune
 from tinyvlm_cli.grid import points
 from tinyvlm_cli.train.bench_result import Result
-from tinyvlm_cli.train.figures import Estimate, held_bytes, written_bytes
+from tinyvlm_cli.train.figures import Estimate, Row, held_bytes, written_bytes
 from tinyvlm_cli.train.stages import stage_nodes
 
 TINY = ["llm=tiny", "vision=tiny", "data=easyvqa"]
@@ -74,6 +74,20 @@ def test_tokens_operations_memory_and_disk_are_those_of_a_hand_computation(capsy
     every, trained = 397_745_440 + 9_507_840 + 2_779_683_840, 9_507_840 + 2_779_683_840
     assert f"held all the time: {(2 * every + 16 * trained) / 2**30:.3g} GiB (ZeRO-1 on 1 GPU)" in shown
     assert f"weights on disk: {2 * trained / 1e9:.3g} GB" in shown
+    row = 24576 * 32 * 16.5 * 2560 * 2 + 3 * 4096 * 51200 * 2  # activations kept, and the logits of a piece
+    peak = f"fits: at most about {(2 * every + 16 * trained + row) / 2**30:.0f} of 140 GiB"
+    assert peak in shown and "rows of 24,576 tokens weights" in shown
+
+
+def test_what_does_not_fit_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["llm=phi2", "vision=siglip", "assumed.memory_gib=40"]
+    shown = " ".join(planned(capsys, *words).replace("│", " ").split())
+    assert (
+        "fits: at most about 37 of 40 GiB (assumed.memory_gib), rows of 18,432 tokens" in shown
+    )  # the connector alone
+    assert "does not fit into 40 GiB (assumed.memory_gib): rows of 3072 tokens need" in shown
+    assert "fits" in planned(capsys, *words, "engine.zero=2", "engine.gpus=8").partition("finetune")[2]
+    assert "2 stages beyond a GPU's 40 GiB" in planned(capsys, "-m", *words, "seed=1,2")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +95,9 @@ def test_tokens_operations_memory_and_disk_are_those_of_a_hand_computation(capsy
     [(1, 20 + 16 + 48 / 4), (2, 20 + (16 + 48) / 4), (3, (20 + 16 + 48) / 4)],
 )
 def test_zero_spreads_optimizer_then_gradients_then_weights(zero: int, held: float) -> None:
-    figure = Estimate(1, 1, {"vision": 3, "connector": 1, "llm": 6}, {"vision": 3, "connector": 1, "llm": 0}, 1, 1, 1.0)
+    figure = Estimate(
+        1, 1, {"vision": 3, "connector": 1, "llm": 6}, {"vision": 3, "connector": 1, "llm": 0}, 1, 1, 1.0, Row(1, 1, 1)
+    )
     stage = Stage(train=Parts(vision=Tune.full, connector=Tune.full, llm=Tune.frozen))
     engine = Engine(zero=zero, precision=Precision.bf16, gpus=4)
     assert held_bytes(figure, stage, engine) == held

@@ -4,7 +4,7 @@ import pytest
 
 from tinyvlm_cli.config import Engine, Precision
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.train.memory import GIB, MANY, Layout, Need, choose
+from tinyvlm_cli.train.layout import GIB, MANY, Layout, Need, choose
 
 KEPT, AGAIN = Need(1 * GIB, 2**21), Need(1 * GIB, 2**19)  # 2 MiB a token, or half of one
 

@@ -15,6 +15,7 @@ from tinyvlm_cli.errors import MISTAKE, UserError
 from tinyvlm_cli.grid import Point
 from tinyvlm_cli.model.stage_parts import how_trained
 from tinyvlm_cli.train.estimator import Estimator
+from tinyvlm_cli.train.layout import GIB
 from tinyvlm_cli.train.planned import PlannedRun, PlannedStage, begin
 from tinyvlm_cli.train.stages import stage_split
 
@@ -107,8 +108,22 @@ def _cost(planned: PlannedRun, one: PlannedStage) -> str:
 
 
 def _space(planned: PlannedRun, one: PlannedStage) -> str:
-    """Memory of a GPU, without what a step's activations take, and disk."""
+    """Memory of a GPU and disk."""
     gpus = planned.config.engine.gpus or 1
     engine = f"ZeRO-{planned.config.engine.zero} on {gpus} GPU{'s' if gpus > 1 else ''}"
-    held = "not worked out for 4-bit weights" if one.held_bytes is None else f"{one.held_bytes / 2**30:.3g} GiB"
-    return f"GPU memory held all the time: {held} ({engine}); weights on disk: {one.written_bytes / 1e9:.3g} GB"
+    held = "not worked out for 4-bit weights" if one.held_bytes is None else f"{one.held_bytes / GIB:.3g} GiB"
+    return (
+        f"GPU memory held all the time: {held} ({engine}){_peak(one)}\n"
+        f"weights on disk: {one.written_bytes / 1e9:.3g} GB"
+    )
+
+
+def _peak(one: PlannedStage) -> str:
+    size = f"{one.assumed.memory_gib:g} GiB (assumed.memory_gib)"
+    if one.peak is None:
+        return ""
+    if isinstance(one.peak, UserError):
+        return f"\n[bold]does not fit[/bold] into {size}: {str(one.peak).removeprefix('engine: ')}"
+    layout = one.peak.layout
+    again = f", {layout.recompute:.0%} of the layers computed again" if layout.recompute else ""
+    return f"\nfits: at most about {one.peak.bytes / GIB:.0f} of {size}, rows of {layout.micro_tokens:,} tokens{again}"

@@ -87,7 +87,7 @@ def short(number: float) -> str:
 
 
 def _sources(distinct: Sequence[PlannedStage]) -> list[str]:
-    """Where tokens and GPU-hours are from, and what is missing in them."""
+    """Where tokens and GPU-hours are from, what is missing in them, and what does not fit."""
     lines = []
     measured = [one.measured for one in distinct if one.measured is not None]
     if measured:
@@ -96,6 +96,11 @@ def _sources(distinct: Sequence[PlannedStage]) -> list[str]:
     guessed = [one.assumed for one in distinct if one.measured is None and one.gpu_hours is not None]
     for rate, number in Counter(f"{one.mfu:.0%} of {one.tflops:g} TFLOP/s" for one in guessed).items():
         lines.append(f"GPU-hours of {_stages(number)} assumed, not measured: at {rate} (assumed.mfu, assumed.tflops)")
+    too_large = [one for one in distinct if isinstance(one.peak, UserError)]
+    if too_large:
+        folders = ", ".join(one.node.folder for one in too_large)
+        size = f"{too_large[0].assumed.memory_gib:g} GiB (assumed.memory_gib)"
+        lines.append(f"{_stages(len(too_large))} beyond a GPU's {size}: {folders}")
     unknown = [one for one in distinct if one.figure.tokens is None]
     if unknown:
         splits = ", ".join(sorted({one.stage.split for one in unknown}))

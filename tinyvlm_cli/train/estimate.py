@@ -25,7 +25,8 @@ from tinyvlm_cli.model.stage_parts import ADAPTED, PARTS, four_bit_parts
 from tinyvlm_cli.model.tuning import choose_trained
 from tinyvlm_cli.model.vision import blank_vision
 from tinyvlm_cli.model.vlm import VLM
-from tinyvlm_cli.train.figures import Estimate
+from tinyvlm_cli.train.activations import kept_by
+from tinyvlm_cli.train.figures import Estimate, Row
 from tinyvlm_cli.train.flops import Flops, training_flops
 from tinyvlm_cli.train.optim import count
 from tinyvlm_cli.train.stages import stage_split
@@ -39,6 +40,7 @@ class Sizes:
     trained: dict[str, int]  # of which the stage changes
     tokens_per_image: int
     flops: Flops
+    row: Row
 
 
 def meta_model(config: Train) -> VLM:
@@ -111,6 +113,7 @@ def sizes(model: VLM, stage: Stage) -> Sizes:
         trained={part: trained for part, (_, trained) in figures.items()},
         tokens_per_image=model.connector.num_tokens(model.vision.num_patches),
         flops=training_flops(model),
+        row=kept_by(model),
     )
 
 
@@ -157,6 +160,7 @@ def estimate(config: Train, stage: Stage, model: Sizes, *, mix: Mix | None = Non
         tokens_per_image=model.tokens_per_image,
         tokens=work.tokens if work else None,
         operations=model.flops.of(work) if work else None,
+        row=model.row,
     )
 
 

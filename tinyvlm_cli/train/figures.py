@@ -3,11 +3,30 @@
 from dataclasses import dataclass
 
 from tinyvlm_cli.config import Engine, Precision, Stage
+from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.stage_parts import ADAPTED, four_bit_parts, trained_parts
+from tinyvlm_cli.train.layout import GIB, USED, Layout, Need, choose, longest_row, without_choice
 
 WEIGHT_BYTES = {Precision.bf16: 2, Precision.fp32: 4}
 SUM_BYTES = 4  # of a trained parameter's gradient, added up over a step in fp32
 OPTIMIZER_BYTES = 12  # of a trained parameter: its fp32 master weight and Adam's two moments
+
+
+@dataclass(frozen=True)
+class Row:
+    """Numbers that a row keeps for its backward pass."""
+
+    kept: float  # for each token
+    again: float  # for each token where every layer is computed again
+    fixed: float
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most memory that a GPU needs, and how its rows are laid out then."""
+
+    bytes: float
+    layout: Layout
 
 
 @dataclass(frozen=True)
@@ -21,6 +40,7 @@ class Estimate:
     tokens_per_image: int
     tokens: int | None  # of all steps, image tokens included; None: nothing is known about the split's samples
     operations: float | None  # that all steps need (flops.py)
+    row: Row
 
 
 def held_bytes(figure: Estimate, stage: Stage, engine: Engine) -> float | None:
@@ -40,6 +60,29 @@ def held_bytes(figure: Estimate, stage: Stage, engine: Engine) -> float | None:
         + spread(SUM_BYTES * trained, from_zero=2)
         + spread(WEIGHT_BYTES[engine.precision] * sum(figure.every.values()), from_zero=3)
     )
+
+
+def peak(held: float, row: Row, engine: Engine, *, gpu_bytes: float, max_length: int) -> Peak:
+    """What training would choose for a GPU of that size. held: bytes that it holds all the time
+
+    Raises UserError where nothing fits.
+    """
+    width = WEIGHT_BYTES[engine.precision]
+    kept, again = (Need(width * row.fixed, width * per_token) for per_token in (row.kept, row.again))
+    room = USED * gpu_bytes - held
+    if engine.zero == 3:
+        layout = without_choice(engine, max_length)
+    else:
+        most = longest_row(engine, engine.gpus or 1, max_length)
+        layout = choose(engine, room, kept, again, most=most, max_length=max_length)
+    need = kept.towards(again, layout.recompute)
+    total = held + need.fixed + need.per_token * layout.micro_tokens
+    if (short := total - USED * gpu_bytes) > 0:
+        raise UserError(
+            f"engine: rows of {layout.micro_tokens} tokens need {short / GIB:.1f} GiB more than this GPU has; "
+            "use more GPUs, lower engine.micro_tokens, or raise engine.recompute"
+        )
+    return Peak(total, layout)
 
 
 def written_bytes(figure: Estimate, stage: Stage, engine: Engine) -> int:

@@ -31,7 +31,8 @@ from tinyvlm_cli.train.engine import Engine, start_process_group
 from tinyvlm_cli.train.flops import training_flops
 from tinyvlm_cli.train.job import StageJob
 from tinyvlm_cli.train.layers import compile_layers
-from tinyvlm_cli.train.memory import Layout, fit
+from tinyvlm_cli.train.layout import Layout
+from tinyvlm_cli.train.memory import fit
 from tinyvlm_cli.train.meter import Meter
 from tinyvlm_cli.train.optim import GradientCheck, count, lr_at
 from tinyvlm_cli.train.stages import stage_split

@@ -6,7 +6,6 @@ second or two and is right for any model, precision and kind of training. Memory
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -17,44 +16,11 @@ from tinyvlm_cli.data.batch import MicroBatch
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.train.engine import Engine
 from tinyvlm_cli.train.layers import recompute
+from tinyvlm_cli.train.layout import FEW, GIB, USED, Layout, Need, choose, longest_row, without_choice
 
 log = logging.getLogger(__name__)
 
-FEW, USUAL, MANY = 8192, 16384, 24576  # tokens of a row: more gain little, fewer cost more and more
-EXCHANGED = 32768  # as MANY, where GPUs exchange gradients after every row and not once in a step
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the layers computed again, tried in this order
-USED = 0.92  # of the GPU's memory; the rest is CUDA's, and what lies between tensors
-STEP = 256  # micro_tokens is a multiple of it
-GIB = 2**30
-
 RowOf = Callable[[int], MicroBatch]  # tokens -> the row of that many tokens that takes the most memory
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a stage's micro-batches run."""
-
-    micro_tokens: int
-    recompute: float  # share of the layers
-
-
-@dataclass(frozen=True)
-class Need:
-    """Bytes of a row, beside what a GPU holds all the time."""
-
-    fixed: float
-    per_token: float
-
-    def tokens(self, room: float) -> int:
-        """Tokens of the longest row for which there is room."""
-        return max(0, int((room - self.fixed) / self.per_token))
-
-    def towards(self, other: "Need", share: float) -> "Need":
-        """The need when that share of the layers is the other kind."""
-        return Need(
-            self.fixed + share * (other.fixed - self.fixed),
-            self.per_token + share * (other.per_token - self.per_token),
-        )
 
 
 def fit(engine: Engine, settings: EngineSettings, *, max_length: int, row_of: RowOf) -> Layout:
@@ -63,11 +29,11 @@ def fit(engine: Engine, settings: EngineSettings, *, max_length: int, row_of: Ro
     Raises UserError when no layout fits.
     """
     if engine.device.type == "cpu" or engine.zero == 3:  # with ZeRO-3 no rank can go through the model alone
-        layout = Layout(settings.micro_tokens or max(USUAL, max_length), settings.recompute or 0.0)
+        layout = without_choice(settings, max_length)
         recompute(engine.model, layout.recompute)
         return layout
     room = _room(engine)
-    most = max(EXCHANGED if engine.zero == 2 and engine.ranks > 1 else MANY, max_length)
+    most = longest_row(settings, engine.ranks, max_length)
     needs = {}
     for share in (0.0, 1.0):
         recompute(engine.model, share)
@@ -87,27 +53,6 @@ def fit(engine: Engine, settings: EngineSettings, *, max_length: int, row_of: Ro
             f"{layout.recompute:.0%} of the layers computed again" if layout.recompute else "nothing computed again",
         )  # fmt: skip
     return layout
-
-
-def choose(settings: EngineSettings, room: float, kept: Need, again: Need, *, most: int, max_length: int) -> Layout:
-    """The longest rows for which there is room, up to `most` tokens; layers are computed again only for rows under FEW.
-
-    kept, again: what a row needs when no layer and when every layer is computed again.
-    """
-    most = settings.micro_tokens or most
-    shares = SHARES if settings.recompute is None else (settings.recompute,)
-    for least in (settings.micro_tokens or max(FEW, max_length), max_length):
-        for share in shares:
-            tokens = min(most, kept.towards(again, share).tokens(room) // STEP * STEP)
-            if tokens >= least:
-                return Layout(tokens, share)
-    need = kept.towards(again, shares[-1])
-    short = (need.fixed + need.per_token * (settings.micro_tokens or max_length) - room) / GIB
-    raise UserError(
-        f"engine: rows of {settings.micro_tokens or max_length} tokens need {short:.1f} GiB more than this GPU has; "
-        "spread the optimizer over more GPUs (engine.zero=2 or 3), lower llm.max_length or engine.micro_tokens, or "
-        "take recipe=lora"
-    )
 
 
 def _room(engine: Engine) -> float:

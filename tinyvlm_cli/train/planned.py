@@ -6,10 +6,12 @@ from pathlib import Path
 
 from tinyvlm_cli.command_config import Assumed, Plan
 from tinyvlm_cli.config import Stage
+from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.train.bench_result import Result, last_result
 from tinyvlm_cli.train.estimator import Estimator
-from tinyvlm_cli.train.figures import Estimate, held_bytes, written_bytes
+from tinyvlm_cli.train.figures import Estimate, Peak, held_bytes, peak, written_bytes
 from tinyvlm_cli.train.job import is_done, stage_dir
+from tinyvlm_cli.train.layout import GIB
 from tinyvlm_cli.train.stages import StageNode, continued, run_folder, run_name, stage_nodes
 
 DONE, TO_RESUME, TO_DO = "done", "to resume", "to do"
@@ -26,6 +28,7 @@ class PlannedStage:
     measured: Result | None  # the last measurement of the same work
     assumed: Assumed
     held_bytes: float | None  # by each GPU all the time; None: see figures.py
+    peak: Peak | UserError | None  # of each GPU, or why the stage does not fit; None: as held_bytes
     written_bytes: int
 
     @property
@@ -70,6 +73,7 @@ def begin(config: Plan, estimator: Estimator) -> Callable[[], PlannedRun]:
 
 def _planned(config: Plan, node: StageNode, figure: Estimate) -> PlannedStage:
     stage = config.recipe.stages[node.name]
+    held = held_bytes(figure, stage, config.engine)
     return PlannedStage(
         node=node,
         stage=stage,
@@ -77,9 +81,19 @@ def _planned(config: Plan, node: StageNode, figure: Estimate) -> PlannedStage:
         figure=figure,
         measured=last_result(config, stage),
         assumed=config.assumed,
-        held_bytes=held_bytes(figure, stage, config.engine),
+        held_bytes=held,
+        peak=None if held is None else _peak(config, figure, held),
         written_bytes=written_bytes(figure, stage, config.engine),
     )
+
+
+def _peak(config: Plan, figure: Estimate, held: float) -> Peak | UserError:
+    try:
+        return peak(
+            held, figure.row, config.engine, gpu_bytes=config.assumed.memory_gib * GIB, max_length=config.llm.max_length
+        )
+    except UserError as error:
+        return error
 
 
 def _state(folder: Path) -> str:
