@@ -18,7 +18,7 @@ def answered(random: np.random.Generator, level: float) -> Questions:
     """Two questions on each image, right with probability `level`."""
     right = random.random((IMAGES, 2)) < level
     tallies = {f"{i}-{j}": Tally(str(i), "", float(right[i, j])) for i in range(IMAGES) for j in range(2)}
-    return Questions(Formula.mean, tallies)
+    return Questions.of(Formula.mean, tallies)
 
 
 def write_run(results: Path, folder: str, levels: dict[str, float], **changes: Any) -> None:
@@ -28,7 +28,7 @@ def write_run(results: Path, folder: str, levels: dict[str, float], **changes: A
     for benchmark, level in levels.items():
         questions = answered(random, level)
         questions.write(path / "eval/finetune" / benchmark / "questions.json")
-        value = 100 * float(np.mean([tally.own for tally in questions.tallies.values()]))
+        value = 100 * float(questions.own.mean())
         fields = {"run": folder, "name": folder, "benchmark": benchmark, "value": value, "n": 2 * IMAGES, **changes}
         with (path / "scores.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(row(**fields))) + "\n")

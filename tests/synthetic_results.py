@@ -37,7 +37,7 @@ def questions(benchmark: str, random: np.random.Generator, level: float, share: 
         truth = float(number % 2)
         own = float(hit if formula is not Formula.f1 else hit == truth)
         tallies[str(number)] = Tally(str(image), group.get(formula, ""), own, truth if formula is Formula.f1 else 0.9)
-    return Questions(formula, tallies)
+    return Questions.of(formula, tallies)
 
 
 def write_run(results: Path, cell: tuple[str, ...], seed: int, share: float, *, draws: int) -> None:
@@ -60,7 +60,7 @@ def write_run(results: Path, cell: tuple[str, ...], seed: int, share: float, *, 
         answered = questions(benchmark, random, 0.55 + 0.02 * CELLS.index(cell) / 2 + 0.01 * place, share)
         here = folder / "eval/finetune" / benchmark
         answered.write(here / "questions.json")
-        scores = {key: tally.own for key, tally in answered.tallies.items()}
+        scores = dict(zip(answered.keys, answered.own.tolist(), strict=True))
         (here / "per_question.json").write_text(json.dumps(scores), encoding="utf-8")
         with (here / "answers-0.jsonl").open("w", encoding="utf-8") as file:
             for key, score in scores.items():

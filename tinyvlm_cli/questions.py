@@ -1,6 +1,6 @@
 """A benchmark's headline as a function of its questions: what statistics need and a score alone does not tell.
 
-questions.json beside a run's answers holds a line for each question of the headline. Every headline of the nine
+questions.json beside a run's answers holds the questions of the headline, column by column. Every headline of the nine
 benchmarks is a formula of sums over questions, so it can be worked out anew for any weighting of them.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ class Formula(Enum):
     ratio = "ratio"  # sum of `own` over that of `other` (LLaVA-W: model and reference)
 
 
-class Tally(NamedTuple):  # of which there are millions: a dataclass takes three times as long to make
+class Tally(NamedTuple):
     """What a question adds to the headline."""
 
     image: str  # questions on one image are not independent; where there is none, the question's own key
@@ -40,27 +40,41 @@ class Tally(NamedTuple):  # of which there are millions: a dataclass takes three
 
 @dataclass(frozen=True)
 class Questions:
-    """All questions behind one score."""
+    """All questions behind one score, in columns. Q questions."""
 
     formula: Formula
-    tallies: Mapping[str, Tally]  # by Question.key
+    keys: list[str]  # [Q] Question.key
+    images: NDArray[np.int64]  # [Q] equal for questions on the same image
+    groups: NDArray[np.int64]  # [Q] equal for questions of the same group
+    own: NDArray[np.float64]  # [Q]
+    other: NDArray[np.float64]  # [Q]
+
+    @classmethod
+    def of(cls, formula: Formula, tallies: Mapping[str, Tally]) -> Self:
+        """From each question's tally. tallies: Question.key -> what it adds"""
+        images, groups, own, other = zip(*tallies.values(), strict=True) if tallies else ((), (), (), ())
+        return cls(formula, list(tallies), _numbered(images), _numbered(groups), np.array(own), np.array(other))
 
     def write(self, path: Path) -> None:
         """Write the file in one step."""
-        write_text(path, json.dumps({"formula": self.formula.value, "questions": dict(self.tallies)}))
+        columns = {name: getattr(self, name).tolist() for name in ("images", "groups", "own", "other")}
+        write_text(path, json.dumps({"formula": self.formula.value, "keys": self.keys, **columns}))
 
 
 def read_questions(path: Path) -> Questions:
     """What `Questions.write` wrote. Raises UserError for anything else."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        tallies = {key: Tally(*line) for key, line in record["questions"].items()}
-        return Questions(Formula(record["formula"]), tallies)
+        images, groups = (np.array(record[name], dtype=np.int64) for name in ("images", "groups"))
+        own, other = (np.array(record[name], dtype=np.float64) for name in ("own", "other"))
+        if {len(column) for column in (images, groups, own, other)} != {len(record["keys"])}:
+            raise ValueError("columns of different lengths")
+        return Questions(Formula(record["formula"]), record["keys"], images, groups, own, other)
     except FileNotFoundError:
         raise UserError(
             f"{path}: is not there; run the same `tinyvlm eval` again, which answers nothing twice"
         ) from None
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError):
         raise UserError(f"{path}: not a file of questions; delete it and run the same `tinyvlm eval` again") from None
 
 
@@ -91,16 +105,16 @@ class Sums:
 def summed(runs: Sequence[Questions]) -> Sums:
     """The runs' sums over the questions that they all have. Raises UserError where they are not of one kind."""
     first = runs[0]
-    keys = [key for key in first.tallies if all(key in run.tallies for run in runs)]
-    if not keys or len({run.formula for run in runs}) > 1:
+    common = set(first.keys).intersection(*(run.keys for run in runs))
+    if not common or len({run.formula for run in runs}) > 1:
         raise UserError("these scores have no questions in common; were they made on the same split?")
-    images = _numbered([first.tallies[key].image for key in keys])
-    groups = _numbered([first.tallies[key].group for key in keys])
+    keys = [key for key in first.keys if key in common]
+    places = [_places(keys, run) for run in runs]
+    images, groups = _numbered(first.images[places[0]]), _numbered(first.groups[places[0]])
     shape = (images.max() + 1, groups.max() + 1)
     parts = []
-    for run in runs:
-        own, other = (np.array([getattr(run.tallies[key], name) for key in keys]) for name in ("own", "other"))
-        columns = _columns(first.formula, own, other)
+    for run, own_places in zip(runs, places, strict=True):
+        columns = _columns(first.formula, run.own[own_places], run.other[own_places])
         sums = np.zeros((*shape, len(columns)))
         for kind, column in enumerate(columns):
             np.add.at(sums[..., kind], (images, groups), column)
@@ -155,6 +169,16 @@ def _share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
-def _numbered(names: Sequence[str]) -> NDArray[np.int64]:
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    return np.array([numbers[name] for name in names])
+def _places(keys: list[str], run: Questions) -> NDArray[np.int64]:
+    """Where the run has the questions of these keys."""
+    if keys == run.keys:
+        return np.arange(len(keys))
+    at = {key: place for place, key in enumerate(run.keys)}
+    return np.array([at[key] for key in keys])
+
+
+def _numbered(names: Sequence[Any] | NDArray[Any]) -> NDArray[np.int64]:
+    """0, 1, 2, ... for the names, in order of first appearance."""
+    listed = names.tolist() if isinstance(names, np.ndarray) else names
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(listed))}
+    return np.array([numbers[name] for name in listed], dtype=np.int64)

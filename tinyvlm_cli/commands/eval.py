@@ -115,7 +115,7 @@ def _score(config: Eval, benchmarks: dict[str, Benchmark], run: Run, job: EvalJo
         # The report finds the questions' images with it.
         write_text(folder / "benchmark.yaml", yaml.safe_dump(task.benchmark, sort_keys=False))
         row = _row(run, job, task, benchmark, score)
-        if score.value is not None and questions.tallies:
+        if score.value is not None and questions.keys:
             bounds = interval(questions)
             row = dataclasses.replace(row, interval=bounds and [round(bound, 4) for bound in bounds])
         before = known.get(row.cell)

@@ -60,9 +60,9 @@ class Score:
 def questions_of(score: Score, asked: Iterable[Question]) -> Questions:
     """Everything that the headline is worked out of. asked: the benchmark's questions, for their images"""
     if score.tallies:
-        return Questions(score.formula, score.tallies)
+        return Questions.of(score.formula, score.tallies)
     images = {question.key: question.image_key for question in asked}
-    return Questions(
+    return Questions.of(
         Formula.mean, {key: Tally(images.get(key) or key, "", value) for key, value in score.per_question.items()}
     )
 
