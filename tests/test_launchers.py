@@ -78,15 +78,25 @@ def script(folder: Path, name: str, text: str) -> None:
 @pytest.mark.e2e
 def test_slurm_is_asked_for_one_task_a_node(study: Path, tmp_path: Path) -> None:
     """A fake sbatch keeps the script and refuses it."""
-    script(tmp_path, "sbatch", f'cp "$1" {tmp_path}/asked; exit 1')
+    script(tmp_path, "sbatch", f'cp "$1" {tmp_path}/asked; echo "sbatch: error: no such partition" >&2; exit 1')
     script(tmp_path, "srun", "exit 1")
     words = [
         "train", "-m", *TINY, "recipe=base", "connector=mlp,linear", "hydra/launcher=slurm", "hydra.launcher.nodes=2",
         "hydra.launcher.gpus_per_node=8", "hydra.launcher.partition=gpu",
     ]  # fmt: skip
-    tinyvlm(*words, folder=study, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    refused = tinyvlm(*words, folder=study, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    told = "hydra/launcher: sbatch: error: no such partition; what was trained is kept, the same command goes on"
+    assert refused.returncode == 1 and refused.stderr.splitlines()[-1] == f"tinyvlm train: {told}"
+    assert "Traceback" not in refused.stderr and not list(study.glob(".tinyvlm-*"))
     asked = (tmp_path / "asked").read_text(encoding="utf-8")
-    for line in ("--array=0-1%2", "--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=8", "--partition=gpu"):
+    for line in (
+        "--array=0-1%2",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--gpus-per-node=8",
+        "--partition=gpu",
+        "--job-name=tinyvlm",
+    ):
         assert f"#SBATCH {line}\n" in asked
     assert "results/.submitit/" in asked
 

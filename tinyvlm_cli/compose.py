@@ -10,6 +10,7 @@ import pickle
 import shutil
 import sys
 import tempfile
+import traceback
 import uuid
 import warnings
 from dataclasses import dataclass
@@ -86,10 +87,22 @@ def run_command(name: str, words: list[str]) -> int:
         raise UserError(explain(error, SCHEMAS[name])) from error
     except SystemExit as left:  # after --help, --info and words that argparse cannot read
         return left.code if isinstance(left.code, int) else 1
+    except Exception as error:
+        if not _is_launchers(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        shutil.rmtree(job.folder, ignore_errors=True)
+        raise WorkerError(f"hydra/launcher: {reason}; what was trained is kept, the same command goes on") from error
     finally:
         sys.argv = argv
         os.environ["HYDRA_FULL_ERROR"] = wanted
     return _conclude(name, job.outcomes())
+
+
+def _is_launchers(error: BaseException) -> bool:
+    """Whether a Slurm launcher raised it: no cluster here, a refused request, a job that was killed."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("submitit.")
 
 
 def check_command(name: str, words: list[str]) -> int:
