@@ -8,6 +8,7 @@ from omegaconf import MISSING
 
 from tinyvlm_cli.config import LLM, Data, Precision, Prompt, Train, Vision
 
+OWN_KEYS = {"own_keys": True}  # metadata of a mapping to which a person may add keys on the command line
 TEXT = {"text": True}  # metadata of a setting that a person words: taken as it is typed, commas and quotes included
 
 
@@ -140,11 +141,13 @@ class Table:
 
     title: str = MISSING
     published: list[Published] = MISSING
-    runs: dict[str, Any] = MISSING  # field of a score row -> the value, or list of values, it must have; null: any
-    heads: dict[str, str] = MISSING  # field that says what a row is -> its title
+    # Field of a score row -> the value, or list of values, that it must have; null: any.
+    runs: dict[str, Any] = field(default=MISSING, metadata=OWN_KEYS)
+    # Field that says what a row is -> its title.
+    heads: dict[str, str] = field(default=MISSING, metadata=OWN_KEYS)
     columns: list[Column] = MISSING
     # Setting -> value of the line that others are compared with, which are otherwise the same; none: nothing is marked.
-    against: dict[str, str] = field(default_factory=dict)
+    against: dict[str, str] = field(default_factory=dict, metadata=OWN_KEYS)
     between: list[str | None] | None = None  # the two runs whose differences are the rows; null: rows are runs
     blind: bool = MISSING  # the blind control in a line under each run that has one
     intervals: bool = MISSING  # each score's 95% interval in a line under each run of one seed

@@ -31,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tinyvlm_cli import command_config
 from tinyvlm_cli.config import Train
 from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError
-from tinyvlm_cli.explain import check_settings, explain, sorted_words, with_text_quoted
+from tinyvlm_cli.explain import check_settings, explain, sorted_words, with_own_keys_added, with_text_quoted
 from tinyvlm_cli.grid import points
 from tinyvlm_cli.logs import set_up
 from tinyvlm_cli.nodes import this_node
@@ -70,7 +70,7 @@ def run_command(name: str, words: list[str]) -> int:
     prepare_hydra()
     flags, settings = sorted_words(words)
     check_settings(settings, SCHEMAS[name])
-    settings = with_text_quoted(settings, SCHEMAS[name])
+    settings = with_own_keys_added(with_text_quoted(settings, SCHEMAS[name]), SCHEMAS[name])
     wanted = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; the sentence is ours
     job = Job(name, Path.cwd() / f".tinyvlm-{uuid.uuid4().hex}")
@@ -111,7 +111,8 @@ def check_command(name: str, words: list[str]) -> int:
     flags, settings = sorted_words(words)
     check_settings(settings, SCHEMAS[name])
     try:
-        first = next(points(name, with_text_quoted(settings, SCHEMAS[name]), is_grid=bool(flags)))
+        settings = with_own_keys_added(with_text_quoted(settings, SCHEMAS[name]), SCHEMAS[name])
+        first = next(points(name, settings, is_grid=bool(flags)))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, SCHEMAS[name])) from error
     config = typed(first.composed, SCHEMAS[name])

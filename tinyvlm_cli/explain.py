@@ -60,6 +60,20 @@ def with_text_quoted(words: list[str], kind: type) -> list[str]:
     return [_quoted(word) if word.partition("=")[0] in texts else word for word in words]
 
 
+def with_own_keys_added(words: list[str], kind: type) -> list[str]:
+    """The words, with Hydra's `++` before those that may bring a new key of the user's own to a mapping."""
+    hints = get_type_hints(kind)
+    patterns = [
+        rf"{outer.name}\.[^.=]+\.{inner.name}[.=]"
+        for outer in fields(kind)
+        for argument in get_args(hints[outer.name])
+        if is_dataclass(argument)
+        for inner in fields(argument)
+        if inner.metadata.get("own_keys")
+    ]
+    return [f"++{word}" if any(re.match(pattern, word) for pattern in patterns) else word for word in words]
+
+
 def _quoted(word: str) -> str:
     key, _, value = word.partition("=")
     is_enclosed = len(value) > 1 and value[0] + value[-1] in ("''", '""', "[]")
@@ -80,7 +94,11 @@ def explain(error: Exception, kind: type) -> str:  # noqa: PLR0911 - one sentenc
     if found := NO_SETTING.search(text):
         return f"{found['key']}: there is no such setting; {_similar(found['key'], kind)}"
     if found := BAD_VALUE.search(text):
-        return f"{found['word']}: {cause}"
+        word = found["word"].lstrip("+")
+        if "dict is not a subclass of" in cause:  # a key below a mapping's entry that is not there
+            key = word.partition("=")[0]
+            return f"{key}: there is no such setting; {_similar(key, kind)}"
+        return f"{word}: {cause}"
     if found := AMBIGUOUS.search(text):
         return f"{found['word']}: several values; add -m to run one job for each"
     if found := UNREADABLE.search(text):

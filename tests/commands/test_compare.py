@@ -49,6 +49,15 @@ def test_a_name_of_several_seeds_stands_for_all_of_them(results: Path, capsys: p
     assert "Noreen 1989" in capsys.readouterr().out
 
 
+def test_a_table_takes_own_filters_and_references(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(results, "third", {"gqa": 0.9}, recipe="share")
+    write_run(results, "fourth", {"gqa": 0.9}, seed=7)
+    own = ["table.variants.against.recipe=base", "table.variants.runs.seed=0", "table.variants.runs.run=[first,third]"]
+    assert main(["report", *own, "format=markdown"]) == 0
+    shown = capsys.readouterr().out
+    assert "| third" in shown and "\u2191" in shown and "second" not in shown and "fourth" not in shown
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
