@@ -125,6 +125,8 @@ def test_what_a_later_stage_cannot_train_is_said_before_the_first(
         ("tinyvlm tr", {"train"}),
         ("tinyvlm train llm=ph", {"llm=phi2"}),
         ("tinyvlm train sweep=cros", {"sweep=crossed"}),
+        ("tinyvlm train sweep=crossed then ev", {"eval"}),
+        ("tinyvlm train then report table=oth", {"table=others"}),
         ("tinyvlm train engine.z", {"engine.zero="}),
         ("tinyvlm data ", set(ACTIONS["data"])),
         ("tinyvlm trian llm=", set()),

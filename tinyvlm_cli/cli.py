@@ -103,7 +103,7 @@ def _about(words: list[str]) -> int:
     if words and words[0] in ("-sc", "--shell-completion"):
         from tinyvlm_cli.completion import complete
 
-        return complete(words[1:], COMMANDS, ACTIONS)
+        return complete(words[1:], COMMANDS, ACTIONS, then=THEN)
     if words and words[0] == "--version":
         from importlib.metadata import version
 

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from tinyvlm_cli.errors import MISTAKE
 
 
-def complete(words: list[str], commands: Iterable[str], actions: Mapping[str, Iterable[str]]) -> int:
+def complete(words: list[str], commands: Iterable[str], actions: Mapping[str, Iterable[str]], *, then: str) -> int:
     """Answer `tinyvlm -sc WORD`: a shell's request for completions (query=) or for its set-up script (install=).
 
-    actions: the first words of some commands. The shell sends the line as typed in COMP_LINE. Returns the exit code.
+    actions: the first words of some commands. then: the word between two commands of one line. The shell sends the
+    line as typed in COMP_LINE. Returns the exit code.
     """
     request = words[0] if words else ""
     if request.startswith(("install=", "uninstall=")):
@@ -19,8 +20,8 @@ def complete(words: list[str], commands: Iterable[str], actions: Mapping[str, It
         print('tinyvlm: tab completion is set up with: eval "$(tinyvlm -sc install=bash)"', file=sys.stderr)
         return MISTAKE
     line = os.environ.get("COMP_LINE", "")
-    program, _, rest = line.partition(" ")
-    command, space, rest = rest.partition(" ")
+    program, _, typed = line.partition(" ")
+    command, space, rest = typed.rpartition(f" {then} ")[2].partition(" ")
     if not space:
         print(" ".join(name for name in commands if name.startswith(command)))
         return 0
