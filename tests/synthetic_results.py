@@ -66,9 +66,8 @@ def write_run(results: Path, cell: tuple[str, ...], seed: int, share: float, *, 
             for key, score in scores.items():
                 said = {"question_id": key, "prompt": f"Question {key}?", "text": "yes" if score else "no", "key": key}
                 file.write(json.dumps(said) + "\n")
-        sums = summed([answered])
-        value = float(sums.headlines(np.ones((1, sums.num_images)))[0, 0])
-        bounds = interval(answered, draws=draws)
+        value = float(summed([answered]).all_headlines()[0])
+        bounds = interval([answered], draws=draws)
         lines.append(row(**more, benchmark=benchmark, value=value, n=len(scores), interval=bounds and list(bounds)))
     (folder / "scores.jsonl").write_text("".join(json.dumps(asdict(one)) + "\n" for one in lines), encoding="utf-8")
     (folder / "config.yaml").write_text(json.dumps({"llm": {"name": llm}, "vision": {"name": vision}, "seed": seed}))

@@ -54,8 +54,7 @@ KINDS = {"accuracy": accuracy, "F1": yes_no, "MME": in_pairs}
 
 
 def headline(questions: Questions) -> float:
-    sums = summed([questions])
-    return float(sums.headlines(np.ones((1, sums.num_images)))[0, 0])
+    return float(summed([questions]).all_headlines()[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -67,7 +66,7 @@ def test_intervals_cover_and_false_alarms_are_rare(kind: str, trials: int = 150)
     covered = alarms = 0
     for _ in range(trials):
         a, b = make(random), make(random)
-        low, high = interval(a, draws=400) or (0, 0)
+        low, high = interval([a], draws=400) or (0, 0)
         covered += low <= truth <= high
         alarms += difference([a], [b], draws=400).p < 0.05
     assert covered / trials == pytest.approx(0.95, abs=0.055)
@@ -100,16 +99,18 @@ def test_a_real_difference_is_seen_and_a_run_equals_itself() -> None:
 def test_false_alarms_are_rare_over_seeds(between_seeds: float, trials: int = 200) -> None:
     """Three models each, of which one may be luckier than the next; both answer the same hard and easy images."""
     random = np.random.default_rng(5)
-    alarms = covered = 0
+    alarms = covered = inside = 0
     for _ in range(trials):
         levels = 0.7 + random.normal(0, between_seeds, 6)
         ease = random.normal(0, 0.15, 150)
         runs = [of_images(random, ease, level) for level in levels]
+        low, high = interval(runs) or (0, 0)
+        inside += low <= 70 <= high
         found = difference(runs[:3], runs[3:])
         alarms += found.p < 0.05
         covered += found.low <= 0 <= found.high
     assert alarms / trials == pytest.approx(0.05, abs=0.05)
-    assert covered == trials - alarms
+    assert covered == trials - alarms and inside / trials == pytest.approx(0.95, abs=0.05)
 
 
 def test_a_real_difference_is_seen_over_seeds() -> None:

@@ -95,6 +95,10 @@ class Sums:
         """I"""
         return len(self.strata)
 
+    def all_headlines(self) -> NDArray[np.float64]:
+        """[R] with every image counted once."""
+        return self.headlines(np.ones((1, self.num_images)))[:, 0]
+
     def headlines(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """[R, D] for D weightings of the images. weights: [D, I]"""
         runs, images, groups, kinds = self.sums.shape

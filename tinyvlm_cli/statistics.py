@@ -26,8 +26,8 @@ PAIRED = (
     "the two runs' answers to an image at random, 2,000 times; mid-p"
 )
 SEEDS = (
-    "Differences of means over seeds: variance clustered by image and by seed (Cameron, Gelbach and Miller 2011), "
-    "Student's t with the degrees of freedom that the seeds leave (Welch 1947)"
+    "Means over seeds and their differences: variance clustered by image and by seed (Cameron, Gelbach and Miller "
+    "2011), Student's t with the degrees of freedom that the seeds leave (Welch 1947)"
 )
 
 
@@ -49,11 +49,17 @@ class Difference:
         return self.b - self.a
 
 
-def interval(questions: Questions, *, draws: int = DRAWS, seed: int = 0) -> tuple[float, float] | None:
-    """The headline's 95% interval; None where one image is all there is."""
-    sums = summed([questions])
+def interval(runs: Sequence[Questions], *, draws: int = DRAWS, seed: int = 0) -> tuple[float, float] | None:
+    """The 95% interval of a run's headline, or of the mean of runs that differ in the seed alone.
+
+    None where one image is all there is.
+    """
+    sums = summed(runs)
     if sums.num_images < 2:
         return None
+    if len(runs) > 1:
+        low, high, _ = _over_seeds(sums, {1: slice(None)})
+        return low, high
     return _percentiles([sums.headlines(weights)[0] for weights in _resampled(sums, draws, seed)])
 
 
@@ -66,11 +72,10 @@ def difference(a: Sequence[Questions], b: Sequence[Questions], *, draws: int = D
     if num_seeds == 1:
         a, b = a[:1], b[:1]
     sums = summed([*a, *b])
-    headlines = sums.headlines(np.ones((1, sums.num_images)))[:, 0]
-    sides = headlines[: len(a)], headlines[len(a) :]
-    first, second = (float(side.mean()) for side in sides)
+    headlines = sums.all_headlines()
+    first, second = float(headlines[: len(a)].mean()), float(headlines[len(a) :].mean())
     if num_seeds > 1:
-        low, high, p = _over_seeds(sums, sides)
+        low, high, p = _over_seeds(sums, {-1: slice(len(a)), 1: slice(len(a), None)})
     else:
         low, high = _percentiles([theirs - ours for ours, theirs in map(sums.headlines, _resampled(sums, draws, seed))])
         p = _randomization(sums, second - first, draws, seed)
@@ -121,27 +126,35 @@ def _randomization(sums: Sums, observed: float, draws: int, seed: int) -> float:
     return (as_large + 1) / (draws + 1)
 
 
-def _over_seeds(sums: Sums, sides: tuple[NDArray[np.float64], NDArray[np.float64]]) -> tuple[float, float, float]:
-    """The 95% interval and p of a difference of means over seeds. sides: [seeds of a], [seeds of b] headlines
+def _over_seeds(sums: Sums, sides: dict[int, slice]) -> tuple[float, float, float]:
+    """The 95% interval of a mean over seeds, or of a difference of two, and its p against 0.
+
+    sides: sign -> the side's runs among those of `sums`.
 
     Images and seeds are both drawn at random, so the variance is that over images and that over seeds, less what both
     contain: the variance of single answers.
     """
-    change = float(sides[1].mean() - sides[0].mean())
+    headlines = sums.all_headlines()
     influence = np.einsum("rigk,rgk->ri", sums.sums, gradients(sums))  # of an image on a run's headline
-    groups = influence[: len(sides[0])], influence[len(sides[0]) :]
-    of_images = _clustered(groups[1].mean(axis=0) - groups[0].mean(axis=0), sums.strata)
-    of_seeds = [side.var(ddof=1) / len(side) for side in sides]
-    of_answers = sum(((group - group.mean(axis=0)) ** 2).sum() / (len(group) - 1) / len(group) for group in groups)
+    center, of_answers = 0.0, 0.0
+    of_images = np.zeros(sums.num_images)
+    of_seeds, freedom = [], []
+    for sign, side in sides.items():
+        own, images = headlines[side], influence[side]
+        center += sign * float(own.mean())
+        of_images += sign * images.mean(axis=0)
+        of_seeds.append(float(own.var(ddof=1)) / len(own))
+        freedom.append(len(own) - 1)
+        of_answers += float(((images - images.mean(axis=0)) ** 2).sum()) / (len(own) - 1) / len(own)
     excess = max(0.0, sum(of_seeds) - of_answers)  # what seeds differ in beyond single answers
-    variance = of_images + excess
+    variance = _clustered(of_images, sums.strata) + excess
     if variance < TINY**2:
-        return change, change, 1.0 if abs(change) < TINY else 0.0
-    scatter = sum(part**2 / (len(side) - 1) for part, side in zip(of_seeds, sides, strict=True))
+        return center, center, 1.0 if abs(center) < TINY else 0.0
+    scatter = sum(part**2 / own for part, own in zip(of_seeds, freedom, strict=True))
     student = stats.t(variance**2 / scatter if excess else np.inf)
     error = variance**0.5
-    half = student.ppf((1 + LEVEL) / 2) * error
-    return float(change - half), float(change + half), 2 * float(student.sf(abs(change) / error))
+    half = float(student.ppf((1 + LEVEL) / 2)) * error
+    return center - half, center + half, 2 * float(student.sf(abs(center) / error))
 
 
 def _clustered(influence: NDArray[np.float64], strata: NDArray[np.int64]) -> float:

@@ -1,5 +1,6 @@
 """Which differences of an ablation table are marked."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from score_rows import table, texts
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.report.sheet import Sheet
 from tinyvlm_cli.report.tables import build
-from tinyvlm_cli.results import read_scores
+from tinyvlm_cli.results import ScoreRow, read_scores
 
 AGAINST = {"recipe": "base"}
 
@@ -21,6 +22,10 @@ def built(results: Path) -> Sheet:
 def write(results: Path, recipe: str, seeds: int, levels: dict[str, float]) -> None:
     for seed in range(seeds):
         write_run(results, f"{recipe}-{seed}", levels, name=recipe, recipe=recipe, seed=seed)
+
+
+def with_intervals(results: Path) -> list[ScoreRow]:
+    return [replace(row, interval=[50.0, 70.0]) for row in read_scores(results)]
 
 
 @pytest.mark.parametrize(("seeds", "method"), [(1, "Noreen 1989"), (3, "Welch 1947")])
@@ -35,6 +40,15 @@ def test_what_noise_may_explain_has_no_mark(tmp_path: Path, seeds: int, method: 
     assert any(method in note for note in sheet.notes)
     changes = {record.benchmark: record.value for record in sheet.records if record.origin == "difference"}
     assert set(changes) == {"gqa", "textvqa", "pope"} and changes["gqa"] > 5 > -5 > changes["pope"]
+
+
+def test_the_mean_of_several_seeds_has_an_interval(tmp_path: Path) -> None:
+    write(tmp_path, "base", 3, {"gqa": 0.6})
+    asked = table("variants", published=[], intervals=True)
+    shown = texts(build("variants", asked, with_intervals(tmp_path), [], tmp_path), "95% interval")["GQA"]
+    low, high = map(float, shown.split(" to "))
+    assert low < 60 < high and 3 < high - low < 15
+    assert texts(build("variants", asked, with_intervals(tmp_path), []), "95% interval")["GQA"] == "-"
 
 
 def test_only_lines_that_are_otherwise_the_same_are_compared(tmp_path: Path) -> None:

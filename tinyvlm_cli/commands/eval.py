@@ -116,7 +116,7 @@ def _score(config: Eval, benchmarks: dict[str, Benchmark], run: Run, job: EvalJo
         write_text(folder / "benchmark.yaml", yaml.safe_dump(task.benchmark, sort_keys=False))
         row = _row(run, job, task, benchmark, score)
         if score.value is not None and questions.keys:
-            bounds = interval(questions)
+            bounds = interval([questions])
             row = dataclasses.replace(row, interval=bounds and [round(bound, 4) for bound in bounds])
         before = known.get(row.cell)
         if before is None or dataclasses.replace(before, created=row.created) != row:

@@ -1,4 +1,4 @@
-"""How two lines of a table differ on one benchmark, from their answers to the same questions."""
+"""How sure a table's scores and their differences are, from the answers behind them."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tinyvlm_cli.questions import FILE, Questions, read_questions
 from tinyvlm_cli.results import ScoreRow
-from tinyvlm_cli.statistics import Difference, difference
+from tinyvlm_cli.statistics import Difference, difference, interval
 
 REAL_BELOW = 0.05  # of the corrected p
 
@@ -24,6 +24,12 @@ def between(a: Sequence[ScoreRow], b: Sequence[ScoreRow], results_dir: Path) -> 
     sides = ([row for row in side if row.seed in common or not common] for side in (a, b))
     ours, theirs = ([_read(questions_file(row, results_dir)) for row in side] for side in sides)
     return difference(ours, theirs)
+
+
+def interval_of_mean(rows: Sequence[ScoreRow], results_dir: Path) -> tuple[float, float] | None:
+    """Of scores that differ in the seed alone; None where the questions of one are not there, or are of one image."""
+    paths = [questions_file(row, results_dir) for row in rows]
+    return interval([_read(path) for path in paths]) if all(path.is_file() for path in paths) else None
 
 
 def questions_file(row: ScoreRow, results_dir: Path) -> Path:

@@ -9,7 +9,7 @@ from tinyvlm_cli.report.ours import REAL, Claim, Entry, clashes, entries, number
 from tinyvlm_cli.report.published import PublishedScore
 from tinyvlm_cli.report.sheet import PLUS_MINUS
 from tinyvlm_cli.results import ScoreRow
-from tinyvlm_cli.statistics import INTERVALS
+from tinyvlm_cli.statistics import INTERVALS, SEEDS
 
 
 def footnotes(
@@ -30,7 +30,7 @@ def footnotes(
         found.append("No run has scores for this table: train one (tinyvlm train), then answer benchmarks with it "
                      "(tinyvlm eval)")  # fmt: skip
     if table.intervals and any(row.interval for row in ours):
-        found.append(INTERVALS)
+        found += [INTERVALS, *([SEEDS] if any(len(line.seeds) > 1 for line in entries(ours)) else [])]
     found += _scorers(ours, labels) + _judges(ours, labels) + _unjudged(ours)
     found += _seeds(entries(ours), table)
     found += [_clash(name, claim, runs) for claim, runs in clashes(ours).items()]

@@ -1,7 +1,8 @@
 """A table from scores: published rows in file order, ours under the published one of the same model or at the end."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 from tinyvlm_cli.command_config import Published, Table
@@ -53,7 +54,7 @@ def build(
     ours = [row for row in wanted if row.limit is None]
     own = entries(ours)
     compared = compare_lines(name, table, own, results_dir) if results_dir else Marks()
-    sections = _sections(table, models, own, compared)
+    sections = _sections(table, models, own, partial(_own_lines, table, compared, results_dir))
     cited = [score for model in models for score in model.scores.values()]
     return Sheet(
         name=name,
@@ -61,9 +62,15 @@ def build(
         heads=tuple(table.heads.values()),
         columns=tuple(column.label for column in table.columns),
         sections=tuple(tuple(section) for section in _ranked(sections) if section),
-        notes=(
-            *notes.footnotes(name, table, cited, ours, limited=[row for row in wanted if row.limit is not None]),
-            *compared.notes,
+        notes=tuple(
+            dict.fromkeys(
+                [
+                    *notes.footnotes(
+                        name, table, cited, ours, limited=[row for row in wanted if row.limit is not None]
+                    ),
+                    *compared.notes,
+                ]
+            )
         ),
         records=(*records(name, table, cited, ours), *compared.records),
         runs=tuple(dict.fromkeys(row.run for row in ours)),
@@ -115,7 +122,9 @@ def _fits(row: ScoreRow, table: Table) -> bool:
     return table.blind or row.images == REAL
 
 
-def _sections(table: Table, models: Iterable[Model], ours: Iterable[Entry], compared: Marks) -> list[list[Line]]:
+def _sections(
+    table: Table, models: Iterable[Model], ours: Iterable[Entry], lines_of: Callable[[Entry], list[Line]]
+) -> list[list[Line]]:
     """First the published rows, each with ours of the same model under it; then the rest of ours."""
     rest = list(ours)
     first = []
@@ -123,11 +132,11 @@ def _sections(table: Table, models: Iterable[Model], ours: Iterable[Entry], comp
         published = _published_line(table, model)
         first.append(published)
         for entry in [entry for entry in rest if choices(entry.rows[0]) == choices(model.any)]:
-            lines = _own_lines(table, replace(entry, shown=f"{entry.shown}, ours"), compared)
+            lines = lines_of(replace(entry, shown=f"{entry.shown}, ours"))
             first += [*lines, _difference(table, published, lines[0])]
             rest.remove(entry)
     mark = ", ours" if first else ""
-    second = [line for entry in rest for line in _own_lines(table, replace(entry, shown=entry.shown + mark), compared)]
+    second = [line for entry in rest for line in lines_of(replace(entry, shown=entry.shown + mark))]
     return [first, second]
 
 
@@ -140,7 +149,7 @@ def _published_line(table: Table, model: Model) -> Line:
     return Line(Kind.published, tuple(model.head(field) for field in table.heads), tuple(cells))
 
 
-def _own_lines(table: Table, entry: Entry, compared: Marks) -> list[Line]:
+def _own_lines(table: Table, compared: Marks, results_dir: Path | None, entry: Entry) -> list[Line]:
     """The scores, and where they are asked for their intervals and the blind control's."""
     heads = tuple(entry.head(field) for field in table.heads)
     scores = [cell(entry, column, REAL) for column in table.columns]
@@ -150,7 +159,7 @@ def _own_lines(table: Table, entry: Entry, compared: Marks) -> list[Line]:
     ]
     lines = [Line(Kind.ours, heads, tuple(marked))]
     if table.intervals:
-        cells = tuple(interval(entry, column) for column in table.columns)
+        cells = tuple(interval(entry, column, results_dir) for column in table.columns)
         lines.append(Line(Kind.interval, _called(table, "95% interval"), cells))
     if table.blind and any(row.images == SHUFFLED for row in entry.rows):
         cells = tuple(cell(entry, column, SHUFFLED) for column in table.columns)
