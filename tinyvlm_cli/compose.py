@@ -169,7 +169,7 @@ def _outcome(name: str, composed: DictConfig) -> Outcome:
         return Outcome(words, command.run(typed(composed, SCHEMAS[name])))
     except UserError as error:
         return Outcome(words, MISTAKE, error)
-    except WorkerError as error:
+    except (WorkerError, BrokenPipeError) as error:  # the latter: `tinyvlm report | head`
         return Outcome(words, FAILED, error)
 
 

@@ -28,6 +28,12 @@ def test_a_real_difference_is_marked_and_noise_is_not(results: Path, capsys: pyt
     assert "Noreen 1989" in shown and "Holm 1979" in shown
 
 
+def test_the_files_have_no_chart_of_p(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "table=compare", "a=first", "b=second", "output=out"]) == 0
+    written = [Path(line).name for line in capsys.readouterr().out.splitlines()]
+    assert written == [f"compare.{suffix}" for suffix in ("txt", "md", "tex", "csv")]
+
+
 def test_the_csv_has_both_scores_and_the_difference(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "table=compare", "a=first", "b=second", "format=csv"]) == 0
     lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))

@@ -98,7 +98,7 @@ def _line(column: Column, one: Difference, corrected: float) -> Line:
         Cell(_probability(corrected), corrected),
         Cell(f"{one.num_questions:,}", one.num_questions),
     ]
-    return Line(Kind.ours, (column.label,), tuple(cells))
+    return Line(Kind.benchmark, (column.label,), tuple(cells))
 
 
 def _probability(p: float) -> str:

@@ -14,7 +14,7 @@ from tinyvlm_cli.report.sheet import Kind, Line, Sheet
 from tinyvlm_cli.report.thumbnails import thumbnails
 from tinyvlm_cli.results import Run
 
-MAIN = (Kind.published, Kind.ours)  # a line of another kind belongs to the one above it
+MAIN = (Kind.published, Kind.ours, Kind.benchmark)  # a line of another kind belongs to the one above it
 MOST = 200  # questions of a benchmark in the page
 LONGEST = 600  # characters of a prompt or an answer
 SEED = 0

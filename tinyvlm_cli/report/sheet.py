@@ -16,6 +16,7 @@ class Kind(Enum):
     interval = "interval"  # of ours: where 95% of repetitions with other questions would lie
     blind = "blind"  # ours, answered with images shuffled between questions
     difference = "difference"  # ours less published
+    benchmark = "benchmark"  # how two of our runs differ on one
 
 
 class Rank(Enum):
