@@ -76,6 +76,7 @@ def test_tokens_operations_memory_and_disk_are_those_of_a_hand_computation(capsy
     assert f"weights on disk: {2 * trained / 1e9:.3g} GB" in shown
     row = 24576 * 32 * 16.5 * 2560 * 2 + 3 * 4096 * 51200 * 2  # activations kept, and the logits of a piece
     peak = f"fits: at most about {(2 * every + 16 * trained + row) / 2**30:.0f} of 140 GiB"
+    assert "together: 3 stages, 2,191 million tokens" in shown and "to do: " not in shown
     assert peak in shown and "rows of 24,576 tokens weights" in shown
 
 
@@ -120,6 +121,7 @@ def test_done_stages_and_measured_hours_are_told_apart(capsys: pytest.CaptureFix
         "TinyLLaVA-demo-tiny-tiny done to do" in shown and "TinyLLaVA-demo_share-tiny-tiny shared to do to do" in shown
     )
     assert "stages 5 1 4 1 3" in shown and "GPU-hours of 2 stages as measured on Some GPU" in shown
+    assert "\nto do: 1 stage, " in planned(capsys, *TINY, "recipe=demo")
     hours = f"{125 * 16 / 100 * 2 / 3600:.3g} GPU-hours on Some GPU, 1 GiB (measured 2026-01-02)"
     assert hours in " ".join(planned(capsys, *TINY, "recipe=demo").split())
 

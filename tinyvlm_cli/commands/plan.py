@@ -1,6 +1,6 @@
 """Show what `tinyvlm train` would do with the same words; nothing is started."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.tree import Tree
 
 from tinyvlm_cli.command_config import Plan
-from tinyvlm_cli.commands.plan_grid import Cell, print_grid, short
+from tinyvlm_cli.commands.plan_grid import Cell, count_stages, print_grid, short
 from tinyvlm_cli.compose import Outcome, typed
 from tinyvlm_cli.errors import MISTAKE, UserError
 from tinyvlm_cli.grid import Point
 from tinyvlm_cli.model.stage_parts import how_trained
 from tinyvlm_cli.train.estimator import Estimator
 from tinyvlm_cli.train.layout import GIB
-from tinyvlm_cli.train.planned import PlannedRun, PlannedStage, begin
+from tinyvlm_cli.train.planned import DONE, PlannedRun, PlannedStage, begin
 from tinyvlm_cli.train.stages import stage_split
 
 T = TypeVar("T")
@@ -63,10 +63,24 @@ def print_run(planned: PlannedRun) -> None:
     console.print(tree)
     figure = planned.stages[0].figure
     parts = ", ".join(f"{part} {number:,}" for part, number in figure.every.items())
+    console.print(f"together: {_sum(planned.stages)}", soft_wrap=True)
+    to_do = [one for one in planned.stages if one.state != DONE]
+    if len(to_do) < len(planned.stages):
+        console.print(f"to do: {_sum(to_do)}", soft_wrap=True)
     console.print(f"parameters kept in memory: {parts}", soft_wrap=True)
     console.print(f"{figure.tokens_per_image} tokens an image", soft_wrap=True)
     console.print(f"run folder: {planned.folder}", soft_wrap=True)
     console.print("an epoch's last, incomplete step is dropped", soft_wrap=True)
+
+
+def _sum(stages: Sequence[PlannedStage]) -> str:
+    """What stages come to; those of which something is not known say so themselves."""
+    return (
+        f"{count_stages(len(stages))}, {short(sum(one.figure.tokens or 0 for one in stages) / 1e6)} million tokens, "
+        f"{short(sum(one.figure.operations or 0 for one in stages) / 1e15)} PFLOP, "
+        f"{short(sum(one.gpu_hours or 0 for one in stages))} GPU-hours, "
+        f"{short(sum(one.written_bytes for one in stages) / 1e9)} GB of weights"
+    )
 
 
 def _lines(planned: PlannedRun, one: PlannedStage) -> list[str]:

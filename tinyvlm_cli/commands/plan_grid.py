@@ -92,20 +92,22 @@ def _sources(distinct: Sequence[PlannedStage]) -> list[str]:
     measured = [one.measured for one in distinct if one.measured is not None]
     if measured:
         devices = ", ".join(sorted({result.device for result in measured}))
-        lines.append(f"GPU-hours of {_stages(len(measured))} as measured on {devices} (tinyvlm bench train)")
+        lines.append(f"GPU-hours of {count_stages(len(measured))} as measured on {devices} (tinyvlm bench train)")
     guessed = [one.assumed for one in distinct if one.measured is None and one.gpu_hours is not None]
     for rate, number in Counter(f"{one.mfu:.0%} of {one.tflops:g} TFLOP/s" for one in guessed).items():
-        lines.append(f"GPU-hours of {_stages(number)} assumed, not measured: at {rate} (assumed.mfu, assumed.tflops)")
+        lines.append(
+            f"GPU-hours of {count_stages(number)} assumed, not measured: at {rate} (assumed.mfu, assumed.tflops)"
+        )
     too_large = [one for one in distinct if isinstance(one.peak, UserError)]
     if too_large:
         folders = ", ".join(one.node.folder for one in too_large)
         size = f"{too_large[0].assumed.memory_gib:g} GiB (assumed.memory_gib)"
-        lines.append(f"{_stages(len(too_large))} beyond a GPU's {size}: {folders}")
+        lines.append(f"{count_stages(len(too_large))} beyond a GPU's {size}: {folders}")
     unknown = [one for one in distinct if one.figure.tokens is None]
     if unknown:
         splits = ", ".join(sorted({one.stage.split for one in unknown}))
         lines.append(
-            f"without tokens and PFLOP of {_stages(len(unknown))}, and without their GPU-hours unless measured: "
+            f"without tokens and PFLOP of {count_stages(len(unknown))}, and without their GPU-hours unless measured: "
             f"mixes says nothing about split {splits}"
         )
     return lines
@@ -124,5 +126,6 @@ def _aligned(rows: Sequence[Sequence[str]], *, right: bool = False) -> list[str]
     return [line(row) for row in rows]
 
 
-def _stages(number: int) -> str:
+def count_stages(number: int) -> str:
+    """1 stage, or 2 stages."""
     return "1 stage" if number == 1 else f"{number} stages"
