@@ -60,10 +60,12 @@ def test_only_lines_that_are_otherwise_the_same_are_compared(tmp_path: Path) -> 
 def test_scores_without_their_questions_are_named(tmp_path: Path) -> None:
     write(tmp_path, "base", 1, {"gqa": 0.6})
     write(tmp_path, "share", 1, {"gqa": 0.9})
-    (tmp_path / "runs/base-0/eval/finetune/gqa/questions.json").unlink()
-    assert built(tmp_path).notes[-1] == (
-        "Not compared, as questions.json is not there: base-0; repeat their `tinyvlm eval`"
-    )
+    path = tmp_path / "runs/base-0/eval/finetune/gqa/questions.json"
+    path.unlink()
+    told = "Not compared, as a questions.json is not there or not of the same questions: base-0, share-0; repeat"
+    assert told in built(tmp_path).notes[-1]
+    path.write_text('{"formula": "mean", "questions": {}}', encoding="utf-8")
+    assert told in built(tmp_path).notes[-1]
 
 
 def test_a_setting_that_there_is_not_is_refused(tmp_path: Path) -> None:

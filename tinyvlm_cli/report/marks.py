@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tinyvlm_cli.command_config import Table
-from tinyvlm_cli.report.differences import REAL_BELOW, between, is_comparable, questions_file
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.report.differences import REAL_BELOW, between, is_comparable
 from tinyvlm_cli.report.ours import REAL, Entry
 from tinyvlm_cli.report.records import difference_record
 from tinyvlm_cli.report.sheet import BETTER, WORSE, Record
@@ -40,11 +41,12 @@ def compare_lines(name: str, table: Table, lines: Sequence[Entry], results_dir: 
                 a, b = (_rows(line, benchmark) for line in (reference, other))
                 if not is_comparable(a, b):
                     continue
-                absent = [row.run for row in (*a, *b) if not questions_file(row, results_dir).is_file()]
-                missing |= dict.fromkeys(absent)
-                if not absent:
+                try:
                     one = found[other.rows[0].run, benchmark] = between(a, b, results_dir)
-                    records.append(difference_record(name, f"{other.shown} - {reference.shown}", benchmark, one))
+                except UserError:  # the table is worth showing all the same
+                    missing |= dict.fromkeys(row.run for row in (*a, *b))
+                    continue
+                records.append(difference_record(name, f"{other.shown} - {reference.shown}", benchmark, one))
     corrected = holm([one.p for one in found.values()])
     real = {
         cell: BETTER if one.change > 0 else WORSE
@@ -90,5 +92,8 @@ def _notes(table: Table, found: Iterable[Difference], missing: Iterable[str]) ->
             (PAIRED, any(one.num_seeds == 1 for one in found)), (SEEDS, any(one.num_seeds > 1 for one in found))
         ) if is_used]  # fmt: skip
     if missing:
-        notes.append(f"Not compared, as questions.json is not there: {', '.join(missing)}; repeat their `tinyvlm eval`")
+        notes.append(
+            "Not compared, as a questions.json is not there or not of the same questions: "
+            f"{', '.join(missing)}; repeat their `tinyvlm eval`"
+        )
     return notes
