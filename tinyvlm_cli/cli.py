@@ -91,7 +91,8 @@ def _told(words: list[str], *, is_check: bool = False) -> int:
             print(f"tinyvlm {words[0] if words else THEN}: {line}", file=sys.stderr)
         return MISTAKE if isinstance(error, UserError) else FAILED
     except KeyboardInterrupt:
-        print(f"tinyvlm {words[0]}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        told = "interrupted; what was finished is kept, the same command does the rest"
+        print(f"tinyvlm {words[0]}: {told}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `tinyvlm report | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
