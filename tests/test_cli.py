@@ -67,7 +67,7 @@ def test_commands_run_one_after_another(capsys: pytest.CaptureFixture[str]) -> N
         ("train llm=phi2,tinyllama", "add -m to run one job for each"),
         ("train sweep=recipee", "sweep=recipee: there is no such sweep; did you mean 'recipe'?"),
         ("train sweep=llm,vision", "one sweep at a time"),
-        ("report table.variant.runs.seed=1", "table.variant.runs.seed: there is no such setting"),
+        ("report table.llm.runs.seed=1", "there is no table.llm here; choose it with table=llm"),
         ("train llm", "llm: a word without a value; write llm=VALUE"),
         ("data chekc data=llava15", "'chekc' is not an action of data; choose check or prepare"),
         ("eval", "run: not set; add run=..."),

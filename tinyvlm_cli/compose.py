@@ -67,10 +67,7 @@ class Outcome:
 
 def run_command(name: str, words: list[str]) -> int:
     """Compose `name`'s configuration from `words` and run it: once, or for every point of a grid."""
-    prepare_hydra()
-    flags, settings = sorted_words(words)
-    check_settings(settings, SCHEMAS[name])
-    settings = with_own_keys_added(with_text_quoted(settings, SCHEMAS[name]), SCHEMAS[name])
+    flags, settings = _sorted(name, words)
     wanted = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; the sentence is ours
     job = Job(name, Path.cwd() / f".tinyvlm-{uuid.uuid4().hex}")
@@ -92,11 +89,19 @@ def run_command(name: str, words: list[str]) -> int:
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         shutil.rmtree(job.folder, ignore_errors=True)
-        raise WorkerError(f"hydra/launcher: {reason}; what was trained is kept, the same command goes on") from error
+        raise WorkerError(f"hydra/launcher: {reason}") from error
     finally:
         sys.argv = argv
         os.environ["HYDRA_FULL_ERROR"] = wanted
     return _conclude(name, job.outcomes())
+
+
+def _sorted(name: str, words: list[str]) -> tuple[list[str], list[str]]:
+    """Hydra's flags, and the settings as Hydra takes them. Raises UserError for a word that is no setting."""
+    prepare_hydra()
+    flags, settings = sorted_words(words)
+    check_settings(settings, SCHEMAS[name])
+    return flags, with_own_keys_added(with_text_quoted(settings, SCHEMAS[name]), SCHEMAS[name])
 
 
 def _is_launchers(error: BaseException) -> bool:
@@ -107,11 +112,8 @@ def _is_launchers(error: BaseException) -> bool:
 
 def check_command(name: str, words: list[str]) -> int:
     """Everything about a command that can be checked before those in front of it have run. Returns 0."""
-    prepare_hydra()
-    flags, settings = sorted_words(words)
-    check_settings(settings, SCHEMAS[name])
+    flags, settings = _sorted(name, words)
     try:
-        settings = with_own_keys_added(with_text_quoted(settings, SCHEMAS[name]), SCHEMAS[name])
         first = next(points(name, settings, is_grid=bool(flags)))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, SCHEMAS[name])) from error

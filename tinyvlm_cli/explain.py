@@ -95,9 +95,9 @@ def explain(error: Exception, kind: type) -> str:  # noqa: PLR0911 - one sentenc
         return f"{found['key']}: there is no such setting; {_similar(found['key'], kind)}"
     if found := BAD_VALUE.search(text):
         word = found["word"].lstrip("+")
-        if "dict is not a subclass of" in cause:  # a key below a mapping's entry that is not there
-            key = word.partition("=")[0]
-            return f"{key}: there is no such setting; {_similar(key, kind)}"
+        if "dict is not a subclass of" in cause:  # a key below an entry that is not there
+            group, entry = word.split(".")[:2]
+            return f"{word}: there is no {group}.{entry} here; choose it with {group}={entry}"
         return f"{word}: {cause}"
     if found := AMBIGUOUS.search(text):
         return f"{found['word']}: several values; add -m to run one job for each"

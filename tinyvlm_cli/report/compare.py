@@ -6,9 +6,10 @@ from pathlib import Path
 from tinyvlm_cli.command_config import Column, Table
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.report.differences import REAL_BELOW, between, is_comparable
-from tinyvlm_cli.report.ours import REAL, choices
+from tinyvlm_cli.report.ours import choices
 from tinyvlm_cli.report.records import difference_record, records
 from tinyvlm_cli.report.sheet import Cell, Kind, Line, Rank, Sheet
+from tinyvlm_cli.report.tables import fits
 from tinyvlm_cli.results import Run, ScoreRow, all_runs, find_runs
 from tinyvlm_cli.statistics import INTERVALS, PAIRED, SEEDS, Difference, holm
 
@@ -22,7 +23,7 @@ def compare(name: str, table: Table, rows: Iterable[ScoreRow], results_dir: Path
     """The table of differences. Raises UserError where a run is not named or has not what is compared."""
     wanted = zip(table.between or (), ("a", "b"), strict=True)
     a, b = (_runs(one, setting, results_dir) for one, setting in wanted)
-    own = [row for row in rows if _fits(row, table)]
+    own = [row for row in rows if fits(row, table) and row.limit is None]
     found: list[tuple[Column, Difference]] = []
     notes = []
     for column in table.columns:
@@ -74,11 +75,6 @@ def _runs(wanted: str | None, setting: str, results_dir: Path) -> list[Run]:
     if len(runs) > 1:
         raise UserError(f"{setting}={wanted}: one run is compared with one other; name it")
     return runs
-
-
-def _fits(row: ScoreRow, table: Table) -> bool:
-    wanted = {key: value if isinstance(value, list) else [value] for key, value in table.runs.items()}
-    return row.images == REAL and row.limit is None and all(getattr(row, key) in wanted[key] for key in wanted)
 
 
 def _called(side: Sequence[Run], other: Sequence[Run]) -> str:

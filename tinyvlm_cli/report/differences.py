@@ -22,18 +22,17 @@ def between(a: Sequence[ScoreRow], b: Sequence[ScoreRow], results_dir: Path) -> 
     """Of b to a. The rows of one side differ in the seed alone; where both have the same seeds, only those count."""
     common = {row.seed for row in a} & {row.seed for row in b}
     sides = ([row for row in side if row.seed in common or not common] for side in (a, b))
-    ours, theirs = ([_read(questions_file(row, results_dir)) for row in side] for side in sides)
+    ours, theirs = ([_read(_file(row, results_dir)) for row in side] for side in sides)
     return difference(ours, theirs)
 
 
 def interval_of_mean(rows: Sequence[ScoreRow], results_dir: Path) -> tuple[float, float] | None:
     """Of scores that differ in the seed alone; None where the questions of one are not there, or are of one image."""
-    paths = [questions_file(row, results_dir) for row in rows]
+    paths = [_file(row, results_dir) for row in rows]
     return interval([_read(path) for path in paths]) if all(path.is_file() for path in paths) else None
 
 
-def questions_file(row: ScoreRow, results_dir: Path) -> Path:
-    """Where the questions behind a score lie."""
+def _file(row: ScoreRow, results_dir: Path) -> Path:
     return results_dir / "runs" / row.run / "eval" / row.stage / row.benchmark / FILE
 
 

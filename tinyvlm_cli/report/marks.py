@@ -53,7 +53,8 @@ def compare_lines(name: str, table: Table, lines: Sequence[Entry], results_dir: 
         for (cell, one), p in zip(found.items(), corrected, strict=True)
         if p < REAL_BELOW
     }
-    return Marks(real, tuple(_notes(table, found.values(), missing)), tuple(records))
+    notes = _notes(table, found.values(), missing) if len(lines) > 1 else []
+    return Marks(real, tuple(notes), tuple(records))
 
 
 def _ablations(table: Table, lines: Iterable[Entry]) -> list[tuple[Entry, list[Entry]]]:
@@ -81,8 +82,10 @@ def _rows(line: Entry, benchmark: str) -> list[ScoreRow]:
 def _notes(table: Table, found: Iterable[Difference], missing: Iterable[str]) -> list[str]:
     found = list(found)
     notes = []
+    settings = " ".join(f"{choice}={value}" for choice, value in table.against.items())
+    if settings and not found and not missing:
+        notes.append(f"No score is marked: there are no two lines of ours, one with {settings}, that are else the same")
     if found:
-        settings = " ".join(f"{choice}={value}" for choice, value in table.against.items())
         notes.append(
             f"{BETTER} {WORSE}: better or worse than the line with {settings} that is otherwise the same: p < "
             f"{REAL_BELOW} after Holm's correction (1979) for the {len(found)} differences here. Without a mark "

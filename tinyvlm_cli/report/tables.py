@@ -50,7 +50,7 @@ def build(
     published = list(published)
     _check(name, table, published)
     models = [model for chosen in table.published for model in _models(table, chosen, published)]
-    wanted = [row for row in rows if _fits(row, table)]
+    wanted = [row for row in rows if fits(row, table)]
     ours = [row for row in wanted if row.limit is None]
     own = entries(ours)
     compared = compare_lines(name, table, own, results_dir) if results_dir else Marks()
@@ -112,7 +112,8 @@ def _models(table: Table, chosen: Published, published: Iterable[PublishedScore]
     return [Model(scores) for model, scores in models.items() if chosen.models is None or model in chosen.models]
 
 
-def _fits(row: ScoreRow, table: Table) -> bool:
+def fits(row: ScoreRow, table: Table) -> bool:
+    """Whether the table shows the row's score."""
     if row.benchmark not in {column.benchmark for column in table.columns}:
         return False
     for field, allowed in table.runs.items():

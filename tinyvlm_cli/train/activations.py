@@ -1,10 +1,9 @@
 """What a row keeps for its backward pass, estimated by the layers that gradients pass through."""
 
-from torch import nn
-
 from tinyvlm_cli.model.vision import layers_of
 from tinyvlm_cli.model.vlm import LOGITS_AT_ONCE, VLM
 from tinyvlm_cli.train.figures import Row
+from tinyvlm_cli.train.flops import is_trained
 
 # Widths of a compiled layer for each of its tokens. Measured on one H200 (docs/performance.md): 15.2 (TinyLlama, Phi-2)
 # and 16.7 (StableLM-2) where the layer is trained, 9.7 (TinyLlama) and 10.4 (Phi-2) where gradients only pass through.
@@ -22,15 +21,11 @@ def kept_by(model: VLM) -> Row:
     learns = False
     for layer, width in stacks:
         if layer is layers_of(model.llm)[0]:
-            learns |= _learns(model.connector) or _learns(model.llm.get_input_embeddings())
-        learns |= _learns(layer)
+            learns |= is_trained(model.connector) or is_trained(model.llm.get_input_embeddings())
+        learns |= is_trained(layer)
         if learns:
-            own = width * (TRAINED if _learns(layer) else PASSED)
+            own = width * (TRAINED if is_trained(layer) else PASSED)
             kept += own
             again += width
             widest = max(widest, own)
     return Row(kept, again + widest, LOSS * LOGITS_AT_ONCE * float(model.llm.config.vocab_size))
-
-
-def _learns(module: nn.Module) -> bool:
-    return any(p.requires_grad for p in module.parameters())

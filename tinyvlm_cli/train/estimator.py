@@ -11,6 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Self
 
 from tinyvlm_cli.command_config import Plan
+from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.train.figures import Estimate
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ def _models() -> "Models":
 
 
 def _estimate(config: Plan, name: str) -> Estimate:
-    from tinyvlm_cli.train.estimate import estimate
+    from tinyvlm_cli.train.estimate import estimate, misset
 
+    if findings := misset(config.engine):
+        raise UserError("\n".join(findings))
     stage = config.recipe.stages[name]
     return estimate(config, stage, _models().sizes(config, name), mix=config.mixes.get(stage.split))

@@ -47,14 +47,14 @@ def training_flops(model: VLM) -> Flops:
         image += operations
         vision_learns |= learns
     image += _connector(model, vision_learns)
-    embeds_learn = vision_learns or _learns(model.connector) or _learns(model.llm.get_input_embeddings())
+    embeds_learn = vision_learns or is_trained(model.connector) or is_trained(model.llm.get_input_embeddings())
     token, square, llm_learns = _layers(layers_of(model.llm), embeds_learn)
     head = model.llm.get_output_embeddings()
     return Flops(
         token=token,
         square=square * _attention_width(model.llm) * 2,  # two products of L * L / 2 multiply-adds
         image=image,
-        supervised=2 * head.weight.numel() * (1 + llm_learns + _learns(head)),
+        supervised=2 * head.weight.numel() * (1 + llm_learns + is_trained(head)),
     )
 
 
@@ -63,8 +63,8 @@ def _encoder(encoder: PreTrainedModel, patches: int, dropped: int) -> tuple[floa
     layers = layers_of(encoder)
     inside = {id(module) for module in layers.modules()}
     before = [m for m in encoder.modules() if isinstance(m, nn.Conv2d) and id(m) not in inside]
-    embed = sum(2 * m.weight.numel() * (1 + _learns(m)) for m in before)
-    token, square, learns = _layers(layers, any(_learns(m) for m in before))
+    embed = sum(2 * m.weight.numel() * (1 + is_trained(m)) for m in before)
+    token, square, learns = _layers(layers, any(is_trained(m) for m in before))
     tokens = patches + dropped
     return patches * embed + tokens * token + 4 * tokens**2 * square * _attention_width(encoder), learns
 
@@ -77,9 +77,9 @@ def _layers(layers: Iterable[nn.Module], learns: bool) -> tuple[float, float, bo
     token = square = 0.0
     for layer in layers:
         inner = [m for m in layer.modules() if isinstance(m, nn.Linear)]
-        trains = _learns(layer)
+        trains = is_trained(layer)
         token += sum(
-            2 * m.in_features * m.out_features * (1 + (learns or trains) + _learns(m, own=True)) for m in inner
+            2 * m.in_features * m.out_features * (1 + (learns or trains) + is_trained(m, own=True)) for m in inner
         )
         square += 3 if learns or trains else 1
         learns |= trains
@@ -97,7 +97,7 @@ def _connector(model: VLM, vision_learns: bool) -> float:
     return float(counter.get_total_flops())
 
 
-def _learns(module: nn.Module, *, own: bool = False) -> bool:
+def is_trained(module: nn.Module, *, own: bool = False) -> bool:
     """Whether any of its parameters is trained; own: of those that are not a module's inside of it."""
     return any(p.requires_grad for p in module.parameters(recurse=not own))
 
