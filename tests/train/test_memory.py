@@ -1,10 +1,12 @@
 """How rows are laid out for the memory that there is."""
 
 import pytest
+import torch
 
 from tinyvlm_cli.config import Engine, Precision
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.train.layout import GIB, MANY, Layout, Need, choose
+from tinyvlm_cli.train.layout import GIB, MANY, Layout, Need, Needs, choose
+from tinyvlm_cli.train.memory import need_of
 
 KEPT, AGAIN = Need(1 * GIB, 2**21), Need(1 * GIB, 2**19)  # 2 MiB a token, or half of one
 
@@ -26,7 +28,7 @@ def settings(micro_tokens: int | None = None, recompute: float | None = None) ->
     ],
 )
 def test_rows_are_long_and_little_is_computed_again(room: int, asked: Engine, layout: Layout) -> None:
-    assert choose(asked, room * GIB, KEPT, AGAIN, most=MANY, max_length=3072) == layout
+    assert choose(asked, room * GIB, Needs(KEPT, AGAIN), most=MANY, max_length=3072) == layout
 
 
 @pytest.mark.parametrize("asked", [settings(), settings(micro_tokens=16384), settings(recompute=0.0)])
@@ -34,4 +36,30 @@ def test_what_does_not_fit_is_said(asked: Engine) -> None:
     with pytest.raises(
         UserError, match=r"^engine: rows of \d+ tokens need \d+\.\d GiB more than this GPU has; [^\n]*$"
     ):
-        choose(asked, 2 * GIB, KEPT, AGAIN, most=MANY, max_length=3072)
+        choose(asked, 2 * GIB, Needs(KEPT, AGAIN), most=MANY, max_length=3072)
+
+
+@pytest.mark.parametrize(
+    ("holds", "layout"),
+    [
+        (30, Layout(14848, 0.0)),
+        (9, Layout(9216, 0.75)),  # 8,192 tokens can be measured only with every layer computed again
+        (6, Layout(10240, 1.0)),  # and what no row keeps is no reason to give up
+    ],
+)
+def test_rows_that_run_out_of_memory_are_measured_shorter(holds: int, layout: Layout) -> None:
+    def peak_of(need: Need):
+        def peak(tokens: int) -> int:
+            if need.bytes(tokens) > holds * GIB:
+                raise torch.cuda.OutOfMemoryError
+            return int(need.bytes(tokens))
+
+        return peak
+
+    needs = Needs(need_of(peak_of(KEPT), 3072), need_of(peak_of(AGAIN), 3072))
+    assert choose(settings(), holds * GIB, needs, most=MANY, max_length=3072) == layout
+
+
+def test_what_cannot_be_measured_does_not_fit() -> None:
+    with pytest.raises(UserError, match=r"^engine: rows of 3072 tokens need more than this GPU has; "):
+        choose(settings(recompute=0.5), 2 * GIB, Needs(None, AGAIN), most=MANY, max_length=3072)

@@ -46,7 +46,8 @@ class VLM(nn.Module):
         image_tokens = self.connector(features).flatten(0, 1)[: len(image_at)]  # of a blank image nothing
         text: Tensor = self.llm.get_input_embeddings()(ids)
         # Not masked_scatter: its backward pass makes the CPU wait for the GPU.
-        return text.flatten(0, 1).index_copy(0, image_at, image_tokens.to(text.dtype)).view_as(text)
+        filled = text.flatten(0, 1).index_copy(0, image_at, image_tokens.to(text.dtype))
+        return filled.view_as(text).clone()  # a view would have the first layer compiled by itself
 
     def logits(self, batch: MicroBatch) -> Tensor:
         """[P, V] in fp32 at the positions `batch.predict`."""

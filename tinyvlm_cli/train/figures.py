@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from tinyvlm_cli.config import Engine, Precision, Stage
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.stage_parts import ADAPTED, four_bit_parts, trained_parts
-from tinyvlm_cli.train.layout import GIB, USED, Layout, Need, choose, longest_row, without_choice
+from tinyvlm_cli.train.layout import GIB, USED, Layout, Need, Needs, choose, longest_row, without_choice
 
 WEIGHT_BYTES = {Precision.bf16: 2, Precision.fp32: 4}
 SUM_BYTES = 4  # of a trained parameter's gradient, added up over a step in fp32
@@ -68,15 +68,16 @@ def peak(held: float, row: Row, engine: Engine, *, gpu_bytes: float, max_length:
     Raises UserError where nothing fits.
     """
     width = WEIGHT_BYTES[engine.precision]
-    kept, again = (Need(width * row.fixed, width * per_token) for per_token in (row.kept, row.again))
+    needs = Needs(*(Need(width * row.fixed, width * per_token) for per_token in (row.kept, row.again)))
     room = USED * gpu_bytes - held
     if engine.zero == 3:
         layout = without_choice(engine, max_length)
     else:
         most = longest_row(engine, engine.gpus or 1, max_length)
-        layout = choose(engine, room, kept, again, most=most, max_length=max_length)
-    need = kept.towards(again, layout.recompute)
-    total = held + need.fixed + need.per_token * layout.micro_tokens
+        layout = choose(engine, room, needs, most=most, max_length=max_length)
+    need = needs.at(layout.recompute)
+    assert need is not None, "both are known"
+    total = held + need.bytes(layout.micro_tokens)
     if (short := total - USED * gpu_bytes) > 0:
         raise UserError(
             f"engine: rows of {layout.micro_tokens} tokens need {short / GIB:.1f} GiB more than this GPU has; "

@@ -23,6 +23,10 @@ def compile_layers(model: VLM) -> None:
         for layer in layers:
             layer.compile(dynamic=True)
     model.token_losses = torch.compile(token_losses, dynamic=True)
+    if torch.cuda.is_available():
+        # What is computed again is so in autograd's own thread, which takes the number that the loader sets (1) and not
+        # this thread's; and code compiled under another number of threads is compiled anew.
+        torch.set_num_threads(1)
 
 
 def recompute(model: VLM, share: float) -> None:

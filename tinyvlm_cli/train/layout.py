@@ -28,36 +28,52 @@ class Need:
     fixed: float
     per_token: float
 
+    def bytes(self, tokens: int) -> float:
+        """Of a row of that many tokens."""
+        return self.fixed + self.per_token * tokens
+
     def tokens(self, room: float) -> int:
         """Tokens of the longest row for which there is room."""
         return max(0, int((room - self.fixed) / self.per_token))
 
-    def towards(self, other: "Need", share: float) -> "Need":
-        """The need when that share of the layers is the other kind."""
+
+@dataclass(frozen=True)
+class Needs:
+    """What a row needs when no layer and when every layer is computed again; None: too much to be measured."""
+
+    kept: Need | None
+    again: Need | None
+
+    def at(self, share: float) -> Need | None:
+        """The need when that share of the layers is computed again."""
+        if share in (0.0, 1.0):
+            return self.again if share else self.kept
+        if self.kept is None or self.again is None:
+            return None
         return Need(
-            self.fixed + share * (other.fixed - self.fixed),
-            self.per_token + share * (other.per_token - self.per_token),
+            self.kept.fixed + share * (self.again.fixed - self.kept.fixed),
+            self.kept.per_token + share * (self.again.per_token - self.kept.per_token),
         )
 
 
-def choose(settings: Engine, room: float, kept: Need, again: Need, *, most: int, max_length: int) -> Layout:
+def choose(settings: Engine, room: float, needs: Needs, *, most: int, max_length: int) -> Layout:
     """The longest rows for which there is room, up to `most` tokens; layers are computed again only for rows under FEW.
 
-    kept, again: what a row needs when no layer and when every layer is computed again.
+    Raises UserError when no row of `micro_tokens`, or of one longest sample, fits.
     """
     most = settings.micro_tokens or most
     shares = SHARES if settings.recompute is None else (settings.recompute,)
+    measured = [(share, need) for share in shares if (need := needs.at(share))]
     for least in (settings.micro_tokens or max(FEW, max_length), max_length):
-        for share in shares:
-            tokens = min(most, kept.towards(again, share).tokens(room) // STEP * STEP)
+        for share, need in measured:
+            tokens = min(most, need.tokens(room) // STEP * STEP)
             if tokens >= least:
                 return Layout(tokens, share)
-    need = kept.towards(again, shares[-1])
-    short = (need.fixed + need.per_token * (settings.micro_tokens or max_length) - room) / GIB
+    row = settings.micro_tokens or max_length
+    short = f" {(measured[-1][1].bytes(row) - room) / GIB:.1f} GiB" if measured else ""
     raise UserError(
-        f"engine: rows of {settings.micro_tokens or max_length} tokens need {short:.1f} GiB more than this GPU has; "
-        "spread the optimizer over more GPUs (engine.zero=2 or 3), lower llm.max_length or engine.micro_tokens, or "
-        "take recipe=lora"
+        f"engine: rows of {row} tokens need{short} more than this GPU has; spread the optimizer over more GPUs "
+        "(engine.zero=2 or 3), lower llm.max_length or engine.micro_tokens, or take recipe=lora"
     )
 
 

@@ -6,6 +6,7 @@ second or two and is right for any model, precision and kind of training. Memory
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -13,10 +14,9 @@ from torch import Tensor
 
 from tinyvlm_cli.config import Engine as EngineSettings
 from tinyvlm_cli.data.batch import MicroBatch
-from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.train.engine import Engine
 from tinyvlm_cli.train.layers import recompute
-from tinyvlm_cli.train.layout import FEW, GIB, USED, Layout, Need, choose, longest_row, without_choice
+from tinyvlm_cli.train.layout import FEW, GIB, USED, Layout, Need, Needs, choose, longest_row, without_choice
 
 log = logging.getLogger(__name__)
 
@@ -34,22 +34,23 @@ def fit(engine: Engine, settings: EngineSettings, *, max_length: int, row_of: Ro
         return layout
     room = _room(engine)
     most = longest_row(settings, engine.ranks, max_length)
-    needs = {}
-    for share in (0.0, 1.0):
-        recompute(engine.model, share)
-        needs[share] = _measured(engine, row_of, max_length)
-        if share == 0.0 and not settings.recompute and needs[share].tokens(room) >= (settings.micro_tokens or most):
-            needs[1.0] = needs[0.0]  # of no interest
-            break
-    layout = _agreed(choose(settings, room, needs[0.0], needs[1.0], most=most, max_length=max_length), engine.device)
+    measure = partial(need_of, partial(_peak, engine, row_of), max_length)
+    recompute(engine.model, 0.0)
+    kept = again = measure()
+    if settings.recompute or kept is None or kept.tokens(room) < (settings.micro_tokens or most):
+        recompute(engine.model, 1.0)
+        again = measure()
+    needs = Needs(kept, again)
+    layout = _agreed(choose(settings, room, needs, most=most, max_length=max_length), engine.device)
     recompute(engine.model, layout.recompute)
     if dist.get_rank() == 0:
-        need = needs[0.0].towards(needs[1.0], layout.recompute)
+        need = needs.at(layout.recompute)
+        assert need is not None, "chosen"
         total = torch.cuda.get_device_properties(engine.device).total_memory
         log.info(
             "memory: %.1f of %.1f GiB held, a row of %d tokens takes %.1f (%.2f MiB a token), %s",
             (USED * total - room) / GIB, total / GIB, layout.micro_tokens,
-            (need.fixed + need.per_token * layout.micro_tokens) / GIB, need.per_token / 2**20,
+            need.bytes(layout.micro_tokens) / GIB, need.per_token / 2**20,
             f"{layout.recompute:.0%} of the layers computed again" if layout.recompute else "nothing computed again",
         )  # fmt: skip
     return layout
@@ -63,28 +64,30 @@ def _room(engine: Engine) -> float:
     return free + reserved - (1 - USED) * total - engine.later_bytes
 
 
-def _measured(engine: Engine, row_of: RowOf, max_length: int) -> Need:
-    short = max(FEW // 2, max_length)
-    # The long one first: layers are compiled with its length in mind.
-    at_long, at_short = (_peak(engine, row_of(tokens)) for tokens in (2 * short, short))
-    per_token = (at_long - at_short) / short
-    return Need(at_short - per_token * short, per_token)
+def need_of(peak: Callable[[int], int], max_length: int) -> Need | None:
+    """What rows need, from two of them. None: not even one sample fits.
+
+    peak: tokens -> bytes of a row.
+    """
+    for long in (max(FEW, 2 * max_length), max_length):
+        short = long * 3 // 4
+        try:
+            at_long, at_short = peak(long), peak(short)  # the long one first: layers are compiled with it in mind
+        except torch.cuda.OutOfMemoryError:
+            continue
+        per_token = (at_long - at_short) / (long - short)
+        return Need(at_short - per_token * short, per_token)
+    return None
 
 
-def _peak(engine: Engine, row: MicroBatch) -> int:
+def _peak(engine: Engine, row_of: RowOf, tokens: int) -> int:
     """Bytes that a row takes at the worst moment of its forward and backward pass."""
     device, model = engine.device, engine.model
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     first = next(p for p in model.parameters() if p.requires_grad)
-    try:
-        # Its gradient passes through everything, and no other is kept: nothing of this reaches the optimizer.
-        torch.autograd.grad(model(row.to(device)), first)
-    except torch.cuda.OutOfMemoryError:
-        raise UserError(
-            f"engine: not even a row of {row.ids.numel()} tokens fits into this GPU's memory beside the optimizer; "
-            "spread it over more GPUs (engine.zero=2 or 3), lower llm.max_length, or take recipe=lora"
-        ) from None
+    # Its gradient passes through everything, and no other is kept: nothing of this reaches the optimizer.
+    torch.autograd.grad(model(row_of(tokens).to(device)), first)
     return torch.cuda.max_memory_allocated(device) - before
 
 
