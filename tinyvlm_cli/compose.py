@@ -210,6 +210,9 @@ def _conclude(name: str, outcomes: list[Outcome]) -> int:
 
 def prepare_hydra() -> None:
     """Make schemas, resolvers and search path known to Hydra. Harmless when repeated."""
+    # Hydra copies the whole store for every group that --help lists, which takes seconds; what the store gives out is a
+    # copy already.
+    ConfigStore.__deepcopy__ = lambda store, _: store  # type: ignore[attr-defined]
     for name, kind in SCHEMAS.items():
         ConfigStore.instance().store(name=f"{name}_schema", node=kind, provider="tinyvlm")
     OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
