@@ -73,18 +73,19 @@ if torch.cuda.is_available():
     }  # fmt: skip
 
     @pytest.mark.parametrize("kernel", ["cudnn", "flash"])
-    @pytest.mark.parametrize(("heads", "key_heads", "width"), [(8, 8, 80), (8, 2, 64), (4, 1, 256)])
+    @pytest.mark.parametrize("lengths", [(700, 3, 1, 130, 512), (90, 3, 1, 128), (9, 1500)])
+    @pytest.mark.parametrize("shape", [(8, 8, 80), (8, 2, 64), (4, 1, 256)])
     def test_gpu_attention_equals_the_padded_one(
-        heads: int, key_heads: int, width: int, kernel: str, monkeypatch: pytest.MonkeyPatch
+        shape: tuple[int, int, int], lengths: tuple[int, ...], kernel: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        heads, key_heads, width = shape
         if kernel == "flash":
             monkeypatch.setattr(attention_cudnn, "graphs", lambda shape: None)
         torch.manual_seed(0)
-        lengths = torch.tensor([700, 3, 1, 130, 512])
-        tensors = [torch.randn(int(lengths.sum()), n, width) for n in (heads, key_heads, key_heads, heads)]
+        tensors = [torch.randn(sum(lengths), n, width) for n in (heads, key_heads, key_heads, heads)]
         found = []
         for device, dtype in ((torch.device("cpu"), torch.float32), (torch.device("cuda"), torch.bfloat16)):
-            row = row_of_lengths(lengths, device)
+            row = row_of_lengths(torch.tensor(lengths), device)
             q, k, v, grad = (tensor.to(device, dtype) for tensor in tensors)
             inputs = [x.requires_grad_() for x in (q, k, v)]
             out, _ = attend(*inputs, row.ends, row.longest, width**-0.5)
