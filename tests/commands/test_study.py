@@ -45,7 +45,7 @@ def test_a_killed_grid_does_what_is_missing_only(study: Path) -> None:
     """Two connectors, killed in the second's first stage: the first is not trained again, and nobody trains on."""
     words = ["train", "-m", *TINY, *SHORT, "recipe=base", "connector=mlp,resampler_tiny", "results_dir=killed"]
     grid = subprocess.Popen([sys.executable, "-m", "tinyvlm_cli", *words], cwd=study, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while not list((study / "killed/stages").glob("pretrain-*-resampler_tiny-*")):
         assert time.monotonic() < deadline and grid.poll() is None
         time.sleep(0.1)
