@@ -36,7 +36,7 @@ def fit(engine: Engine, settings: EngineSettings, *, max_length: int, row_of: Ro
     most = longest_row(settings, engine.ranks, max_length)
     measure = partial(need_of, partial(_peak, engine, row_of), max_length)
     recompute(engine.model, 0.0)
-    kept = again = measure()
+    kept = again = measure()  # the second is of no interest if the first fits
     if settings.recompute or kept is None or kept.tokens(room) < (settings.micro_tokens or most):
         recompute(engine.model, 1.0)
         again = measure()
