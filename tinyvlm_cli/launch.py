@@ -47,7 +47,8 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    quieten("torch.distributed.elastic", level=logging.CRITICAL)  # a failure is told once, below
+    # A failure is told once, below, and an interruption in cli.py.
+    quieten("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api", level=logging.CRITICAL)
     count = num_workers(gpus)
     config = LaunchConfig(
         min_nodes=node.count,

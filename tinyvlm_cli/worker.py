@@ -12,8 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from torch.distributed.elastic.multiprocessing.errors import record
-
 from tinyvlm_cli.errors import UserError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -38,12 +36,18 @@ def work(job: str, folder: Path) -> None:
         answer_all(read_eval_job(folder))
 
 
-@record
 def main() -> None:
     """Entry point of the process."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent tells of an interruption, this process just ends
+    _die_with_parent()
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    record(_main)()
+
+
+def _main() -> None:
     from tinyvlm_cli.logs import set_up
 
-    _die_with_parent()
     sys.excepthook = _explain
     job, folder = sys.argv[1:]
     set_up(main_rank=os.environ.get("RANK", "0") == "0")

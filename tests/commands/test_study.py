@@ -45,7 +45,7 @@ def test_a_killed_grid_does_what_is_missing_only(study: Path) -> None:
     """Two connectors, killed in the second's first stage: the first is not trained again, and nobody trains on."""
     words = ["train", "-m", *TINY, *SHORT, "recipe=base", "connector=mlp,resampler_tiny", "results_dir=killed"]
     grid = subprocess.Popen([sys.executable, "-m", "tinyvlm_cli", *words], cwd=study, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 180
     while not list((study / "killed/stages").glob("pretrain-*-resampler_tiny-*")):
         assert time.monotonic() < deadline and grid.poll() is None
         time.sleep(0.1)
@@ -71,13 +71,18 @@ def test_a_resumed_stage_goes_on_as_if_unbroken(study: Path) -> None:
     ]
     assert tinyvlm(*words, "results_dir=whole", folder=study).returncode == 0
     stopped = subprocess.Popen(
-        [sys.executable, "-m", "tinyvlm_cli", *words, "results_dir=broken"], cwd=study, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "tinyvlm_cli", *words, "results_dir=broken"],
+        cwd=study,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while not list((study / "broken/stages").glob("pretrain-*/checkpoints/latest")):
         assert stopped.poll() is None
         time.sleep(0.02)
     stopped.send_signal(signal.SIGINT)
-    stopped.wait()
+    _, told = stopped.communicate()
+    *before, last = told.splitlines()
+    assert last.startswith("tinyvlm train: interrupted") and all(line.startswith("INFO ") for line in before)
     assert tinyvlm(*words, "results_dir=broken", folder=study).returncode == 0
     assert losses(stages(study, "broken")["pretrain"]) == losses(stages(study, "whole")["pretrain"])
 
