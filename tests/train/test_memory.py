@@ -44,7 +44,7 @@ def test_what_does_not_fit_is_said(asked: Engine) -> None:
     [
         (30, Layout(14848, 0.0)),
         (9, Layout(9216, 0.75)),  # 8,192 tokens can be measured only with every layer computed again
-        (6, Layout(10240, 1.0)),  # and what no row keeps is no reason to give up
+        (6, Layout(10240, 1.0)),  # here not even one sample can be, unless so
     ],
 )
 def test_rows_that_run_out_of_memory_are_measured_shorter(holds: int, layout: Layout) -> None:

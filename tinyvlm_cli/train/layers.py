@@ -24,8 +24,8 @@ def compile_layers(model: VLM) -> None:
             layer.compile(dynamic=True)
     model.token_losses = torch.compile(token_losses, dynamic=True)
     if torch.cuda.is_available():
-        # What is computed again is so in autograd's own thread, which takes the number that the loader sets (1) and not
-        # this thread's; and code compiled under another number of threads is compiled anew.
+        # What is computed again is so in autograd's own thread, which has the number of CPU threads that PyTorch's
+        # pinning thread sets, 1; and code compiled under another number than a thread has is compiled anew.
         torch.set_num_threads(1)
 
 
