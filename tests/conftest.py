@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from small import CLIP, LLAMA
+from support.small import CLIP, LLAMA
 
-from tinyvlm_cli.config import LLM, Chat, Precision, Resize, Tokens, Vision
+from tinyvlm_cli.config.schema import LLM, Chat, Precision, Resize, Tokens, Vision
 
 torch.set_num_threads(1)
 

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from tinyvlm_cli.loaded import Loaded
+    from tinyvlm_cli.evaluate.loaded import Loaded
 
 
 def load(
@@ -25,9 +25,8 @@ def load(
     dtype: "bf16", "fp32" or a torch.dtype; None: the run's precision.
     """
     # torch comes in here only: the command line must start without it.
-    from pathlib import Path
+    from tinyvlm_cli.evaluate.loaded import Loaded
+    from tinyvlm_cli.results.folder import Results
+    from tinyvlm_cli.results.models import find_model
 
-    from tinyvlm_cli.loaded import Loaded
-    from tinyvlm_cli.trained import find_trained
-
-    return Loaded(find_trained(Path(results_dir), str(path_or_run), stage=stage), device=device, dtype=dtype)
+    return Loaded(find_model(Results(results_dir), str(path_or_run), stage=stage), device=device, dtype=dtype)

@@ -2,6 +2,6 @@
 
 import sys
 
-from tinyvlm_cli.cli import main
+from tinyvlm_cli.cli.main import main
 
 sys.exit(main())

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from trained import MLP, trained
+from support.random_runs import MLP, trained
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from tinyvlm_cli.checkpoint.export_llava import check_llava, write_llava
-from tinyvlm_cli.checkpoint.llava_probe import our_embeds, our_logits
-from tinyvlm_cli.checkpoint.llava_processor import QUESTION, asked, probe_image
+from tinyvlm_cli.checkpoint.llava_hf.export import check_llava, write_llava
+from tinyvlm_cli.checkpoint.llava_hf.probe import our_embeds, our_logits
+from tinyvlm_cli.checkpoint.llava_hf.processor import QUESTION, asked, probe_image
 from tinyvlm_cli.checkpoint.parts import save_part
 from tinyvlm_cli.checkpoint.source import Source
-from tinyvlm_cli.config import Tokens
+from tinyvlm_cli.config.schema import Tokens
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.train.estimate import meta_model
+from tinyvlm_cli.model.blank import meta_model
 
 RESAMPLER = {
     "name": "resampler", "_target_": "tinyvlm_cli.model.resamplers.Resampler",

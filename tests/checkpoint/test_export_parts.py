@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from trained import MLP, trained
+from support.random_runs import MLP, trained
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tinyvlm_cli.checkpoint.export_parts import write_parts
-from tinyvlm_cli.checkpoint.llava_probe import our_logits
+from tinyvlm_cli.checkpoint.llava_hf.probe import our_logits
 from tinyvlm_cli.checkpoint.parts import build_model
-from tinyvlm_cli.components import build
-from tinyvlm_cli.config import Train, from_yaml
+from tinyvlm_cli.config.build import build
+from tinyvlm_cli.config.schema import Train, from_yaml
 
 MOF = {"name": "mof_mlp", "_target_": "tinyvlm_cli.model.connectors.MoFMLP", "depth": 2}
 

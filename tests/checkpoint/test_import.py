@@ -8,28 +8,31 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from reference import LLMS, VISIONS, Reference, write_common
 from safetensors.torch import save_file
+from support.tinyllava_reference import LLMS, VISIONS, Reference, write_common
 from torch.nn.functional import cross_entropy
 
 import tinyvlm_cli
 from tinyvlm_cli.checkpoint.parts import build_model
-from tinyvlm_cli.command_config import Import
-from tinyvlm_cli.config import ImageMode, Prompt, Tokens, Train, from_yaml
+from tinyvlm_cli.config.commands import Import
+from tinyvlm_cli.config.schema import ImageMode, Prompt, Tokens, Train, from_yaml
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.vlm import VLM
-from tinyvlm_cli.results import find_runs
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.models import model_of
 
-command = importlib.import_module("tinyvlm_cli.commands.import")
+command = importlib.import_module("tinyvlm_cli.cli.commands.import")
 IDS = torch.tensor([5, 9, -200, 17, 30, 4, 8])
 
 
 def imported(folder: Path, results: Path, **more: Any) -> tuple[VLM, Train]:
     assert command.run(Import(path=str(folder), name="m", results_dir=str(results), **more)) == 0
-    (run,) = find_runs(results, "m")
+    (run,) = Results(results).find_runs("m")
     config = from_yaml(Train, run.folder / "config.yaml")
-    model = build_model(config, run.stage_dirs(results, "import"), dtype=torch.float32, attention="sdpa")
+    model = build_model(
+        config, model_of(run, "import", Results(results)).stage_dirs, dtype=torch.float32, attention="sdpa"
+    )
     return model.eval(), config
 
 
@@ -208,10 +211,10 @@ def test_importing_twice_is_one_run_and_a_changed_checkpoint_another(tmp_path: P
     save_file(reference.state(), folder / "model.safetensors")
     for _ in range(2):
         imported(folder, tmp_path / "results")
-    assert len(find_runs(tmp_path / "results", "all")) == 1
+    assert len(Results(tmp_path / "results").find_runs("all")) == 1
     write_common(folder, {**reference.config(), "image_aspect_ratio": "pad"})
     command.run(Import(path=str(folder), name="m", results_dir=str(tmp_path / "results")))
-    assert len(find_runs(tmp_path / "results", "all")) == 2
+    assert len(Results(tmp_path / "results").find_runs("all")) == 2
 
 
 def test_a_notebook_gets_the_references_numbers(tmp_path: Path) -> None:

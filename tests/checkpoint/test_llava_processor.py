@@ -10,8 +10,8 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
-from tinyvlm_cli.checkpoint.llava_processor import Layout, asked, expanded, llava_processor
-from tinyvlm_cli.config import LLM, Chat, ImageMode, Resize, Train, Vision
+from tinyvlm_cli.checkpoint.llava_hf.processor import Layout, asked, expanded, llava_processor
+from tinyvlm_cli.config.schema import LLM, Chat, ImageMode, Resize, Train, Vision
 from tinyvlm_cli.data.chat import encode_prompt
 from tinyvlm_cli.data.images import normalisation_table, pixels
 from tinyvlm_cli.errors import UserError

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tinyvlm_cli.config import Split
+from tinyvlm_cli.config.schema import Split
 from tinyvlm_cli.data import annotations
 from tinyvlm_cli.data.annotations import read_annotations
 from tinyvlm_cli.errors import UserError

@@ -3,7 +3,7 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from tinyvlm_cli.config import Chat, Prompt
+from tinyvlm_cli.config.schema import Chat, Prompt
 from tinyvlm_cli.data.chat import IMAGE, Encoded, encode, encode_prompt
 from tinyvlm_cli.data.records import Record, Turn, parse_record
 from tinyvlm_cli.errors import UserError

@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from tinyvlm_cli.config import Chat, Prompt, Split
+from tinyvlm_cli.config.schema import Chat, Prompt, Split
 from tinyvlm_cli.data import check
 from tinyvlm_cli.data.check import check_split
 from tinyvlm_cli.data.faults import IMAGE_FAULTS, Kind
-from tinyvlm_cli.data.fingerprint import file_hash
 from tinyvlm_cli.data.index import open_index
-from tinyvlm_cli.data.skips import write_skips
+from tinyvlm_cli.data.splits import write_skips
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.results.folder import Results
 
 TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
 FAULTS: list[tuple[Kind, dict[str, Any]]] = [
@@ -101,6 +101,6 @@ def test_what_the_index_leaves_out_is_what_the_check_says(tmp_path: Path, words:
     split = Split(annotations=str(tmp_path / "records.json"), images=str(tmp_path), count=1, source="here")
     findings = check_split(split).findings
     skips = [(finding.number, finding.says) for finding in findings if finding.kind in IMAGE_FAULTS]
-    write_skips(file_hash(tmp_path / "records.json", tmp_path), tmp_path, tmp_path, skips)
-    index = open_index(split, tokenizer=words, chat=Chat(), prompt=Prompt.plain, results_dir=tmp_path)
+    write_skips(split, Results(tmp_path), skips)
+    index = open_index(split, tokenizer=words, chat=Chat(), prompt=Prompt.plain, results=Results(tmp_path))
     assert len(index) == len(records) - sum(finding.leaves_out for finding in findings)

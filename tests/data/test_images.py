@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
-from tinyvlm_cli.config import ImageMode, Resize, Vision
+from tinyvlm_cli.config.schema import ImageMode, Resize, Vision
 from tinyvlm_cli.data.images import normalisation_table, open_image, pixels, resolve
 from tinyvlm_cli.errors import UserError
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from tinyvlm_cli.config import Chat, Prompt, Split
+from tinyvlm_cli.config.schema import Chat, Prompt, Split
 from tinyvlm_cli.data.chat import IMAGE
-from tinyvlm_cli.data.fingerprint import file_hash, split_hash
 from tinyvlm_cli.data.index import SplitIndex, open_index
-from tinyvlm_cli.data.skips import write_skips
+from tinyvlm_cli.data.splits import split_hash, write_skips
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.results.folder import Results
 
 CHAT = Chat(system="", user="U: ", assistant=" A:", end="</s>")
 
@@ -47,7 +47,7 @@ def split_of(records: list[Any], folder: Path) -> Split:
 
 def index_of(records: list[Any], folder: Path, words: PreTrainedTokenizerFast) -> SplitIndex:
     split = split_of(records, folder)
-    return open_index(split, tokenizer=words, chat=CHAT, prompt=Prompt.chat, results_dir=folder)
+    return open_index(split, tokenizer=words, chat=CHAT, prompt=Prompt.chat, results=Results(folder))
 
 
 def test_samples_come_back(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
@@ -88,10 +88,10 @@ def test_what_the_data_check_found_is_left_out_and_is_another_stage(
     tmp_path: Path, words: PreTrainedTokenizerFast
 ) -> None:
     split = split_of(GOOD, tmp_path)
-    before = split_hash(split, tmp_path)
-    write_skips(file_hash(Path(split.annotations), tmp_path), tmp_path, tmp_path, [(1, "unreadable")])
-    assert split_hash(split, tmp_path) != before
-    assert split_hash(replace(split, images=str(tmp_path / "whole")), tmp_path) == before
+    before = split_hash(split, Results(tmp_path))
+    write_skips(split, Results(tmp_path), [(1, "unreadable")])
+    assert split_hash(split, Results(tmp_path)) != before
+    assert split_hash(replace(split, images=str(tmp_path / "whole")), Results(tmp_path)) == before
     index = index_of(GOOD, tmp_path, words)
     assert [index.sample(i).id for i in range(len(index))] == ["a", "c"]
 
@@ -106,7 +106,7 @@ def test_a_file_that_is_no_training_set_is_refused(
     split = split_of([], tmp_path)
     Path(split.annotations).write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=says):
-        open_index(split, tokenizer=words, chat=CHAT, prompt=Prompt.chat, results_dir=tmp_path)
+        open_index(split, tokenizer=words, chat=CHAT, prompt=Prompt.chat, results=Results(tmp_path))
     assert not [path for path in (tmp_path / "index").iterdir() if path.is_dir() and "draft" not in path.name]
 
 
@@ -116,4 +116,4 @@ def test_the_index_is_made_once_and_depends_on_the_chat_format(tmp_path: Path, w
     assert (index_of(GOOD, tmp_path, words).folder / "samples.npy").stat().st_mtime_ns == made
     other = Chat(system="S ", user="U: ", assistant=" A:", end="</s>")
     split = split_of(GOOD, tmp_path)
-    assert open_index(split, tokenizer=words, chat=other, prompt=Prompt.chat, results_dir=tmp_path) != first
+    assert open_index(split, tokenizer=words, chat=other, prompt=Prompt.chat, results=Results(tmp_path)) != first

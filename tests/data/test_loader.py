@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from tinyvlm_cli.config import Chat, ImageMode, Prompt, Split, Vision
+from tinyvlm_cli.config.schema import Chat, ImageMode, Prompt, Split, Vision
 from tinyvlm_cli.data.index import open_index
 from tinyvlm_cli.data.loader import StagePlan, pack, step_batches
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.results.folder import Results
 
 ONES = dict.fromkeys(range(4), 1.0)  # the weight of a token of each sample
 CUBS = "the chicago cubs sign outside wrigley field"
@@ -31,7 +32,7 @@ def plan(tmp_path: Path, stablelm2: PreTrainedTokenizerFast, small_vision: Visio
     ]
     path.write_text(json.dumps(raw), encoding="utf-8")
     split = Split(annotations=str(path), images=str(tmp_path), count=4, source="here")
-    index = open_index(split, tokenizer=stablelm2, chat=Chat(), prompt=Prompt.plain, results_dir=tmp_path)
+    index = open_index(split, tokenizer=stablelm2, chat=Chat(), prompt=Prompt.plain, results=Results(tmp_path))
     lengths = index.lengths(576, 3072)
     return StagePlan(
         index=index, usable=np.flatnonzero(lengths), lengths=lengths, image_root=tmp_path, vision=small_vision,
@@ -80,7 +81,7 @@ def test_several_images_of_a_sample_stand_where_their_questions_are(
     path.write_text(json.dumps([{"id": "1", "image": ["a.png", "b.png"], "conversations": talk}]), encoding="utf-8")
     split = Split(annotations=str(path), images=str(tmp_path), count=1, source="here")
     chat = Chat(system="", user="U: ", assistant=" A:", end="<|endoftext|>")
-    index = open_index(split, tokenizer=stablelm2, chat=chat, prompt=Prompt.chat, results_dir=tmp_path)
+    index = open_index(split, tokenizer=stablelm2, chat=chat, prompt=Prompt.chat, results=Results(tmp_path))
     whole = pack(replace(plan, index=index, tokens_per_image=5), (0,), ONES)
     assert whole.pixels[:, 0, 0, 0].tolist() == [9, 7] and len(whole.image_at) == 10
     second = int(whole.image_at[5])
@@ -98,7 +99,7 @@ def test_an_image_that_is_cut_takes_nothing_from_the_next_one(
     (tmp_path / "late.json").write_text(json.dumps(raw), encoding="utf-8")
     split = Split(annotations=str(tmp_path / "late.json"), images=str(tmp_path), count=2, source="here")
     chat = Chat(system="", user="USER: ", assistant=" ASSISTANT:", end="<|endoftext|>")
-    index = open_index(split, tokenizer=stablelm2, chat=chat, prompt=Prompt.chat, results_dir=tmp_path)
+    index = open_index(split, tokenizer=stablelm2, chat=chat, prompt=Prompt.chat, results=Results(tmp_path))
     batch = pack(replace(plan, index=index, tokens_per_image=9, max_length=20), (0, 1), ONES)
     assert batch.pixels.shape == (1, 3, 16, 16) and (batch.pixels == 7).all()
     assert len(batch.image_at) == 9

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from tinyvlm_cli.config import Chat, Prompt
+from tinyvlm_cli.config.schema import Chat, Prompt
 from tinyvlm_cli.data.chat import IMAGE, encode, encode_prompt
 from tinyvlm_cli.data.records import Record, Turn
 

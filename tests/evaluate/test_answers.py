@@ -6,7 +6,7 @@ import pytest
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.answers import MAX_LINE, read_answers
-from tinyvlm_cli.evaluate.benchmark import Answer
+from tinyvlm_cli.results.records import Answer
 
 GOOD = b'{"question_id": 1, "prompt": "p", "text": "t"}\n'
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small import small_vlm
+from support.small import small_vlm
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from scripted_endpoint import KEY_VARIABLE, endpoint
+from support.scripted_endpoint import KEY_VARIABLE, endpoint
 
-from tinyvlm_cli import command_config
+from tinyvlm_cli.config import commands as command_config
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.judge import open_judge, provenance
 from tinyvlm_cli.evaluate.judge_cache import Reply, ReplyCache, Request
+from tinyvlm_cli.results.folder import Results
 
 QUESTION = Request(messages=(("system", "Grade."), ("user", "one")), temperature=0.2, max_tokens=7)
 
@@ -35,7 +36,7 @@ def test_sends_the_request_as_it_is(tmp_path: Path) -> None:
 
 
 def test_no_judge_without_a_model(tmp_path: Path) -> None:
-    assert open_judge(command_config.Judge(), tmp_path) is None
+    assert open_judge(command_config.Judge(), Results(tmp_path)) is None
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

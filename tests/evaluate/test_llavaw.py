@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from from_conf import findings, from_conf, worked_out
-from scripted_endpoint import endpoint
+from support.from_conf import findings, from_conf, worked_out
+from support.scripted_endpoint import endpoint
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer
 from tinyvlm_cli.evaluate.benchmarks.llavaw import LLaVAWild, read_grades
+from tinyvlm_cli.results.records import Answer
 
 RULES = {f"llava_bench_{name}": {"role": "Helper", "prompt": f"Grade {name}."} for name in ("conv", "detail")}
 FILES = {

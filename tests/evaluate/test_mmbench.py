@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from from_conf import findings, from_conf
-from scripted_endpoint import endpoint
+from support.from_conf import findings, from_conf
+from support.scripted_endpoint import endpoint
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer
 from tinyvlm_cli.evaluate.benchmarks.mmbench import MMBench
 from tinyvlm_cli.evaluate.choices import CHOICE_RULES
+from tinyvlm_cli.results.records import Answer
 
 PICTURE = base64.b64encode(b"a picture that is long enough to be no index " * 3).decode()
 SUFFIX = "Answer with the option's letter from the given choices directly."

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from from_conf import SUFFIX, findings, from_conf, worked_out, write_lines
+from support.from_conf import SUFFIX, findings, from_conf, worked_out, write_lines
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer
 from tinyvlm_cli.evaluate.benchmarks.mme import COGNITION, PERCEPTION
+from tinyvlm_cli.results.records import Answer
 
 REQUEST = "Please answer yes or no."
 

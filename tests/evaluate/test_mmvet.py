@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from from_conf import findings, from_conf
-from scripted_endpoint import endpoint
+from support.from_conf import findings, from_conf
+from support.scripted_endpoint import endpoint
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer
 from tinyvlm_cli.evaluate.benchmarks.mmvet import MMVet, read_grade
+from tinyvlm_cli.results.records import Answer
 
 EVALUATOR = 'prompt = """Grade it.\n"""\nraise SystemExit("never run")\n'
 DATA = {

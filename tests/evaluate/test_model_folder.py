@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from small import CLIP, LLAMA
+from support.small import CLIP, LLAMA
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPImageProcessorPil,
@@ -21,13 +21,19 @@ import tinyvlm_cli
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.answerer import load_answerer
 from tinyvlm_cli.evaluate.benchmark import Question
-from tinyvlm_cli.evaluate.model_folder import STAGE, named_runs, run_of_folder
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.models import find_runs_to_score
+from tinyvlm_cli.results.records import MODEL_STAGE, Run
 
 WORDS = ["<pad>", "<s>", "</s>", "<image>", "USER", "ASSISTANT", *(f"w{i}" for i in range(91))]
 CHAT = (
     "{% for m in messages %}USER {% for c in m.content %}"
     "{{ '<image>' if c.type == 'image' else c.text }} {% endfor %}{% endfor %}ASSISTANT"
 )
+
+
+def named_runs(results_dir: Path, wanted: str) -> list[Run]:
+    return find_runs_to_score(Results(results_dir), wanted)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +69,7 @@ def questions(tmp_path: Path) -> list[Question]:
 
 
 def test_answers_alone_and_together_are_the_same(folder: Path, tmp_path: Path) -> None:
-    answerer = load_answerer(run_of_folder(folder, tmp_path), STAGE, [])
+    answerer = load_answerer(named_runs(tmp_path, str(folder))[0], MODEL_STAGE, [])
     asked = questions(tmp_path)
     together = answerer(asked, max_new_tokens=8)
     assert together == [answerer([question], max_new_tokens=8)[0] for question in asked]
@@ -74,7 +80,7 @@ def test_a_notebook_asks_a_folder_without_leaving_a_trace(folder: Path, tmp_path
     model = tinyvlm_cli.load(folder, results_dir=tmp_path / "results", device="cpu")
     image, pieces = questions(tmp_path)[0].image, list[str]()
     first = model.ask(image, "w1 w2", max_new_tokens=8, on_text=pieces.append)
-    assert [first] == load_answerer(run_of_folder(folder, tmp_path), STAGE, [])(
+    assert [first] == load_answerer(named_runs(tmp_path, str(folder))[0], MODEL_STAGE, [])(
         questions(tmp_path)[:1], max_new_tokens=8
     )
     assert "".join(pieces) == first != model.ask(image, "w1 w2", max_new_tokens=8, history=[("w3", "w4")])
@@ -91,11 +97,11 @@ def test_a_folder_is_a_run_named_by_its_weights(folder: Path, tmp_path: Path) ->
 
 def test_a_checkpoint_of_tinyllava_is_to_be_imported_and_its_run_has_the_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "tinyllava", "connector_type": "linear"}')
-    with pytest.raises(UserError, match=r"a checkpoint of TinyLLaVA; `tinyvlm import path=.*` makes a run of it"):
+    with pytest.raises(UserError, match=r"a TinyLLaVA checkpoint; .*tinyvlm import path="):
         named_runs(tmp_path / "results", str(tmp_path))
 
 
 def test_a_folder_that_is_no_image_text_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(UserError, match="transformers cannot load an image-text model from it"):
-        load_answerer(run_of_folder(tmp_path, tmp_path / "results"), STAGE, [])
+        load_answerer(named_runs(tmp_path / "results", str(tmp_path))[0], MODEL_STAGE, [])

@@ -5,11 +5,12 @@ from typing import Any
 
 import pyarrow
 import pytest
-from from_conf import SUFFIX, answers, findings, from_conf, write_lines
 from pyarrow import parquet
+from support.from_conf import SUFFIX, answers, findings, from_conf, write_lines
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer, Question
+from tinyvlm_cli.evaluate.benchmark import Question
+from tinyvlm_cli.results.records import Answer
 
 LETTER = "Answer with the option's letter from the given choices directly."
 

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from from_conf import SUFFIX, answers, findings, from_conf, worked_out, write_lines
+from support.from_conf import SUFFIX, answers, findings, from_conf, worked_out, write_lines
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer
+from tinyvlm_cli.results.records import Answer
 
 LABELS = {
     "adversarial": [("a.jpg", "cat", "yes"), ("a.jpg", "dog", "no"), ("b.jpg", "cat", "no")],

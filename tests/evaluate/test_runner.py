@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tinyvlm_cli.evaluate.benchmark import Answer, Question
-from tinyvlm_cli.evaluate.job import add_answers, answered
+from tinyvlm_cli.evaluate.benchmark import Question
+from tinyvlm_cli.evaluate.job import answered
 from tinyvlm_cli.evaluate.runner import batches, mine, shuffle_images
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.records import Answer
 
 QUESTIONS = [
     Question(f"q{i}", f"q{i}", "word " * (i % 5 + 1), Path(f"{i // 4}.png"), f"{i // 4}.png") for i in range(22)
@@ -38,15 +40,15 @@ def test_the_blind_control_gives_no_image_its_own_questions() -> None:
 
 def test_answers_are_taken_up_again_after_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
     given = [Answer(q.question_id, q.text, f"a{q.key}", q.key) for q in QUESTIONS[:3]]
-    add_answers(tmp_path, 0, given, model_id="m", max_new_tokens=5)
+    Results.append_answers(tmp_path, 0, given, model_id="m", max_new_tokens=5)
     with (tmp_path / "answers-0.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"question_id": "q3", "prom')
     assert list(answered(tmp_path, QUESTIONS, max_new_tokens=5)) == ["q0", "q1", "q2"]
-    add_answers(tmp_path, 0, [Answer("q3", QUESTIONS[3].text, "a", "q3")], model_id="m", max_new_tokens=5)
+    Results.append_answers(tmp_path, 0, [Answer("q3", QUESTIONS[3].text, "a", "q3")], model_id="m", max_new_tokens=5)
     assert list(answered(tmp_path, QUESTIONS, max_new_tokens=5)) == ["q0", "q1", "q2", "q3"]
 
 
 def test_an_answer_to_another_wording_or_token_limit_does_not_count(tmp_path: Path) -> None:
-    add_answers(tmp_path, 0, [Answer("q0", "old wording", "a", "q0")], model_id="m", max_new_tokens=5)
-    add_answers(tmp_path, 0, [Answer("q1", QUESTIONS[1].text, "a", "q1")], model_id="m", max_new_tokens=9)
+    Results.append_answers(tmp_path, 0, [Answer("q0", "old wording", "a", "q0")], model_id="m", max_new_tokens=5)
+    Results.append_answers(tmp_path, 0, [Answer("q1", QUESTIONS[1].text, "a", "q1")], model_id="m", max_new_tokens=9)
     assert not answered(tmp_path, QUESTIONS, max_new_tokens=5)

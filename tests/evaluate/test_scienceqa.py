@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from from_conf import answers, from_conf
+from support.from_conf import answers, from_conf
 
-from tinyvlm_cli.evaluate.benchmark import Answer
+from tinyvlm_cli.results.records import Answer
 
 OPTION_SUFFIX = "Answer with the option's letter from the given choices directly."
 COMMON = {"subject": "natural science", "grade": "grade2", "lecture": "", "solution": ""}

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from from_conf import SUFFIX, findings, from_conf, write_lines
+from support.from_conf import SUFFIX, findings, from_conf, write_lines
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer
 from tinyvlm_cli.evaluate.benchmarks.textvqa import question_of
+from tinyvlm_cli.results.records import Answer
 
 BRAND = f"What is the Brand?\nReference OCR token: ACME, 2\n{SUFFIX}"
 YEAR = f"Which year?\nReference OCR token: \n{SUFFIX}"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from from_conf import SUFFIX, answers, from_conf, write_lines
+from support.from_conf import SUFFIX, answers, from_conf, write_lines
 
 from tinyvlm_cli.errors import UserError
 

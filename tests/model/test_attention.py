@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from small import FAMILIES, LLAMA
+from support.small import FAMILIES, LLAMA
 from torch import Tensor
 from transformers import AutoConfig
 
-from tinyvlm_cli.config import LLM
-from tinyvlm_cli.model.attention import PACKED, register, set_lengths, unsupported
+from tinyvlm_cli.config.schema import LLM
+from tinyvlm_cli.model.attention.packed import PACKED, register, set_lengths, unsupported
 from tinyvlm_cli.model.llm import blank_llm
 
 LENGTHS = [5, 11, 1, 7]

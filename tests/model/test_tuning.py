@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import micro_batches, small_vlm
-from test_published_sizes import planned
+from support.composed import composed
+from support.small import micro_batches, small_vlm
 
 from tinyvlm_cli.checkpoint.parts import _merge_adapters, load_part, save_part
-from tinyvlm_cli.config import Lora, Parts, Stage, Tune
+from tinyvlm_cli.config.schema import Lora, Parts, Stage, Tune
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.tuning import choose_trained, is_adapter, merge_adapters
 from tinyvlm_cli.model.vlm import VLM
-from tinyvlm_cli.train.estimate import Models, untrainable
+from tinyvlm_cli.plan.estimate import Models, untrainable
 
 LORA = Lora(rank=4, alpha=8, dropout=0.0)
 
@@ -47,7 +47,7 @@ def test_adapters_stand_beside_every_linear_layer_but_the_head() -> None:
 
 
 def test_phi2_has_the_references_number_of_low_rank_parameters() -> None:
-    config = planned("llm=phi2", "vision=siglip", "recipe=lora")
+    config = composed("plan", "llm=phi2", "vision=siglip", "recipe=lora")
     assert Models().sizes(config, "finetune").trained == {"vision": 0, "connector": 9_507_840, "llm": 188_743_680}
 
 
@@ -129,7 +129,7 @@ def test_what_is_frozen_stays_bit_for_bit_the_same() -> None:
 def test_four_bits_need_a_gpu() -> None:
     from tinyvlm_cli.model.llm import load_llm
 
-    config = planned("llm=tiny", "vision=tiny", "recipe=qlora")
+    config = composed("plan", "llm=tiny", "vision=tiny", "recipe=qlora")
     assert untrainable(config, config.recipe.stages) == [
         "recipe.stages.finetune: train.llm: qlora keeps weights in 4 bits, which needs a GPU; here is none, use lora"
     ]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import CLIP
+from support.small import CLIP
 from transformers import (
     AutoConfig,
     CLIPConfig,
@@ -17,7 +17,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from tinyvlm_cli.config import SecondEncoder, Tokens, Vision
+from tinyvlm_cli.config.schema import SecondEncoder, Tokens, Vision
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.vision import VisionEncoder, blank_vision, load_vision
 

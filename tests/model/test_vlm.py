@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small import LLAMA, TOKENS_PER_IMAGE, micro_batches, small_vlm
+from support.small import LLAMA, TOKENS_PER_IMAGE, micro_batches, small_vlm
 
 from tinyvlm_cli.errors import UserError
 

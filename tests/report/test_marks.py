@@ -4,19 +4,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from answered_runs import write_run
-from score_rows import table, texts
+from support.answered_runs import write_run
+from support.score_rows import table, texts
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.report.sheet import Sheet
 from tinyvlm_cli.report.tables import build
-from tinyvlm_cli.results import ScoreRow, read_scores
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.records import ScoreRow
 
 AGAINST = {"recipe": "base"}
 
 
 def built(results: Path) -> Sheet:
-    return build("variants", table("variants", published=[], against=AGAINST), read_scores(results), [], results)
+    return build(
+        "variants", table("variants", published=[], against=AGAINST), Results(results).scores(), [], Results(results)
+    )
 
 
 def write(results: Path, recipe: str, seeds: int, levels: dict[str, float]) -> None:
@@ -25,7 +28,7 @@ def write(results: Path, recipe: str, seeds: int, levels: dict[str, float]) -> N
 
 
 def with_intervals(results: Path) -> list[ScoreRow]:
-    return [replace(row, interval=[50.0, 70.0]) for row in read_scores(results)]
+    return [replace(row, interval=[50.0, 70.0]) for row in Results(results).scores()]
 
 
 @pytest.mark.parametrize(("seeds", "method"), [(1, "Noreen 1989"), (3, "Welch 1947")])
@@ -45,7 +48,7 @@ def test_what_noise_may_explain_has_no_mark(tmp_path: Path, seeds: int, method: 
 def test_the_mean_of_several_seeds_has_an_interval(tmp_path: Path) -> None:
     write(tmp_path, "base", 3, {"gqa": 0.6})
     asked = table("variants", published=[], intervals=True)
-    shown = texts(build("variants", asked, with_intervals(tmp_path), [], tmp_path), "95% interval")["GQA"]
+    shown = texts(build("variants", asked, with_intervals(tmp_path), [], Results(tmp_path)), "95% interval")["GQA"]
     low, high = map(float, shown.split(" to "))
     assert low < 60 < high and 3 < high - low < 15
     assert texts(build("variants", asked, with_intervals(tmp_path), []), "95% interval")["GQA"] == "-"
@@ -73,4 +76,4 @@ def test_scores_without_their_questions_are_named(tmp_path: Path) -> None:
 
 def test_a_setting_that_there_is_not_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="against: there is no 'recip'; choose from llm"):
-        build("variants", table("variants", published=[], against={"recip": "base"}), [], [], tmp_path)
+        build("variants", table("variants", published=[], against={"recip": "base"}), [], [], Results(tmp_path))

@@ -9,15 +9,15 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from from_conf import node_of
-from page_run import write_mmvet, write_run
 from PIL import Image
-from score_rows import row, table
+from support.from_conf import node_of
+from support.page_run import write_mmvet, write_run
+from support.score_rows import row, table
 
 from tinyvlm_cli.report.charts import draw_charts
 from tinyvlm_cli.report.page import configuration, disagreements, page
 from tinyvlm_cli.report.tables import build
-from tinyvlm_cli.results import Run
+from tinyvlm_cli.results.records import Run
 
 NASTY = "</script><b>bold</b> & \u2028 \U0001f600"
 

@@ -8,8 +8,8 @@ import subprocess
 from typing import Any
 
 import pytest
-from page_run import write_mmvet, write_run
-from score_rows import row, table
+from support.page_run import write_mmvet, write_run
+from support.score_rows import row, table
 
 from tinyvlm_cli.report.page import page
 from tinyvlm_cli.report.tables import build

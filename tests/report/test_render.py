@@ -7,15 +7,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from score_rows import row, table
+from support.score_rows import row, table
 
-from tinyvlm_cli.command_config import Format
+from tinyvlm_cli.config.commands import Format
+from tinyvlm_cli.config.shipped import paper_dir
 from tinyvlm_cli.report.figures import CURVES, MOST, Curve, draw_curve, running_mean
 from tinyvlm_cli.report.published import read_published
 from tinyvlm_cli.report.render import escape, render
 from tinyvlm_cli.report.sheet import Sheet
 from tinyvlm_cli.report.tables import build
-from tinyvlm_cli.shipped import paper_dir
 
 
 @pytest.fixture

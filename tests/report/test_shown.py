@@ -5,16 +5,17 @@ import io
 from pathlib import Path
 
 import pytest
-from score_rows import row, table
+from support.score_rows import row, table
 
-from tinyvlm_cli.command_config import Format
+from tinyvlm_cli.config.commands import Format
+from tinyvlm_cli.config.shipped import paper_dir
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.report.figures import CURVES, read_curve
 from tinyvlm_cli.report.published import read_published
 from tinyvlm_cli.report.render import csv_text, render
 from tinyvlm_cli.report.tables import build
-from tinyvlm_cli.results import Run
-from tinyvlm_cli.shipped import paper_dir
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.records import Run
 
 LOSS, THROUGHPUT = CURVES
 PUBLISHED = read_published(paper_dir() / "published_scores.csv")
@@ -34,7 +35,7 @@ def test_seeds_of_one_name_have_a_curve_each_and_a_shared_stage_has_one(tmp_path
     for stage in ("p", "f1", "f2"):
         trained(tmp_path, stage)
     runs = [run("r-s1", pretrain="p", finetune="f1"), run("r-s2", pretrain="p", finetune="f2")]
-    curves = read_curve(LOSS, runs, tmp_path)
+    curves = read_curve(LOSS, runs, Results(tmp_path))
     assert {stage: list(labels) for stage, labels in curves.items()} == {
         "pretrain": ["r-s1\nr-s2"],
         "finetune": ["r-s1", "r-s2"],
@@ -45,13 +46,13 @@ def test_seeds_of_one_name_have_a_curve_each_and_a_shared_stage_has_one(tmp_path
 def test_a_broken_line_of_a_training_is_named(tmp_path: Path, text: str) -> None:
     trained(tmp_path, "p", text)
     with pytest.raises(UserError, match=r"p/train\.jsonl"):
-        read_curve(LOSS, [run("r", pretrain="p")], tmp_path)
+        read_curve(LOSS, [run("r", pretrain="p")], Results(tmp_path))
 
 
 def test_a_curve_is_a_field_of_every_step_where_a_training_is(tmp_path: Path) -> None:
     trained(tmp_path, "p", '{"loss": 2.0, "tokens_per_s": 7}\n{"loss": 1.0, "tokens_per_s": 9}\n')
     runs = [run("r", pretrain="p", finetune="not there")]
-    assert read_curve(THROUGHPUT, runs, tmp_path) == {"pretrain": {"r": [7.0, 9.0]}}
+    assert read_curve(THROUGHPUT, runs, Results(tmp_path)) == {"pretrain": {"r": [7.0, 9.0]}}
 
 
 def test_the_star_of_a_seen_benchmark_is_no_markdown() -> None:

@@ -3,13 +3,13 @@
 import csv
 
 import pytest
-from score_rows import lines, row, table, texts
+from support.score_rows import lines, row, table, texts
 
+from tinyvlm_cli.config.shipped import paper_dir
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.report.published import read_published
 from tinyvlm_cli.report.sheet import Kind, Rank
 from tinyvlm_cli.report.tables import build
-from tinyvlm_cli.shipped import paper_dir
 
 PAPER = paper_dir() / "published_scores.csv"
 PUBLISHED = read_published(PAPER)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import STEPS, micro_batches, small_vlm
+from support.small import STEPS, micro_batches, small_vlm
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 
 @cache
@@ -35,9 +35,9 @@ def plain(trained: str) -> list[float]:
 def with_deepspeed(tmp_path: Path, *, ranks: int, zeros: str, precision: str, trained: str) -> dict[str, list[float]]:
     """The traces of engine_ranks.py, by ZeRO stage."""
     output = tmp_path / "trace.json"
-    words = [str(HERE / "engine_ranks.py"), zeros, precision, trained, str(output)]
+    words = [str(HERE / "support/engine_ranks.py"), zeros, precision, trained, str(output)]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     done = subprocess.run(
         [sys.executable, *launcher, *words], env=environment, capture_output=True, text=True, check=False

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tinyvlm_cli.config import Engine, Precision
+from tinyvlm_cli.config.schema import Engine, Precision
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.train.layout import GIB, MANY, Layout, Need, Needs, choose
 from tinyvlm_cli.train.memory import need_of

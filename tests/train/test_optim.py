@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import micro_batches, small_vlm
+from support.small import micro_batches, small_vlm
 
-from tinyvlm_cli.config import Optim, Parts, Rates, Stage, Tune
+from tinyvlm_cli.config.schema import Optim, Parts, Rates, Stage, Tune
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.stage_parts import PARTS, part_rates
 from tinyvlm_cli.model.tuning import choose_trained

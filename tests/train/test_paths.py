@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import FAMILIES, LLAMA, micro_batches, small_vlm
+from support.small import FAMILIES, LLAMA, micro_batches, small_vlm
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
@@ -58,13 +58,13 @@ def test_fast_equals_plain(family: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 if torch.cuda.is_available():
-    from engine_ranks import OPTIM
+    from support.engine_ranks import OPTIM
 
-    from tinyvlm_cli.config import Engine as EngineSettings
-    from tinyvlm_cli.config import Precision
-    from tinyvlm_cli.model import attention_cudnn
-    from tinyvlm_cli.model.attention import attend
-    from tinyvlm_cli.model.attention_row import row_of_lengths
+    from tinyvlm_cli.config.schema import Engine as EngineSettings
+    from tinyvlm_cli.config.schema import Precision
+    from tinyvlm_cli.model.attention import cudnn as attention_cudnn
+    from tinyvlm_cli.model.attention.packed import attend
+    from tinyvlm_cli.model.attention.row import row_of_lengths
     from tinyvlm_cli.model.stage_parts import PARTS
     from tinyvlm_cli.train.engine import Engine, start_process_group
 

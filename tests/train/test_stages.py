@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.composed import composed
 
-from tinyvlm_cli.commands import train
-from tinyvlm_cli.config import (
+from tinyvlm_cli.cli.commands import train
+from tinyvlm_cli.config.schema import (
     LLM,
     Data,
     Engine,
@@ -151,5 +152,46 @@ def test_a_stage_folder_that_describes_another_stage_is_refused(config: Train) -
     with pytest.raises(UserError, match=r"describes another stage \(seed differ\)"):
         train.run(config)
     (folder / "stage.yaml").write_text("identity: [", encoding="utf-8")
-    with pytest.raises(UserError, match="not a stage's description"):
+    with pytest.raises(UserError, match="not a stage's record"):
         train.run(config)
+
+
+PINNED = {  # folders of stages that version 3c652ba trained, before their data are there
+    ("llm=tinyllama", "vision=clip"): ["3fb4f4a631", "bfb35b8f1f"],
+    ("llm=phi2", "vision=siglip", "recipe=share"): ["ae9c0a2be6", "ff1302cbc9", "e4e4dcbaac"],
+    ("llm=stablelm2", "vision=siglip", "connector=resampler"): ["71c67a62f7", "c5c59d439c"],
+    ("llm=phi2", "vision=clip", "connector=resampler_factory", "recipe=share_factory"): [
+        "b58482873f", "09052da44c", "488fe52127",
+    ],
+    ("connector=qformer", "recipe=lora"): ["056eeb964f", "52d82eeb1f"],
+    ("vision=mof", "connector=mof_mlp"): ["fdaea53cf4", "1018eea6fb"],
+    ("connector=linear",): ["c189d441b5", "67410bf331"],
+    ("connector=identity",): ["8dd8ffe7a5", "7d529f941b"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", PINNED, ids=" ".join)
+def test_stages_that_an_earlier_version_trained_are_found(words: tuple[str, ...]) -> None:
+    nodes = stage_nodes(composed("train", *words))
+    assert [node.folder.rsplit("-", 1)[1] for node in nodes] == PINNED[words]
+
+
+MINE = """
+class Mine:
+    def forward(self, x):
+        return x * {factor}  {comment}
+"""
+
+
+def test_a_connector_is_what_it_computes_not_where_its_code_is(
+    config: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, factor, comment in (("one", 2, ""), ("moved", 2, "# doubled"), ("other", 3, "")):
+        (tmp_path / f"connectors_{name}.py").write_text(MINE.format(factor=factor, comment=comment), encoding="utf-8")
+    one, moved, other = (
+        folders(replace(config, connector={"name": "mine", "_target_": f"connectors_{name}.Mine"}))
+        for name in ("one", "moved", "other")
+    )
+    assert one == moved
+    assert not set(one) & set(other)

@@ -1,1 +1,1 @@
-"""Weights on disk."""
+"""Weights on disk: a stage's own files, and conversion from and to the formats of other projects."""

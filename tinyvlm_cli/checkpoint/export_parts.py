@@ -7,12 +7,12 @@ import yaml
 from huggingface_hub import save_torch_state_dict
 from transformers import PreTrainedModel
 
-from tinyvlm_cli.checkpoint.old_transformers import add_old_settings, old_state
+from tinyvlm_cli.checkpoint.llava_hf.old_transformers import add_old_settings, old_state
 from tinyvlm_cli.checkpoint.parts import save_part
 from tinyvlm_cli.checkpoint.source import FEATURE_LAYER, Source, closed_encoder, generation_config
-from tinyvlm_cli.config import LLM, SecondEncoder, Train, Vision, to_yaml
+from tinyvlm_cli.config.schema import LLM, SecondEncoder, Train, Vision, to_yaml
+from tinyvlm_cli.files import write_text
 from tinyvlm_cli.model.llm import load_tokenizer
-from tinyvlm_cli.results import write_text
 
 
 def write_parts(source: Source, folder: Path, place: Path) -> None:

@@ -4,7 +4,6 @@ A part that no stage has trained comes from its published weights, so a connecto
 part that learned low-rank updates only those are written; they are added to the weights when the model is built.
 """
 
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -13,9 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tinyvlm_cli.components import build
-from tinyvlm_cli.config import Train
+from tinyvlm_cli.config.build import build
+from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.files import replaced
 from tinyvlm_cli.model.connectors import Connector
 from tinyvlm_cli.model.llm import load_llm
 from tinyvlm_cli.model.tuning import merge_adapters
@@ -32,9 +32,8 @@ def save_part(stage_dir: Path, part: str, state: dict[str, Tensor], *, scale: fl
     """
     name = f"{part}.safetensors" if scale is None else f"{part}{ADAPTERS}"
     metadata = {"format": "pt"} if scale is None else {"format": "pt", "scale": str(scale)}
-    draft = stage_dir / f".{name}.{os.getpid()}"
-    save_file({key: tensor.contiguous() for key, tensor in state.items()}, draft, metadata=metadata)
-    draft.replace(stage_dir / name)
+    with replaced(stage_dir / name) as draft:
+        save_file({key: tensor.contiguous() for key, tensor in state.items()}, draft, metadata=metadata)
 
 
 def load_part(stage_dirs: Sequence[Path], part: str) -> dict[str, Tensor] | None:

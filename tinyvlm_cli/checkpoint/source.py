@@ -1,16 +1,13 @@
 """What an exporter starts from, and what all of them take out of it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import rmtree
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from tinyvlm_cli.checkpoint.parts import build_model
-from tinyvlm_cli.config import Chat, ImageMode, Train
+from tinyvlm_cli.config.schema import Chat, ImageMode, Train
 from tinyvlm_cli.model.vlm import VLM
 
 
@@ -66,16 +63,3 @@ def generation_config(tokenizer: PreTrainedTokenizerFast, chat: Chat) -> Generat
         eos_token_id=sorted(ends),
         pad_token_id=tokenizer.pad_token_id,
     )
-
-
-@contextmanager
-def draft_of(folder: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes `folder` in one step at the end, or is gone when there is an error."""
-    draft = folder.with_name(f".{folder.name}.draft")
-    rmtree(draft, ignore_errors=True)  # of an export that was killed
-    draft.mkdir(parents=True)
-    try:
-        yield draft
-        draft.rename(folder)
-    finally:
-        rmtree(draft, ignore_errors=True)

@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
-from tinyvlm_cli.config import Split
+from tinyvlm_cli.config.schema import Split
 from tinyvlm_cli.errors import UserError
 
 PIECE = 2**20  # characters read at a time

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from tinyvlm_cli.config import Chat, Prompt
+from tinyvlm_cli.config.schema import Chat, Prompt
 from tinyvlm_cli.data.records import MARK, Record, Turn, check_marks
 
 IMAGE = -200  # stands in the ids for an image, until its tokens are written in

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinyvlm_cli.config import Split
+from tinyvlm_cli.config.schema import Split
+from tinyvlm_cli.console import progress
 from tinyvlm_cli.data.annotations import read_annotations
 from tinyvlm_cli.data.cores import on_all_cores
 from tinyvlm_cli.data.faults import FaultError, Finding, Kind
 from tinyvlm_cli.data.images import resolve
 from tinyvlm_cli.data.look import look_at
-from tinyvlm_cli.data.progress import progress
 from tinyvlm_cli.data.records import Record, check_marks, parse_record, speakers_take_turns
 
 
@@ -29,8 +29,8 @@ def check_split(split: Split) -> Checked:
     """Look at every record, and at every image file once."""
     census = _Census(Path(split.images))
     size = Path(split.annotations).stat().st_size
-    with progress(f"reading {Path(split.annotations).name}", size) as advance:
-        for raw in read_annotations(split, advance):
+    with progress(f"reading {Path(split.annotations).name}", size) as bar:
+        for raw in read_annotations(split, bar.advance):
             census.add(raw)
     census.ids.clear()
     findings = [*census.findings, *_look(census)]

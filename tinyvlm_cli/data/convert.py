@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tinyvlm_cli.config import Split
+from tinyvlm_cli.config.schema import Split
+from tinyvlm_cli.console import progress
 from tinyvlm_cli.data.annotations import read_annotations
 from tinyvlm_cli.data.cores import on_all_cores
 from tinyvlm_cli.data.faults import FaultError
 from tinyvlm_cli.data.images import image_format, open_image, resolve
 from tinyvlm_cli.data.look import JPEG, JPEG_NAMES, elsewhere
-from tinyvlm_cli.data.progress import progress
 from tinyvlm_cli.data.records import parse_record
 from tinyvlm_cli.errors import UserError
 
@@ -64,8 +64,8 @@ def to_jpeg(name: str) -> bool | FaultError:
 
 def _jpeg_names(split: Split) -> Iterator[str]:
     annotations = Path(split.annotations)
-    with progress(f"reading {annotations.name}", annotations.stat().st_size) as advance:
-        for raw in read_annotations(split, advance):
+    with progress(f"reading {annotations.name}", annotations.stat().st_size) as bar:
+        for raw in read_annotations(split, bar.advance):
             try:
                 paths = [resolve(Path(split.images), image) for image in parse_record(raw).images]
             except FaultError:  # the data check tells of it, and the index leaves it out

@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import TypeVar
 
-from tinyvlm_cli.data.progress import progress
+from tinyvlm_cli.console import progress
 from tinyvlm_cli.errors import UserError
 
 CHUNK = 64  # items handed to a process at a time
@@ -27,7 +27,7 @@ def on_all_cores(function: Callable[[A], B], items: Iterable[A], *, count: int, 
     pool = ProcessPoolExecutor(cores, multiprocessing.get_context("forkserver"), initializer=_leave_interrupts)
     waiting = iter(items)
     under_way: deque[Future[list[B]]] = deque()
-    with progress(label, count) as advance:
+    with progress(label, count) as bar:
         try:
             while True:
                 while len(under_way) < AHEAD * cores and (chunk := list(islice(waiting, CHUNK))):
@@ -36,7 +36,7 @@ def on_all_cores(function: Callable[[A], B], items: Iterable[A], *, count: int, 
                     return
                 results = under_way.popleft().result()
                 yield from results
-                advance(len(results))
+                bar.advance(len(results))
         except BrokenProcessPool:
             raise UserError("a process that opens images was killed; is there enough memory? Run it again") from None
         finally:

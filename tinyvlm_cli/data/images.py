@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from tinyvlm_cli.config import ImageMode, Resize, Vision
+from tinyvlm_cli.config.schema import ImageMode, Resize, Vision
 from tinyvlm_cli.data.faults import FaultError, Kind
 
 

@@ -6,23 +6,22 @@ It lies in results/index/<hash>/; index_files.py says what its files hold.
 import hashlib
 import json
 import logging
-import shutil
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from tinyvlm_cli.config import Chat, Prompt, Split
+from tinyvlm_cli.config.schema import Chat, Prompt, Split
 from tinyvlm_cli.data.chat import encode
-from tinyvlm_cli.data.fingerprint import file_hash, split_hash
 from tinyvlm_cli.data.index_files import LeftOut, write_files
-from tinyvlm_cli.data.skips import read_skips
+from tinyvlm_cli.data.splits import read_skips, split_hash
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.files import locked, new_folder
+from tinyvlm_cli.results.folder import Results
 
 log = logging.getLogger(__name__)
 
@@ -115,34 +114,26 @@ class SplitIndex:
 
 
 def open_index(
-    split: Split, *, tokenizer: PreTrainedTokenizerFast, chat: Chat, prompt: Prompt, results_dir: Path
+    split: Split, *, tokenizer: PreTrainedTokenizerFast, chat: Chat, prompt: Prompt, results: Results
 ) -> SplitIndex:
     """The index of a split, made when it is not there. Several processes can ask at once: one makes it."""
     if not Path(split.annotations).is_file():
         raise UserError(f"{split.annotations}: no such file; get it from {split.source}")
     identity = {
         "format": FORMAT,
-        "records": split_hash(split, results_dir),
+        "records": split_hash(split, results),
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "prompt": prompt.value,
         "chat": asdict(chat) if prompt is Prompt.chat else None,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    folder = results_dir / "index" / digest
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{digest}.lock")):
+    folder = results.index_dir(digest)
+    with locked(folder):
         if not folder.is_dir():
-            skips = read_skips(file_hash(Path(split.annotations), results_dir), Path(split.images), results_dir)
-            draft = folder.with_name(f"{digest}.draft")
-            shutil.rmtree(draft, ignore_errors=True)  # of a killed process
-            draft.mkdir()
-            try:
-                encode_all = partial(encode, tokenizer=tokenizer, chat=chat, prompt=prompt)
-                left_out = write_files(draft, split, encode_all, skips)
-                draft.rename(folder)
-                _tell(split, folder, left_out)
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
+            encode_all = partial(encode, tokenizer=tokenizer, chat=chat, prompt=prompt)
+            with new_folder(folder) as draft:
+                left_out = write_files(draft, split, encode_all, read_skips(split, results))
+            _tell(split, folder, left_out)
     return SplitIndex(folder)
 
 

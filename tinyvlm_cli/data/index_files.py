@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from tinyvlm_cli.config import Split
+from tinyvlm_cli.config.schema import Split
+from tinyvlm_cli.console import progress
 from tinyvlm_cli.data.annotations import read_annotations
 from tinyvlm_cli.data.chat import IMAGE, Encoded
 from tinyvlm_cli.data.images import resolve
-from tinyvlm_cli.data.progress import progress
 from tinyvlm_cli.data.records import Record, parse_record
 from tinyvlm_cli.errors import UserError
 
@@ -53,9 +53,9 @@ def write_files(folder: Path, split: Split, encode_all: EncodeAll, skips: dict[i
     annotations = Path(split.annotations)
     with (
         _Writer(folder) as writer,
-        progress(f"tokenising {annotations.name}", annotations.stat().st_size) as advance,
+        progress(f"tokenising {annotations.name}", annotations.stat().st_size) as bar,
     ):
-        items = enumerate(read_annotations(split, advance))
+        items = enumerate(read_annotations(split, bar.advance))
         while batch := list(islice(items, BATCH)):
             wanted = [(number, raw) for number, raw in batch if number not in skips]
             records = _parsed(wanted, Path(split.images), left_out)

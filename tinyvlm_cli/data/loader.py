@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tinyvlm_cli.config import ImageMode, Vision
+from tinyvlm_cli.config.schema import ImageMode, Vision
 from tinyvlm_cli.data.batch import MicroBatch, Work
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.data.images import open_image, pixels, resolve

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tinyvlm_cli.command_config import Mix
+from tinyvlm_cli.config.commands import Mix
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.data.index import Sample
 

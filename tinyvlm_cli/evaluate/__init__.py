@@ -1,1 +1,3 @@
-"""Benchmarks, generation and the runner that joins them."""
+"""Benchmarks, answering their questions with a model, and scoring the answers.
+
+Nothing here imports training; the two meet in the results folder."""

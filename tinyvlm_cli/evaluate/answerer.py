@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerFast
 
 from tinyvlm_cli.checkpoint.parts import build_model
-from tinyvlm_cli.config import ImageMode, Train, from_yaml
+from tinyvlm_cli.config.schema import ImageMode, Train, from_yaml
 from tinyvlm_cli.data.chat import encode_prompt
 from tinyvlm_cli.data.images import open_image, pixels
 from tinyvlm_cli.errors import UserError
@@ -24,7 +24,7 @@ from tinyvlm_cli.evaluate.streaming import Pieces
 from tinyvlm_cli.model.llm import load_tokenizer
 from tinyvlm_cli.model.pretrained import DTYPES
 from tinyvlm_cli.model.vlm import VLM
-from tinyvlm_cli.results import Run
+from tinyvlm_cli.results.records import Run
 
 
 class Answerer(ABC):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer
+from tinyvlm_cli.results.records import Answer
 
 MAX_LINE = 1 << 20  # bytes; a thousand tokens are a few thousand
 BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from tinyvlm_cli.data.records import Turn
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.parquet import StoredImage
-from tinyvlm_cli.questions import Formula, Questions, Tally
+from tinyvlm_cli.results.records import Answer
+from tinyvlm_cli.statistics.questions import Formula, Questions, Tally
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,6 @@ class Question:
         """The image's file, or its bytes."""
         assert self.image is not None
         return self.image.read() if isinstance(self.image, StoredImage) else self.image
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One line of an answers file in LLaVA's format."""
-
-    question_id: str
-    prompt: str  # the question's text without the chat format
-    text: str  # the model's reply, stripped
-    key: str = ""  # Question.key in files of ours, "" in others'
 
 
 @dataclass(frozen=True)

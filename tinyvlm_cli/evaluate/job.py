@@ -1,17 +1,16 @@
 """What the workers of an evaluation are to answer, and where the answers go."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer, Question
-from tinyvlm_cli.results import append_all_jsonl, read_jsonl, write_text
-
-REAL, SHUFFLED = "real", "shuffled"
+from tinyvlm_cli.evaluate.benchmark import Question
+from tinyvlm_cli.files import write_text
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.records import Answer
 
 
 @dataclass(frozen=True)
@@ -53,42 +52,7 @@ def read_eval_job(folder: Path) -> EvalJob:
     return EvalJob(**record, tasks=tasks)
 
 
-def task_folder(run_dir: Path, stage: str, benchmark: str, images: str) -> Path:
-    """Where a benchmark's answers lie."""
-    return run_dir / "eval" / stage / (benchmark if images == REAL else f"{benchmark}.{images}")
-
-
-def add_answers(folder: Path, rank: int, answers: Iterable[Answer], *, model_id: str, max_new_tokens: int) -> None:
-    """Append answers in LLaVA's format; each rank has a file of its own."""
-    records = (
-        {
-            "question_id": answer.question_id,
-            "prompt": answer.prompt,
-            "text": answer.text,
-            "answer_id": answer.key,
-            "model_id": model_id,
-            "metadata": {"max_new_tokens": max_new_tokens},
-            "key": answer.key,
-        }
-        for answer in answers
-    )
-    append_all_jsonl(folder / f"answers-{rank}.jsonl", records)
-
-
 def answered(folder: Path, questions: Sequence[Question], *, max_new_tokens: int) -> dict[str, Answer]:
-    """The answers to `questions` given so far, by Question.key.
-
-    An answer to another wording of the question, or under another token limit, does not count.
-    """
+    """The answers to `questions` given so far, by Question.key."""
     asked = {question.key: question.text for question in questions}
-    answers: dict[str, Answer] = {}
-    for path in sorted(folder.glob("answers-*.jsonl")):
-        for record in read_jsonl(path):
-            try:
-                answer = Answer(record["question_id"], record["prompt"], record["text"], record["key"])
-                limit = record["metadata"]["max_new_tokens"]
-            except (KeyError, TypeError) as error:
-                raise UserError(f"{path}: an answer has no field {error}; delete the file to answer again") from None
-            if asked.get(answer.key) == answer.prompt and limit == max_new_tokens:
-                answers[answer.key] = answer
-    return answers
+    return Results.read_answers(folder, asked, max_new_tokens=max_new_tokens)

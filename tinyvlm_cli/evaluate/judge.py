@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from json import JSONDecodeError
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tinyvlm_cli import command_config
+from tinyvlm_cli.config import commands as command_config
 from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.evaluate.judge_cache import Reply, ReplyCache, Request
+from tinyvlm_cli.results.folder import Results
 
 if TYPE_CHECKING:
     from openai import APIStatusError, OpenAI
@@ -41,13 +41,13 @@ class NoReplyError(Exception):
     """The judge gave no reply; the text says why."""
 
 
-def open_judge(settings: command_config.Judge, results_dir: Path) -> "Judge | None":
+def open_judge(settings: command_config.Judge, results: Results) -> "Judge | None":
     """The judge of a command, or None when none is set. Nothing is sent before the first question."""
     if settings.model is None:
         return None
     if not os.environ.get(settings.key_variable) and settings.base_url is None:
         log.warning("judge.model is %s, but %s is not set", settings.model, settings.key_variable)
-    return Judge(settings, settings.model, cache=ReplyCache(results_dir / "judge", settings.model))
+    return Judge(settings, settings.model, cache=ReplyCache(results.judge_dir, settings.model))
 
 
 class Judge:
@@ -216,8 +216,8 @@ class Judged(Benchmark):
     judge: Judge | None = None
 
 
-def with_judge(benchmark: Benchmark, settings: command_config.Judge, results_dir: Path) -> Benchmark:
+def with_judge(benchmark: Benchmark, settings: command_config.Judge, results: Results) -> Benchmark:
     """`benchmark`, with the command's judge where it takes one."""
     if not isinstance(benchmark, Judged):
         return benchmark
-    return replace(benchmark, judge=open_judge(settings, results_dir))
+    return replace(benchmark, judge=open_judge(settings, results))

@@ -13,10 +13,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from filelock import FileLock
-
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.results import append_jsonl
+from tinyvlm_cli.files import append_jsonl, locked
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class ReplyCache:
         """Store `reply`, and return the one that counts: another process may have been first."""
         key = self._key(request, repeat)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock, FileLock(f"{self._path}.lock"):
+        with self._lock, locked(self._path):
             self._refresh()
             if key not in self._replies:
                 append_jsonl(self._path, {"key": key, "model": self._model, "repeat": repeat, **asdict(reply)})

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tinyvlm_cli.components import build
+from tinyvlm_cli.config.build import build
+from tinyvlm_cli.console import ProgressDisplay
 from tinyvlm_cli.evaluate.answerer import Answerer, load_answerer
-from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark, Question
-from tinyvlm_cli.evaluate.job import SHUFFLED, EvalJob, Task, add_answers, answered
-from tinyvlm_cli.evaluate.progress import AnswerProgress
-from tinyvlm_cli.results import read_run
+from tinyvlm_cli.evaluate.benchmark import Benchmark, Question
+from tinyvlm_cli.evaluate.job import EvalJob, Task, answered
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.records import SHUFFLED, Answer
 
 
 def answer_all(job: EvalJob) -> None:
@@ -21,14 +22,16 @@ def answer_all(job: EvalJob) -> None:
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    answerer = load_answerer(read_run(Path(job.run_dir)), job.stage, [Path(folder) for folder in job.stage_dirs])
-    with AnswerProgress(is_main=rank == 0, ranks=ranks) as progress:
+    answerer = load_answerer(
+        Results.read_run(Path(job.run_dir)), job.stage, [Path(folder) for folder in job.stage_dirs]
+    )
+    with ProgressDisplay(shown=rank == 0) as progress:
         for task in job.tasks:
             _answer_task(job, task, answerer, progress, rank=rank, ranks=ranks)
 
 
 def _answer_task(
-    job: EvalJob, task: Task, answerer: Answerer, progress: AnswerProgress, *, rank: int, ranks: int
+    job: EvalJob, task: Task, answerer: Answerer, progress: ProgressDisplay, *, rank: int, ranks: int
 ) -> None:
     benchmark: Benchmark = build(task.benchmark)
     folder = Path(task.folder)
@@ -39,13 +42,16 @@ def _answer_task(
     share = mine(questions, rank, ranks)
     waiting = [q for q in share if q.key not in done]
     label = benchmark.label if task.images != SHUFFLED else f"{benchmark.label}, blind"
-    progress.begin(label, total=len(share), done=len(share) - len(waiting))
+    if ranks > 1:
+        label += f" (GPU 1 of {ranks})"
+    bar = progress.add(label, len(share), done=len(share) - len(waiting))
     for batch in batches(waiting, job.batch_size):
         texts = answerer(batch, max_new_tokens=benchmark.max_new_tokens)
         replies = [Answer(q.question_id, q.text, text, q.key) for q, text in zip(batch, texts, strict=True)]
-        add_answers(folder, rank, replies, model_id=Path(job.run_dir).name, max_new_tokens=benchmark.max_new_tokens)
-        progress.advance(len(batch))
-    progress.end()
+        Results.append_answers(
+            folder, rank, replies, model_id=Path(job.run_dir).name, max_new_tokens=benchmark.max_new_tokens
+        )
+        bar.advance(len(batch))
 
 
 def mine(questions: Sequence[Question], rank: int, ranks: int) -> list[Question]:

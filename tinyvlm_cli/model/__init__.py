@@ -1,1 +1,3 @@
-"""The model: vision encoder, connector, LLM and how they are joined."""
+"""The model: vision encoder, connector, LLM, how they are joined, and what computing them costs.
+
+Nothing here knows about stages on disk, optimizers or benchmarks."""

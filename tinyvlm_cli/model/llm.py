@@ -12,7 +12,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tinyvlm_cli.config import LLM
+from tinyvlm_cli.config.schema import LLM
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.pretrained import cannot_read, config_from_architecture, load, read_config
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from tinyvlm_cli.config import Precision
+from tinyvlm_cli.config.schema import Precision
 from tinyvlm_cli.errors import UserError
 
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}

@@ -1,6 +1,6 @@
 """What a stage's settings say of the model's parts. Needs no model, and so no torch."""
 
-from tinyvlm_cli.config import Stage, Tune
+from tinyvlm_cli.config.schema import Stage, Tune
 
 PARTS = ("vision", "connector", "llm")
 ADAPTED = (Tune.lora, Tune.qlora)

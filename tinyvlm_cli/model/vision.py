@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 
-from tinyvlm_cli.config import SecondEncoder, Tokens, Vision
+from tinyvlm_cli.config.schema import SecondEncoder, Tokens, Vision
 from tinyvlm_cli.data.images import normalisation_table
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.connectors import interleave

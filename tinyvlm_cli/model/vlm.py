@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from tinyvlm_cli.data.batch import MicroBatch
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.model import attention
+from tinyvlm_cli.model.attention import packed as attention
 from tinyvlm_cli.model.connectors import Connector
 from tinyvlm_cli.model.vision import VisionEncoder
 

@@ -1,1 +1,1 @@
-"""Tables and figures from the results folder."""
+"""Tables, charts and the HTML page from the text files of a results folder and the published scores."""

@@ -1,17 +1,17 @@
 """Two runs beside each other: on which benchmarks the difference between them is real."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
-from tinyvlm_cli.command_config import Column, Table
+from tinyvlm_cli.config.commands import Column, Table
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.report.differences import REAL_BELOW, between, is_comparable
 from tinyvlm_cli.report.ours import choices
 from tinyvlm_cli.report.records import difference_record, records
 from tinyvlm_cli.report.sheet import Cell, Kind, Line, Rank, Sheet
 from tinyvlm_cli.report.tables import fits
-from tinyvlm_cli.results import Run, ScoreRow, all_runs, find_runs
-from tinyvlm_cli.statistics import INTERVALS, PAIRED, SEEDS, Difference, holm
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.records import Run, ScoreRow
+from tinyvlm_cli.statistics.intervals import INTERVALS, PAIRED, SEEDS, Difference, holm
 
 HOLM = (
     "Holm: p corrected for the number of rows (Holm 1979); a difference is real, and bold, where that is below "
@@ -19,10 +19,10 @@ HOLM = (
 )
 
 
-def compare(name: str, table: Table, rows: Iterable[ScoreRow], results_dir: Path) -> Sheet:
+def compare(name: str, table: Table, rows: Iterable[ScoreRow], results: Results) -> Sheet:
     """The table of differences. Raises UserError where a run is not named or has not what is compared."""
     wanted = zip(table.between or (), ("a", "b"), strict=True)
-    a, b = (_runs(one, setting, results_dir) for one, setting in wanted)
+    a, b = (_runs(one, setting, results) for one, setting in wanted)
     own = [row for row in rows if fits(row, table) and row.limit is None]
     found: list[tuple[Column, Difference]] = []
     notes = []
@@ -32,7 +32,7 @@ def compare(name: str, table: Table, rows: Iterable[ScoreRow], results_dir: Path
             for side in (a, b)
         )
         if is_comparable(ours, theirs):
-            found.append((column, between(ours, theirs, results_dir)))
+            found.append((column, between(ours, theirs, results)))
         elif ours and theirs and all(row.value is not None for row in (*ours, *theirs)):
             notes.append(f"{column.label}: left out, as the runs were scored by different rules, splits or judges")
     called = _called(a, b), _called(b, a)
@@ -64,14 +64,14 @@ def _methods(found: Sequence[Difference]) -> list[str]:
     return [*notes, SEEDS] if any(one.num_seeds > 1 for one in found) else notes
 
 
-def _runs(wanted: str | None, setting: str, results_dir: Path) -> list[Run]:
+def _runs(wanted: str | None, setting: str, results: Results) -> list[Run]:
     """The run that `wanted` names, or all runs of that shown name that differ in the seed alone."""
     if wanted is None:
         raise UserError(f"{setting}: not set; table=compare needs two runs, a=RUN b=RUN")
-    named = [run for run in all_runs(results_dir) if run.name == wanted]
+    named = [run for run in results.runs() if run.name == wanted]
     if len({run.seed for run in named}) == len(named) > 1 and len({choices(run) for run in named}) == 1:
         return named
-    runs = find_runs(results_dir, wanted, setting=setting)
+    runs = results.find_runs(wanted, setting=setting)
     if len(runs) > 1:
         raise UserError(f"{setting}={wanted}: one run is compared with one other; name it")
     return runs

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.results import Run, read_jsonl
+from tinyvlm_cli.files import read_jsonl
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.records import Run
 
 INCHES = (4.2, 3.2)  # of one panel
 SMOOTHED = 50  # a curve is the running mean over one part in so many of its steps
@@ -34,7 +36,7 @@ CURVES = (
 )
 
 
-def read_curve(curve: Curve, runs: Sequence[Run], results_dir: Path) -> dict[str, Lines]:
+def read_curve(curve: Curve, runs: Sequence[Run], results: Results) -> dict[str, Lines]:
     """Stage name -> its lines. Runs that share a stage share its line."""
     stages: dict[str, Lines] = defaultdict(dict)
     names: dict[str, list[str]] = defaultdict(list)
@@ -44,7 +46,7 @@ def read_curve(curve: Curve, runs: Sequence[Run], results_dir: Path) -> dict[str
             names[folder].append(run.folder.name)
     for run in runs:
         for stage, folder in run.stages.items():
-            path = results_dir / "stages" / folder / "train.jsonl"
+            path = results.stage_dir(folder) / "train.jsonl"
             label = "\n".join(dict.fromkeys(names[folder]))
             if label not in stages[stage] and path.is_file():
                 stages[stage][label] = _read(path, curve.field)

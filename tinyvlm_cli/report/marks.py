@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from tinyvlm_cli.command_config import Table
+from tinyvlm_cli.config.commands import Table
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.report.differences import REAL_BELOW, between, is_comparable
-from tinyvlm_cli.report.ours import REAL, Entry
+from tinyvlm_cli.report.ours import Entry
 from tinyvlm_cli.report.records import difference_record
 from tinyvlm_cli.report.sheet import BETTER, WORSE, Record
-from tinyvlm_cli.results import ScoreRow
-from tinyvlm_cli.statistics import PAIRED, SEEDS, Difference, holm
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.records import REAL, ScoreRow
+from tinyvlm_cli.statistics.intervals import PAIRED, SEEDS, Difference, holm
 
 CHOICES = ("llm", "vision", "connector", "data", "recipe")
 
@@ -30,7 +30,7 @@ class Marks:
         return f"{mark} " if mark else ""
 
 
-def compare_lines(name: str, table: Table, lines: Sequence[Entry], results_dir: Path) -> Marks:
+def compare_lines(name: str, table: Table, lines: Sequence[Entry], results: Results) -> Marks:
     """Compare each line with the one that differs from it in nothing but the settings of `table.against`."""
     found: dict[tuple[str, str], Difference] = {}
     records: list[Record] = []
@@ -42,7 +42,7 @@ def compare_lines(name: str, table: Table, lines: Sequence[Entry], results_dir: 
                 if not is_comparable(a, b):
                     continue
                 try:
-                    one = found[other.rows[0].run, benchmark] = between(a, b, results_dir)
+                    one = found[other.rows[0].run, benchmark] = between(a, b, results)
                 except UserError:  # the table is worth showing all the same
                     missing |= dict.fromkeys(row.run for row in (*a, *b))
                     continue

@@ -4,12 +4,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tinyvlm_cli.command_config import Table
-from tinyvlm_cli.report.ours import REAL, Claim, Entry, clashes, entries, number
+from tinyvlm_cli.config.commands import Table
+from tinyvlm_cli.report.ours import Claim, Entry, clashes, entries, number
 from tinyvlm_cli.report.published import PublishedScore
 from tinyvlm_cli.report.sheet import PLUS_MINUS
-from tinyvlm_cli.results import ScoreRow
-from tinyvlm_cli.statistics import INTERVALS, SEEDS
+from tinyvlm_cli.results.records import REAL, ScoreRow
+from tinyvlm_cli.statistics.intervals import INTERVALS, SEEDS
 
 
 def footnotes(

@@ -7,17 +7,15 @@ differ in a setting that the name does not show) would claim the same line: each
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from tinyvlm_cli.command_config import Column
+from tinyvlm_cli.config.commands import Column
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.report.differences import interval_of_mean
 from tinyvlm_cli.report.sheet import DASH, PLUS_MINUS, Cell, one_decimal
-from tinyvlm_cli.results import ScoreRow
-
-REAL, SHUFFLED = "real", "shuffled"
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.records import REAL, ScoreRow
 
 
 @dataclass(frozen=True)
@@ -84,12 +82,12 @@ def cell(entry: Entry, column: Column, images: str) -> Cell:
     return Cell(one_decimal(mean) + spread, round(mean, 1))
 
 
-def interval(entry: Entry, column: Column, results_dir: Path | None) -> Cell:
+def interval(entry: Entry, column: Column, results: Results | None) -> Cell:
     """The 95% interval of the score, or of the mean over seeds; a dash where there is none, as for part of a score."""
     rows = [row for row in entry.rows if row.benchmark == column.benchmark and row.images == REAL and row.interval]
     if column.detail or not rows:
         return Cell(DASH)
-    bounds = rows[0].interval if len(rows) == 1 else interval_of_mean(rows, results_dir) if results_dir else None
+    bounds = rows[0].interval if len(rows) == 1 else interval_of_mean(rows, results) if results else None
     return Cell(" to ".join(map(one_decimal, bounds))) if bounds else Cell(DASH)
 
 

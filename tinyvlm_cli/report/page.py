@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader
 
 from tinyvlm_cli.report.sheet import Kind, Line, Sheet
 from tinyvlm_cli.report.thumbnails import thumbnails
-from tinyvlm_cli.results import Run
+from tinyvlm_cli.results.records import Run
 
 MAIN = (Kind.published, Kind.ours, Kind.benchmark)  # a line of another kind belongs to the one above it
 MOST = 200  # questions of a benchmark in the page

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 
-from tinyvlm_cli.command_config import Column, Table
+from tinyvlm_cli.config.commands import Column, Table
 from tinyvlm_cli.report.ours import number
 from tinyvlm_cli.report.published import PublishedScore
 from tinyvlm_cli.report.sheet import Record
-from tinyvlm_cli.results import ScoreRow
-from tinyvlm_cli.statistics import Difference
+from tinyvlm_cli.results.records import ScoreRow
+from tinyvlm_cli.statistics.intervals import Difference
 
 
 def records(name: str, table: Table, published: Iterable[PublishedScore], ours: Iterable[ScoreRow]) -> Iterator[Record]:

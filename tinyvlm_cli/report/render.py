@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from tinyvlm_cli.command_config import Format
+from tinyvlm_cli.config.commands import Format
 from tinyvlm_cli.report.sheet import BETTER, PLUS_MINUS, WORSE, Cell, Kind, Line, Rank, Record, Sheet
 
 SUFFIXES = {Format.terminal: "txt", Format.markdown: "md", Format.latex: "tex", Format.csv: "csv"}

@@ -3,17 +3,17 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from pathlib import Path
 
-from tinyvlm_cli.command_config import Published, Table
+from tinyvlm_cli.config.commands import Published, Table
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.report import notes
 from tinyvlm_cli.report.marks import CHOICES, Marks, compare_lines
-from tinyvlm_cli.report.ours import REAL, SHUFFLED, Entry, cell, choices, entries, interval
+from tinyvlm_cli.report.ours import Entry, cell, choices, entries, interval
 from tinyvlm_cli.report.published import PublishedScore
 from tinyvlm_cli.report.records import records
 from tinyvlm_cli.report.sheet import DASH, Cell, Kind, Line, Rank, Sheet, one_decimal
-from tinyvlm_cli.results import ScoreRow
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.records import REAL, SHUFFLED, ScoreRow
 
 HEADS = ("name", "llm", "vision", "connector", "data", "recipe", "size", "resolution", "seed", "stage")
 COMPARED = (Kind.published, Kind.ours)  # only these are best or second of a column
@@ -41,11 +41,11 @@ def build(
     table: Table,
     rows: Iterable[ScoreRow],
     published: Iterable[PublishedScore],
-    results_dir: Path | None = None,
+    results: Results | None = None,
 ) -> Sheet:
     """The table `name`. Raises UserError for a table that asks for what there is not.
 
-    results_dir: where the questions behind the scores lie; None: no line is compared with another.
+    results: where the questions behind the scores lie; None: no line is compared with another.
     """
     published = list(published)
     _check(name, table, published)
@@ -53,8 +53,8 @@ def build(
     wanted = [row for row in rows if fits(row, table)]
     ours = [row for row in wanted if row.limit is None]
     own = entries(ours)
-    compared = compare_lines(name, table, own, results_dir) if results_dir else Marks()
-    sections = _sections(table, models, own, partial(_own_lines, table, compared, results_dir))
+    compared = compare_lines(name, table, own, results) if results else Marks()
+    sections = _sections(table, models, own, partial(_own_lines, table, compared, results))
     cited = [score for model in models for score in model.scores.values()]
     return Sheet(
         name=name,
@@ -150,7 +150,7 @@ def _published_line(table: Table, model: Model) -> Line:
     return Line(Kind.published, tuple(model.head(field) for field in table.heads), tuple(cells))
 
 
-def _own_lines(table: Table, compared: Marks, results_dir: Path | None, entry: Entry) -> list[Line]:
+def _own_lines(table: Table, compared: Marks, results: Results | None, entry: Entry) -> list[Line]:
     """The scores, and where they are asked for their intervals and the blind control's."""
     heads = tuple(entry.head(field) for field in table.heads)
     scores = [cell(entry, column, REAL) for column in table.columns]
@@ -160,7 +160,7 @@ def _own_lines(table: Table, compared: Marks, results_dir: Path | None, entry: E
     ]
     lines = [Line(Kind.ours, heads, tuple(marked))]
     if table.intervals:
-        cells = tuple(interval(entry, column, results_dir) for column in table.columns)
+        cells = tuple(interval(entry, column, results) for column in table.columns)
         lines.append(Line(Kind.interval, _called(table, "95% interval"), cells))
     if table.blind and any(row.images == SHUFFLED for row in entry.rows):
         cells = tuple(cell(entry, column, SHUFFLED) for column in table.columns)

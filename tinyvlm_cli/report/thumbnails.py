@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from tinyvlm_cli.components import build
+from tinyvlm_cli.config.build import build
 from tinyvlm_cli.data.images import open_image
 
 log = logging.getLogger(__name__)

@@ -16,11 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tinyvlm_cli.config import Engine as EngineSettings
-from tinyvlm_cli.config import Optim, Precision
+from tinyvlm_cli.config.schema import Engine as EngineSettings
+from tinyvlm_cli.config.schema import Optim, Precision
+from tinyvlm_cli.console import silence
 from tinyvlm_cli.data.batch import MicroBatch
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.logs import quieten
 from tinyvlm_cli.model.tuning import is_adapter
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.train.optim import build_optimizer
@@ -34,7 +34,7 @@ def start_process_group() -> torch.device:
     os.environ["DS_ACCELERATOR"] = "cuda" if cuda else "cpu"
     import deepspeed
 
-    quieten("DeepSpeed")
+    silence("DeepSpeed")
     if not cuda:
         # DeepSpeed would compile a shared-memory all-reduce, which takes a minute and a C++ compiler; gloo serves.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tinyvlm_cli.config import Engine
+from tinyvlm_cli.config.schema import Engine
 from tinyvlm_cli.errors import UserError
 
 FEW, USUAL, MANY = 8192, 16384, 24576  # tokens of a row: more gain little, fewer cost more and more

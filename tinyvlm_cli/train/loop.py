@@ -14,21 +14,22 @@ import torch
 import torch.distributed as dist
 
 from tinyvlm_cli.checkpoint.parts import build_model, save_part
-from tinyvlm_cli.config import Engine as EngineSettings
-from tinyvlm_cli.config import Loss, Stage, Train
+from tinyvlm_cli.config.schema import Engine as EngineSettings
+from tinyvlm_cli.config.schema import Loss, Stage, Train
 from tinyvlm_cli.data.cores import num_cores
 from tinyvlm_cli.data.index import Samples, SplitIndex, open_index
 from tinyvlm_cli.data.loader import StagePlan, StepBatch, prepare_loaders, step_batches, widest_row
 from tinyvlm_cli.data.packing import num_steps
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.model.attention import register
+from tinyvlm_cli.model.attention.packed import register
+from tinyvlm_cli.model.flops import training_flops
 from tinyvlm_cli.model.llm import load_tokenizer
 from tinyvlm_cli.model.pretrained import DTYPES
 from tinyvlm_cli.model.stage_parts import ADAPTED, PARTS, four_bit_parts, part_rates, trained_parts
 from tinyvlm_cli.model.tuning import choose_trained
 from tinyvlm_cli.model.vlm import LOGITS_AT_ONCE, VLM
+from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.train.engine import Engine, start_process_group
-from tinyvlm_cli.train.flops import training_flops
 from tinyvlm_cli.train.job import StageJob
 from tinyvlm_cli.train.layers import compile_layers
 from tinyvlm_cli.train.layout import Layout
@@ -103,7 +104,7 @@ def stage_index(config: Train, stage: Stage) -> SplitIndex:
         tokenizer=load_tokenizer(config.llm),
         chat=config.llm.chat,
         prompt=stage.prompt,
-        results_dir=Path(config.results_dir),
+        results=Results(config.results_dir),
     )
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tinyvlm_cli.config import Engine as EngineSettings
+from tinyvlm_cli.config.schema import Engine as EngineSettings
 from tinyvlm_cli.data.batch import MicroBatch
 from tinyvlm_cli.train.engine import Engine
 from tinyvlm_cli.train.layers import recompute

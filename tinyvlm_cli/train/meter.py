@@ -1,7 +1,6 @@
 """What a running stage shows: the progress bar, train.jsonl and TensorBoard."""
 
 import json
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from tinyvlm_cli.results import append_jsonl, read_jsonl, write_text
-
-log = logging.getLogger(__name__)
+from tinyvlm_cli.console import ProgressDisplay
+from tinyvlm_cli.files import append_jsonl, read_jsonl, write_text
 
 
 @dataclass(frozen=True)
@@ -39,32 +34,21 @@ class Meter:
         self.path = stage_dir / "train.jsonl"
         self.name = name
         self.first, self.last = first, last
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
+        self.display = ProgressDisplay()
         self.board = _board(stage_dir / "tensorboard", first)
         self.started = self.mark = time.perf_counter()
         self.waited = 0.0
         _forget_after(self.path, first)
 
     def __enter__(self) -> "Meter":
-        self.task = self.progress.add_task(self.name, total=self.last, completed=self.first, figures="")
-        if self.progress.console.is_terminal:
-            self.progress.start()
+        self.display.__enter__()
+        self.bar = self.display.add(self.name, self.last, done=self.first)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.progress.console.is_terminal:
-            self.progress.stop()
+        self.display.__exit__()
         self.board.close()
 
     @contextmanager
@@ -98,9 +82,7 @@ class Meter:
         figures = (
             f"loss {loss:.3f}  lr {lr:.1e}  {record.samples_per_s:,.0f} samples/s  {record.tokens_per_s:,.0f} tokens/s"
         )
-        self.progress.update(self.task, completed=step, figures=figures)
-        if not self.progress.console.is_terminal and (step == self.last or step % max(1, self.last // 10) == 0):
-            log.info("%s: step %d of %d  %s", self.name, step, self.last, figures)
+        self.bar.advance(step - self.bar.done, figures=figures)
 
 
 def _board(folder: Path, first: int):  # type: ignore[no-untyped-def]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from tinyvlm_cli.config import Optim
+from tinyvlm_cli.config.schema import Optim
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.stage_parts import PARTS
 from tinyvlm_cli.model.vlm import VLM

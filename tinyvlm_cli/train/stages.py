@@ -8,17 +8,27 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
-from pathlib import Path
 from typing import Any, TypeVar
 
-from tinyvlm_cli.config import Loss, Prompt, Split, Stage, Train, Tune, from_yaml
-from tinyvlm_cli.data.fingerprint import split_hash, weights_hash
+from tinyvlm_cli.config.build import code_hash
+from tinyvlm_cli.config.schema import Loss, Prompt, Split, Stage, Train, Tune, from_yaml
+from tinyvlm_cli.data.splits import split_hash
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.stage_parts import ADAPTED, PARTS, part_rates, trained_parts
-from tinyvlm_cli.results import Run, find_runs
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.records import Run
 
 C = TypeVar("C", bound=Train)
 FORMAT = 1  # raised when the same settings would give other weights
+# Where our connectors were when the first stages were trained: their hashes contain it. A later one has its name alone.
+FIRST_PLACES = {
+    name: f"tinyvlm_cli.model.{module}.{name}"
+    for module, names in (
+        ("connectors", ("Identity", "Linear", "MLP", "MoFMLP")),
+        ("resamplers", ("Perceiver", "QFormer", "Resampler")),
+    )
+    for name in names
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ def start_run(config: Train) -> Run | None:
     """The run that the first stage continues."""
     if config.start is None:
         return None
-    runs = find_runs(Path(config.results_dir), config.start, setting="start")
+    runs = Results(config.results_dir).find_runs(config.start, setting="start")
     if len(runs) > 1 or runs[0].model is not None:
         raise UserError(f"start={config.start}: one run of ours is continued; a model folder is imported first")
     return runs[0]
@@ -136,7 +146,7 @@ def run_folder(config: Train, nodes: list[StageNode]) -> str:
 
 def _identity(config: Train, stage: Stage, last: str | None) -> dict[str, Any]:
     """Everything that determines the stage's weights; names, paths and the machine are not among it."""
-    results_dir = Path(config.results_dir)
+    results = Results(config.results_dir)
     settings = _plain(asdict(stage))
     del settings["start"], settings["split"]
     if stage.train.vision is not Tune.full:
@@ -150,7 +160,7 @@ def _identity(config: Train, stage: Stage, last: str | None) -> dict[str, Any]:
     if stage.loss is Loss.token_mean:
         del settings["samples_per_mean"]
     llm: dict[str, Any] = {
-        "weights": weights_hash(config.llm.path, results_dir),
+        "weights": results.weights_hash(config.llm.path),
         "max_length": config.llm.max_length,
     }
     if stage.prompt is Prompt.chat:
@@ -161,19 +171,28 @@ def _identity(config: Train, stage: Stage, last: str | None) -> dict[str, Any]:
         if key not in ("name", "label", "path", "architecture", "prepare", "partial_from_layer")
     }
     second = config.vision.second
-    vision["second"] = second and {"weights": weights_hash(second.path, results_dir), "unused": second.unused}
+    vision["second"] = second and {"weights": results.weights_hash(second.path), "unused": second.unused}
     return {
         "format": FORMAT,
         "start": last.rsplit("-", 1)[1] if last is not None else None,
         "llm": llm,
-        "vision": {"weights": weights_hash(config.vision.path, results_dir), **vision},
-        "connector": {key: value for key, value in config.connector.items() if key not in ("name", "label")},
-        "data": split_hash(stage_split(config, stage.split), results_dir),
+        "vision": {"weights": results.weights_hash(config.vision.path), **vision},
+        "connector": _connector_identity(config.connector),
+        "data": split_hash(stage_split(config, stage.split), results),
         "stage": settings,
         "optim": asdict(config.recipe.optim),
         "precision": config.engine.precision.value,
         "seed": config.seed,
     }
+
+
+def _connector_identity(node: dict[str, Any]) -> dict[str, Any]:
+    """Return what determines a connector: its class and settings, wherever the class's code is."""
+    settings = {key: value for key, value in node.items() if key not in ("name", "label", "_target_")}
+    module, _, name = str(node.get("_target_", "")).rpartition(".")
+    if module.partition(".")[0] == "tinyvlm_cli":
+        return {"_target_": FIRST_PLACES.get(name, name), **settings}
+    return {"_target_": name, "code": code_hash(module), **settings}
 
 
 def _plain(value: Any) -> Any:

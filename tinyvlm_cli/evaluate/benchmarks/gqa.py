@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark, Question, Score
+from tinyvlm_cli.evaluate.benchmark import Benchmark, Question, Score
 from tinyvlm_cli.evaluate.layout import first_of, llava_questions
 from tinyvlm_cli.evaluate.official_files import read_json
 from tinyvlm_cli.evaluate.pairing import pair
 from tinyvlm_cli.evaluate.parquet import read_rows
+from tinyvlm_cli.results.records import Answer
 
 COLUMNS = ("id", "question", "imageId", "answer", "isBalanced", "types", "semantic", "groups")
 NO_STEP = ("exist", "query: name", "choose name")  # operations that the official code does not count as steps

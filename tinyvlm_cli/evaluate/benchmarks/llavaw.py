@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer, Question, Score
+from tinyvlm_cli.evaluate.benchmark import Question, Score
 from tinyvlm_cli.evaluate.judge import Judge, Judged, provenance
 from tinyvlm_cli.evaluate.judge_cache import Reply, Request
 from tinyvlm_cli.evaluate.official_files import read_json, read_lines
 from tinyvlm_cli.evaluate.pairing import pair
 from tinyvlm_cli.evaluate.parquet import StoredImage, read_rows
-from tinyvlm_cli.questions import Formula, Tally
+from tinyvlm_cli.results.records import Answer
+from tinyvlm_cli.statistics.questions import Formula, Tally
 
 QUESTIONS, CONTEXT, REFERENCE = "questions.jsonl", "context.jsonl", "answers_gpt4.jsonl"
 COLUMNS = (  # of the Hugging Face form

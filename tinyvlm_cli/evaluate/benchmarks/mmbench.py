@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer, Question, Score
+from tinyvlm_cli.evaluate.benchmark import Question, Score
 from tinyvlm_cli.evaluate.benchmarks import mmbench_judge
 from tinyvlm_cli.evaluate.benchmarks.mmbench_judge import Verdict
 from tinyvlm_cli.evaluate.benchmarks.mmbench_table import (
@@ -32,6 +32,7 @@ from tinyvlm_cli.evaluate.benchmarks.mmbench_table import (
 from tinyvlm_cli.evaluate.choices import CHOICE_RULES, ChoiceRule
 from tinyvlm_cli.evaluate.judge import Judged, provenance
 from tinyvlm_cli.evaluate.pairing import pair
+from tinyvlm_cli.results.records import Answer
 
 EMPTY_CELL = "nan"  # VLMEvalKit reads answers from a sheet, where an empty one becomes this text
 ABBREVIATIONS = {

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark, Question, Score
+from tinyvlm_cli.evaluate.benchmark import Benchmark, Question, Score
 from tinyvlm_cli.evaluate.layout import first_of, llava_questions
 from tinyvlm_cli.evaluate.pairing import pair
 from tinyvlm_cli.evaluate.parquet import StoredImage, read_rows
 from tinyvlm_cli.evaluate.parsing import mme_word
-from tinyvlm_cli.questions import Formula, Tally
+from tinyvlm_cli.results.records import Answer
+from tinyvlm_cli.statistics.questions import Formula, Tally
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer, Question, Score
+from tinyvlm_cli.evaluate.benchmark import Question, Score
 from tinyvlm_cli.evaluate.judge import Judge, Judged, provenance
 from tinyvlm_cli.evaluate.judge_cache import Reply, Request
 from tinyvlm_cli.evaluate.official_files import python_string, read_json
 from tinyvlm_cli.evaluate.pairing import pair
 from tinyvlm_cli.evaluate.parquet import StoredImage, read_rows
+from tinyvlm_cli.results.records import Answer
 
 DATA_FILE = "mm-vet.json"
 COLUMNS = ("question_id", "question", "answer", "capability", "image")  # of the Hugging Face form

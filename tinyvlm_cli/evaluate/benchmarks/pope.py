@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark, Question, Score
+from tinyvlm_cli.evaluate.benchmark import Benchmark, Question, Score
 from tinyvlm_cli.evaluate.layout import llava_questions
 from tinyvlm_cli.evaluate.official_files import read_lines
 from tinyvlm_cli.evaluate.pairing import Paired, pair
 from tinyvlm_cli.evaluate.parquet import StoredImage, read_rows
 from tinyvlm_cli.evaluate.parsing import pope_says_no
-from tinyvlm_cli.questions import Formula, Tally
+from tinyvlm_cli.results.records import Answer
+from tinyvlm_cli.statistics.questions import Formula, Tally
 
 ID_STEP = 10_000_000  # LLaVA numbers the categories' questions 1.., 10000001.., 20000001..
 ARTICLES = ("a", "an")

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark, Question, Score
+from tinyvlm_cli.evaluate.benchmark import Benchmark, Question, Score
 from tinyvlm_cli.evaluate.official_files import read_json
 from tinyvlm_cli.evaluate.pairing import pair
 from tinyvlm_cli.evaluate.parquet import StoredImage, read_rows
 from tinyvlm_cli.evaluate.parsing import SCIENCEQA_LETTERS, scienceqa_choice
+from tinyvlm_cli.results.records import Answer
 
 IMAGE_MARK = "<image>"
 COLUMNS = ("question", "choices", "answer", "hint", "image", "subject", "grade")

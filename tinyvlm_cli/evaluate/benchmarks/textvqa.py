@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark, Question, Score
+from tinyvlm_cli.evaluate.benchmark import Benchmark, Question, Score
 from tinyvlm_cli.evaluate.layout import llava_questions
 from tinyvlm_cli.evaluate.official_files import read_json
 from tinyvlm_cli.evaluate.parquet import read_rows
 from tinyvlm_cli.evaluate.parsing import leave_one_out, m4c_words
+from tinyvlm_cli.results.records import Answer
 
 PEOPLE = 10  # the official evaluator takes no other number
 OCR_LINE = "Reference OCR token: "

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Answer, Benchmark, Question, Score
+from tinyvlm_cli.evaluate.benchmark import Benchmark, Question, Score
 from tinyvlm_cli.evaluate.layout import first_of, llava_questions
 from tinyvlm_cli.evaluate.official_files import read_json, read_lines
 from tinyvlm_cli.evaluate.pairing import pair
 from tinyvlm_cli.evaluate.parquet import read_rows
 from tinyvlm_cli.evaluate.parsing import m4c_words, prepare_truths, prepared_accuracy
-from tinyvlm_cli.results import write_text
+from tinyvlm_cli.files import write_text
+from tinyvlm_cli.results.records import Answer
 
 
 @dataclass(frozen=True)

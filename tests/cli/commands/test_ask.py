@@ -1,0 +1,100 @@
+"""`tinyvlm ask`: from the command line, from a pipe, on a terminal."""
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from support.small_run import write_small_run
+
+import tinyvlm_cli
+from tinyvlm_cli.cli.main import main
+
+WORDS = ["run=small", "max_new_tokens=6"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ask")
+    for colour in ("red", "blue"):
+        Image.new("RGB", (64, 64), colour).save(path / f"{colour}.png")
+    write_small_run(path / "results")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
+
+def answers(image: str, *questions: str, is_talk: bool = False) -> list[str]:
+    """What a notebook gets."""
+    model = tinyvlm_cli.load("small", device="cpu")
+    history: list[tuple[str, str]] = []
+    for question in questions:
+        said = model.ask(image, question, history=history if is_talk else (), max_new_tokens=6)
+        history.append((question, said))
+    return [said for _, said in history]
+
+
+def type_in(monkeypatch: pytest.MonkeyPatch, text: bytes, *, is_terminal: bool = False) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(text), encoding="utf-8")
+    stdin.isatty = lambda: is_terminal  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stdin", stdin)
+
+
+def test_a_question_is_taken_as_it_is_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    question = 'What\'s that, a "circle" (or not)? Schön'
+    assert main(["ask", *WORDS, "image=red.png", f"question={question}"]) == 0
+    assert capsys.readouterr().out.splitlines() == answers("red.png", question)
+
+
+def test_each_question_is_asked_about_each_image(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", *WORDS, "image=[red.png,blue.png]", "question=[is it red?, what is it?]"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[::2] == [f"[{i}.png] {q}" for q in ("is it red?", "what is it?") for i in ("red", "blue")]
+    assert lines[1::4] == answers("red.png", "is it red?", "what is it?")
+
+
+def test_lines_of_a_pipe_are_asked_each_anew(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    type_in(monkeypatch, b"is it red?\n\n what is it? \n")
+    assert main(["ask", *WORDS, "image=red.png"]) == 0
+    assert capsys.readouterr().out.splitlines()[1::2] == answers("red.png", "is it red?", "what is it?")
+
+
+def test_a_terminal_holds_a_conversation(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    type_in(monkeypatch, b"is it red?\nwhat is it?\n\nnot asked\n", is_terminal=True)
+    assert main(["ask", *WORDS, "image=red.png"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said == answers("red.png", "is it red?", "what is it?", is_talk=True)
+
+
+def test_an_image_comes_from_standard_input(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    type_in(monkeypatch, (folder / "blue.png").read_bytes())
+    assert main(["ask", *WORDS, "image=-", "question=is it red?"]) == 0
+    assert capsys.readouterr().out.splitlines() == answers("blue.png", "is it red?")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("image=gone.png question=x", "image gone.png: no such file"),
+        ("image=- question=null", "question: not set, and standard input brings the image"),
+        ("image=red.png", "question: not set, and standard input has none"),
+        ("image=null question=x", "image: none is named"),
+        ("image=red.png question=", "question='': a text is needed"),
+        ("image=red.png question=x top_p=2", "top_p=2.0: a share above 0, up to 1"),
+        ("image=red.png question=x stage=last", "stage=last: small has no such stage"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    words: str, says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    type_in(monkeypatch, b"")
+    assert main(["ask", *WORDS, *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert says in error and len(error.splitlines()) == 1

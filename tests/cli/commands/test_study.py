@@ -1,0 +1,161 @@
+"""Whole commands on the embedded parts, in processes of their own, as a user runs them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tinyvlm_cli.cli.main import main
+
+TINY = ["llm=tiny", "vision=tiny", "data=easyvqa"]
+SHORT = [f"recipe.stages.{stage}.max_steps=3" for stage in ("pretrain", "finetune")]
+
+
+def tinyvlm(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tinyvlm_cli", *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the embedded data."""
+    folder = tmp_path_factory.mktemp("study")
+    done = tinyvlm("data", "prepare", "data=easyvqa", folder=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def losses(stage: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (stage / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def stages(folder: Path, results: str) -> dict[str, Path]:
+    return {path.name.split("-")[0]: path for path in (folder / results / "stages").glob("[a-z]*")}
+
+
+@pytest.mark.e2e
+def test_a_killed_grid_does_what_is_missing_only(study: Path) -> None:
+    """Two connectors, killed in the second's first stage: the first is not trained again, and nobody trains on."""
+    words = ["train", "-m", *TINY, *SHORT, "recipe=base", "connector=mlp,resampler_tiny", "results_dir=killed"]
+    grid = subprocess.Popen([sys.executable, "-m", "tinyvlm_cli", *words], cwd=study, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 180
+    while not list((study / "killed/stages").glob("pretrain-*-resampler_tiny-*")):
+        assert time.monotonic() < deadline and grid.poll() is None
+        time.sleep(0.1)
+    grid.send_signal(signal.SIGKILL)
+    grid.wait()
+    finished = {path: path.stat().st_mtime_ns for path in (study / "killed/stages").glob("*/DONE")}
+    assert len(finished) == 2
+    again = tinyvlm(*words, folder=study)
+    assert again.returncode == 0, again.stderr
+    assert len(list((study / "killed/stages").glob("*/DONE"))) == 4
+    assert all(path.stat().st_mtime_ns == before for path, before in finished.items())
+    assert len(list((study / "killed/runs").glob("*/run.yaml"))) == 2
+
+
+@pytest.mark.e2e
+def test_a_resumed_stage_goes_on_as_if_unbroken(study: Path) -> None:
+    words = [
+        "train",
+        *TINY,
+        "recipe.stages.pretrain.max_steps=6",
+        "recipe.stages.finetune.max_steps=1",
+        "engine.save_every=2",
+    ]
+    assert tinyvlm(*words, "results_dir=whole", folder=study).returncode == 0
+    stopped = subprocess.Popen(
+        [sys.executable, "-m", "tinyvlm_cli", *words, "results_dir=broken"],
+        cwd=study,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list((study / "broken/stages").glob("pretrain-*/checkpoints/latest")):
+        assert stopped.poll() is None
+        time.sleep(0.02)
+    stopped.send_signal(signal.SIGINT)
+    _, told = stopped.communicate()
+    *before, last = told.splitlines()
+    assert last.startswith("tinyvlm train: interrupted") and all(line.startswith("INFO ") for line in before)
+    assert tinyvlm(*words, "results_dir=broken", folder=study).returncode == 0
+    assert losses(stages(study, "broken")["pretrain"]) == losses(stages(study, "whole")["pretrain"])
+
+
+@pytest.mark.e2e
+def test_two_processes_train_the_same_as_one(study: Path) -> None:
+    words = ["train", *TINY, *SHORT, "recipe.stages.finetune.samples_per_step=16"]
+    for gpus in ("1", "2"):
+        done = tinyvlm(*words, f"engine.gpus={gpus}", f"results_dir=gpus{gpus}", folder=study)
+        assert done.returncode == 0, done.stderr
+    for name, stage in stages(study, "gpus1").items():
+        assert losses(stages(study, "gpus2")[name]) == pytest.approx(losses(stage), abs=1e-5)
+
+
+@pytest.mark.e2e
+def test_train_eval_ask_report(study: Path) -> None:
+    assert tinyvlm("train", *TINY, *SHORT, "results_dir=path", folder=study).returncode == 0
+    words = ["eval", "run=all", "benchmark=[vqav2,mmvet]", "limit=20", "eval_dir=data/easyvqa/eval", "results_dir=path"]
+    done = tinyvlm(*words, folder=study)
+    assert done.returncode == 0, done.stderr
+    assert "not judged" in done.stdout
+    again = tinyvlm(*words, folder=study)
+    assert "every question is answered already" in again.stderr
+    (run,) = (study / "path/runs").iterdir()
+    assert len((run / "scores.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    node = yaml.safe_load((run / "eval/finetune/mmvet/benchmark.yaml").read_text(encoding="utf-8"))
+    assert (node["name"], node["data_dir"]) == ("mmvet", "data/easyvqa/eval/mm-vet")
+    image = next((study / "data/easyvqa/images").rglob("*.png"))
+    asked = tinyvlm(
+        "ask", f"run={run.name}", f"image={image}", 'question="What color is it?"', "results_dir=path", folder=study
+    )
+    assert asked.returncode == 0, asked.stderr
+    assert tinyvlm("report", "table=demo", "format=html", "results_dir=path", folder=study).returncode == 0
+    assert "The demo&#39;s study" in (study / "path/report.html").read_text(encoding="utf-8")
+
+
+def answers(folder: Path) -> dict[str, str]:
+    """Of all runs below `folder`."""
+    lines = [line for path in folder.rglob("answers-*.jsonl") for line in path.read_text("utf-8").splitlines()]
+    return {record["key"]: record["text"] for record in map(json.loads, lines)}
+
+
+@pytest.mark.e2e
+def test_an_exported_folder_answers_as_its_run_does(study: Path) -> None:
+    assert tinyvlm("train", *TINY, *SHORT, "results_dir=own", folder=study).returncode == 0
+    (run,) = (study / "own/runs").iterdir()
+    done = tinyvlm("export", f"run={run.name}", "results_dir=own", "output=folder", folder=study)
+    assert done.returncode == 0, done.stderr
+    words = ["benchmark=[vqav2,mmvet]", "limit=40", "eval_dir=data/easyvqa/eval"]
+    for name, results in ((run.name, "own"), ("folder", "other")):
+        done = tinyvlm("eval", f"run={name}", *words, f"results_dir={results}", folder=study)
+        assert done.returncode == 0, done.stderr
+    assert answers(study / "other") == answers(study / "own") != {}
+
+
+@pytest.mark.e2e
+def test_an_image_that_breaks_under_training_is_one_sentence(study: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    broken = study / "broken-data"
+    (broken / "easyvqa").mkdir(parents=True)
+    for path in (study / "data/easyvqa").iterdir():
+        (broken / "easyvqa" / path.name).symlink_to(path)
+    (broken / "easyvqa/images").unlink()
+    (broken / "easyvqa/images").mkdir()
+    done = tinyvlm("train", *TINY, *SHORT, "data_dir=broken-data", "results_dir=none", folder=study)
+    assert done.returncode == 2
+    assert "no such file" in done.stderr.splitlines()[-1]
+    assert not list((study / "none/stages").glob("[a-z]*")) and not (study / "none/runs").exists()
+
+
+def test_a_folder_that_is_no_checkpoint_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert main(["ask", "run=here", "image=x.png", "question=y"]) == 2
+    assert "there is no run in results/runs" in capsys.readouterr().err

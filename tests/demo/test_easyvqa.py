@@ -1,0 +1,128 @@
+"""easy-VQA as training sets and as benchmarks whose questions and scores work."""
+
+import json
+from collections import Counter
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.from_conf import from_conf
+
+from tinyvlm_cli.data.records import parse_record
+from tinyvlm_cli.demo import easyvqa, easyvqa_source
+from tinyvlm_cli.demo.easyvqa_eval import write_benchmarks
+from tinyvlm_cli.demo.easyvqa_source import Asked, read_pictures
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.evaluate.benchmark import Question
+from tinyvlm_cli.evaluate.inventory import take_inventory
+from tinyvlm_cli.results.records import Answer
+
+FOLDERS = {
+    "vqav2": "vqav2", "gqa": "gqa", "pope": "pope", "mme": "MME", "textvqa": "textvqa", "scienceqa": "scienceqa",
+    "mmbench": "mmbench", "mmvet": "mm-vet", "llavaw": "llava-bench-in-the-wild",
+}  # fmt: skip
+SIZES = {
+    "vqav2": 700, "gqa": 200, "pope": 300, "mme": 80, "textvqa": 60, "scienceqa": 60, "mmbench": 140, "mmvet": 10,
+    "llavaw": 9,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def eval_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("eval")
+    write_benchmarks(read_pictures("test"), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def test_pictures() -> dict[bytes, Any]:
+    return {picture.file.read_bytes(): picture for picture in read_pictures("test")}
+
+
+def benchmark(name: str, eval_dir: Path) -> Any:
+    return from_conf(name, eval_dir / FOLDERS[name])
+
+
+def image_of(question: Question) -> bytes:
+    return question.image.read_bytes() if isinstance(question.image, Path) else question.image or b""
+
+
+def true_answer(question: Question, pictures: dict[bytes, Any]) -> str:
+    """A letter where options are given, else the package's answer. KeyError: not a test image."""
+    picture = pictures[image_of(question)]
+    first, *lines = question.text.split("\n")
+    for line in lines:
+        if line[1:3] == ". " and line[3:] in (picture.colour, picture.shape):
+            return line[0]
+    return next(asked.answer for asked in picture.asked if asked.question == first)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_every_benchmark_is_complete(name: str, eval_dir: Path) -> None:
+    made = benchmark(name, eval_dir)
+    questions = made.questions()
+    assert take_inventory(made).findings == ()
+    assert len({question.key for question in questions}) == SIZES[name]
+
+
+@pytest.mark.parametrize("name", [name for name in FOLDERS if name not in ("mmvet", "llavaw")])
+def test_true_answers_score_all_and_wrong_ones_nothing(
+    name: str, eval_dir: Path, test_pictures: dict[bytes, Any]
+) -> None:
+    made = benchmark(name, eval_dir)
+    truths = {question: true_answer(question, test_pictures) for question in made.questions()}
+    given = [Answer(question.question_id, question.text, truth, question.key) for question, truth in truths.items()]
+    assert made.score(given).value == (400 if name == "mme" else 100)
+    wrong = [Answer(answer.question_id, answer.prompt, "purple", answer.key) for answer in given]
+    assert made.score(wrong).value < 100 if name == "pope" else made.score(wrong).value == 0
+
+
+@pytest.mark.parametrize("name", ["mmvet", "llavaw"])
+def test_judged_benchmarks_show_test_images_too(name: str, eval_dir: Path, test_pictures: dict[bytes, Any]) -> None:
+    questions = benchmark(name, eval_dir).questions()
+    assert all(image_of(question) in test_pictures for question in questions)
+    assert benchmark(name, eval_dir).score([Answer(q.question_id, q.text, "a", q.key) for q in questions]).value is None
+
+
+def test_yes_is_as_frequent_as_no(eval_dir: Path, test_pictures: dict[bytes, Any]) -> None:
+    for name in ("pope", "mme"):
+        questions = benchmark(name, eval_dir).questions()
+        answers = Counter((question.category, true_answer(question, test_pictures)) for question in questions)
+        assert len(set(answers.values())) == 1
+
+
+def test_a_question_says_what_is_there() -> None:
+    asked = [Asked("is there not a red shape?", "no"), Asked("what is the red shape?", "circle")]
+    picture = easyvqa_source._picture(7, Path("7.png"), [*asked, Asked("is no triangle present?", "yes")])
+    assert (picture.caption, picture.absent) == ("a red circle", ("triangle",))
+    assert easyvqa_source._picture(8, Path("8.png"), asked[:1]).shape is None
+
+
+def test_an_instruction_record_asks_everything_and_wishes_once() -> None:
+    for picture in read_pictures("train")[:60]:
+        turns = parse_record(easyvqa.instruct_record(picture)).turns
+        short = [turn for turn in turns if easyvqa.WORD_SUFFIX in turn.question]
+        asked = {turn.question.removeprefix("<image>\n").split("\n")[0] for turn in turns}
+        assert asked >= {item.question for item in picture.asked}
+        assert len(short) == 1
+        assert [("<image>" in turn.question) for turn in turns] == [True] + [False] * (len(turns) - 1)
+
+
+def test_the_training_sets_name_their_images(tmp_path: Path) -> None:
+    easyvqa.prepare(tmp_path)
+    sizes = {}
+    for name in ("captions", "captions_long", "instruct"):
+        records = [parse_record(raw) for raw in json.loads((tmp_path / f"{name}.json").read_text())]
+        assert all((tmp_path / "images" / record.images[0]).is_file() for record in records)
+        sizes[name] = len(records)
+    assert sizes == {"captions": 3542, "captions_long": 3542, "instruct": 4000}
+
+
+def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(easyvqa_source, "distribution", absent)
+    with pytest.raises(UserError, match=r"pip install easy-vqa==1\.0"):
+        read_pictures("train")

@@ -1,0 +1,57 @@
+"""`tinyvlm bench` on tiny parts, and what `plan` makes of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tinyvlm_cli.cli.main import main
+
+TINY = ["llm=tiny", "vision=tiny", "recipe=demo", "data=easyvqa"]
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.e2e
+def test_bench_measures_and_plan_reads_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "train", *TINY, "steps=2"]) == 0
+    assert "real tokens/s" in capsys.readouterr().out
+    (path,) = Path("results/bench").glob("*/bench.json")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found["trains"] == {"connector": "full", "llm": "full"} and len(found["step_s"]) == 2
+    assert 0 < found["mfu"] < 1.5 and found["mfu"] == pytest.approx(found["tflops_per_s"] / found["ceiling_tflops"])
+    assert found["tokens_per_s"] > found["samples_per_s"] > 0 and found["losses"][0] == pytest.approx(6.12, abs=0.1)
+    assert not list(Path("results/bench").rglob("*.jpg"))
+    assert main(["plan", *TINY]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "GPU-hours on CPU (measured 20" in shown
+    assert "not measured yet: tinyvlm bench train llm=tiny vision=tiny" in shown  # the other stage
+
+
+@pytest.mark.e2e
+def test_bench_data_counts_images(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "data", "vision=tiny"]) == 0
+    (path,) = Path("results/bench").glob("*/data.json")
+    assert all(rate > 1 for rate in json.loads(path.read_text(encoding="utf-8")).values())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("train stage=caption_pretrain", "stage=caption_pretrain: recipe=base has pretrain, finetune"),
+        ("train steps=0", "steps: 0 is not allowed; choose 1 or more"),
+        ("train engine.zero=4", "engine.zero: 4 is not allowed; choose 1, 2 or 3"),
+        ("train engine.recompute=2", "engine.recompute: 2 is not a share of the layers; choose 0 to 1, or null"),
+        ("train engine.micro_tokens=-5", "engine.micro_tokens: -5 is not allowed; choose 1 or more, or null"),
+        ("trian", "'trian' is not an action of bench; choose train or data"),
+        ("train recipe=qlora", "recipe.stages.finetune: train.llm: qlora keeps weights in 4 bits, which needs a GPU"),
+    ],
+)
+def test_a_mistake_is_one_sentence(words: str, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["bench", *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert says in error and len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,157 @@
+"""`tinyvlm plan`: a grid's summary, and the figures of a single run."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from tinyvlm_cli.cli.commands.plan import run_together
+from tinyvlm_cli.cli.compose import prepare_hydra, typed
+from tinyvlm_cli.cli.grid import points
+from tinyvlm_cli.cli.main import main
+from tinyvlm_cli.config.commands import Plan
+from tinyvlm_cli.config.schema import Engine, Parts, Precision, Stage, Tune
+from tinyvlm_cli.plan.bench_result import Result
+from tinyvlm_cli.plan.figures import Estimate, Row, held_bytes, written_bytes
+from tinyvlm_cli.train.stages import stage_nodes
+
+TINY = ["llm=tiny", "vision=tiny", "data=easyvqa"]
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def planned(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
+    """What `plan` prints, each run of blanks as one."""
+    capsys.readouterr()
+    assert main(["plan", *words]) == code
+    return "\n".join(" ".join(line.split()) for line in capsys.readouterr().out.splitlines())
+
+
+def test_crossed_shares_connector_pretraining_over_data_and_recipes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    models, data, base, share = 3 * 2, 2, 2, 3  # LLMs times encoders, data groups, stages of the recipes
+    needed = models * data * (base + share)
+    # ShareGPT4V's own first split is LLaVA's, and both recipes begin alike; what follows differs in data or start.
+    distinct = models * (1 + data * (base + share - 2))
+    prepare_hydra()
+    cells = list(points("plan", ["sweep=crossed"], is_grid=False))
+    nodes = [node for cell in cells for node in stage_nodes(typed(cell.composed, Plan))]
+    assert (len(cells), len(nodes), len({node.folder for node in nodes})) == (24, needed, distinct) == (24, 60, 42)
+    assert [outcome.code for outcome in run_together(iter(cells))] == [0] * 24
+    shown = "\n".join(" ".join(line.split()) for line in capsys.readouterr().out.splitlines())
+    assert shown.count("TinyLLaVA-") == 24 and shown.count(" shared ") == 18
+    assert f"stages {needed} {needed - distinct} {distinct} 0 {distinct}" in shown
+    assert f"optimizer steps 219,348 {18 * 2180:,} 180,108 0 180,108" in shown
+    assert "GPU-hours of 42 stages assumed, not measured: at 60% of 780 TFLOP/s" in shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_tokens_operations_memory_and_disk_are_those_of_a_hand_computation(capsys: pytest.CaptureFixture[str]) -> None:
+    """Phi-2 + SigLIP's instruction tuning: 5,197 steps of 128 samples, 94% of them with 729 image tokens."""
+    samples, text, image = 5197 * 128, 251, 0.94
+    tokens = text + image * 729
+    layers = 32 * (4 * 2560**2 + 2 * 2560 * 10240)  # weights of Phi-2's
+    square = text**2 * math.exp(0.8**2) + image * (2 * text * 729 + 729**2)  # a log-normal text's second moment
+    attention = 3 * 32 * 2 * 2560 * square  # forward and twice that backward; causality halves four products
+    head = 6 * 51200 * 2560 * 0.486 * text
+    encoder = 26 * (2 * (4 * 1152**2 + 2 * 1152 * 4304) * 729 + 4 * 1152 * 729**2)  # SigLIP's, forward only
+    connector = 729 * (4 * 1152 * 2560 + 6 * 2560**2)
+    operations = samples * (6 * layers * tokens + attention + head + image * (encoder + connector))
+    tree = " ".join(planned(capsys, "llm=phi2", "vision=siglip", "recipe=share").replace("│", " ").split())
+    shown = tree.partition(" finetune to do ")[2]
+    found = [float(word.replace(",", "")) for word in shown.partition(" million")[0].split()[-1:]]
+    found.append(float(shown.partition(" PFLOP")[0].split()[-1].replace(",", "")))
+    assert found == pytest.approx([samples * tokens / 1e6, operations / 1e15], rel=0.01)
+    assert f"{operations / (0.6 * 780e12) / 3600:.3g} GPU-hours assumed" in shown
+    every, trained = 397_745_440 + 9_507_840 + 2_779_683_840, 9_507_840 + 2_779_683_840
+    assert f"held all the time: {(2 * every + 16 * trained) / 2**30:.3g} GiB (ZeRO-1 on 1 GPU)" in shown
+    assert f"weights on disk: {2 * trained / 1e9:.3g} GB" in shown
+    row = 24576 * 32 * 16.5 * 2560 * 2 + 3 * 4096 * 51200 * 2  # activations kept, and the logits of a piece
+    peak = f"fits: at most about {(2 * every + 16 * trained + row) / 2**30:.0f} of 140 GiB"
+    assert "together: 3 stages, 2,191 million tokens" in shown and "to do: " not in shown
+    assert peak in shown and "rows of 24,576 tokens weights" in shown
+
+
+def test_a_setting_out_of_its_range_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *TINY, "recipe=demo", "engine.zero=5"]) == 2
+    assert "engine.zero: 5 is not allowed; choose 1, 2 or 3" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["llm=phi2", "vision=siglip", "assumed.memory_gib=40"]
+    shown = " ".join(planned(capsys, *words).replace("│", " ").split())
+    assert (
+        "fits: at most about 37 of 40 GiB (assumed.memory_gib), rows of 18,432 tokens" in shown
+    )  # the connector alone
+    assert "does not fit into 40 GiB (assumed.memory_gib): rows of 3072 tokens need" in shown
+    assert "fits" in planned(capsys, *words, "engine.zero=2", "engine.gpus=8").partition("finetune")[2]
+    assert "2 stages beyond a GPU's 40 GiB" in planned(capsys, "-m", *words, "seed=1,2")
+
+
+@pytest.mark.parametrize(
+    ("zero", "held"),  # 2 bytes of 10 parameters and 16 of 4: what is spread over 4 GPUs
+    [(1, 20 + 16 + 48 / 4), (2, 20 + (16 + 48) / 4), (3, (20 + 16 + 48) / 4)],
+)
+def test_zero_spreads_optimizer_then_gradients_then_weights(zero: int, held: float) -> None:
+    figure = Estimate(
+        1, 1, {"vision": 3, "connector": 1, "llm": 6}, {"vision": 3, "connector": 1, "llm": 0}, 1, 1, 1.0, Row(1, 1, 1)
+    )
+    stage = Stage(train=Parts(vision=Tune.full, connector=Tune.full, llm=Tune.frozen))
+    engine = Engine(zero=zero, precision=Precision.bf16, gpus=4)
+    assert held_bytes(figure, stage, engine) == held
+    assert written_bytes(figure, stage, engine) == 2 * 4
+
+
+def test_done_stages_and_measured_hours_are_told_apart(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    prepare_hydra()
+    (cell,) = points("plan", [*TINY, "recipe=demo"], is_grid=False)
+    folder = tmp_path / "results" / "stages" / stage_nodes(typed(cell.composed, Plan))[0].folder
+    folder.mkdir(parents=True)
+    (folder / "DONE").touch()
+    work = {"llm": "tiny", "vision": "tiny", "connector": "mlp", "split": "finetune", "device": "Some GPU", "gpus": 2}
+    more = {"trains": {"connector": "full", "llm": "full"}, "samples_per_s": 100.0, "made_with": {"time": "2026-01-02"}}
+    bench = tmp_path / "results" / "bench" / "any"
+    bench.mkdir(parents=True)
+    (bench / "bench.json").write_text(json.dumps(dict.fromkeys((f.name for f in fields(Result)), 1) | work | more))
+    shown = planned(capsys, "-m", *TINY, "recipe=demo,demo_share")
+    assert (
+        "TinyLLaVA-demo-tiny-tiny done to do" in shown and "TinyLLaVA-demo_share-tiny-tiny shared to do to do" in shown
+    )
+    assert "stages 5 1 4 1 3" in shown and "GPU-hours of 2 stages as measured on Some GPU" in shown
+    assert "\nto do: 1 stage, " in planned(capsys, *TINY, "recipe=demo")
+    hours = f"{125 * 16 / 100 * 2 / 3600:.3g} GPU-hours on Some GPU, 1 GiB (measured 2026-01-02)"
+    assert hours in " ".join(planned(capsys, *TINY, "recipe=demo").split())
+
+
+def test_a_split_without_mix_has_no_tokens_and_hours(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = planned(capsys, *TINY, "recipe=base", "~mixes.finetune")
+    assert "tokens, PFLOP and GPU-hours not known: mixes says nothing about split" in shown
+    assert shown.count("PFLOP needed") == 1
+    shown = planned(capsys, "-m", *TINY, "recipe=base,share", "~mixes.finetune")
+    assert "without tokens and PFLOP of 2 stages" in shown and "about split finetune" in shown
+
+
+def test_a_run_that_cannot_be_planned_hides_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    finetune = "recipe.stages.finetune"
+    words = [*TINY, "recipe=demo", f"{finetune}.train.vision=full", f"{finetune}.vision_from_layer=0,77"]
+    shown = planned(capsys, "-m", *words, code=1)
+    assert f"{finetune}.vision_from_layer=77: {finetune}: vision_from_layer: 77 leaves no layer to train" in shown
+    assert "\nTinyLLaVA-demo-tiny-tiny to do to do\n" in shown and "stages 2 0 2 0 2" in shown
+
+
+def test_runs_of_one_name_show_their_folders(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = planned(capsys, "-m", *TINY, "recipe=demo", "seed=1,2")
+    assert "TinyLLaVA-demo-tiny-tiny-s1-" in shown and "TinyLLaVA-demo-tiny-tiny-s2-" in shown
+
+
+def test_torch_is_left_to_the_other_process() -> None:
+    code = "import sys, tinyvlm_cli.cli.commands.plan; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

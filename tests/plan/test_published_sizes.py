@@ -1,0 +1,113 @@
+"""The shipped YAML describe the paper's models: sizes, tokens and steps as published (reference-system facts B1-B9)."""
+
+import pytest
+import torch
+from support.composed import composed
+
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.model.blank import meta_model
+from tinyvlm_cli.model.llm import blank_llm, llm_config
+from tinyvlm_cli.model.vlm import VLM
+from tinyvlm_cli.plan.estimate import estimate, sizes
+from tinyvlm_cli.train.optim import count
+
+PHI_SIGLIP_SHARE = ("llm=phi2", "vision=siglip", "recipe=share")
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+)
+
+
+def model_of(*words: str) -> VLM:
+    """A small LLM's model where the LLM does not matter."""
+    return meta_model(composed("plan", "llm=smollm2", *words))
+
+
+@pytest.mark.parametrize(
+    ("llm", "size"),
+    [
+        ("phi2", 2_779_683_840), ("stablelm2", 1_644_515_328), ("tinyllama", 1_100_048_384), ("smollm2", 134_515_008),
+        ("gemma", 2_506_172_416), ("qwen2", 494_032_768), ("qwen2_instruct", 494_032_768), ("qwen2_5", 3_085_938_688),
+        ("qwen3", 596_049_920), ("smollm3", 3_075_098_624),
+    ],
+)  # fmt: skip
+def test_llms_have_their_published_sizes(llm: str, size: int) -> None:
+    with torch.device("meta"):
+        assert count(blank_llm(composed("plan", f"llm={llm}").llm, attention="sdpa", planned=True))[0] == size
+
+
+def test_a_model_that_transformers_has_not_is_said() -> None:
+    with pytest.raises(UserError, match="has no 'openelm', and code from the hub is not run"):
+        meta_model(composed("plan", "llm=openelm"))
+
+
+@pytest.mark.parametrize(("llm", "share"), [("phi2", 0.4), ("stablelm2", 0.25)])
+def test_the_rotary_share_reaches_the_model(llm: str, share: float) -> None:
+    assert (
+        llm_config(composed("plan", f"llm={llm}").llm, planned=True).rope_parameters["partial_rotary_factor"] == share
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [
+        (("llm=phi2", "vision=siglip"), 9_507_840),
+        (("llm=stablelm2", "vision=clip"), 6_295_552),
+        (("llm=phi2", "vision=siglip", "connector=resampler"), 25_085_184),
+        (("llm=tinyllama", "vision=clip", "connector=resampler"), 24_101_376),
+        (("llm=tinyllama", "vision=clip", "connector=resampler_factory"), 115_648_512),
+        (("llm=qwen2", "vision=siglip"), 1_836_800),
+    ],
+)
+def test_connectors_have_their_published_sizes(words: tuple[str, ...], size: int) -> None:
+    assert count(meta_model(composed("plan", *words)).connector)[0] == size
+
+
+@pytest.mark.parametrize(
+    ("words", "tokens"),
+    [
+        (("vision=clip",), 576),
+        (("vision=siglip",), 729),
+        (("vision=dinov2",), 64),
+        (("vision=siglip", "connector=resampler"), 128),
+        (("vision=clip", "connector=resampler_factory"), 128),
+        (("vision=clip", "connector=qformer"), 128),
+        (("vision=mof", "connector=mof_mlp"), 512),
+        (("vision=mof", "connector=mlp"), 512),
+        (("vision=siglip", "vision.tokens=drop_first"), 728),  # the Factory's slip, for its checkpoints
+    ],
+)
+def test_tokens_of_an_image(words: tuple[str, ...], tokens: int) -> None:
+    model = model_of(*words)
+    assert model.connector.num_tokens(model.vision.num_patches) == tokens
+
+
+def test_share_trains_the_papers_parts_in_the_papers_steps() -> None:
+    config = composed("plan", *PHI_SIGLIP_SHARE)
+    model = meta_model(config)
+    figures = {name: estimate(config, stage, sizes(model, stage)) for name, stage in config.recipe.stages.items()}
+    assert {name: figure.steps for name, figure in figures.items()} == {
+        "pretrain": 2180, "caption_pretrain": 4870, "finetune": 5197
+    }  # fmt: skip
+    # 14 of SigLIP's 26 layers; everything that learns together: facts B3.
+    assert figures["caption_pretrain"].trained["vision"] == 213_353_056
+    assert sum(figures["caption_pretrain"].trained.values()) == 3_002_544_736
+    assert figures["finetune"].trained["vision"] == 0
+    assert len(model.vision.stacks[0]) == 26
+
+
+def test_share_trains_the_useful_upper_half_of_clip() -> None:
+    config = composed("plan", "llm=smollm2", "vision=clip", "recipe=share")
+    model = meta_model(config)
+    trained = sizes(model, config.recipe.stages["caption_pretrain"]).trained["vision"]
+    assert (len(model.vision.stacks[0]), trained) == (23, 138_558_464)
+
+
+@pytest.mark.parametrize(
+    ("llm", "end"),
+    [("phi2", "<|endoftext|>"), ("stablelm2", "<|endoftext|>"), ("tinyllama", "</s>"), ("smollm2", "<|im_end|>"),
+     ("gemma", "<eos>"), ("qwen2", "<|endoftext|>"), ("qwen2_instruct", "<|im_end|>")],
+)  # fmt: skip
+def test_the_chat_is_the_papers_to_the_last_space(llm: str, end: str) -> None:
+    chat = composed("plan", f"llm={llm}").llm.chat
+    assert (chat.system, chat.user, chat.assistant, chat.end) == (SYSTEM, "USER: ", " ASSISTANT:", end)

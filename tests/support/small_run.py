@@ -1,0 +1,34 @@
+"""A run on the embedded parts whose stages are as if trained: connector and LLM have random weights."""
+
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from tinyvlm_cli.checkpoint.parts import build_model, save_part
+from tinyvlm_cli.cli.commands.train import _write_run
+from tinyvlm_cli.cli.compose import SCHEMAS, prepare_hydra, typed
+from tinyvlm_cli.config.schema import Train
+from tinyvlm_cli.config.shipped import conf_dir
+from tinyvlm_cli.train.stages import StageNode
+
+NAME = "TinyLLaVA-base-tiny-tiny-easyvqa"
+
+
+def write_small_run(results: Path, *words: str) -> Train:
+    """Write it to `results`; words: further settings of `train`."""
+    prepare_hydra()
+    chosen = ["llm=tiny", "vision=tiny", "data=easyvqa", "recipe=base", f"results_dir={results}", *words]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config: Train = typed(compose("train", chosen), SCHEMAS["train"])
+    model = build_model(config, [], dtype=torch.float32, attention="sdpa")
+    torch.manual_seed(1)
+    for part in ("connector", "llm"):
+        folder = results / "stages" / ("pretrain-x" if part == "connector" else "finetune-x")
+        folder.mkdir(parents=True)
+        state = {name: torch.randn_like(weight) * 0.3 for name, weight in getattr(model, part).named_parameters()}
+        save_part(folder, part, state)
+        (folder / "DONE").touch()
+    nodes = [StageNode(name, f"{name}-x", (), {}) for name in ("pretrain", "finetune")]
+    _write_run(config, nodes, results / "runs" / "small")
+    return config

@@ -1,0 +1,1 @@
+"""Writes a model as the folder of a Hugging Face LlavaForConditionalGeneration."""

@@ -1,0 +1,1 @@
+"""Reads TinyLLaVA's published checkpoints without running their code."""

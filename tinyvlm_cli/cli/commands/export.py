@@ -1,0 +1,63 @@
+"""Write a trained run in a form that others read."""
+
+import logging
+from pathlib import Path
+
+from tinyvlm_cli.config.commands import Export, ExportFormat
+from tinyvlm_cli.config.schema import Train, from_yaml
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.models import TrainedModel, find_model
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Export) -> int:
+    """Write the folder. Returns the exit code."""
+    found = find_model(Results(config.results_dir), config.run, stage=config.stage)
+    if found.run.model is not None:
+        raise UserError(
+            f"run={config.run}: {found.run.model} is a model folder already; give a run that was trained here"
+        )
+    output = _output(config, found)
+    if output.exists():
+        raise UserError(f"output={output}: is there already; move or delete it, or give another output")
+    _export(config, found, output)
+    log.info("written to %s", output)
+    return 0
+
+
+def _output(config: Export, found: TrainedModel) -> Path:
+    if config.output is not None:
+        return Path(config.output)
+    part = "" if found.stage == list(found.run.stages)[-1] else f"-{found.stage}"
+    return Path(config.exports_dir) / f"{found.run.folder.name}{part}-{config.format.value}"
+
+
+def _export(config: Export, found: TrainedModel, output: Path) -> None:
+    import torch
+
+    from tinyvlm_cli.checkpoint.export_parts import write_parts
+    from tinyvlm_cli.checkpoint.llava_hf.export import check_llava, write_llava
+    from tinyvlm_cli.checkpoint.source import Source
+    from tinyvlm_cli.files import new_folder
+    from tinyvlm_cli.model.blank import meta_model
+    from tinyvlm_cli.model.pretrained import DTYPES
+
+    trained = from_yaml(Train, found.run.folder / "config.yaml")
+    source = Source(
+        config=trained,
+        stage_dirs=found.stage_dirs,
+        image_mode=trained.recipe.stages[found.stage].image_mode,
+        dtype=DTYPES[config.precision or trained.engine.precision],
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+    )
+    if config.format is ExportFormat.llava:
+        processor = check_llava(meta_model(trained), source, lossy=config.lossy)
+        with new_folder(output) as draft:
+            write_llava(source, processor, draft, lossy=config.lossy)
+        return
+    if config.lossy:
+        log.warning("lossy=true has no effect: format=parts loses nothing")
+    with new_folder(output) as draft:
+        write_parts(source, draft, output)

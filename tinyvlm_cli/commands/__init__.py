@@ -1,1 +1,0 @@
-"""One module a subcommand; each is imported only when it is called."""

@@ -1,0 +1,85 @@
+"""Building the class that a YAML node names with `_target_`, its keys checked against the signature first."""
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from tinyvlm_cli.errors import UserError
+
+_SHOWN = ("_target_", "name", "label")  # describe the node; given to the class only if it takes them
+
+
+def build(node: dict[str, Any], **more: Any) -> Any:
+    """The object that `node` describes: its `_target_` called with the node's other keys and `more`.
+
+    Raises UserError with every unknown and missing key at once.
+    """
+    findings = check(node, set(more), where=str(node.get("name", "component")))
+    if findings:
+        raise UserError("\n".join(findings))
+    target = _import(node["_target_"])
+    takes = _parameters(target)
+    given = {key: value for key, value in node.items() if key in takes and key != "_target_"}
+    return target(**given, **more)
+
+
+def check(node: dict[str, Any], given: set[str], *, where: str) -> list[str]:
+    """What would keep `build` from building `node` when it also gets the arguments named in `given`."""
+    path = node.get("_target_")
+    if not path:
+        return [f"{where}: no _target_; name the class, as in _target_: tinyvlm_cli.model.connectors.MLP"]
+    try:
+        target = _import(path)
+    except UserError as error:
+        return [f"{where}._target_: {error}"]
+    takes = _parameters(target)
+    settable = sorted(set(takes) - given)
+    findings = []
+    for key in node:
+        if key not in takes and key not in _SHOWN:
+            near = get_close_matches(key, settable, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(settable) or 'nothing'}"
+            findings.append(f"{where}.{key}: {path} has no such setting; {hint}")
+    for key, parameter in takes.items():
+        if parameter.default is inspect.Parameter.empty and key not in node and key not in given:
+            findings.append(f"{where}.{key}: not set, and {path} needs it")
+    return findings
+
+
+def code_hash(module: str) -> str:
+    """Return a hash of what a user's own module computes: comments, docstrings, layout and place do not count.
+
+    The module is found and read, not imported. Raises UserError when there is no such module.
+    """
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise UserError(f"cannot import {module}: no such module in the working folder or among installed packages")
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _import(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"cannot import {path} ({error})") from None
+
+
+def _parameters(target: Any) -> dict[str, inspect.Parameter]:
+    return {
+        name: parameter
+        for name, parameter in inspect.signature(target).parameters.items()
+        if parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    }

@@ -1,0 +1,98 @@
+"""Messages and progress for people: log lines on standard error, and one progress display for terminals and logs."""
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
+
+LINE_EVERY_S = 30.0  # between the progress lines of a log file, unless a tenth of the work is done before
+
+
+def set_up_logging(*, is_main: bool = True) -> None:
+    """Send the project's messages to standard error and keep other libraries quiet.
+
+    is_main: whether this process reports progress; other ranks only warn.
+    """
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:  # in a file or a pipe a message is one line
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("tinyvlm_cli").setLevel(logging.INFO if is_main else logging.WARNING)
+    silence("torch.distributed", "transformers", "huggingface_hub")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def silence(*names: str, level: int = logging.ERROR) -> None:
+    """Let the loggers of these libraries report errors only. Call it again after an import that resets them."""
+    for name in names:
+        logging.getLogger(name).setLevel(level)
+
+
+class ProgressBar:
+    """One task of a progress display: a bar on a terminal, and now and then a line in a log file."""
+
+    def __init__(self, display: Progress, label: str, total: int, done: int) -> None:
+        self._display = display
+        self._label, self._total, self._before, self.done = label, total, done, done
+        self._task = display.add_task(label, total=total, completed=done, figures="")
+        self._started = self._reported_s = time.perf_counter()
+        self._reported_at = done
+
+    def advance(self, steps: int = 1, *, figures: str = "") -> None:
+        """Report that `steps` more of the total are done. figures: what else to show, such as a loss or a rate."""
+        self.done += steps
+        self._display.update(self._task, completed=self.done, figures=figures)
+        now = time.perf_counter()
+        tenth = 10 * self.done // max(1, self._total) > 10 * self._reported_at // max(1, self._total)
+        if (
+            self._display.disable
+            and log.isEnabledFor(logging.INFO)
+            and (tenth or now - self._reported_s > LINE_EVERY_S)
+        ):
+            self._reported_s, self._reported_at = now, self.done
+            left_min = (now - self._started) / max(1, self.done - self._before) * (self._total - self.done) / 60
+            text = f"{self._label}: {self.done:,} of {self._total:,}"
+            log.info("%s", "  ".join(filter(None, (text, figures, f"{left_min:.1f} min left"))))
+
+
+class ProgressDisplay:
+    """Progress bars, one below the other, on standard error. A process that is not `shown` displays nothing."""
+
+    def __init__(self, *, shown: bool = True, console: Console | None = None) -> None:
+        self._shown = shown
+        console = console or Console(stderr=True)
+        self._display = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=console, disable=not (shown and console.is_terminal),
+        )  # fmt: skip
+
+    def __enter__(self) -> "ProgressDisplay":
+        self._display.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._display.stop()
+
+    def add(self, label: str, total: int, *, done: int = 0) -> ProgressBar:
+        """Begin a task of `total` steps, of which `done` were done before."""
+        return ProgressBar(self._display, label, total, done)
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[ProgressBar]:
+    """Show the progress of a single task while the block runs."""
+    with ProgressDisplay() as display:
+        yield display.add(label, total)

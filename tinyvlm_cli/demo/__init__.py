@@ -1,0 +1,1 @@
+"""The demo's data and benchmarks, and pretrained parts that installed packages carry."""

@@ -1,0 +1,201 @@
+"""A trained model in a notebook: what `tinyvlm_cli.load` returns and `tinyvlm ask` asks.
+
+Shapes: T tokens of a sample, image tokens written in, I images of it, M connector tokens of an image,
+S pixels an edge, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from torch import Tensor
+
+from tinyvlm_cli.config.schema import Prompt
+from tinyvlm_cli.config.shipped import conf_dir
+from tinyvlm_cli.data.batch import MicroBatch
+from tinyvlm_cli.data.chat import encode
+from tinyvlm_cli.data.image_source import image_source
+from tinyvlm_cli.data.images import open_image, pixels, resolve
+from tinyvlm_cli.data.loader import blank, expand, row_of
+from tinyvlm_cli.data.records import Turn, parse_record
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.evaluate.answerer import RunAnswerer, load_answerer
+from tinyvlm_cli.evaluate.benchmark import Question
+from tinyvlm_cli.evaluate.decoding import Decoding, decoding
+from tinyvlm_cli.model.attention.packed import register
+from tinyvlm_cli.model.pretrained import DTYPES
+from tinyvlm_cli.results.models import TrainedModel
+
+IGNORE = -100  # label of a token without loss, as in PyTorch's cross_entropy
+Picture = str | Path | bytes | Image.Image  # a text is a path or an http(s) address
+
+
+class TrainingSample(NamedTuple):
+    """A record as training sees it."""
+
+    ids: Tensor  # [T] int64 token ids; IMAGE (-200) at each of the M positions of an image
+    labels: Tensor  # [T] int64, not shifted: the id where the loss is on it, IGNORE (-100) elsewhere
+    pixels: Tensor  # [I, 3, S, S] uint8, resized; the vision encoder normalises them itself
+
+
+class Loaded:
+    """A run at the end of a stage, or a model folder in Hugging Face form, which only answers questions.
+
+    Dropout is off, so losses are those of training only where the model trains without dropout.
+    """
+
+    def __init__(
+        self, found: TrainedModel, *, device: str | torch.device | None, dtype: str | torch.dtype | None
+    ) -> None:
+        self.run = found.run
+        self.stage = found.stage
+        self.answerer = load_answerer(
+            found.run,
+            found.stage,
+            found.stage_dirs,
+            device=None if device is None else torch.device(device),
+            dtype=_dtype(dtype),
+        )
+        self.tokenizer = self.answerer.tokenizer
+
+    def encode(
+        self,
+        record: Mapping[str, Any],
+        image_root: str | Path = ".",
+        *,
+        prompt: str | Prompt | None = None,
+        max_length: int | None = None,
+    ) -> TrainingSample:
+        """A record of LLaVA's JSON as this stage's training sees it, cut at `max_length`.
+
+        prompt: "plain" or "chat"; None: the stage's own. max_length: tokens; None: the run's.
+        Where the cut leaves no label, training leaves the sample out; here it comes with IGNORE everywhere.
+        """
+        ours = self._ours("encode")
+        config = ours.config
+        kind = config.recipe.stages[self.stage].prompt if prompt is None else _prompt(prompt)
+        parsed = parse_record(record)
+        (encoded,) = encode([parsed], tokenizer=self.tokenizer, chat=config.llm.chat, prompt=kind)
+        ids, supervised = expand(
+            encoded.ids,
+            encoded.supervised,
+            tokens_per_image=ours.model.connector.num_tokens(ours.model.vision.num_patches),
+            max_length=config.llm.max_length if max_length is None else max_length,
+        )
+        supervised[:1] = False  # nothing comes before the first token
+        opened = [open_image(resolve(Path(image_root), image)) for image in parsed.images]
+        loaded = [torch.from_numpy(pixels(image, config.vision, ours.image_mode)) for image in opened]
+        values = torch.stack(loaded) if loaded else blank(config.vision)[:0]
+        labels = np.where(supervised, ids, IGNORE)
+        return TrainingSample(torch.from_numpy(ids).long(), torch.from_numpy(labels).long(), values)
+
+    def logits(self, sample: TrainingSample) -> Tensor:
+        """[T, V] float32 on the CPU: logits[t] is about token t + 1."""
+        with self._as_trained("logits") as ours:
+            batch = self._batch(sample, ours)
+            batch.predict = torch.arange(len(sample.ids), device=batch.ids.device)
+            return ours.model.logits(batch).cpu()
+
+    def loss(self, samples: Sequence[TrainingSample] | TrainingSample, *, mean_of_means: bool = False) -> Tensor:
+        """The loss of an optimizer step on `samples`: the mean over their supervised tokens, a float32 scalar.
+
+        mean_of_means: the reference's average instead, the mean over samples of each one's mean.
+        """
+        chosen = [samples] if isinstance(samples, TrainingSample) else list(samples)
+        with self._as_trained("loss") as ours:
+            batches = [self._batch(sample, ours) for sample in chosen]
+            counts = torch.tensor([len(batch.targets) for batch in batches])
+            if not counts.any():
+                raise UserError(f"loss: none of the {len(chosen)} samples has a label; was everything cut off?")
+            sums = torch.stack([ours.model(batch).cpu() for batch in batches])
+        if mean_of_means:
+            return (sums[counts > 0] / counts[counts > 0]).mean()
+        return sums.sum() / counts.sum()
+
+    def ask(
+        self,
+        image: Picture | None,
+        question: str,
+        *,
+        history: Sequence[tuple[str, str]] = (),
+        on_text: Callable[[str], None] | None = None,
+        **generation: Any,
+    ) -> str:
+        """The answer to `question` about `image` (None: to the text alone), stripped.
+
+        history: (question, answer) of the conversation so far, which began with the image.
+        on_text: gets the answer in pieces while it is written.
+        generation: max_new_tokens, temperature, top_p, num_beams, seed; those not given are as in conf/ask.yaml.
+        """
+        ids = self.answer_ids(image, question, history=history, on_text=on_text, **generation)
+        return self.answerer.texts([ids])[0]
+
+    def answer_ids(
+        self,
+        image: Picture | None,
+        question: str,
+        *,
+        history: Sequence[tuple[str, str]] = (),
+        on_text: Callable[[str], None] | None = None,
+        **generation: Any,
+    ) -> list[int]:
+        """The tokens of the answer that `ask` gives, with the end token unless max_new_tokens cut it."""
+        source = None if image is None else image_source(image)
+        turns = tuple(Turn(asked, said) for asked, said in history)
+        asked = Question("0", "0", question, source, "0" if source is not None else "", history=turns)
+        return self.answerer.tokens([asked], asked_decoding(**generation), on_text=on_text)[0]
+
+    def _ours(self, method: str) -> RunAnswerer:
+        if not isinstance(self.answerer, RunAnswerer):
+            raise UserError(
+                f"{method}: {self.run.folder} is a model folder in Hugging Face form, which only answers questions "
+                "(ask); name a run of `tinyvlm train`"
+            )
+        return self.answerer
+
+    @contextmanager
+    def _as_trained(self, method: str) -> Iterator[RunAnswerer]:
+        """The model with training's attention, without gradients."""
+        ours = self._ours(method)
+        before = ours.model.llm.config._attn_implementation
+        ours.model.llm.set_attn_implementation(register())
+        try:
+            with torch.no_grad():
+                yield ours
+        finally:
+            ours.model.llm.set_attn_implementation(before)
+
+    def _batch(self, sample: TrainingSample, ours: RunAnswerer) -> MicroBatch:
+        ids, labels = sample.ids.cpu().numpy(), sample.labels.cpu().numpy()
+        images = sample.pixels if len(sample.pixels) else blank(ours.config.vision)
+        return row_of([(ids, labels != IGNORE)], images, weights=[1.0]).to(ours.device)
+
+
+def asked_decoding(**generation: Any) -> Decoding:
+    """How an answer is written: the settings given, for the others those of conf/ask.yaml."""
+    standard = OmegaConf.to_container(OmegaConf.load(conf_dir() / "ask.yaml"), resolve=False)
+    assert isinstance(standard, dict)
+    return decoding({str(key): value for key, value in standard.items()}, generation)
+
+
+def _prompt(wanted: str | Prompt) -> Prompt:
+    try:
+        return Prompt(wanted)
+    except ValueError:
+        raise UserError(f"prompt={wanted}: choose from {', '.join(prompt.value for prompt in Prompt)}") from None
+
+
+def _dtype(wanted: str | torch.dtype | None) -> torch.dtype | None:
+    """A dtype by PyTorch's name or by ours."""
+    if wanted is None or isinstance(wanted, torch.dtype):
+        return wanted
+    ours = {precision.value: dtype for precision, dtype in DTYPES.items()}
+    found = ours.get(wanted) or getattr(torch, wanted, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UserError(f"dtype={wanted}: not a precision; choose bf16, fp32, float16 or a torch.dtype")
+    return found

@@ -1,0 +1,83 @@
+"""A worker process: `python -m tinyvlm_cli.launch.worker train|bench|eval FOLDER`, started by launch.py.
+
+The job's whole description lies in FOLDER.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn
+
+from tinyvlm_cli.errors import UserError
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def work(job: str, folder: Path) -> None:
+    """Do this rank's share of the job."""
+    if job == "train":
+        from tinyvlm_cli.train.job import read_job
+        from tinyvlm_cli.train.loop import train_stage
+
+        train_stage(read_job(folder))
+    elif job == "bench":
+        from tinyvlm_cli.plan.bench import bench_train
+
+        bench_train(folder)
+    else:
+        assert job == "eval", job
+        from tinyvlm_cli.evaluate.job import read_eval_job
+        from tinyvlm_cli.evaluate.runner import answer_all
+
+        answer_all(read_eval_job(folder))
+
+
+def main() -> None:
+    """Entry point of the process."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent tells of an interruption, this process just ends
+    _die_with_parent()
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    record(_main)()
+
+
+def _main() -> None:
+    from tinyvlm_cli.console import set_up_logging
+
+    sys.excepthook = _explain
+    job, folder = sys.argv[1:]
+    set_up_logging(is_main=os.environ.get("RANK", "0") == "0")
+    work(job, Path(folder))
+    leave()
+
+
+def leave() -> NoReturn:
+    """End the process when all ranks are done, without unwinding: gloo's threads sometimes abort it there."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.barrier()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _die_with_parent() -> None:
+    """A killed parent takes its workers along: the lock on the stage folder is gone with it (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A user's mistake is told by the parent process, without a traceback."""
+    if not isinstance(error, UserError):
+        sys.__excepthook__(kind, error, trace)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""How fast a stage trains on this machine: the real engine, loader and sizes, with random weights and made-up samples.
+
+The figure that compares machines and versions is MFU: the operations that the step needs (flops.py) over its time,
+as a share of what a large matrix product reaches in the same process.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.distributed as dist
+
+from tinyvlm_cli.config.commands import Bench
+from tinyvlm_cli.config.schema import from_yaml
+from tinyvlm_cli.data.batch import Work
+from tinyvlm_cli.data.cores import num_cores
+from tinyvlm_cli.data.loader import StagePlan, prepare_loaders, step_batches
+from tinyvlm_cli.data.synthetic import SyntheticIndex, write_jpegs
+from tinyvlm_cli.files import write_text
+from tinyvlm_cli.model.attention.packed import register
+from tinyvlm_cli.model.blank import meta_model, random_model
+from tinyvlm_cli.model.flops import training_flops
+from tinyvlm_cli.model.pretrained import DTYPES
+from tinyvlm_cli.model.tuning import choose_trained
+from tinyvlm_cli.model.vlm import VLM
+from tinyvlm_cli.plan.bench_result import RESULT, Result, trains
+from tinyvlm_cli.results.records import provenance
+from tinyvlm_cli.train.engine import Engine, start_process_group
+from tinyvlm_cli.train.loop import num_loaders, plan_stage, start_engine
+
+WARM_UP = 3  # steps before the clock runs: layers compile, memory is taken
+NUM_IMAGES = 64
+AT_A_TIME = 32  # samples, where the input alone is measured
+IMAGES = "images"
+
+
+def bench_train(folder: Path) -> None:
+    """Measure what config.yaml in `folder` says and write bench.json beside it. Runs in every worker process."""
+    started = time.perf_counter()
+    device = start_process_group()
+    config = from_yaml(Bench, folder / "config.yaml")
+    stage = config.recipe.stages[config.stage]
+    if num_loaders(config.engine):
+        prepare_loaders()
+    torch.manual_seed(config.seed)
+    ceiling = matmul_ceiling(device)
+    model = random_model(config, device, dtype=DTYPES[config.engine.precision], attention=register())
+    choose_trained(model, stage)
+    flops = training_flops(model)
+    engine, layout = start_engine(config, stage, model, device)
+    if dist.get_rank() == 0:
+        write_jpegs(folder / IMAGES, config.image_sizes, count=NUM_IMAGES, seed=config.seed)
+    dist.barrier()
+    plan = _plan(config, model, folder / IMAGES, num=stage.samples_per_step * (WARM_UP + config.steps))
+    plan = replace(plan, micro_tokens=layout.micro_tokens)
+    clock = _timed(engine, plan, config, started)
+    if dist.get_rank() != 0:
+        return
+    gpus, total = dist.get_world_size(), sum(clock.step_s)
+    rate = flops.of(clock.work) / total / gpus / 1e12
+    result = Result(
+        llm=config.llm.name,
+        vision=config.vision.name,
+        connector=config.connector["name"],
+        recipe=config.recipe.name,
+        stage=config.stage,
+        split=stage.split,
+        trains=trains(stage),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        gpus=gpus,
+        zero=config.engine.zero,
+        micro_tokens=layout.micro_tokens,
+        recompute=layout.recompute,
+        samples_per_step=stage.samples_per_step,
+        samples_per_s=stage.samples_per_step * config.steps / total,
+        images_per_s=clock.work.images / total,
+        tokens_per_s=clock.work.tokens / total,
+        tflops_per_s=rate,
+        ceiling_tflops=ceiling,
+        mfu=rate / ceiling,
+        memory_gib=torch.cuda.max_memory_reserved(device) / 2**30 if device.type == "cuda" else 0.0,
+        data_wait=clock.waited_s / total,
+        first_step_s=clock.first_step_s,
+        step_s=[round(seconds, 4) for seconds in clock.step_s],
+        losses=clock.losses,
+        made_with=provenance(),
+    )
+    write_text(folder / RESULT, json.dumps(asdict(result), indent=1) + "\n")
+
+
+@dataclass
+class _Clock:
+    """What the steps after the warm-up took, and did."""
+
+    first_step_s: float = 0.0  # from the start of the process
+    step_s: list[float] = field(default_factory=list)
+    waited_s: float = 0.0  # for input
+    work: Work = field(default_factory=lambda: Work(0, 0, 0, 0))  # of all ranks
+    losses: list[float] = field(default_factory=list)  # of the warm-up too
+
+
+def _timed(engine: Engine, plan: StagePlan, config: Bench, started: float) -> _Clock:
+    """Train, and look at the clock. started: when this process did"""
+    clock = _Clock()
+    lr = config.recipe.stages[config.stage].lr
+    batches = step_batches(
+        plan, first=0, last=WARM_UP + config.steps, rank=dist.get_rank(), ranks=dist.get_world_size(),
+        workers=num_loaders(config.engine),
+    )  # fmt: skip
+    for number in range(WARM_UP + config.steps):
+        began = time.perf_counter()
+        batch = next(batches)
+        ready = time.perf_counter()
+        clock.losses.append(float(engine.step(batch.micros, lr=lr, supervised_tokens=batch.work.supervised)))
+        done = time.perf_counter()
+        clock.first_step_s = clock.first_step_s or done - started
+        if number >= WARM_UP:
+            clock.step_s.append(done - began)
+            clock.waited_s += ready - began
+            clock.work += batch.work
+    return clock
+
+
+def bench_data(config: Bench, image_dir: Path) -> dict[int, float]:
+    """Images a second that reach the training process, by the number of processes that load them."""
+    write_jpegs(image_dir, config.image_sizes, count=NUM_IMAGES, seed=config.seed)
+    model = meta_model(config)
+    figures = {}
+    for workers in [2**n for n in range(num_cores().bit_length())]:
+        steps = 6 * workers
+        plan = _plan(config, model, image_dir, num=AT_A_TIME * steps)
+        plan = replace(plan, samples_per_step=AT_A_TIME, micro_tokens=2**20)
+        images, began = 0, 0.0
+        for batch in step_batches(plan, first=0, last=steps, rank=0, ranks=1, workers=workers):
+            if began:
+                images += batch.work.images
+            elif batch.step == 2 * workers:  # all of them have begun
+                began = time.perf_counter()
+        figures[workers] = images / (time.perf_counter() - began)
+    return figures
+
+
+def _plan(config: Bench, model: VLM, image_dir: Path, *, num: int) -> StagePlan:
+    """The plan of a stage on `num` made-up samples."""
+    stage = config.recipe.stages[config.stage]
+    index = SyntheticIndex.draw(
+        config.mixes[stage.split],
+        num,
+        vocabulary=model.llm.config.vocab_size,
+        images=[f"{number}.jpg" for number in range(NUM_IMAGES)],
+        max_length=config.llm.max_length,
+        seed=config.seed,
+    )
+    plan = plan_stage(config, stage, index, tokens_per_image=model.connector.num_tokens(model.vision.num_patches))
+    return replace(plan, image_root=image_dir)
+
+
+def matmul_ceiling(device: torch.device) -> float:
+    """1e12 operations a second of a large product of random bf16 matrices (on a CPU smaller ones in fp32)."""
+    size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(30):
+        began = time.perf_counter()
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / median(seconds) / 1e12

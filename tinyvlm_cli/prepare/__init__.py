@@ -1,1 +1,0 @@
-"""Makes data sets and model folders on this machine, from packages that carry them (`tinyvlm data prepare`)."""
