@@ -39,7 +39,7 @@ def run(llm: LLM, resize: Resize = Resize.crop) -> Train:
 
 
 @pytest.mark.parametrize("scheme", ["always", "first", "never"])
-@pytest.mark.parametrize("question", ["What?", "", " <image>\nTwo\n lines "])
+@pytest.mark.parametrize("question", ["What?", "", " What?\n", " <image>\nTwo\n lines "])
 def test_ids_are_those_of_the_run(scheme: str, question: str, tmp_path: Path) -> None:
     config = sentencepiece(tmp_path, scheme=scheme)
     processor = llava_processor(config, ImageMode.pad, LAYOUT)
@@ -60,6 +60,7 @@ def processor(tmp_path: Path) -> LlavaProcessor:
     [
         ([("user", "<image>\nHi"), ("assistant", "Yo")], "<s>Be nice. USER: <image>\nHi ASSISTANT: Yo</s>"),
         ([("user", "Hi <image>")], "<s>Be nice. USER: <image>\nHi"),
+        ([("user", " Hi\n")], "<s>Be nice. USER:  Hi\n"),
         ([("system", "Be brief."), ("user", "Hi")], "<s>Be brief. USER: Hi"),
         (
             [("user", "A"), ("assistant", "B"), ("user", "C"), ("assistant", "")],

@@ -20,6 +20,9 @@ CLEAN = {
     "later mark": ("x.jpg", [("Hello", "Hi"), ("<image>\nThis?", "Yes")]),
     "two images": ("x.jpg y.jpg", [("<image>\nWhat?", "A cat."), ("And\n<image> this?", "Two dogs.")]),
     "text only": (None, [("Write a poem.", "Roses are red,\nviolets are blue."), ("More", "No")]),
+    "white space around text only": (None, [(" Write a poem.\n", "Roses."), ("\n\nMore  ", "No"), ("\t", "What?")]),
+    "white space around a follow-up": ("x.jpg", [(" <image>\n What? ", "A cat."), (" Sure?\n", "Yes.")]),
+    "white space before a later mark": ("x.jpg", [(" Hello ", "Hi"), ("  <image>\n\nThis? \n", "Yes")]),
     "empty answer": ("x.jpg", [("<image>\nWhat is it?", "")]),
     "other scripts": ("x.jpg", [("<image>\n\u4ec0\u4e48?", "\u732b \u00e9t\u00e9 \U0001f431 .")]),
 }
@@ -39,8 +42,9 @@ def procedure(record: Record, tokenizer: PreTrainedTokenizerFast) -> tuple[list[
     """The reference's prompt, ids, and labels by counting the tokens of rounds and of their questions."""
     prompt = SYSTEM
     for turn in record.turns:
-        question = turn.question.replace("<image>", "").strip()
-        question = f"<image>\n{question}".strip() if "<image>" in turn.question else question
+        question = turn.question
+        if "<image>" in question:  # only such a turn is stripped
+            question = f"<image>\n{question.replace('<image>', '').strip()}".strip()
         prompt += f"USER: {question} ASSISTANT: {turn.answer}{tokenizer.eos_token}"
     ids = tokenised(prompt, tokenizer)
     adds_bos = tokenizer("a").input_ids[0] == tokenizer.bos_token_id

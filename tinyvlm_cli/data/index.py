@@ -25,7 +25,7 @@ from tinyvlm_cli.results.folder import Results
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raised when the same records would give another index
+FORMAT = 2  # raised when the same records would give another index; 2: a question without an image is not stripped
 
 
 @dataclass(frozen=True)

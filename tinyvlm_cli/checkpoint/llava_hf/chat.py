@@ -27,7 +27,10 @@ _BODY = """
     {%- else -%}
       {%- set images = message['content'] | selectattr('type', 'in', ['image', 'image_url']) | list | length -%}
     {%- endif -%}
-    {%- set question = text(message).replace(image, '').strip() -%}
+    {%- set question = text(message) -%}
+    {%- if images or image in question -%}
+      {%- set question = question.replace(image, '').strip() -%}
+    {%- endif -%}
     {{- user + image * images + (gap + '\\n' if images and question else '') + question -}}
   {%- elif message['role'] == 'assistant' -%}
     {{- assistant + ' ' + text(message) + end -}}

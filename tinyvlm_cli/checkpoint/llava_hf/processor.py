@@ -127,7 +127,7 @@ def _same_ids(processor: LlavaProcessor, own: PreTrainedTokenizerFast, config: T
         ids = encode_prompt(QUESTION, has_image=shown is not None, tokenizer=own, chat=chat)
         if asked(processor, QUESTION, shown)["input_ids"][0].tolist() != expanded(ids, num_tokens, image_id):
             return False
-    turns = (Turn(f"{IMAGE_TOKEN}\n{QUESTION}", _ANSWER), Turn(QUESTION, _ANSWER))
+    turns = (Turn(f"{IMAGE_TOKEN}\n{QUESTION}", _ANSWER), Turn(f" {QUESTION}\n", _ANSWER))
     (whole,) = encode([Record("", ("image",), turns)], tokenizer=own, chat=chat, prompt=Prompt.chat)
     messages = [
         message
