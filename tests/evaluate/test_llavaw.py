@@ -47,9 +47,9 @@ def graded(*replies: str) -> Any:
 
 
 def test_the_request_is_the_official_one(bench: Any, tmp_path: Path) -> None:
-    with endpoint(graded("8 7", "8 7", "8 7")) as judge:
-        score = bench(judge=judge.judge(tmp_path, concurrency=1)).score(ANSWERS)
-    assert judge.asked[2]["messages"] == [
+    with endpoint(graded("8 7", "8 7", "8 7")) as server:
+        score = bench(judge=server.judge(tmp_path, concurrency=1)).score(ANSWERS)
+    assert server.received[2]["messages"] == [
         {
             "role": "system",
             "content": "You are a helpful and precise assistant for checking the quality of the answer.",
@@ -61,16 +61,16 @@ def test_the_request_is_the_official_one(bench: Any, tmp_path: Path) -> None:
             "[System]\nGrade detail.\n\n",
         },
     ]
-    assert (judge.asked[0]["temperature"], judge.asked[0]["max_tokens"]) == (0.2, 1024)
+    assert (server.received[0]["temperature"], server.received[0]["max_tokens"]) == (0.2, 1024)
     assert (score.details["protocol"], score.judge) == ("official", "gpt-4-0613")
 
 
 def test_everything_is_paired_by_id(bench: Any, tmp_path: Path) -> None:
-    with endpoint(graded("8 7", "8 7", "8 7")) as judge:
-        bench(judge=judge.judge(tmp_path, concurrency=1)).score(ANSWERS)
-    for i, prompt in enumerate(judge.prompts):
+    with endpoint(graded("8 7", "8 7", "8 7")) as server:
+        bench(judge=server.judge(tmp_path, concurrency=1)).score(ANSWERS)
+    for i, prompt in enumerate(server.prompts):
         assert f"reference {i}\n" in prompt and f"model {i}\n" in prompt
-    assert ["a beach\n\n[Q" in prompt for prompt in judge.prompts] == [True, True, False]
+    assert ["a beach\n\n[Q" in prompt for prompt in server.prompts] == [True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_grades_are_read_as_officially(reply: str, grades: tuple[float, float] |
 
 
 def test_the_score_is_the_ratio_of_means_rounded_twice(bench: Any, tmp_path: Path) -> None:
-    with endpoint(graded("10 1", "2 2", "9 7")) as judge:
-        score = bench(judge=judge.judge(tmp_path)).score(ANSWERS)
+    with endpoint(graded("10 1", "2 2", "9 7")) as server:
+        score = bench(judge=server.judge(tmp_path)).score(ANSWERS)
     assert score.value == 47.6  # 10/21; the mean of ratios would be 62.6
     assert worked_out(score) == pytest.approx(100 * 10 / 21)
     assert (score.details["reference"], score.details["model"]) == (70.0, 33.3)
@@ -95,13 +95,13 @@ def test_the_score_is_the_ratio_of_means_rounded_twice(bench: Any, tmp_path: Pat
 
 def test_means_are_rounded_before_they_are_divided(bench: Any, tmp_path: Path) -> None:
     # Means 1/3 and 4/15: 80.0 as they are, 0.267 / 0.333 = 80.2 when rounded to three places first.
-    with endpoint(graded("1 0.8", "0 0", "0 0")) as judge:
-        assert bench(judge=judge.judge(tmp_path)).score(ANSWERS).value == 80.2
+    with endpoint(graded("1 0.8", "0 0", "0 0")) as server:
+        assert bench(judge=server.judge(tmp_path)).score(ANSWERS).value == 80.2
 
 
 def test_the_score_is_the_mean_of_the_runs(bench: Any, tmp_path: Path) -> None:
-    with endpoint(lambda _: f"10 {len(judge.asked)}") as judge:
-        score = bench(runs=3, judge=judge.judge(tmp_path, concurrency=1)).score(ANSWERS[2:], {"0"})
+    with endpoint(lambda _: f"10 {len(server.received)}") as server:
+        score = bench(runs=3, judge=server.judge(tmp_path, concurrency=1)).score(ANSWERS[2:], {"0"})
     assert (score.value, score.details["runs"], score.details["std"]) == (20.0, [10.0, 20.0, 30.0], 8.2)
 
 
@@ -110,35 +110,35 @@ def test_llava_grades_every_answer_three_times(tmp_path: Path) -> None:
 
 
 def test_an_unreadable_reply_is_asked_again(bench: Any, tmp_path: Path) -> None:
-    with endpoint(lambda _: "10 4" if len(judge.asked) == 3 else "8, 7") as judge:
-        score = bench(judge=judge.judge(tmp_path)).score(ANSWERS[2:], {"0"})
-    assert (score.value, len(judge.asked), score.details["unparsable"]) == (40.0, 3, 0)
-    assert judge.asked[0] == judge.asked[2]
+    with endpoint(lambda _: "10 4" if len(server.received) == 3 else "8, 7") as server:
+        score = bench(judge=server.judge(tmp_path)).score(ANSWERS[2:], {"0"})
+    assert (score.value, len(server.received), score.details["unparsable"]) == (40.0, 3, 0)
+    assert server.received[0] == server.received[2]
 
 
 def test_never_readable_is_left_out_and_reported(bench: Any, tmp_path: Path) -> None:
-    with endpoint(graded("10 4", "8, 7", "10 8")) as judge:
-        score = bench(judge=judge.judge(tmp_path)).score(ANSWERS)
+    with endpoint(graded("10 4", "8, 7", "10 8")) as server:
+        score = bench(judge=server.judge(tmp_path)).score(ANSWERS)
     assert (score.value, score.details["unparsable"], score.valid) == (60.0, 1, pytest.approx(2 / 3))
     assert "left out" in score.notes[0]
     assert set(score.per_question) == {"0", "2"}
 
 
 def test_official_failures_are_averaged_as_minus_one(bench: Any, tmp_path: Path) -> None:
-    with endpoint(graded("10 4", "8, 7", "10 8")) as judge:
-        score = bench(judge=judge.judge(tmp_path, official_failures=True)).score(ANSWERS)
-    assert (score.value, len(judge.asked)) == (57.9, 3)  # (4 - 1 + 8) / (10 - 1 + 10)
+    with endpoint(graded("10 4", "8, 7", "10 8")) as server:
+        score = bench(judge=server.judge(tmp_path, official_failures=True)).score(ANSWERS)
+    assert (score.value, len(server.received)) == (57.9, 3)  # (4 - 1 + 8) / (10 - 1 + 10)
 
 
 def test_no_readable_reply_gives_no_number(bench: Any, tmp_path: Path) -> None:
-    with endpoint(lambda _: "?") as judge:
-        score = bench(judge=judge.judge(tmp_path)).score(ANSWERS)
+    with endpoint(lambda _: "?") as server:
+        score = bench(judge=server.judge(tmp_path)).score(ANSWERS)
     assert (score.value, score.pending, score.details["unparsable"]) == (None, 0, 3)
 
 
 def test_a_failing_judge_leaves_answers_pending(bench: Any, tmp_path: Path) -> None:
-    with endpoint(lambda prompt: 500 if "model 1" in prompt else "8 7") as judge:
-        score = bench(judge=judge.judge(tmp_path)).score(ANSWERS)
+    with endpoint(lambda prompt: 500 if "model 1" in prompt else "8 7") as server:
+        score = bench(judge=server.judge(tmp_path)).score(ANSWERS)
     assert (score.value, score.pending, score.per_question) == (None, 1, {})
 
 
@@ -148,8 +148,8 @@ def test_without_a_judge_it_is_not_judged(bench: Any) -> None:
 
 
 def test_our_own_words_are_said_to_be_ours(bench: Any, tmp_path: Path) -> None:
-    with endpoint(lambda _: "8 7") as judge:
-        llavaw = bench(judge=judge.judge(tmp_path))
+    with endpoint(lambda _: "8 7") as server:
+        llavaw = bench(judge=server.judge(tmp_path))
         (tmp_path / "rule.json").unlink()
         score = llavaw.score(ANSWERS)
     assert (score.details["protocol"], "not comparable" in score.notes[0]) == ("tinyvlm", True)
@@ -157,8 +157,8 @@ def test_our_own_words_are_said_to_be_ours(bench: Any, tmp_path: Path) -> None:
 
 
 def test_a_rule_that_is_not_there_is_named(bench: Any, tmp_path: Path) -> None:
-    with endpoint(lambda _: "8 7") as judge:
-        llavaw = bench(judge=judge.judge(tmp_path))
+    with endpoint(lambda _: "8 7") as server:
+        llavaw = bench(judge=server.judge(tmp_path))
         (tmp_path / "rule.json").write_text(json.dumps({"llava_bench_conv": RULES["llava_bench_conv"]}))
         with pytest.raises(UserError, match="llava_bench_detail"):
             llavaw.score(ANSWERS)

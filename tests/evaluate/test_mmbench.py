@@ -258,32 +258,32 @@ def test_unreadable_answers_are_wrong_without_a_judge(bench: Any) -> None:
 def test_the_judge_reads_only_what_can_still_be_won(bench: Any, tmp_path: Path) -> None:
     (tmp_path / "multiple_choice.py").write_text(f"raise SystemExit\n{JUDGE_FILE}")
     texts = answers(_7="the feline", _1000007="B", _8="the feline", _1000008="A")
-    with endpoint(lambda _: "A") as judge:
-        score = bench(*pair_of_rows(7), *pair_of_rows(8), judge=judge.judge(tmp_path)).score(texts)
-    assert judge.prompts == ["Match.\nQ: What is 7??\nThere are several options: \nA. cat\nB. dog\n|the feline|"]
-    assert (judge.asked[0]["temperature"], judge.asked[0]["max_tokens"]) == (0.0, 2048)
+    with endpoint(lambda _: "A") as server:
+        score = bench(*pair_of_rows(7), *pair_of_rows(8), judge=server.judge(tmp_path)).score(texts)
+    assert server.prompts == ["Match.\nQ: What is 7??\nThere are several options: \nA. cat\nB. dog\n|the feline|"]
+    assert (server.received[0]["temperature"], server.received[0]["max_tokens"]) == (0.0, 2048)
     assert (score.value, score.judge, score.details["protocol"]) == (50, "gpt-4-0613", "official")
 
 
 @pytest.mark.parametrize(("reply", "value"), [("A.", 100), ("The answer is A", 100), ("B", 0), ("Z", 0), ("cat", 100)])
 def test_the_judges_reply_is_read_by_the_rule(bench: Any, tmp_path: Path, reply: str, value: int) -> None:
-    with endpoint(lambda _: reply) as judge:
-        score = bench(*pair_of_rows(7), judge=judge.judge(tmp_path)).score(answers(_7=" feline ", _1000007="B"))
-    assert (score.value, len(judge.asked)) == (value, 1)
-    assert "Answer:  feline \n" in judge.prompts[0]  # as it is
+    with endpoint(lambda _: reply) as server:
+        score = bench(*pair_of_rows(7), judge=server.judge(tmp_path)).score(answers(_7=" feline ", _1000007="B"))
+    assert (score.value, len(server.received)) == (value, 1)
+    assert "Answer:  feline \n" in server.prompts[0]  # as it is
 
 
 def test_three_unreadable_replies_are_wrong_and_not_a_draw(bench: Any, tmp_path: Path) -> None:
-    with endpoint(lambda _: "hm") as judge:
-        score = bench(*pair_of_rows(7), judge=judge.judge(tmp_path)).score(answers(_7="feline", _1000007="B"))
-    assert (len(judge.asked), score.value) == (3, 0)
+    with endpoint(lambda _: "hm") as server:
+        score = bench(*pair_of_rows(7), judge=server.judge(tmp_path)).score(answers(_7="feline", _1000007="B"))
+    assert (len(server.received), score.value) == (3, 0)
     assert "at random" in score.notes[0] and "own words" in score.notes[1]
     assert score.details["protocol"] == "tinyvlm"
 
 
 def test_a_failing_judge_leaves_the_question_pending(bench: Any, tmp_path: Path) -> None:
-    with endpoint(lambda _: 500) as judge:
-        score = bench(*pair_of_rows(7), judge=judge.judge(tmp_path)).score(answers(_7="feline", _1000007="B"))
+    with endpoint(lambda _: 500) as server:
+        score = bench(*pair_of_rows(7), judge=server.judge(tmp_path)).score(answers(_7="feline", _1000007="B"))
     assert (score.value, score.pending, score.per_question) == (None, 1, {})
 
 

@@ -52,12 +52,12 @@ def test_questions_are_asked_as_they_are(bench: Any, tmp_path: Path) -> None:
 
 
 def test_the_request_is_the_official_one(bench: Any, tmp_path: Path) -> None:
-    with endpoint(lambda _: "1.0") as judge:
-        score = bench(judge=judge.judge(tmp_path, concurrency=1)).score(llava_answers())
-    assert judge.prompts[0] == "Grade it.\n\nWhat is x? | -1 <AND> -5 | x = -1 | "
-    assert judge.prompts[1] == "Grade it.\n\nWho is it? | Bo <OR> Bob | two\nlines | "
-    assert judge.asked[0]["messages"][0]["role"] == "user" and len(judge.asked[0]["messages"]) == 1
-    assert (judge.asked[0]["temperature"], judge.asked[0]["max_tokens"]) == (0.0, 3)
+    with endpoint(lambda _: "1.0") as server:
+        score = bench(judge=server.judge(tmp_path, concurrency=1)).score(llava_answers())
+    assert server.prompts[0] == "Grade it.\n\nWhat is x? | -1 <AND> -5 | x = -1 | "
+    assert server.prompts[1] == "Grade it.\n\nWho is it? | Bo <OR> Bob | two\nlines | "
+    assert server.received[0]["messages"][0]["role"] == "user" and len(server.received[0]["messages"]) == 1
+    assert (server.received[0]["temperature"], server.received[0]["max_tokens"]) == (0.0, 3)
     assert (score.value, score.details["protocol"], score.judge) == (100.0, "official", "gpt-4-0613")
     assert score.details["judge"]["served"] == ["served-name"]
 
@@ -72,29 +72,29 @@ def test_grades_are_read_as_officially_but_for_nan(reply: str, grade: float | No
 
 
 def test_an_unreadable_reply_is_asked_again_hotter(bench: Any, tmp_path: Path) -> None:
-    with endpoint(lambda _: "0.7" if len(judge.asked) == 5 else "sure") as judge:
-        score = bench(judge=judge.judge(tmp_path, concurrency=1)).score(llava_answers({"0": "x = -1"}), {"v1_0"})
-    assert [body["temperature"] for body in judge.asked] == [0.0, 0.0, 0.5, 1.0, 1.5]
+    with endpoint(lambda _: "0.7" if len(server.received) == 5 else "sure") as server:
+        score = bench(judge=server.judge(tmp_path, concurrency=1)).score(llava_answers({"0": "x = -1"}), {"v1_0"})
+    assert [body["temperature"] for body in server.received] == [0.0, 0.0, 0.5, 1.0, 1.5]
     question = "Grade it.\n\nWhat is x? | -1 <AND> -5 | x = -1 | "
     again = question + "\nPredict the correctness of the answer (digit): "
-    assert judge.prompts == [question, again, again, again, again]
+    assert server.prompts == [question, again, again, again, again]
     assert (score.value, score.details["unparsable"]) == (70.0, 0)
 
 
 def test_never_readable_is_zero_whatever_a_sixth_asking_would_give(bench: Any, tmp_path: Path) -> None:
     def script(prompt: str) -> str:
-        tries = sum("three" in asked for asked in judge.prompts)
+        tries = sum("three" in asked for asked in server.prompts)
         return "sure" if "three" in prompt and tries < 6 else "1.0"
 
-    with endpoint(script) as judge:
-        score = bench(judge=judge.judge(tmp_path)).score(llava_answers())
+    with endpoint(script) as server:
+        score = bench(judge=server.judge(tmp_path)).score(llava_answers())
     assert (score.value, score.details["unparsable"], score.valid) == (66.7, 1, pytest.approx(2 / 3))
     assert "cannot be read" in score.notes[0]
 
 
 def test_an_answer_counts_for_each_of_its_capabilities(bench: Any, tmp_path: Path) -> None:
-    with endpoint(graded(three="0.5", two="0.3", x="1.0")) as judge:
-        score = bench(judge=judge.judge(tmp_path)).score(llava_answers())
+    with endpoint(graded(three="0.5", two="0.3", x="1.0")) as server:
+        score = bench(judge=server.judge(tmp_path)).score(llava_answers())
     assert score.value == 60.0
     assert score.details["capabilities"] == {"math": 75.0, "ocr": 75.0, "rec": 30.0}
     assert score.details["integrations"] == {"math_ocr": 75.0, "rec": 30.0}
@@ -102,30 +102,30 @@ def test_an_answer_counts_for_each_of_its_capabilities(bench: Any, tmp_path: Pat
 
 
 def test_a_capability_that_is_listed_twice_counts_once(bench: Any, tmp_path: Path) -> None:
-    with endpoint(graded(three="0.5", two="0.3", x="1.0")) as judge:
-        mmvet = bench(judge=judge.judge(tmp_path))
+    with endpoint(graded(three="0.5", two="0.3", x="1.0")) as server:
+        mmvet = bench(judge=server.judge(tmp_path))
         path = tmp_path / "mm-vet.json"
         path.write_text(path.read_text().replace('["rec"]', '["rec", "rec"]'))
         assert mmvet.score(llava_answers()).details["integrations"] == {"math_ocr": 75.0, "rec": 30.0}
 
 
 def test_runs_are_graded_apart_and_their_spread_is_that_of_a_population(bench: Any, tmp_path: Path) -> None:
-    with endpoint(lambda _: "0.2" if len(judge.asked) == 1 else "0.6") as judge:
-        mmvet = bench(runs=2, judge=judge.judge(tmp_path, concurrency=1))
+    with endpoint(lambda _: "0.2" if len(server.received) == 1 else "0.6") as server:
+        mmvet = bench(runs=2, judge=server.judge(tmp_path, concurrency=1))
         score = mmvet.score(llava_answers({"0": "x = -1"}), {"v1_0"})
     assert (score.value, score.details["std"], sorted(score.details["runs"])) == (40.0, 20.0, [20.0, 60.0])
 
 
 def test_a_rerun_asks_nothing(bench: Any, tmp_path: Path) -> None:
-    with endpoint(lambda _: "0.5") as judge:
-        first = bench(judge=judge.judge(tmp_path)).score(llava_answers())
-        again = bench(judge=judge.judge(tmp_path)).score(llava_answers())
-    assert (len(judge.asked), first) == (3, again)
+    with endpoint(lambda _: "0.5") as server:
+        first = bench(judge=server.judge(tmp_path)).score(llava_answers())
+        again = bench(judge=server.judge(tmp_path)).score(llava_answers())
+    assert (len(server.received), first) == (3, again)
 
 
 def test_a_failing_judge_gives_no_number(bench: Any, tmp_path: Path) -> None:
-    with endpoint(lambda prompt: 500 if "three" in prompt else "1.0") as judge:
-        score = bench(judge=judge.judge(tmp_path)).score(llava_answers())
+    with endpoint(lambda prompt: 500 if "three" in prompt else "1.0") as server:
+        score = bench(judge=server.judge(tmp_path)).score(llava_answers())
     assert (score.value, score.pending, score.per_question) == (None, 1, {})
     assert "status 500" in score.notes[-1]
 
@@ -144,8 +144,8 @@ def test_the_prompt_is_read_from_the_notebook_too(bench: Any, tmp_path: Path) ->
 
 
 def test_our_own_words_are_said_to_be_ours(bench: Any, tmp_path: Path) -> None:
-    with endpoint(lambda _: "1.0") as judge:
-        mmvet = bench(judge=judge.judge(tmp_path))
+    with endpoint(lambda _: "1.0") as server:
+        mmvet = bench(judge=server.judge(tmp_path))
         (tmp_path / "mm-vet_evaluator.py").unlink()
         score = mmvet.score(llava_answers())
     assert score.details["protocol"] == "tinyvlm"
@@ -155,8 +155,8 @@ def test_our_own_words_are_said_to_be_ours(bench: Any, tmp_path: Path) -> None:
 
 def test_ids_pair_whatever_the_order_and_the_spelling(bench: Any, tmp_path: Path) -> None:
     answers = [Answer("v1_2", "", "three"), Answer("0", "", "x = -1"), Answer("1", "", "old"), Answer("1", "", "two")]
-    with endpoint(graded(three="0.0", two="0.5", x="1.0")) as judge:
-        score = bench(judge=judge.judge(tmp_path)).score(answers)
+    with endpoint(graded(three="0.0", two="0.5", x="1.0")) as server:
+        score = bench(judge=server.judge(tmp_path)).score(answers)
     assert score.per_question == {"v1_0": 1.0, "v1_1": 0.5, "v1_2": 0.0}
     assert "repeat" in score.notes[0]
 

@@ -1,200 +1,98 @@
-"""Asks a language model to grade answers, over any OpenAI-compatible endpoint.
+"""Let a language model grade answers, over any OpenAI-compatible endpoint, and keep each of its replies on disk.
 
-What cannot be had (wrong key, dead endpoint, timeouts) is never a score: `Judge.reply` raises `NoReplyError`, the item
-stays pending, and a later run asks for it alone. The key is read from the environment and goes nowhere else.
+A request that fails (wrong key, dead endpoint, timeout) never becomes a score: `Judge.reply` raises `NoReplyError`, the
+question stays pending, and a later run repeats only the requests without a reply. The API key is read from the
+environment and is never written to a file, a log or a message.
 """
 
+import hashlib
+import json
 import logging
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
-from functools import cached_property
-from json import JSONDecodeError
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tinyvlm_cli.config import commands as command_config
+from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Benchmark
-from tinyvlm_cli.evaluate.judge_cache import Reply, ReplyCache, Request
+from tinyvlm_cli.files import append_jsonl, locked
 from tinyvlm_cli.results.folder import Results
 
 if TYPE_CHECKING:
-    from openai import APIStatusError, OpenAI
+    from openai import OpenAI
 
 log = logging.getLogger(__name__)
 
-Item = TypeVar("Item")
+Task = TypeVar("Task")
 Grade = TypeVar("Grade")
 
 PENDING = 3  # exit code of a command: some answers wait for the judge
 
-REFUSED_KEY = (401, 403)
-NO_SUCH_PLACE = 404  # wrong URL or model
-FEWEST_FAILURES = 3  # in a row before the endpoint is given up, however small the concurrency
+RETRIED = (408, 409, 429)  # client errors that may pass; the client has retried them
+MIN_FAILURES = 3  # consecutive failures before the endpoint is given up, even when the concurrency is lower
 
 
 class NoReplyError(Exception):
-    """The judge gave no reply; the text says why."""
+    """Raised when the judge gave no reply; the message is the reason."""
 
 
-def open_judge(settings: command_config.Judge, results: Results) -> "Judge | None":
-    """The judge of a command, or None when none is set. Nothing is sent before the first question."""
-    if settings.model is None:
-        return None
-    if not os.environ.get(settings.key_variable) and settings.base_url is None:
-        log.warning("judge.model is %s, but %s is not set", settings.model, settings.key_variable)
-    return Judge(settings, settings.model, cache=ReplyCache(results.judge_dir, settings.model))
+@dataclass(frozen=True)
+class Request:
+    """A request to the judge: everything that determines its reply, except the model."""
+
+    messages: tuple[tuple[str, str], ...]  # (role, content)
+    temperature: float
+    max_tokens: int
 
 
-class Judge:
-    """Grades answers, several at a time, and remembers each reply."""
+@dataclass(frozen=True)
+class Reply:
+    """A reply of the judge."""
 
-    def __init__(self, settings: command_config.Judge, model: str, *, cache: ReplyCache) -> None:
-        self.model = model
-        self.official_failures = settings.official_failures
-        self._settings = settings
-        self._key = os.environ.get(settings.key_variable)
-        self._cache = cache
-        self._lock = Lock()
-        self._stopped = ""  # why nothing more is asked
-        self._failures = 0  # requests in a row that failed after all their retries
-        self._reasons: Counter[str] = Counter()
-        self._refused: set[str] = set()  # official parameters that the model does not take
+    text: str  # unchanged; "" when the model sent none
+    served: str  # the model's name in the endpoint's response, where an alias such as "gpt-4" is resolved
+    created: str  # UTC, ISO 8601
+    without: str = (
+        ""  # parameters that were left out because the model does not support them: "max_tokens, temperature"
+    )
 
-    @property
-    def trouble(self) -> str:
-        """Why replies are missing, in the words of the most frequent failure; "" when none is."""
-        return self._stopped or next((reason for reason, _ in self._reasons.most_common(1)), "")
 
-    def each(self, items: Iterable[Item], grade: Callable[[Item], Grade]) -> list[Grade | None]:
-        """`grade` of every item, in order, `judge.concurrency` at a time; None where `reply` was not to be had."""
+@dataclass(frozen=True, kw_only=True)
+class Judged(Benchmark):
+    """A benchmark in which a judge grades all or some of the answers."""
 
-        def attempt(item: Item) -> Grade | None:
-            try:
-                return grade(item)
-            except NoReplyError as reason:
-                with self._lock:
-                    self._reasons[str(reason)] += 1
-                return None
+    judge: "Judge | None" = None
 
-        pool = ThreadPoolExecutor(self._settings.concurrency)
-        try:
-            grades = list(pool.map(attempt, items))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C: drop what waits
-        pending = sum(grade is None for grade in grades)
-        if pending:
-            log.warning("%s left %d of %d requests without a reply: %s", self.model, pending, len(grades), self.trouble)
-        return grades
 
-    def reply(self, request: Request, repeat: str = "") -> Reply:
-        """The judge's reply. `repeat` tells apart askings of the same request: "<run>.<attempt>"."""
-        with self._cache.asking(request, repeat):
-            stored = self._cache.get(request, repeat)
-            if stored:
-                return stored
-            if self._stopped:
-                raise NoReplyError(self._stopped)
-            return self._cache.put(request, repeat, self._ask(request))
+def with_judge(benchmark: Benchmark, settings: command_config.Judge, results: Results) -> Benchmark:
+    """Return the benchmark with the judge of these settings, or unchanged if it takes none or no model is set.
 
-    @cached_property
-    def _client(self) -> "OpenAI":
-        from openai import OpenAI
-
-        # The client retries 408, 409, 429, 5xx, timeouts and broken connections, waiting 0.5 s, 1 s, 2 s ... 8 s or
-        # as long as the server's Retry-After says.
-        return OpenAI(
-            api_key=self._key or "none",  # servers on one's own machine need none, but the client insists
-            base_url=self._settings.base_url,
-            timeout=self._settings.timeout_s,
-            max_retries=self._settings.retries,
+    Nothing is sent before the first answer is graded.
+    """
+    if not isinstance(benchmark, Judged) or settings.model is None:
+        return benchmark
+    if settings.concurrency < 1 or settings.retries < 0 or settings.timeout_s <= 0:
+        raise UserError(
+            f"judge.concurrency={settings.concurrency}, judge.retries={settings.retries}, judge.timeout_s="
+            f"{settings.timeout_s}: give at least 1, at least 0 and more than 0"
         )
-
-    def _ask(self, request: Request) -> Reply:
-        from openai import APIConnectionError, APIStatusError
-
-        with self._lock:  # a cached property is not safe in threads
-            client = self._client
-        where = client.base_url.netloc.decode()  # without user name and password
-        try:
-            completion, without = self._create(client, request)
-        except APIStatusError as error:
-            raise self._refusal(error) from None
-        except (APIConnectionError, JSONDecodeError) as error:
-            raise self._failure(f"{where} does not answer ({self._clean(error)})") from None
-        # Proxies answer 200 with a page, and some servers with an error and no choices.
-        choices = getattr(completion, "choices", None)
-        if not choices:
-            raise self._failure(f"{where} answered with something that is not a chat completion")
-        self._failures = 0
-        # A lone surrogate is legal in JSON and cannot be written as UTF-8.
-        text = (choices[0].message.content or "").encode("utf-8", "replace").decode()
-        created = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-        return Reply(text=text, served=completion.model or self.model, created=created, without=without)
-
-    def _create(self, client: "OpenAI", request: Request) -> tuple[Any, str]:
-        """The completion, and which of the official parameters the model does not take."""
-        from openai import BadRequestError
-
-        messages: Any = [{"role": role, "content": content} for role, content in request.messages]
-        while True:
-            refused = frozenset(self._refused)
-            official = {"temperature": request.temperature, "max_tokens": request.max_tokens}
-            sent: dict[str, Any] = {name: value for name, value in official.items() if name not in refused}
-            if "max_tokens" in refused:
-                sent["max_completion_tokens"] = request.max_tokens  # the same limit under its newer name
-            try:
-                completion = client.chat.completions.create(model=self.model, messages=messages, **sent)
-            except BadRequestError as error:
-                named = [name for name in official if name in sent and name in (error.param, *_quoted(error.message))]
-                if not named:
-                    raise
-                self._refused.update(named)
-            else:
-                return completion, ", ".join(sorted(refused))
-
-    def _refusal(self, error: "APIStatusError") -> NoReplyError:
-        said = f"status {error.status_code}: {self._clean(error)}"
-        if error.status_code in REFUSED_KEY:
-            is_set = bool(os.environ.get(self._settings.key_variable))
-            found = "was refused" if is_set else "is not set"
-            return self._stop(
-                f"the judge's key in the environment variable {self._settings.key_variable} {found} ({said})"
-            )
-        if error.status_code == NO_SUCH_PLACE:
-            return self._stop(f"judge.base_url or judge.model={self.model} does not exist ({said})")
-        if error.code == "insufficient_quota":
-            return self._stop(f"the judge's account has no quota left ({said})")
-        if error.status_code < 500 and error.status_code not in (408, 409, 429):
-            # The endpoint works; it does not take this request (too long, filtered, a parameter that it does not know).
-            return NoReplyError(f"the judge refuses the request ({said})")
-        return self._failure(f"the judge fails ({said})")
-
-    def _failure(self, reason: str) -> NoReplyError:
-        """A request that failed after all its retries. As many in a row as run side by side: the endpoint is dead."""
-        with self._lock:
-            self._failures += 1
-            dead = self._failures >= max(self._settings.concurrency, FEWEST_FAILURES)
-        return self._stop(reason) if dead else NoReplyError(reason)
-
-    def _stop(self, reason: str) -> NoReplyError:
-        self._stopped = self._stopped or reason
-        return NoReplyError(self._stopped)
-
-    def _clean(self, error: Exception) -> str:
-        """The error in one short line. Servers quote the key in their refusals."""
-        line = " ".join(str(error).split())
-        return (line.replace(self._key, "***") if self._key else line)[:300]
+    if not os.environ.get(settings.key_variable) and settings.base_url is None:
+        log.warning("judge.model=%s: the environment variable %s is not set", settings.model, settings.key_variable)
+    return replace(benchmark, judge=Judge(settings, settings.model, results.judge_dir))
 
 
 def provenance(replies: Sequence[Reply]) -> dict[str, Any]:
-    """For a score's details: which model graded, when, and how the request differed from the official one.
+    """Return what a score's details record about its judge.
 
-    A named judge changes behind its name.
+    These are the models that replied (the model behind a name can change), the dates of the first and the last reply,
+    and the official parameters that were left out.
     """
     if not replies:
         return {}
@@ -204,20 +102,190 @@ def provenance(replies: Sequence[Reply]) -> dict[str, Any]:
     return {"served": served, "from": dates[0], "to": dates[-1], **({"without": without} if without else {})}
 
 
-def _quoted(message: str) -> list[str]:
-    """The words in quotes: servers name the parameter that they refuse."""
-    return re.findall(r"['\"`](\w+)['\"`]", message)
+class Judge:
+    """A client of the judge model. It sends several requests at a time and sends no request twice."""
+
+    def __init__(self, settings: command_config.Judge, model: str, cache_dir: Path) -> None:
+        self.model = model
+        self.official_failures = settings.official_failures
+        self._settings = settings
+        self._key = os.environ.get(settings.key_variable)
+        self._cache = ReplyCache(cache_dir, model)
+        self._lock = Lock()
+        self._client: OpenAI | None = None
+        self._unsupported: set[str] = set()  # official parameters that the model rejects
+        self._failures = 0  # consecutive requests that failed after all retries
+        self._reasons: Counter[str] = Counter()  # why requests got no reply
+        self._stop_reason = ""  # why no more requests are sent
+
+    @property
+    def failure_reason(self) -> str:
+        """Return the most frequent reason for which replies are missing, or "" if none is missing."""
+        return self._stop_reason or next((reason for reason, _ in self._reasons.most_common(1)), "")
+
+    def grade_all(self, tasks: Iterable[Task], grade: Callable[[Task], Grade]) -> list[Grade | None]:
+        """Call `grade` on each task, `judge.concurrency` at a time.
+
+        Returns the results in the order of the tasks, with None where `reply` raised NoReplyError.
+        """
+        grades: list[Grade | None] = []
+        pool = ThreadPoolExecutor(self._settings.concurrency)
+        try:
+            for future in [pool.submit(grade, task) for task in tasks]:
+                try:
+                    grades.append(future.result())
+                except NoReplyError as reason:
+                    self._reasons[str(reason)] += 1
+                    grades.append(None)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # on Ctrl-C, drop the waiting tasks
+        if pending := sum(grade is None for grade in grades):
+            log.warning(
+                "%s gave no reply to %d of %d requests: %s", self.model, pending, len(grades), self.failure_reason
+            )
+        return grades
+
+    def reply(self, request: Request, repeat: str = "") -> Reply:
+        """Return the judge's reply, from the cache or from the endpoint. Raises NoReplyError.
+
+        repeat: tells repetitions of one request apart, such as "<run>.<attempt>".
+        """
+        return self._cache.get_or_send(request, repeat, lambda: self._send(request))
+
+    def _send(self, request: Request) -> Reply:
+        """Send a request. A parameter that the model does not support is left out, in all later requests too."""
+        from openai import APIConnectionError, APIStatusError, BadRequestError, OpenAI
+
+        if self._stop_reason:
+            raise NoReplyError(self._stop_reason)
+        with self._lock:
+            # The client retries 408, 409, 429, 5xx, timeouts and broken connections, after 0.5 s, 1 s, 2 s ... 8 s or
+            # after the time in the server's Retry-After header.
+            self._client = client = self._client or OpenAI(
+                api_key=self._key or "none",  # a local server needs none, but the client requires one
+                base_url=self._settings.base_url,
+                timeout=self._settings.timeout_s,
+                max_retries=self._settings.retries,
+            )
+        messages: Any = [{"role": role, "content": _utf8(content)} for role, content in request.messages]
+        official = {"temperature": request.temperature, "max_tokens": request.max_tokens}
+        while True:
+            unsupported = frozenset(self._unsupported)  # other threads add to it
+            parameters: Any = {name: value for name, value in official.items() if name not in unsupported}
+            if "max_tokens" in unsupported:
+                parameters["max_completion_tokens"] = request.max_tokens  # the newer name of the same limit
+            try:
+                completion = client.chat.completions.create(model=self.model, messages=messages, **parameters)
+                break
+            except BadRequestError as error:
+                quoted = re.findall(r"['\"`](\w+)['\"`]", error.message)  # servers quote the parameter that they reject
+                rejected = [name for name in official if name in parameters and name in (error.param, *quoted)]
+                if not rejected:
+                    raise self._no_reply(error) from None
+                self._unsupported.update(rejected)
+            except (APIConnectionError, APIStatusError, json.JSONDecodeError) as error:
+                raise self._no_reply(error) from None
+        try:
+            text = _utf8(completion.choices[0].message.content or "")
+            served = _utf8(completion.model or self.model)
+        except (AttributeError, LookupError, TypeError) as error:
+            # Proxies answer with a page and status 200, and some servers with an error instead of choices.
+            raise self._no_reply(error) from None
+        self._failures = 0
+        return Reply(text, served, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", ", ".join(sorted(unsupported)))
+
+    def _no_reply(self, error: Exception) -> NoReplyError:
+        """Return the error for a request that failed, and stop sending where later requests would fail too."""
+        from openai import APIConnectionError, APIStatusError
+
+        host = self._client.base_url.netloc.decode() if self._client else ""  # netloc has no user name or password
+        message = " ".join(str(error).split())
+        message = (message.replace(self._key, "***") if self._key else message)[:300]  # servers quote the key
+        if isinstance(error, APIStatusError):
+            status, message = error.status_code, f"status {error.status_code}: {message}"
+            stops = status in (401, 403, 404) or error.code == "insufficient_quota"
+            if status in (401, 403):
+                problem = "was rejected" if self._key else "is not set"
+                reason = f"the judge's key in the environment variable {self._settings.key_variable} {problem}"
+            elif status == 404:
+                reason = f"judge.base_url or judge.model={self.model} does not exist"
+            elif stops:
+                reason = "the judge's account has no quota left"
+            elif status < 500 and status not in RETRIED:
+                # The endpoint works but rejects this request: it is too long, filtered, or has an unknown parameter.
+                return NoReplyError(f"the judge rejects the request ({message})")
+            else:
+                reason = "the judge fails"
+        else:
+            stops = False
+            is_silent = isinstance(error, APIConnectionError)
+            reason = f"{host or 'judge.base_url'} " + (
+                "does not answer" if is_silent else "sent something that is not a chat completion"
+            )
+        with self._lock:
+            self._failures += not stops
+            # As many consecutive failures as requests are sent at a time: the endpoint is dead.
+            if stops or self._failures >= max(self._settings.concurrency, MIN_FAILURES):
+                self._stop_reason = self._stop_reason or f"{reason} ({message})"
+        return NoReplyError(self._stop_reason or f"{reason} ({message})")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Judged(Benchmark):
-    """A benchmark whose answers a judge grades, all or some."""
+class ReplyCache:
+    """The replies of one judge model, in one JSON-lines file.
 
-    judge: Judge | None = None
+    Each reply is forced to disk before it counts, so a kill loses at most the line that was being written. Several
+    processes can share the file: each reads what the others appended before it sends a request and before it adds one.
+    """
+
+    def __init__(self, folder: Path, model: str) -> None:
+        self._model = model
+        self._path = folder / (re.sub(r"[^\w.-]+", "_", model) + ".jsonl")
+        self._replies: dict[str, Reply] = {}
+        self._num_read = 0  # bytes of the file whose lines are in `_replies`
+        self._lock = Lock()
+        self._sending: dict[str, Lock] = defaultdict(Lock)  # key -> held while the reply is looked up or requested
+
+    def get_or_send(self, request: Request, repeat: str, send: Callable[[], Reply]) -> Reply:
+        """Return the stored reply to a request, or store and return what `send` returns."""
+        identity = {"model": self._model, "repeat": repeat, **asdict(request)}
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        with self._lock:
+            sending = self._sending[key]
+        with sending:  # two questions can make the same request
+            with self._lock:
+                if key not in self._replies:
+                    self._read_appended()
+                if key in self._replies:
+                    return self._replies[key]
+            reply = send()
+            with self._lock, locked(self._path):
+                self._read_appended()
+                if key not in self._replies:  # else another process was first, and its reply counts
+                    append_jsonl(self._path, {"key": key, "model": self._model, "repeat": repeat, **asdict(reply)})
+                    self._replies[key] = reply
+                return self._replies[key]
+
+    def _read_appended(self) -> None:
+        """Read the complete lines that were appended since the last call. The first reply to a request counts."""
+        if not self._path.exists() or self._path.stat().st_size <= self._num_read:
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._num_read)
+            appended = file.read()
+        names = [field.name for field in fields(Reply)]
+        for line in appended[: appended.rfind(b"\n") + 1].splitlines(keepends=True):
+            try:
+                record = json.loads(line)
+                key, *values = (record[name] for name in ("key", *names))
+            except (ValueError, TypeError, KeyError):
+                key, values = "", [None]
+            if not all(isinstance(value, str) for value in (key, *values)):
+                position = f"{self._path}, byte {self._num_read}"
+                raise UserError(f"{position}: not a reply of the judge; delete that line or the file")
+            self._replies.setdefault(key, Reply(*values))
+            self._num_read += len(line)
 
 
-def with_judge(benchmark: Benchmark, settings: command_config.Judge, results: Results) -> Benchmark:
-    """`benchmark`, with the command's judge where it takes one."""
-    if not isinstance(benchmark, Judged):
-        return benchmark
-    return replace(benchmark, judge=open_judge(settings, results))
+def _utf8(text: str) -> str:
+    """Replace unpaired surrogates, which are legal in JSON but cannot be encoded as UTF-8, with question marks."""
+    return text.encode("utf-8", "replace").decode()

@@ -18,8 +18,7 @@ import numpy as np
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Question, Score
-from tinyvlm_cli.evaluate.judge import Judge, Judged, provenance
-from tinyvlm_cli.evaluate.judge_cache import Reply, Request
+from tinyvlm_cli.evaluate.judge import Judge, Judged, Reply, Request, provenance
 from tinyvlm_cli.evaluate.official_files import read_json, read_lines
 from tinyvlm_cli.evaluate.pairing import pair
 from tinyvlm_cli.evaluate.parquet import StoredImage, read_rows
@@ -110,7 +109,7 @@ class LLaVAWild(Judged):
             fate = "count as -1, as in the official script" if self.judge.official_failures else "are left out"
             notes.append(f"{unreadable} of {len(done)} reviews cannot be read and {fate}")
         if pending:
-            notes.append(f"{pending} answers wait for the judge ({self.judge.trouble}); run again")
+            notes.append(f"{pending} answers wait for the judge ({self.judge.failure_reason}); run again")
         failed = FAILED if self.judge.official_failures else None
         grades = [[review.grades or failed for review in runs if review] for runs in reviews if not pending]
         table = {} if pending else _tables(items, grades)
@@ -177,7 +176,7 @@ class LLaVAWild(Judged):
         requests = {item.key: self._request(item, texts[item.key], self._rule(item.category, rules)) for item in items}
         ask = partial(_review, judge=judge, attempts=1 if judge.official_failures else ATTEMPTS)
         tasks = [(item.key, run) for item in items for run in range(self.runs)]
-        reviews = judge.each(tasks, lambda task: ask(requests[task[0]], run=task[1]))
+        reviews = judge.grade_all(tasks, lambda task: ask(requests[task[0]], run=task[1]))
         return [reviews[start : start + self.runs] for start in range(0, len(reviews), self.runs)]
 
     def _request(self, item: Item, text: str, rule: Mapping[str, str]) -> Request:

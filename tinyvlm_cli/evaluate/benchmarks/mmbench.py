@@ -184,7 +184,7 @@ class MMBench(Judged):
                 open_groups[base] = group
         if open_groups and self.judge is not None:
             judge, template = self.judge, mmbench_judge.read_prompt(self.folder)
-            asked = judge.each(
+            asked = judge.grade_all(
                 open_groups.values(),
                 lambda group: mmbench_judge.settle(group, read, texts, rule=rule, judge=judge, template=template),
             )
@@ -206,7 +206,7 @@ class MMBench(Judged):
         if own_words:
             notes.append(f"some answers were judged in tinyvlm's own words; for the official ones: {self.wanted()[0]}")
         if pending and self.judge:
-            notes.append(f"{pending} questions wait for the judge ({self.judge.trouble}); run again")
+            notes.append(f"{pending} questions wait for the judge ({self.judge.failure_reason}); run again")
         return notes
 
 

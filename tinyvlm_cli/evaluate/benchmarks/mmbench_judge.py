@@ -10,8 +10,7 @@ from pathlib import Path
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmarks.mmbench_table import Row
 from tinyvlm_cli.evaluate.choices import ChoiceRule
-from tinyvlm_cli.evaluate.judge import Judge
-from tinyvlm_cli.evaluate.judge_cache import Reply, Request
+from tinyvlm_cli.evaluate.judge import Judge, Reply, Request
 from tinyvlm_cli.evaluate.official_files import python_string
 
 ATTEMPTS = 3  # askings about one answer

@@ -15,8 +15,7 @@ import numpy as np
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Question, Score
-from tinyvlm_cli.evaluate.judge import Judge, Judged, provenance
-from tinyvlm_cli.evaluate.judge_cache import Reply, Request
+from tinyvlm_cli.evaluate.judge import Judge, Judged, Reply, Request, provenance
 from tinyvlm_cli.evaluate.official_files import python_string, read_json
 from tinyvlm_cli.evaluate.pairing import pair
 from tinyvlm_cli.evaluate.parquet import StoredImage, read_rows
@@ -106,14 +105,14 @@ class MMVet(Judged):
             notes.append(f"graded in tinyvlm's own words, not comparable with published scores: {self.wanted()[0]}")
         tasks = [(item, run) for item in items for run in range(self.runs)]
         ask = partial(_grade, judge=self.judge, prompt=self._prompt())
-        graded = self.judge.each(tasks, lambda task: ask(task[0], paired.texts[task[0].key], run=task[1]))
+        graded = self.judge.grade_all(tasks, lambda task: ask(task[0], paired.texts[task[0].key], run=task[1]))
         done = [grade for grade in graded if grade]
         pending = len({item.key for (item, _), grade in zip(tasks, graded, strict=True) if grade is None})
         unreadable = sum(not grade.readable for grade in done)
         if unreadable:
             notes.append(f"{unreadable} of {len(tasks)} grades cannot be read and are 0, as in the official evaluator")
         if pending:
-            notes.append(f"{pending} answers wait for the judge ({self.judge.trouble}); run again")
+            notes.append(f"{pending} answers wait for the judge ({self.judge.failure_reason}); run again")
         grades = [] if pending else list(np.array([grade.value for grade in done]).reshape(len(items), self.runs))
         table = {} if pending else _tables(items, grades)
         return Score(
