@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tinyvlm_cli.statistics.intervals import difference, holm, interval
-from tinyvlm_cli.statistics.questions import Formula, Questions, Tally, read_questions, summed
+from tinyvlm_cli.statistics.questions import Formula, Questions, Tally, summed
 
 Random = np.random.Generator
 
@@ -54,7 +54,7 @@ KINDS = {"accuracy": accuracy, "F1": yes_no, "MME": in_pairs}
 
 
 def headline(questions: Questions) -> float:
-    return float(summed([questions]).all_headlines()[0])
+    return float(summed([questions]).headlines()[0, 0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,7 +125,7 @@ def test_a_real_difference_is_seen_over_seeds() -> None:
 
 def test_questions_that_only_one_run_has_are_left_out() -> None:
     a, b = accuracy(np.random.default_rng(2)), accuracy(np.random.default_rng(3))
-    half = replace(b, **{name: getattr(b, name)[:90] for name in ("keys", "images", "groups", "own", "other")})
+    half = replace(b, **{name: getattr(b, name)[:90] for name in ("keys", "images", "groups", "values", "references")})
     assert difference([a], [half]).num_questions == 90
 
 
@@ -137,7 +137,7 @@ def test_holm_by_hand() -> None:
 def test_the_file_is_read_as_written(tmp_path: Path) -> None:
     questions = yes_no(np.random.default_rng(4), images=3)
     questions.write(tmp_path / "questions.json")
-    found = read_questions(tmp_path / "questions.json")
+    found = Questions.read(tmp_path / "questions.json")
     assert (found.formula, found.keys) == (questions.formula, questions.keys)
-    for name in ("images", "groups", "own", "other"):
+    for name in ("images", "groups", "values", "references"):
         assert np.array_equal(getattr(found, name), getattr(questions, name))

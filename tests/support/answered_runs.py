@@ -28,7 +28,7 @@ def write_run(results: Path, folder: str, levels: dict[str, float], **changes: A
     for benchmark, level in levels.items():
         questions = answered(random, level)
         questions.write(path / "eval/finetune" / benchmark / "questions.json")
-        value = 100 * float(questions.own.mean())
+        value = 100 * float(questions.values.mean())
         fields = {"run": folder, "name": folder, "benchmark": benchmark, "value": value, "n": 2 * IMAGES, **changes}
         with (path / "scores.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(row(**fields))) + "\n")

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import OmegaConf
 
 from tinyvlm_cli.config.build import build
@@ -48,5 +47,4 @@ def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> Path:
 
 def worked_out(score: Score) -> float:
     """The headline from what is kept of each question."""
-    sums = summed([questions_of(score, [])])
-    return float(sums.headlines(np.ones((1, sums.num_images)))[0, 0])
+    return float(summed([questions_of(score, [])]).headlines()[0, 0])

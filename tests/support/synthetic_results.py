@@ -60,13 +60,13 @@ def write_run(results: Path, cell: tuple[str, ...], seed: int, share: float, *, 
         answered = questions(benchmark, random, 0.55 + 0.02 * CELLS.index(cell) / 2 + 0.01 * place, share)
         here = folder / "eval/finetune" / benchmark
         answered.write(here / "questions.json")
-        scores = dict(zip(answered.keys, answered.own.tolist(), strict=True))
+        scores = dict(zip(answered.keys, answered.values.tolist(), strict=True))
         (here / "per_question.json").write_text(json.dumps(scores), encoding="utf-8")
         with (here / "answers-0.jsonl").open("w", encoding="utf-8") as file:
             for key, score in scores.items():
                 said = {"question_id": key, "prompt": f"Question {key}?", "text": "yes" if score else "no", "key": key}
                 file.write(json.dumps(said) + "\n")
-        value = float(summed([answered]).all_headlines()[0])
+        value = float(summed([answered]).headlines()[0, 0])
         bounds = interval([answered], draws=draws)
         lines.append(row(**more, benchmark=benchmark, value=value, n=len(scores), interval=bounds and list(bounds)))
     (folder / "scores.jsonl").write_text("".join(json.dumps(asdict(one)) + "\n" for one in lines), encoding="utf-8")

@@ -7,7 +7,7 @@ from pathlib import Path
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import ScoreRow
 from tinyvlm_cli.statistics.intervals import Difference, difference, interval
-from tinyvlm_cli.statistics.questions import FILE, Questions, read_questions
+from tinyvlm_cli.statistics.questions import FILE, Questions
 
 REAL_BELOW = 0.05  # of the corrected p
 
@@ -39,4 +39,4 @@ def _file(row: ScoreRow, results: Results) -> Path:
 
 @lru_cache(maxsize=16)  # one line is compared with several others in turn
 def _read(path: Path) -> Questions:
-    return read_questions(path)
+    return Questions.read(path)

@@ -1,3 +1,3 @@
 """Headline scores as formulas over questions, their intervals, and paired tests between runs.
 
-Pure functions of arrays; only the file of per-question results is read and written here."""
+Only pure functions of arrays live here, with the reader and writer of questions.json; models and answers do not."""

@@ -1,22 +1,22 @@
-"""How sure a score is, and whether two runs differ: from their answers to the same questions.
+"""Confidence intervals of scores and tests of differences, from the answers to each question.
 
-Questions on one image stand and fall together, so images are drawn, not questions; images with questions in different
-groups (MME's subtasks) are drawn apart.
+Questions on one image are correlated, so images are resampled, not questions. Images with questions in different
+groups (MME's subtasks) are resampled separately.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from tinyvlm_cli.statistics.questions import Questions, Sums, gradients, summed, value
+from tinyvlm_cli.statistics.questions import Questions, Sums, headline, summed
 
 DRAWS = 2000
 LEVEL = 0.95
-TINY = 1e-9  # in a headline's unit: rounding
-AT_ONCE = 4_000_000  # weights in memory
+TINY = 1e-9  # rounding error of a headline, in its own unit
+MAX_WEIGHTS = 4_000_000  # of images in draws, in memory at a time
 
 INTERVALS = (
     "Intervals: 95%, percentile bootstrap over images (Efron and Tibshirani 1993), 2,000 draws, stratified by group"
@@ -33,11 +33,11 @@ SEEDS = (
 
 @dataclass(frozen=True)
 class Difference:
-    """Of run b to run a on one benchmark, in the benchmark's unit; of runs with several seeds, of their means."""
+    """The difference between runs a and b on one benchmark, in its unit; with several seeds, between their means."""
 
     a: float
     b: float
-    low: float
+    low: float  # 95% interval of b - a
     high: float
     p: float
     num_questions: int
@@ -45,45 +45,45 @@ class Difference:
 
     @property
     def change(self) -> float:
-        """b - a"""
+        """The difference b - a."""
         return self.b - self.a
 
 
 def interval(runs: Sequence[Questions], *, draws: int = DRAWS, seed: int = 0) -> tuple[float, float] | None:
-    """The 95% interval of a run's headline, or of the mean of runs that differ in the seed alone.
+    """Return the 95% interval of a run's headline, or of the mean of runs that differ only in the seed.
 
-    None where one image is all there is.
+    Returns None for questions on a single image.
     """
     sums = summed(runs)
-    if sums.num_images < 2:
+    if len(sums.strata) < 2:
         return None
     if len(runs) > 1:
         low, high, _ = _over_seeds(sums, {1: slice(None)})
         return low, high
-    return _percentiles([sums.headlines(weights)[0] for weights in _resampled(sums, draws, seed)])
+    return _bootstrap(sums, lambda headlines: headlines[0], draws, seed)
 
 
 def difference(a: Sequence[Questions], b: Sequence[Questions], *, draws: int = DRAWS, seed: int = 0) -> Difference:
-    """Of two runs that answered the same questions, or of two groups of runs that differ in the seed alone.
+    """Compare two runs that answered the same questions, or two groups of runs that differ only in the seed.
 
-    a, b: a run's questions for each seed; where one side has a single seed, the first of the other.
+    a, b: a run's questions for each seed. Where one side has a single seed, only the first of the other side counts.
     """
     num_seeds = min(len(a), len(b))
     if num_seeds == 1:
         a, b = a[:1], b[:1]
     sums = summed([*a, *b])
-    headlines = sums.all_headlines()
-    first, second = float(headlines[: len(a)].mean()), float(headlines[len(a) :].mean())
+    headlines = sums.headlines()[:, 0]
+    mean_a, mean_b = float(headlines[: len(a)].mean()), float(headlines[len(a) :].mean())
     if num_seeds > 1:
         low, high, p = _over_seeds(sums, {-1: slice(len(a)), 1: slice(len(a), None)})
     else:
-        low, high = _percentiles([theirs - ours for ours, theirs in map(sums.headlines, _resampled(sums, draws, seed))])
-        p = _randomization(sums, second - first, draws, seed)
-    return Difference(first, second, low, high, p, sums.num_questions, num_seeds)
+        low, high = _bootstrap(sums, lambda headlines: headlines[1] - headlines[0], draws, seed)
+        p = _randomization_p(sums, mean_b - mean_a, draws, seed)
+    return Difference(mean_a, mean_b, low, high, p, sums.num_questions, num_seeds)
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """p values corrected for their number (Holm 1979), in the same order."""
+    """Return p values corrected for their number (Holm 1979), in the same order."""
     corrected = [0.0] * len(values)
     largest = 0.0
     for rank, place in enumerate(np.argsort(values)):
@@ -92,52 +92,57 @@ def holm(values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _resampled(sums: Sums, draws: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """Weightings [., I] in which every image counts as often as it was drawn."""
+def _bootstrap(
+    sums: Sums, statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]], draws: int, seed: int
+) -> tuple[float, float]:
+    """Return the 95% percentile interval of a statistic [D] of the runs' headlines [R, D] over D resamples."""
     random = np.random.default_rng(seed)
     strata = [np.flatnonzero(sums.strata == stratum) for stratum in range(sums.strata.max() + 1)]
-    for size in _portions(sums.num_images, draws):
-        weights = np.zeros((size, sums.num_images))
+    found = []
+    for size in _batches(len(sums.strata), draws):
+        weights = np.zeros((size, len(sums.strata)))  # [D, I] how often each image was drawn
         for draw in weights:
             for images in strata:
                 chosen = random.integers(0, len(images), len(images))
                 draw[images] = np.bincount(chosen, minlength=len(images))
-        yield weights
+        found.append(statistic(sums.headlines(weights)))
+    low, high = np.percentile(np.concatenate(found), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return float(low), float(high)
 
 
-def _randomization(sums: Sums, observed: float, draws: int, seed: int) -> float:
-    """p of a difference as large as the observed one, were it by chance who of the two gave which answers.
+def _randomization_p(sums: Sums, observed: float, draws: int, seed: int) -> float:
+    """Return the p value of a difference between two runs whose answers to an image are exchangeable under the null.
 
-    Differences of exactly that size count half (mid-p, Fagerland et al. 2013): with few images there are many, and
-    counted whole they make the test say nothing too often.
+    Differences of exactly the observed size count half (mid-p, Fagerland et al. 2013): with few images many draws tie,
+    and counting them whole makes the test far too conservative.
     """
     if abs(observed) < TINY:
         return 1.0
     random = np.random.default_rng(seed)
     a, b = sums.sums
-    lead = (b - a).reshape(sums.num_images, -1)
-    as_large = 0.0
-    for size in _portions(sums.num_images, draws):
-        swap = random.integers(0, 2, (size, sums.num_images)).astype(np.float64)
+    lead = (b - a).reshape(len(sums.strata), -1)
+    extreme = 0.0
+    for size in _batches(len(sums.strata), draws):
+        swap = random.integers(0, 2, (size, len(sums.strata))).astype(np.float64)
         moved = (swap @ lead).reshape(size, *a.shape[1:])
-        changes = value(sums.formula, b.sum(axis=0) - moved) - value(sums.formula, a.sum(axis=0) + moved)
-        beyond = np.abs(changes) - abs(observed)
-        as_large += float((beyond > TINY).sum() + (np.abs(beyond) <= TINY).sum() / 2)
-    return (as_large + 1) / (draws + 1)
+        changes = headline(sums.formula, b.sum(axis=0) - moved) - headline(sums.formula, a.sum(axis=0) + moved)
+        excess = np.abs(changes) - abs(observed)
+        extreme += float((excess > TINY).sum() + (np.abs(excess) <= TINY).sum() / 2)
+    return (extreme + 1) / (draws + 1)
 
 
 def _over_seeds(sums: Sums, sides: dict[int, slice]) -> tuple[float, float, float]:
-    """The 95% interval of a mean over seeds, or of a difference of two, and its p against 0.
+    """Return the 95% interval of a mean over seeds, or of a difference of two such means, and its p value against 0.
 
-    sides: sign -> the side's runs among those of `sums`.
+    sides: sign of the side in the difference -> its runs among those of `sums`.
 
-    Images and seeds are both drawn at random, so the variance is that over images and that over seeds, less what both
+    Both images and seeds are sampled, so the variance is that over images plus that over seeds, minus what both
     contain: the variance of single answers.
     """
-    headlines = sums.all_headlines()
-    influence = np.einsum("rigk,rgk->ri", sums.sums, gradients(sums))  # of an image on a run's headline
+    headlines = sums.headlines()[:, 0]
+    influence = np.einsum("rigk,rgk->ri", sums.sums, sums.gradients())  # [R, I] of an image on a run's headline
     center, of_answers = 0.0, 0.0
-    of_images = np.zeros(sums.num_images)
+    of_images = np.zeros(len(sums.strata))
     of_seeds, freedom = [], []
     for sign, side in sides.items():
         own, images = headlines[side], influence[side]
@@ -146,8 +151,13 @@ def _over_seeds(sums: Sums, sides: dict[int, slice]) -> tuple[float, float, floa
         of_seeds.append(float(own.var(ddof=1)) / len(own))
         freedom.append(len(own) - 1)
         of_answers += float(((images - images.mean(axis=0)) ** 2).sum()) / (len(own) - 1) / len(own)
-    excess = max(0.0, sum(of_seeds) - of_answers)  # what seeds differ in beyond single answers
-    variance = _clustered(of_images, sums.strata) + excess
+    excess = max(0.0, sum(of_seeds) - of_answers)  # variance between seeds beyond that of single answers
+    clustered = 0.0  # variance of a sum over images with a fixed number of images in each stratum
+    for stratum in range(sums.strata.max() + 1):
+        members = of_images[sums.strata == stratum]
+        if len(members) > 1:
+            clustered += len(members) * float(members.var(ddof=1))
+    variance = clustered + excess
     if variance < TINY**2:
         return center, center, 1.0 if abs(center) < TINY else 0.0
     scatter = sum(part**2 / own for part, own in zip(of_seeds, freedom, strict=True))
@@ -157,22 +167,7 @@ def _over_seeds(sums: Sums, sides: dict[int, slice]) -> tuple[float, float, floa
     return center - half, center + half, 2 * float(student.sf(abs(center) / error))
 
 
-def _clustered(influence: NDArray[np.float64], strata: NDArray[np.int64]) -> float:
-    """The variance of a sum over images, of which each stratum has its number. influence, strata: [I]"""
-    total = 0.0
-    for stratum in range(strata.max() + 1):
-        own = influence[strata == stratum]
-        if len(own) > 1:
-            total += len(own) * float(own.var(ddof=1))
-    return total
-
-
-def _portions(images: int, draws: int) -> list[int]:
-    """How many draws to make at a time, so that their weights fit into memory."""
-    size = max(1, min(draws, AT_ONCE // images))
-    return [min(size, draws - start) for start in range(0, draws, size)]
-
-
-def _percentiles(draws: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
-    low, high = np.percentile(np.concatenate(draws), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return float(low), float(high)
+def _batches(num_images: int, draws: int) -> Iterator[int]:
+    """Yield the sizes of batches of draws whose weights [D, I] fit into memory."""
+    size = max(1, min(draws, MAX_WEIGHTS // num_images))
+    yield from (min(size, draws - start) for start in range(0, draws, size))

@@ -71,7 +71,7 @@ def test_a_table_takes_own_filters_and_references(results: Path, capsys: pytest.
         ("a=all b=first", "a=all: one run is compared with one other; name it"),
         ("a=third b=first", "a=third: no such run in results/runs; choose from first, second"),
         ("a=first b=other", "table.compare: first and other have no benchmark in common"),
-        ("a=first b=lost", "questions.json: is not there; run the same `tinyvlm eval` again, which answers nothing"),
+        ("a=first b=lost", "lost/eval/finetune/gqa/questions.json"),
     ],
 )
 def test_a_mistake_is_one_sentence(results: Path, words: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
