@@ -11,10 +11,9 @@ import torch
 import torch.distributed as dist
 
 from support.small import STEPS, micro_batches, small_vlm
+from tinyvlm_cli.config.schema import PARTS, Optim, Precision
 from tinyvlm_cli.config.schema import Engine as EngineSettings
-from tinyvlm_cli.config.schema import Optim, Precision
 from tinyvlm_cli.launch.worker import leave
-from tinyvlm_cli.model.stage_parts import PARTS
 from tinyvlm_cli.train.engine import Engine, start_process_group
 
 OPTIM = Optim(betas=[0.9, 0.999], eps=1e-8, weight_decay=0.0, warmup_ratio=0.0, max_grad_norm=1.0)

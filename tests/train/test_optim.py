@@ -7,9 +7,8 @@ import pytest
 import torch
 from support.small import micro_batches, small_vlm
 
-from tinyvlm_cli.config.schema import Optim, Parts, Rates, Stage, Tune
+from tinyvlm_cli.config.schema import PARTS, Optim, Parts, Rates, Stage, Tune
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.model.stage_parts import PARTS, part_rates
 from tinyvlm_cli.model.tuning import choose_trained
 from tinyvlm_cli.train.layers import recompute
 from tinyvlm_cli.train.optim import GradientCheck, build_optimizer, lr_at
@@ -66,7 +65,7 @@ def test_a_layer_beyond_the_encoder_is_refused() -> None:
 
 
 def test_a_part_can_have_a_rate_of_its_own() -> None:
-    rates = part_rates(replace(stage(Tune.frozen, Tune.full, Tune.full), lr=1e-4, part_lr=Rates(connector=2e-5)))
+    rates = replace(stage(Tune.frozen, Tune.full, Tune.full), lr=1e-4, part_lr=Rates(connector=2e-5)).rate_scales
     assert rates == pytest.approx({"vision": 1.0, "connector": 0.2, "llm": 1.0})
     model = small_vlm("full")
     groups = build_optimizer(model, replace(OPTIM, weight_decay=0.0), rates, fused=False).param_groups

@@ -60,12 +60,11 @@ def test_fast_equals_plain(family: str, monkeypatch: pytest.MonkeyPatch) -> None
 if torch.cuda.is_available():
     from support.engine_ranks import OPTIM
 
+    from tinyvlm_cli.config.schema import PARTS, Precision
     from tinyvlm_cli.config.schema import Engine as EngineSettings
-    from tinyvlm_cli.config.schema import Precision
     from tinyvlm_cli.model.attention import cudnn as attention_cudnn
     from tinyvlm_cli.model.attention.packed import attend
     from tinyvlm_cli.model.attention.row import row_of_lengths
-    from tinyvlm_cli.model.stage_parts import PARTS
     from tinyvlm_cli.train.engine import Engine, start_process_group
 
     LARGER: dict[str, Any] = {

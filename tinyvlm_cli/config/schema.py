@@ -39,6 +39,10 @@ class Tune(Enum):
     qlora = "qlora"  # the same, over weights kept in 4 bits (arXiv 2305.14314)
 
 
+PARTS = ("vision", "connector", "llm")  # of a model; fields of Parts and Rates
+ADAPTED = (Tune.lora, Tune.qlora)
+
+
 class Loss(Enum):
     """What an optimizer step's loss is the mean of."""
 
@@ -206,6 +210,35 @@ class Stage:
     max_steps: int | None = None  # optimizer steps at most; null: all of the epochs
     loss: Loss = Loss.token_mean
     samples_per_mean: int | None = None  # with loss=mean_of_means: the reference's batch of one device
+
+    @property
+    def trained_parts(self) -> list[str]:
+        """The parts whose weights the stage changes."""
+        return [part for part in PARTS if getattr(self.train, part) is not Tune.frozen]
+
+    @property
+    def adapted_parts(self) -> list[str]:
+        """The parts of which the stage learns low-rank updates."""
+        return [part for part in PARTS if getattr(self.train, part) in ADAPTED]
+
+    @property
+    def four_bit_parts(self) -> list[str]:
+        """The parts whose weights the stage keeps in 4 bits."""
+        return [part for part in PARTS if getattr(self.train, part) is Tune.qlora]
+
+    @property
+    def rate_scales(self) -> dict[str, float]:
+        """Each part's learning rate divided by the stage's."""
+        rates = {part: getattr(self.part_lr, part) for part in PARTS}
+        return {part: 1.0 if rate is None else rate / self.lr for part, rate in rates.items()}
+
+    def describe_training(self, part: str) -> str:
+        """Return in words how the stage trains a part: "full", "full from layer 12", "lora of rank 128"."""
+        tune: Tune = getattr(self.train, part)
+        if tune in ADAPTED and self.lora:
+            return f"{tune.value} of rank {self.lora.rank}"
+        first = {"vision": self.vision_from_layer, "llm": self.llm_from_layer}.get(part, 0)
+        return f"{tune.value} from layer {first}" if tune is Tune.full and first else tune.value
 
 
 @dataclass

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tinyvlm_cli.config.schema import Lora, Stage, Tune
+from tinyvlm_cli.config.schema import ADAPTED, PARTS, Lora, Stage, Tune
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.model.stage_parts import ADAPTED, PARTS
 from tinyvlm_cli.model.vision import layers_of
 from tinyvlm_cli.model.vlm import VLM
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from tinyvlm_cli.config.schema import Stage, Train
-from tinyvlm_cli.model.stage_parts import how_trained, trained_parts
 from tinyvlm_cli.results.folder import Results
 
 RESULT = "bench.json"
@@ -54,7 +53,7 @@ class Result:
 
 def trains(stage: Stage) -> dict[str, str]:
     """`Result.trains` of a stage."""
-    return {part: how_trained(stage, part) for part in trained_parts(stage)}
+    return {part: stage.describe_training(part) for part in stage.trained_parts}
 
 
 def last_result(config: Train, stage: Stage) -> Result | None:

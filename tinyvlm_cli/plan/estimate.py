@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 
 from tinyvlm_cli.config.commands import Mix
-from tinyvlm_cli.config.schema import Engine, Stage, Train
+from tinyvlm_cli.config.schema import PARTS, Engine, Stage, Train
 from tinyvlm_cli.data.batch import Work
 from tinyvlm_cli.data.packing import num_steps
 from tinyvlm_cli.errors import UserError
@@ -17,7 +17,6 @@ from tinyvlm_cli.model.attention.packed import unsupported
 from tinyvlm_cli.model.blank import meta_model
 from tinyvlm_cli.model.flops import Flops, training_flops
 from tinyvlm_cli.model.pretrained import check_four_bit
-from tinyvlm_cli.model.stage_parts import ADAPTED, PARTS, four_bit_parts
 from tinyvlm_cli.model.tuning import choose_trained
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.plan.activations import kept_by
@@ -68,7 +67,7 @@ def untrainable(config: Train, stages: Iterable[str]) -> list[str]:
         stage = config.recipe.stages[name]
         try:
             choose_trained(copy.deepcopy(model), stage)
-            for part in four_bit_parts(stage):
+            for part in stage.four_bit_parts:
                 check_four_bit(f"train.{part}")
         except UserError as error:
             findings.append(f"recipe.stages.{name}: {error}")
@@ -77,7 +76,7 @@ def untrainable(config: Train, stages: Iterable[str]) -> list[str]:
 
 def sizes(model: VLM, stage: Stage) -> Sizes:
     """Of the model as `stage` trains it. What of `model`, on the meta device, is trained may be changed."""
-    if any(getattr(stage.train, part) in ADAPTED for part in PARTS):
+    if stage.adapted_parts:
         model = copy.deepcopy(model)  # a stage's adapters are not the next one's
     choose_trained(model, stage)
     figures = {part: count(getattr(model, part)) for part in PARTS}

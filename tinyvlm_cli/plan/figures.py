@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from tinyvlm_cli.config.schema import Engine, Precision, Stage
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.model.stage_parts import ADAPTED, four_bit_parts, trained_parts
 from tinyvlm_cli.train.layout import GIB, USED, Layout, Need, Needs, choose, longest_row, without_choice
 
 WEIGHT_BYTES = {Precision.bf16: 2, Precision.fp32: 4}
@@ -48,7 +47,7 @@ def held_bytes(figure: Estimate, stage: Stage, engine: Engine) -> float | None:
 
     ZeRO-1 spreads the optimizer over the GPUs, ZeRO-2 the gradients too, ZeRO-3 also the weights (arXiv 1910.02054).
     """
-    if four_bit_parts(stage):
+    if stage.four_bit_parts:
         return None
     trained = sum(figure.trained.values())
 
@@ -88,8 +87,5 @@ def peak(held: float, row: Row, engine: Engine, *, gpu_bytes: float, max_length:
 
 def written_bytes(figure: Estimate, stage: Stage, engine: Engine) -> int:
     """Bytes of the stage's weights on disk: whole parts, of adapted ones the low-rank updates. No checkpoints."""
-    written = (
-        (figure.trained if getattr(stage.train, part) in ADAPTED else figure.every)[part]
-        for part in trained_parts(stage)
-    )
+    written = ((figure.trained if part in stage.adapted_parts else figure.every)[part] for part in stage.trained_parts)
     return WEIGHT_BYTES[engine.precision] * sum(written)

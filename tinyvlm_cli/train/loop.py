@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 
 from tinyvlm_cli.checkpoint.parts import build_model, save_part
+from tinyvlm_cli.config.schema import PARTS, Loss, Stage, Train
 from tinyvlm_cli.config.schema import Engine as EngineSettings
-from tinyvlm_cli.config.schema import Loss, Stage, Train
 from tinyvlm_cli.data.cores import num_cores
 from tinyvlm_cli.data.index import Samples, SplitIndex, open_index
 from tinyvlm_cli.data.loader import StagePlan, StepBatch, prepare_loaders, step_batches, widest_row
@@ -25,7 +25,6 @@ from tinyvlm_cli.model.attention.packed import register
 from tinyvlm_cli.model.flops import training_flops
 from tinyvlm_cli.model.llm import load_tokenizer
 from tinyvlm_cli.model.pretrained import DTYPES
-from tinyvlm_cli.model.stage_parts import ADAPTED, PARTS, four_bit_parts, part_rates, trained_parts
 from tinyvlm_cli.model.tuning import choose_trained
 from tinyvlm_cli.model.vlm import LOGITS_AT_ONCE, VLM
 from tinyvlm_cli.results.folder import Results
@@ -53,7 +52,7 @@ def train_stage(job: StageJob) -> None:
         job.before,
         dtype=DTYPES[config.engine.precision],
         attention=register(),
-        four_bit=four_bit_parts(stage),
+        four_bit=stage.four_bit_parts,
     )
     tokens_per_image = model.connector.num_tokens(model.vision.num_patches)
     plan = plan_stage(config, stage, index, tokens_per_image=tokens_per_image)
@@ -76,8 +75,8 @@ def train_stage(job: StageJob) -> None:
     _run(job, engine, plan, first, steps)
     if device.type == "cuda" and dist.get_rank() == 0:
         log.info("%s: %.1f GiB of GPU memory at most", job.name, torch.cuda.max_memory_allocated(device) / 2**30)
-    for part in trained_parts(stage):
-        is_adapted = getattr(stage.train, part) in ADAPTED
+    for part in stage.trained_parts:
+        is_adapted = part in stage.adapted_parts
         state = engine.part_state(part, adapters_only=is_adapted)
         if dist.get_rank() == 0:
             save_part(job.folder, part, state, scale=stage.lora.scale if stage.lora and is_adapted else None)
@@ -88,10 +87,10 @@ def start_engine(config: Train, stage: Stage, model: VLM, device: torch.device) 
     model.check_head()
     model.train()  # the reference, too, keeps the dropout of frozen parts on
     settings = config.engine
-    on_its_own = device.type == "cuda" and settings.zero != 3 and not four_bit_parts(stage)
+    on_its_own = device.type == "cuda" and settings.zero != 3 and not stage.four_bit_parts
     if settings.compile if settings.compile is not None else on_its_own:
         compile_layers(model)
-    engine = Engine(model, settings, config.recipe.optim, device, rates=part_rates(stage))
+    engine = Engine(model, settings, config.recipe.optim, device, rates=stage.rate_scales)
     tokens_per_image = model.connector.num_tokens(model.vision.num_patches)
     row_of = partial(widest_row, vision=config.vision, tokens_per_image=tokens_per_image, supervised=LOGITS_AT_ONCE)
     return engine, fit(engine, settings, max_length=config.llm.max_length, row_of=row_of)

@@ -7,16 +7,15 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from tinyvlm_cli.config.schema import Optim
+from tinyvlm_cli.config.schema import PARTS, Optim
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.model.stage_parts import PARTS
 from tinyvlm_cli.model.vlm import VLM
 
 
 def build_optimizer(model: VLM, optim: Optim, rates: dict[str, float], *, fused: bool) -> AdamW:
     """AdamW over the trained parameters; biases and norms are not decayed.
 
-    rates: `stage_parts.part_rates`. Parts of one rate share their groups, whose `lr_scale` it is.
+    rates: `Stage.rate_scales`. Parts of one rate share their groups, whose `lr_scale` it is.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for part in PARTS:

@@ -14,7 +14,6 @@ from tinyvlm_cli.config.build import code_hash
 from tinyvlm_cli.config.schema import Loss, Prompt, Split, Stage, Train, Tune, from_yaml
 from tinyvlm_cli.data.splits import split_hash
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.model.stage_parts import ADAPTED, PARTS, part_rates, trained_parts
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Run
 
@@ -153,10 +152,10 @@ def _identity(config: Train, stage: Stage, last: str | None) -> dict[str, Any]:
         del settings["vision_from_layer"]
     if stage.train.llm is not Tune.full:
         del settings["llm_from_layer"]
-    if not any(getattr(stage.train, part) in ADAPTED for part in PARTS):
+    if not stage.adapted_parts:
         del settings["lora"]
-    rates = part_rates(stage)
-    settings["part_lr"] = {part: rates[part] * stage.lr for part in trained_parts(stage)}
+    scales = stage.rate_scales
+    settings["part_lr"] = {part: scales[part] * stage.lr for part in stage.trained_parts}
     if stage.loss is Loss.token_mean:
         del settings["samples_per_mean"]
     llm: dict[str, Any] = {

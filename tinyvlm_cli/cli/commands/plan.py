@@ -13,7 +13,6 @@ from tinyvlm_cli.cli.compose import Outcome, typed
 from tinyvlm_cli.cli.grid import Point
 from tinyvlm_cli.config.commands import Plan
 from tinyvlm_cli.errors import MISTAKE, UserError
-from tinyvlm_cli.model.stage_parts import how_trained
 from tinyvlm_cli.plan.estimator import Estimator
 from tinyvlm_cli.plan.planned import DONE, PlannedRun, PlannedStage, begin
 from tinyvlm_cli.train.layout import GIB
@@ -86,7 +85,7 @@ def _sum(stages: Sequence[PlannedStage]) -> str:
 def _lines(planned: PlannedRun, one: PlannedStage) -> list[str]:
     stage, figure = one.stage, one.figure
     trained = {part: number for part, number in figure.trained.items() if number}
-    names = {part: part if (how := how_trained(stage, part)) == "full" else f"{part} ({how})" for part in trained}
+    names = {part: part if (how := stage.describe_training(part)) == "full" else f"{part} ({how})" for part in trained}
     return [
         f"[bold]{one.node.name}[/bold]  {one.state}",
         f"{figure.steps:,} steps of {stage.samples_per_step} samples, lr {stage.lr:g}, "
