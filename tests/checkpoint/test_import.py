@@ -111,7 +111,7 @@ def test_the_factorys_qformer(tmp_path: Path) -> None:
     folder = write_common(tmp_path / "tuned", reference.config())
     save_file(reference.state(), folder / "model.safetensors")
     write_common(tmp_path / "bert", {"model_type": "bert", "num_attention_heads": 4})
-    model, _ = imported(folder, tmp_path / "results", qformer=str(tmp_path / "bert"))
+    model, _ = imported(folder, tmp_path / "results", qformer_dir=str(tmp_path / "bert"))
     assert_same(reference, model)
 
 
@@ -126,7 +126,7 @@ def test_the_factorys_mof(tmp_path: Path) -> None:
     folder = write_common(tmp_path / "mof", {**reference.config(), **changes})
     save_file(state, folder / "model.safetensors")
     second.vision.config.save_pretrained(tmp_path / "dino")
-    model, _ = imported(folder, tmp_path / "results", second_vision=str(tmp_path / "dino"))
+    model, _ = imported(folder, tmp_path / "results", second_vision_dir=str(tmp_path / "dino"))
     pixels = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
     with torch.no_grad():
         ours = model.connector(model.vision(pixels))

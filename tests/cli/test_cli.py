@@ -101,7 +101,6 @@ def test_missing_files_are_named_all_at_once_before_anything_starts(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("llm=openelm", "has no 'openelm'"),
         ("connector=mof_mlp", "has a projector for each of two encoders and found one"),
         ("connector=identity", "connector: identity needs an encoder as wide as the LLM"),
         (

@@ -38,7 +38,7 @@ def test_llms_have_their_published_sizes(llm: str, size: int) -> None:
 
 def test_a_model_that_transformers_has_not_is_said() -> None:
     with pytest.raises(UserError, match="has no 'openelm', and code from the hub is not run"):
-        meta_model(composed("plan", "llm=openelm"))
+        meta_model(composed("plan", "llm=tinyllama", "llm.architecture.model_type=openelm"))
 
 
 @pytest.mark.parametrize(("llm", "share"), [("phi2", 0.4), ("stablelm2", 0.25)])

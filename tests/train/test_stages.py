@@ -60,7 +60,7 @@ def config(small_llm: LLM, small_vision: Vision, mlp: dict[str, Any], tmp_path: 
         llm=small_llm,
         vision=small_vision,
         connector=mlp,
-        data=Data(name="d", label="d", splits={"pretrain": split}),
+        data=Data(name="d", splits={"pretrain": split}),
         recipe=Recipe(name="base", paper_data="d", optim=Optim([0.9, 0.999], 1e-8, 0.0, 0.03, 1.0), stages=BASE),
         engine=Engine(zero=1, precision=Precision.fp32, micro_tokens=256, workers=0, save_every=10),
         seed=42,

@@ -72,7 +72,6 @@ class Ask:
     num_beams: int = MISSING  # 1: no beam search
     seed: int = MISSING  # of the sampling
     results_dir: str = MISSING
-    data_dir: str = MISSING
 
 
 @dataclass
@@ -81,9 +80,9 @@ class Import:
 
     path: str = MISSING  # folder of the checkpoint
     name: str | None = None  # of the run; null: the folder's
-    vision: str | None = None  # folder of TinyLLaVABench's vision encoder
-    second_vision: str | None = None  # folder with the config of MoF's second encoder; null: the published one's
-    qformer: str | None = None  # folder with the config of the Q-Former's BERT; null: BERT-base's
+    vision_dir: str | None = None  # folder of TinyLLaVABench's vision encoder
+    second_vision_dir: str | None = None  # folder with the config of MoF's second encoder; null: the published one's
+    qformer_dir: str | None = None  # folder with the config of the Q-Former's BERT; null: BERT-base's
     results_dir: str = MISSING
 
 

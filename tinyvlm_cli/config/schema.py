@@ -2,7 +2,7 @@
 
 Hydra checks each YAML against these classes when it composes a command's configuration, so a misspelt key or a
 wrong type fails before anything else happens. `connector` and `benchmark` entries are open mappings because their
-fields are the constructor arguments of the class named by `_target_`; `components.py` checks those.
+fields are the constructor arguments of the class named by `_target_`; `build.py` checks those.
 """
 
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tinyvlm_cli.errors import UserError
@@ -142,7 +142,6 @@ class Data:
     """A family of training sets, one for each kind of stage."""
 
     name: str = MISSING
-    label: str = MISSING
     splits: dict[str, Split] = MISSING  # stage split name -> files
     image_sources: dict[str, str] = field(default_factory=dict)  # folder in an image path -> where to get its images
     prepare: dict[str, Any] | None = None
@@ -286,6 +285,7 @@ class Train:
 
 
 C = TypeVar("C")
+REMOVED = ("data.label",)  # settings that config.yaml of an earlier version still has
 
 
 def to_yaml(config: Any) -> str:
@@ -294,9 +294,17 @@ def to_yaml(config: Any) -> str:
 
 
 def from_yaml(kind: type[C], path: Path) -> C:
-    """The configuration object that `to_yaml` wrote. Raises UserError for a file that another version wrote."""
+    """Return the configuration object that `to_yaml` wrote, also that of an earlier version.
+
+    Raises UserError when the file has settings that this version does not know.
+    """
     try:
-        loaded = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.load(path)))
+        written = OmegaConf.load(path)
+        for setting in REMOVED:
+            group, _, key = setting.partition(".")
+            if isinstance(node := OmegaConf.select(written, group), DictConfig):
+                node.pop(key, None)
+        loaded = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), written))
     except OmegaConfBaseException as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

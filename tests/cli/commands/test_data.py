@@ -45,7 +45,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
 
 def test_what_cannot_be_made_is_said(tmp_path: Path) -> None:
     config = partial(DataCommand, action="prepare", prompts={}, convert_gifs=False, results_dir=str(tmp_path))
-    group = Data(name="llava15", label="L", splits={})
+    group = Data(name="llava15", splits={})
     with pytest.raises(UserError, match=r"data=llava15: cannot be made here; .* add llm=NAME for the index"):
         data.run(config(data=group))
     with pytest.raises(UserError, match="nothing to prepare; choose from data=easyvqa, llm=smollm2, vision=dinov2"):
@@ -58,7 +58,7 @@ def test_what_the_index_leaves_out_anyway_does_not_make_trained_stages_other_one
     (tmp_path / "r.json").write_text('[{"id": "broken"}]', encoding="utf-8")
     split = Split(annotations=str(tmp_path / "r.json"), images=str(tmp_path), count=1, source="here")
     before = split_hash(split, Results(tmp_path))
-    group = Data(name="x", label="x", splits={"pretrain": split})
+    group = Data(name="x", splits={"pretrain": split})
     assert data.run(DataCommand(action="check", data=group, results_dir=str(tmp_path))) == 1
     assert split_hash(split, Results(tmp_path)) == before
 
@@ -67,7 +67,7 @@ def test_check_without_the_image_folder_leaves_nothing_out(tmp_path: Path) -> No
     (tmp_path / "r.json").write_text('[{"id": "a"}]', encoding="utf-8")
     split = Split(annotations=str(tmp_path / "r.json"), images=str(tmp_path / "gone"), count=1, source="here")
     with pytest.raises(UserError, match=r"data.splits.pretrain.images: no .*gone; get it from here"):
-        data.run(DataCommand(action="check", data=Data("x", "x", {"pretrain": split}), results_dir=str(tmp_path)))
+        data.run(DataCommand(action="check", data=Data("x", {"pretrain": split}), results_dir=str(tmp_path)))
     assert not (tmp_path / "index").exists()
 
 
@@ -76,7 +76,7 @@ def test_check_says_where_missing_images_can_be_had(tmp_path: Path, capsys: pyte
     records = [{"id": image, "image": image, "conversations": talk} for image in ("sam/a.jpg", "sam/b.jpg", "c.jpg")]
     (tmp_path / "r.json").write_text(json.dumps(records), encoding="utf-8")
     split = Split(annotations=str(tmp_path / "r.json"), images=str(tmp_path), count=3, source="the author")
-    group = Data("x", "x", {"pretrain": split, "finetune": replace(split, annotations="no.json")}, {"sam": "SA-1B"})
+    group = Data("x", {"pretrain": split, "finetune": replace(split, annotations="no.json")}, {"sam": "SA-1B"})
     assert data.run(DataCommand(action="check", data=group, results_dir=str(tmp_path))) == 1
     shown = capsys.readouterr().out
     assert "data.splits.finetune.annotations: no no.json; get it from the author" in shown
@@ -91,7 +91,7 @@ def test_check_writes_the_skip_list_and_says_so(tmp_path: Path, capsys: pytest.C
     records = [{"id": str(i), "image": image, "conversations": talk} for i, image in enumerate(["a.png", "b.png"])]
     (tmp_path / "r.json").write_text(json.dumps(records), encoding="utf-8")
     split = Split(annotations=str(tmp_path / "r.json"), images=str(tmp_path), count=3, source="here")
-    group = Data(name="x", label="x", splits={"pretrain": split, "caption_pretrain": split})
+    group = Data(name="x", splits={"pretrain": split, "caption_pretrain": split})
     assert data.run(DataCommand(action="check", data=group, results_dir=str(tmp_path))) == 1
     assert "pretrain: 2 records (published: 3), 1 usable" in capsys.readouterr().out
     (skips,) = (tmp_path / "index/skip").glob("*[0-9a-f].jsonl")

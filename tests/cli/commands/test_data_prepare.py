@@ -18,7 +18,6 @@ from tinyvlm_cli.train.loop import stage_index
 TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a circle"}]
 MINE = """\
 name: mine
-label: M
 splits:
   pretrain: {annotations: r.json, images: ., count: 2, source: me}
   caption_pretrain: {annotations: gone.json, images: ., count: 2, source: the author of captions}

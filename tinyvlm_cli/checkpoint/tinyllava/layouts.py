@@ -108,7 +108,7 @@ def _bench(folder: Path, config: dict[str, Any], vision: Path | None) -> Foreign
     place = vision or (named if named.is_dir() else folder / named.name)
     if not (place / "config.json").is_file():
         raise UserError(
-            f"{folder}: its vision encoder '{named}' lies in a folder of its own, which is not here; add vision=DIR"
+            f"{folder}: its vision encoder '{named}' lies in a folder of its own, which is not here; add vision_dir=DIR"
         )
     encoder = AutoConfig.from_pretrained(place, trust_remote_code=False)
     encoder = getattr(encoder, "vision_config", encoder)

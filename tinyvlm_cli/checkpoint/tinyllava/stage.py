@@ -52,7 +52,7 @@ def write_parts(
     vision, encoder_dim, assumed = _write_vision(foreign, folder, place, second)
     connector = _write_connector(foreign, folder, encoder_dim, qformer)
     if foreign.connector == "qformer" and qformer is None:
-        assumed = (*assumed, "Q-Former: 12 attention heads, as BERT-base's (qformer=DIR gives its config)")
+        assumed = (*assumed, "Q-Former: 12 attention heads, as BERT-base's (qformer_dir=DIR gives its config)")
     llm = LLM(
         name=_known("llm", foreign.llm_path, "name"),
         label=_known("llm", foreign.llm_path, "label"),
@@ -102,7 +102,7 @@ def _write_vision(
 
 
 def _write_connector(foreign: Foreign, folder: Path, vision_dim: int, qformer: Path | None) -> ImportedConnector:
-    heads = read_config(str(qformer), where="qformer").num_attention_heads if qformer else 12
+    heads = read_config(str(qformer), where="qformer_dir").num_attention_heads if qformer else 12
     kind = foreign.connector
     connector = import_connector(kind, foreign.part(CONNECTOR), num_heads=heads)
     module = build(connector.node, vision_dim=vision_dim, llm_dim=foreign.llm.hidden_size)
@@ -187,11 +187,11 @@ def _shipped_preprocessing(model_type: str) -> dict[str, Any]:
 def _second_config(foreign: Foreign, second: Path | None) -> tuple[PretrainedConfig, list[str]]:
     """MoF's second encoder, which a checkpoint holds the weights of and not the config."""
     if second is not None:
-        return read_config(str(second), where="second_vision"), []
+        return read_config(str(second), where="second_vision_dir"), []
     if Path(foreign.second_path).is_dir():
-        return read_config(foreign.second_path, where="second_vision"), []
+        return read_config(foreign.second_path, where="second_vision_dir"), []
     published = next(node["second"] for node in _shipped("vision") if "second" in node)
-    said = f"second encoder: the config of {published['path']} (second_vision=DIR gives another)"
+    said = f"second encoder: the config of {published['path']} (second_vision_dir=DIR gives another)"
     return config_from_architecture(published["architecture"]), [said]
 
 

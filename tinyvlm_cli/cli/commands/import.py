@@ -37,7 +37,11 @@ def run(config: Import) -> int:
     source = Path(config.path)
     if not source.is_dir():
         raise UserError(f"path={source}: there is no such folder; give the one that the checkpoint was saved to")
-    places = {"vision": config.vision, "second_vision": config.second_vision, "qformer": config.qformer}
+    places = {
+        "vision_dir": config.vision_dir,
+        "second_vision_dir": config.second_vision_dir,
+        "qformer_dir": config.qformer_dir,
+    }
     absent = [
         f"{name}={place}: there is no such folder"
         for name, place in places.items()
@@ -72,14 +76,14 @@ def _import(config: Import, source: Path, place: Path) -> None:
     from tinyvlm_cli.checkpoint.tinyllava.layouts import read_foreign
     from tinyvlm_cli.checkpoint.tinyllava.stage import write_parts
 
-    foreign = read_foreign(source, vision=Path(config.vision) if config.vision else None)
+    foreign = read_foreign(source, vision=Path(config.vision_dir) if config.vision_dir else None)
     with new_folder(place) as draft:
         parts = write_parts(
             foreign,
             draft,
             place,
-            second=Path(config.second_vision) if config.second_vision else None,
-            qformer=Path(config.qformer) if config.qformer else None,
+            second=Path(config.second_vision_dir) if config.second_vision_dir else None,
+            qformer=Path(config.qformer_dir) if config.qformer_dir else None,
         )
         for sentence in parts.assumed:
             log.warning("not in the checkpoint, so the published value is used: %s", sentence)
@@ -87,7 +91,7 @@ def _import(config: Import, source: Path, place: Path) -> None:
             llm=parts.llm,
             vision=parts.vision,
             connector=parts.connector,
-            data=Data(name="", label="", splits={}),
+            data=Data(name="", splits={}),
             recipe=_recipe(foreign.image_mode, foreign.prompt),
             engine=Engine(zero=1, precision=parts.llm.precision, save_every=0),
             seed=0,
