@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.answers import MAX_LINE, read_answers
+from tinyvlm_cli.evaluate.sources import MAX_LINE, read_answers
 from tinyvlm_cli.results.records import Answer
 
 GOOD = b'{"question_id": 1, "prompt": "p", "text": "t"}\n'
@@ -54,5 +54,5 @@ def test_files_that_are_no_answers(tmp_path: Path, content: bytes, finding: str)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no such file"):
+    with pytest.raises(UserError, match="no such file"):
         read_answers(tmp_path / "none.jsonl")

@@ -183,6 +183,6 @@ def test_a_broken_line_is_named(bench: Any, tmp_path: Path) -> None:
 
 def test_files_and_then_images_that_are_not_there_are_named(bench: Any, tmp_path: Path) -> None:
     llavaw = bench()
-    assert "2 of 2 images are not there" in findings(llavaw)
+    assert "2 of 2 images are missing" in findings(llavaw)
     (tmp_path / "context.jsonl").unlink()
     assert findings(llavaw).startswith("context.jsonl not in ")

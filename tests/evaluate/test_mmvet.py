@@ -170,7 +170,7 @@ def test_a_question_without_an_answer_is_refused_when_it_was_asked(bench: Any) -
 
 def test_files_and_images_that_are_not_there_are_named(bench: Any, tmp_path: Path) -> None:
     mmvet = bench()
-    assert "3 of 3 images are not there" in findings(mmvet)
+    assert "3 of 3 images are missing" in findings(mmvet)
     (tmp_path / "mm-vet.json").write_text("[]")
     with pytest.raises(UserError, match="not MM-Vet's layout"):
         mmvet.questions()

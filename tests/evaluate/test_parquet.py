@@ -141,7 +141,7 @@ def test_official_files_come_first(tmp_path: Path) -> None:
 
 def test_answers_under_official_ids_do_not_fit_rows_without_ids(tmp_path: Path) -> None:
     write(tmp_path / "ScienceQA-FULL/test-0.parquet", CASES["scienceqa"][0]["ScienceQA-FULL/test-0.parquet"])
-    with pytest.raises(UserError, match="none of the answers belongs to a question"):
+    with pytest.raises(UserError, match="no answer belongs to a question"):
         from_conf("scienceqa", tmp_path).score(answers({"0": "B", "1": "A"}))
 
 

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from tinyvlm_cli.evaluate.parsing import (
+from tinyvlm_cli.evaluate.reading import (
     CONTRACTIONS,
     leave_one_out,
     m4c_words,

@@ -82,7 +82,7 @@ def test_labels_belong_to_image_and_question_not_to_a_line(bench: Any, tmp_path:
     write_questions(tmp_path, adversarial=rows)
     score = bench.score(answers({"1": "No", "2": "Yes"}))
     assert score.value == 100
-    assert "1 labels of adversarial belong to no question of llava_pope_test.jsonl" in score.notes
+    assert any("belong to no question of llava_pope_test.jsonl" in note for note in score.notes)
 
 
 def test_labels_of_another_release_are_refused(bench: Any, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_labels_of_another_release_are_refused(bench: Any, tmp_path: Path) -> No
 
 def test_answers_beyond_the_questions_are_refused(bench: Any) -> None:
     # Of a longer release: the ids before it are then of other questions, though nothing shows it.
-    with pytest.raises(UserError, match=r"1 answers belong to no question \(first: 10000003\): .* two releases"):
+    with pytest.raises(UserError, match=r"answer 10000003 belongs to no question: .* two releases"):
         bench.score(answers({**ALL_RIGHT, "10000003": "No"}))
 
 
@@ -114,10 +114,10 @@ def test_a_question_that_stands_twice_takes_its_labels_in_turn(bench: Any, tmp_p
     assert bench.score(answers(ALL_RIGHT)).value == 100
 
 
-def test_a_missing_answer_is_refused_and_a_missing_category_noted(bench: Any) -> None:
-    with pytest.raises(UserError, match="1 of 2 random questions have no answer"):
-        bench.score(answers({key: text for key, text in ALL_RIGHT.items() if key != "10000001"}))
-    score = bench.score(answers({key: text for key, text in ALL_RIGHT.items() if not key.startswith("2000")}))
+def test_a_missing_category_is_left_out_and_noted(bench: Any) -> None:
+    score = bench.score(
+        answers({key: text for key, text in ALL_RIGHT.items() if not key.startswith("2000")}), partial=True
+    )
     assert (score.value, score.n) == (100, 5)
     assert "popular has no answers: the mean is over the others" in score.notes
 
@@ -131,9 +131,9 @@ def test_a_category_without_labels_is_noted(bench: Any, tmp_path: Path) -> None:
 
 def test_a_limited_run_is_scored_on_what_was_asked(bench: Any) -> None:
     assert bench.score(answers({"1": "Yes", "2": "No"}), {"1", "2"}).n == 2
-    with pytest.raises(UserError, match="1 of 3 adversarial"):
+    with pytest.raises(UserError, match="only 2 of 7 questions"):
         bench.score(answers({"1": "Yes", "2": "No"}))
 
 
 def test_only_images_lack(bench: Any) -> None:
-    assert findings(bench).startswith("2 of 2 images are not there")
+    assert findings(bench).startswith("2 of 2 images are missing")

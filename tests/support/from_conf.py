@@ -9,7 +9,6 @@ from omegaconf import OmegaConf
 
 from tinyvlm_cli.config.build import build
 from tinyvlm_cli.evaluate.benchmark import Benchmark, Score, questions_of
-from tinyvlm_cli.evaluate.inventory import take_inventory
 from tinyvlm_cli.evaluate.judge import Judge
 from tinyvlm_cli.results.records import Answer
 from tinyvlm_cli.statistics.questions import summed
@@ -36,7 +35,7 @@ def answers(texts: dict[str, str]) -> list[Answer]:
 
 def findings(benchmark: Benchmark) -> str:
     """What of its data is absent."""
-    return "\n".join(take_inventory(benchmark).findings)
+    return "\n".join(benchmark.inventory().findings)
 
 
 def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> Path:

@@ -50,6 +50,7 @@ class Score:
     benchmark: dict[str, Any] = MISSING
     answers: str = MISSING  # JSONL with question_id, prompt, text; or a folder of `tinyvlm eval` with such files
     data_dir: str = MISSING  # the benchmark's own folder
+    partial: bool = MISSING  # score answers that do not cover the benchmark; the score is marked as not comparable
     choice_rule: str | None = None  # of MMBench; null: its own
     runs: int | None = None  # gradings of MM-Vet and LLaVA-W; null: their own
     output: str | None = None  # JSON file for the score, its details and the per-question results

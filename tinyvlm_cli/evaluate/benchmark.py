@@ -1,34 +1,65 @@
-"""What a benchmark is: questions, a prompt for each, and a score of the answers. No torch here."""
+"""The base class of benchmarks: questions, a prompt for each, and the official score of the answers. No torch here."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from tinyvlm_cli.data.records import Turn
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.parquet import StoredImage
+from tinyvlm_cli.evaluate.sources import Record, StoredImage, read_lines, read_rows
 from tinyvlm_cli.results.records import Answer
 from tinyvlm_cli.statistics.questions import Formula, Questions, Tally
+
+Image = Path | bytes | StoredImage | None  # a file, an encoded image, where one is stored, or no image
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question as the model gets it."""
+    """A question as the model gets it."""
 
     key: str  # unique within the benchmark, stable between runs
     question_id: str  # as in the official files; MME and TextVQA repeat ids
-    text: str  # the question alone, with hint, options, OCR line: everything but image mark and chat format
-    image: Path | bytes | StoredImage | None  # file, encoded image, place of one, or none
+    text: str  # the question with hint, options, OCR line: everything but the image mark and the chat format
+    image: Image
     image_key: str  # equal for questions on the same image; "" without one
     category: str = ""
-    history: tuple[Turn, ...] = ()  # the conversation before it, which began with the image; benchmarks have none
+    history: tuple[Turn, ...] = ()  # the conversation so far, which began with the image; benchmarks have none
 
     def encoded(self) -> Path | bytes:
-        """The image's file, or its bytes."""
+        """Return the image's file, or its bytes."""
         assert self.image is not None
         return self.image.read() if isinstance(self.image, StoredImage) else self.image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """A question with its truth, as the official files have it. `Benchmark.questions` makes a `Question` of it."""
+
+    key: str
+    truth: Any  # what `read` and `headline` need to know of the right answer
+    text: str = ""  # "" where another file has the questions (see `Benchmark.asked`)
+    image: Image = None
+    image_key: str = ""  # equal for items on the same image; "": no other item is on it
+    question_id: str = ""  # "": the key
+    category: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """An answer to an item, and its meaning."""
+
+    item: Item
+    answer: Answer | None  # None: not answered; only where `Benchmark.keeps_unanswered`
+    meaning: Any  # what `Benchmark.read` made of the text; None: it cannot be read
+
+    @property
+    def text(self) -> str:
+        """The answer's text; "" where there is none."""
+        return self.answer.text if self.answer else ""
 
 
 @dataclass(frozen=True)
@@ -36,34 +67,87 @@ class Score:
     """A benchmark's result."""
 
     metric: str  # what `value` is, for a table's footnote: "accuracy", "mean F1", "perception"
-    value: float | None  # the papers' headline in the papers' unit; None: not judged, or no question of it was asked
+    value: (
+        float | None
+    )  # the papers' headline in the papers' unit; None: not judged, or none of its questions was asked
     n: int  # questions in the headline
     valid: float  # share of those whose answer the rule could read
     details: dict[str, Any] = field(default_factory=dict)  # JSON: categories, further official figures
     per_question: dict[str, float] = field(default_factory=dict)  # Question.key -> 0..1
     formula: Formula = Formula.mean  # of the headline
-    tallies: dict[str, Tally] = field(default_factory=dict)  # what it is worked out of; none: per_question
+    tallies: dict[str, Tally] = field(default_factory=dict)  # Question.key -> what the formula needs of it
     judge: str | None = None  # the model that graded
     notes: tuple[str, ...] = ()  # oddities worth a line: duplicate, missing or unknown ids
     pending: int = 0  # answers that a judge has yet to grade
+    partial: bool = False  # some questions have no answer: not comparable with other scores
+
+    @property
+    def questions(self) -> Questions:
+        """The questions of the headline, in the form that statistics take."""
+        return Questions.of(self.formula, self.tallies)
 
 
-def questions_of(score: Score, asked: Iterable[Question]) -> Questions:
-    """Everything that the headline is worked out of. asked: the benchmark's questions, for their images"""
-    if score.tallies:
-        return Questions.of(score.formula, score.tallies)
-    images = {question.key: question.image_key for question in asked}
-    return Questions.of(
-        Formula.mean, {key: Tally(images.get(key) or key, "", value) for key, value in score.per_question.items()}
-    )
+@dataclass(frozen=True)
+class Paired:
+    """Answers by the question that they belong to."""
+
+    given: list[tuple[str, Answer]]  # (key, answer) of every answer to a known question, in file order
+    missing: list[str]  # keys without an answer, in the order of the questions
+    notes: list[str]
+
+    @property
+    def last(self) -> dict[str, Answer]:
+        """Question.key -> the last answer to it."""
+        return dict(self.given)
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """A benchmark's data, counted."""
+
+    questions: int
+    images: int  # distinct ones that are asked about
+    absent: int  # how many of those are missing or empty
+    findings: tuple[str, ...]  # a sentence for each kind of missing or broken file
+
+
+Parsed = TypeVar("Parsed", Item, Question)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark(ABC):
-    """A class in evaluate/benchmarks/, built from conf/benchmark/<name>.yaml.
+    """A benchmark: a class in evaluate/benchmarks/, built from conf/benchmark/<name>.yaml.
 
-    Constructing it reads no file, so that a configuration can be checked first. Its data lie in LLaVA's layout or,
-    where those files are absent, in the Hugging Face form.
+    Constructing it reads no file, so that a configuration can be checked first. Each file is read once for each
+    object, when it is first needed. The data is in LLaVA's layout or, where those files are absent, in the Hugging
+    Face form (parquet).
+
+    A new benchmark is one YAML, whose keys are the fields below and the class's own, and a class with three methods:
+
+        class ChartQA(Benchmark):
+            metric = "relaxed accuracy"
+            suffix: str
+
+            def items(self) -> list[Item]:
+                rows = enumerate(self.rows("question", "answer", "type", "image"))
+                return [
+                    Item(key=str(number), text=f"{row['question']}\\n{self.suffix}", image=row["image"],
+                         truth=row["answer"], category=row["type"])
+                    for number, row in rows
+                ]
+
+            def read(self, text: str, item: Item) -> str | None:
+                return text.strip() or None
+
+            def headline(self, results: Sequence[Result]) -> Score:
+                points = {r.item.key: relaxed_accuracy(r.meaning, r.item.truth) for r in results}
+                return self.scored(percent(points.values()), results, points, {"human": ...})
+
+    Everything else is done here: pairing answers with items by id, duplicate, unknown and missing ids and their notes,
+    the share of readable answers, limits, what statistics need, uploads, and counting the files that are present.
+    Override `files` where the data can also come as official files, `asked` where questions and truths are in different
+    files, `key_of` where answers files have other ids, `check` to reject answers to another release, `keeps_unanswered`
+    and `each_answer_counts` to follow an official scorer.
     """
 
     name: str
@@ -74,46 +158,245 @@ class Benchmark(ABC):
     follows: str  # whose scorer
     version: int  # raised when the same answers would get another score
     split: str
-    source: str  # where the files can be had, by public name
+    source: str  # where to get the files, by public name
     server: str = ""  # where this split is scored; "" when its answers are public
+    llava_file: str = ""  # LLaVA's question file, which is asked as it is where it is present; "": there is none
+    images: str = ""  # folder of the images
+
+    metric: ClassVar[str]
+    formula: ClassVar[Formula] = Formula.mean
     upload_suffix: ClassVar[str] = ""  # of the file that `export` writes
+    keeps_unanswered: ClassVar[bool] = False  # `headline` also gets the items without an answer
+    unanswered: ClassVar[str] = "they are left out"  # what becomes of those
+    each_answer_counts: ClassVar[bool] = False  # of several answers to one question; False: the last one
+
+    # A benchmark's own
 
     @abstractmethod
-    def files(self) -> list[Path]:
-        """The files without which nothing can be asked or scored, there or not. Not the images."""
+    def items(self) -> list[Item]:
+        """Return every question of the split with its truth, in file order.
 
-    @abstractmethod
-    def questions(self) -> list[Question]:
-        """All questions in file order. Raises UserError for a broken file, with its line."""
-
-    @abstractmethod
-    def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None) -> Score:
-        """The official score of `answers`, in any order where the official rule allows it.
-
-        asked: keys of the only questions that were asked, as if the benchmark had no others; None: all.
+        Raises UserError for a broken file. KeyError, TypeError and the like become one: "not the layout of ...".
         """
 
+    @abstractmethod
+    def read(self, text: str, item: Item) -> Any:
+        """Return the meaning of an answer's text under the official rule; None when the rule cannot read it."""
+
+    @abstractmethod
+    def headline(self, results: Sequence[Result]) -> Score:
+        """Return the score of `results`, which are in the order of the items. Most end with `self.scored(...)`."""
+
+    def files(self) -> list[Path]:
+        """Return the official files that asking and scoring need, present or not. Not the images."""
+        return []
+
+    def asked(self) -> list[Question]:
+        """Return the questions as they are asked: LLaVA's where its file is present, else those of the items."""
+        path = self.folder / self.llava_file
+        if not self.llava_file or not path.is_file():
+            return [
+                Question(
+                    i.key, i.question_id or i.key, i.text, i.image, i.image_key or i.key if i.image else "", i.category
+                )
+                for i in self.known_items.values()
+            ]
+        lines = read_lines(path, "question_id", "image", "text")
+        return [
+            Question(
+                key=self.key_of(Answer(str(line["question_id"]), line["text"], "")),
+                question_id=str(line["question_id"]),
+                text=line["text"],
+                image=self.image_dir / line["image"],
+                image_key=line["image"],
+                category=line.get("category", ""),
+            )
+            for line in lines
+        ]
+
+    def key_of(self, answer: Answer) -> str:
+        """Return the key of the question that an answer belongs to. Raises UserError where the answer cannot say."""
+        return answer.key or answer.question_id
+
+    def check(self, items: Mapping[str, Item], answers: Sequence[Answer]) -> list[str]:
+        """Return notes on the answers. Raises UserError where they cannot be answers to these items."""
+        return []
+
     def wanted(self) -> list[str]:
-        """What would make the score the official one, when files for that are absent."""
+        """Return what is missing for the score to be the official one, in a sentence each."""
         return []
 
     def export(self, answers: Sequence[Answer], path: Path) -> None:
         """Write the file that the benchmark's server takes."""
-        raise UserError(f"{self.label} has no server that takes answers: they are scored here")
+        raise UserError(f"{self.label} has no server that takes answers; its answers are scored here")
+
+    # The same for every benchmark
 
     @property
     def folder(self) -> Path:
-        """Where the data lie."""
+        """The folder of the data."""
         return Path(self.data_dir)
 
+    @property
+    def image_dir(self) -> Path:
+        """The folder of the images that LLaVA's question file names."""
+        return self.folder / self.images
+
+    @cached_property
+    def known_items(self) -> dict[str, Item]:
+        """The items by key, in file order. Raises UserError where they cannot be read, or share a key."""
+        items = self._parsed(self.items)
+        found = {item.key: item for item in items}
+        if not items:
+            raise UserError(f"{self.folder}: there are no questions in the files; get {self.source}")
+        if len(found) < len(items):
+            key, count = Counter(item.key for item in items).most_common(1)[0]
+            raise UserError(f"{self.folder}: {count} questions have the id {key}; get {self.source}")
+        return found
+
+    def questions(self) -> list[Question]:
+        """Return all questions in the order of their file. Raises UserError where they cannot be read."""
+        return self._questions
+
+    @cached_property
+    def _questions(self) -> list[Question]:
+        return self._parsed(self.asked)
+
+    def _parsed(self, parse: Callable[[], list[Parsed]]) -> list[Parsed]:
+        try:
+            return parse()
+        except (AttributeError, KeyError, TypeError, IndexError) as error:
+            raise UserError(f"{self.folder}: not the layout of {self.label} ({error!r}); get {self.source}") from error
+
+    def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None, *, partial: bool = False) -> Score:
+        """Return the official score of `answers`, which may be in any order.
+
+        asked: keys of the only questions that were asked, as if the benchmark had no others; None: all.
+        partial: score answers that do not cover the questions; the score is then marked as not comparable.
+        Raises UserError where answers are missing without `partial`, or belong to other questions.
+        """
+        items = {key: item for key, item in self.known_items.items() if asked is None or key in asked}
+        paired = self.pair(items, answers)
+        notes = [*paired.notes, *self.check(items, answers)]
+        if paired.missing and not partial:
+            first = ", ".join(paired.missing[:3])
+            raise UserError(
+                f"{self.name}: only {len(items) - len(paired.missing):,} of {len(items):,} questions have an answer "
+                f"(first without: {first}); answer the others too, or add partial=true for a score that is not "
+                "comparable with others"
+            )
+        if paired.missing:
+            notes.append(
+                f"{len(paired.missing):,} of {len(items):,} questions have no answer (first: {paired.missing[0]}): "
+                f"{self.unanswered}; the score is not comparable with others"
+            )
+        last: Mapping[str, Answer | None] = {
+            **dict.fromkeys(paired.missing if self.keeps_unanswered else ()),
+            **paired.last,
+        }
+        chosen: list[tuple[str, Answer | None]] = [(key, last[key]) for key in items if key in last]
+        if self.each_answer_counts:
+            chosen = [*paired.given, *((key, None) for key in last if last[key] is None)]
+        results = [
+            Result(items[key], answer, self.read(answer.text if answer else "", items[key])) for key, answer in chosen
+        ]
+        score = self.headline(results)
+        return replace(score, notes=(*notes, *score.notes), partial=bool(paired.missing))
+
+    def scored(
+        self,
+        value: float | None,
+        counted: Sequence[Result],
+        points: Mapping[str, float],
+        details: dict[str, Any],
+        *,
+        tallies: Mapping[str, Tally] | None = None,
+        notes: Iterable[str] = (),
+    ) -> Score:
+        """Return the score of the results that the headline counts.
+
+        points: Question.key -> what the question adds, 0..1. tallies: None: `value` is the mean of the points.
+        """
+        if tallies is None:
+            groups = {result.item.key: result.item.image_key or result.item.key for result in counted}
+            tallies = {key: Tally(groups[key], "", point) for key, point in points.items()}
+        return Score(
+            metric=self.metric,
+            value=value,
+            n=len(counted),
+            valid=sum(result.meaning is not None for result in counted) / max(len(counted), 1),
+            details=details,
+            per_question=dict(points),
+            formula=self.formula,
+            tallies=dict(tallies),
+            notes=tuple(notes),
+        )
+
+    def pair(self, keys: Collection[str], answers: Sequence[Answer]) -> Paired:
+        """Return the answers to the questions `keys`. Raises UserError when no answer belongs to one of them."""
+        given = [(self.key_of(answer), answer) for answer in answers]
+        known = [(key, answer) for key, answer in given if key in keys]
+        unknown = [key for key, _ in given if key not in keys]
+        if not known:
+            found = f"the first is to question '{unknown[0]}'" if unknown else "there are none"
+            like = next(iter(keys), "")
+            raise UserError(f"{self.name}: no answer belongs to a question, {found}; questions are named like '{like}'")
+        answered = {key for key, _ in known}
+        notes = []
+        if repeated := len(known) - len(answered):
+            which = "each" if self.each_answer_counts else "the last one"
+            notes.append(f"{repeated:,} answers repeat a question; {which} counts")
+        if unknown:
+            notes.append(f"{len(unknown):,} answers belong to no question (first: {unknown[0]}); they do not count")
+        return Paired(known, [key for key in keys if key not in answered], notes)
+
     def parquet_files(self) -> list[Path]:
-        """The Hugging Face form, when that is there and the official files are not."""
+        """Return the files of the Hugging Face form; none where an official file is present."""
         if any(path.exists() for path in self.files()):
             return []
         return sorted(self.folder.glob(self.parquet))
 
+    def rows(self, *columns: str, optional: Iterable[str] = ()) -> Iterator[Record]:
+        """Yield the rows of the Hugging Face form. See `read_rows`."""
+        return read_rows(self.parquet_files(), *columns, optional=optional)
+
     def need(self, path: Path) -> Path:
-        """`path`, which is there."""
+        """Return `path`. Raises UserError where it is not a file."""
         if not path.is_file():
-            raise UserError(f"{path} is not there; get {self.source}")
+            raise UserError(f"{path} is missing; get {self.source}")
         return path
+
+    def inventory(self) -> Inventory:
+        """Count what asking and scoring need. Images are looked for, not decoded."""
+        names = [str(path.relative_to(self.folder)) for path in self.files() if not path.exists()]
+        if (names or not self.files()) and not self.parquet_files():
+            missing = ", ".join(names) or self.parquet
+            return Inventory(0, 0, 0, (f"{missing} not in {self.folder}; get {self.source}",))
+        try:
+            questions = self.questions()
+        except UserError as error:
+            return Inventory(0, 0, 0, (str(error),))
+        images = {question.image_key: question.image for question in questions if question.image is not None}
+        paths = [image for image in images.values() if isinstance(image, Path)]
+        absent = sorted(path for path in paths if not path.is_file() or not path.stat().st_size)
+        finding = (
+            f"{len(absent):,} of {len(images):,} images are missing (first: {absent[0]}); get {self.source}"
+            if absent
+            else ""
+        )
+        return Inventory(len(questions), len(images), len(absent), (finding,) if finding else ())
+
+
+def questions_of(score: Score, asked: Iterable[Question]) -> Questions:
+    """Return the questions of the headline. asked: for their images, where the score has no tallies."""
+    if score.tallies:
+        return score.questions
+    images = {question.key: question.image_key for question in asked}
+    tallies = {key: Tally(images.get(key) or key, "", value) for key, value in score.per_question.items()}
+    return Questions.of(Formula.mean, tallies)
+
+
+def percent(points: Iterable[float]) -> float | None:
+    """Return the mean in percent; None of nothing."""
+    found = list(points)
+    return 100 * sum(found) / len(found) if found else None

@@ -109,6 +109,6 @@ def test_check_counts_what_is_there_of_each_benchmark(tmp_path: Path, capsys: py
     assert data.run(DataCommand(action="check", benchmark=benchmark)) == 1
     shown = capsys.readouterr().out
     assert " 9 │ 1 of 3 │ not complete" in shown
-    assert "POPE: 2 of 3 images are not there (first: " in shown
+    assert "POPE: 2 of 3 images are missing (first: " in shown
     assert "LLaVA-W: questions.jsonl, context.jsonl, answers_gpt4.jsonl not in " in shown
     assert "LLaVA-W, for the official judging: " in shown and "rule.json of LLaVA" in shown

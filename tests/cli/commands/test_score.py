@@ -26,6 +26,7 @@ def settings(folder: Path, *names: str, **changes: Any) -> Score:
         answers=str(folder / "answers.jsonl"),
         data_dir=str(folder),
         judge=changes.pop("judge", Judge(**JUDGE)),
+        partial=changes.pop("partial", False),
         results_dir=str(folder / "results"),
         **changes,
     )
@@ -47,14 +48,14 @@ def test_the_score_is_shown_with_its_categories(pope: Path, capsys: Any, caplog:
     assert "POPE: mean F1 100.00 (2 questions, 100.0% readable)" in shown
     assert "as LLaVA eval_pope.py, version 1" in shown
     assert "adversarial" in shown and "yes_ratio" in shown
-    assert "POPE: random has no answers: the mean is over the others" in caplog.messages
+    assert "POPE: random has no labels: the mean is over the others" in caplog.messages
 
 
 def test_the_output_holds_every_question(pope: Path) -> None:
     score.run(settings(pope, "pope", output=str(pope / "out/score.json")))
     record = json.loads((pope / "out/score.json").read_text())
     assert list(record) == [
-        "benchmark", "metric", "value", "n", "valid", "follows", "version", "details", "per_question"
+        "benchmark", "metric", "value", "n", "valid", "follows", "version", "partial", "details", "per_question"
     ]  # fmt: skip
     assert (record["benchmark"], record["value"], record["per_question"]) == ("pope", 100, {"1": 1, "2": 1})
 

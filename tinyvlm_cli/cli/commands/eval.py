@@ -13,7 +13,6 @@ from tinyvlm_cli.config.build import build
 from tinyvlm_cli.config.commands import Eval
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Benchmark, Score, questions_of
-from tinyvlm_cli.evaluate.inventory import take_inventory
 from tinyvlm_cli.evaluate.job import EvalJob, Task, answered, write_eval_job
 from tinyvlm_cli.evaluate.judge import PENDING, with_judge
 from tinyvlm_cli.files import write_text
@@ -51,7 +50,7 @@ def check(config: Eval) -> dict[str, Benchmark]:
     """The benchmarks. Raises UserError where a file of one is missing."""
     results = Results(config.results_dir)
     benchmarks = {name: with_judge(build(node), config.judge, results) for name, node in config.benchmark.items()}
-    findings = [finding for benchmark in benchmarks.values() for finding in take_inventory(benchmark).findings]
+    findings = [finding for benchmark in benchmarks.values() for finding in benchmark.inventory().findings]
     if findings:
         raise UserError("\n".join(findings))
     return benchmarks
@@ -107,7 +106,9 @@ def _score(config: Eval, benchmarks: dict[str, Benchmark], run: Run, job: EvalJo
         if benchmark.server:
             notes.append(_export(benchmark, answers, folder))
             continue
-        score = benchmark.score(answers, None if job.limit is None else {answer.key for answer in answers})
+        score = benchmark.score(
+            answers, None if job.limit is None else {answer.key for answer in answers}, partial=True
+        )
         notes += [f"{benchmark.label}: {note}" for note in score.notes]
         write_text(folder / "per_question.json", json.dumps(score.per_question))
         questions = questions_of(score, benchmark.questions())

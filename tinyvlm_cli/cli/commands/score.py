@@ -14,8 +14,8 @@ from tinyvlm_cli.config.build import build
 from tinyvlm_cli.config.commands import Score
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate import benchmark as protocol
-from tinyvlm_cli.evaluate.answers import read_answers
 from tinyvlm_cli.evaluate.judge import PENDING, with_judge
+from tinyvlm_cli.evaluate.sources import read_answers
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.results.folder import Results
 
@@ -43,7 +43,7 @@ def run(config: Score) -> int:
             wanted = f"upload=FILE{benchmark.upload_suffix}"
             raise UserError(f"{benchmark.label}, {benchmark.split}: scored by {benchmark.server} only; add {wanted}")
         return 0
-    score = benchmark.score(answers)
+    score = benchmark.score(answers, partial=config.partial)
     if config.output is not None:
         write_text(Path(config.output), json.dumps(_record(name, benchmark, score), indent=2) + "\n")
     _show(benchmark, score)
@@ -96,6 +96,7 @@ def _record(name: str, benchmark: protocol.Benchmark, score: protocol.Score) -> 
         "valid": score.valid,
         "follows": benchmark.follows,
         "version": benchmark.version,
+        "partial": score.partial,
         "details": score.details,
         "per_question": score.per_question,
     }

@@ -5,11 +5,11 @@ rules belong to their authors: they are read from LLaVA's rule.json when that li
 our own words and the score says so. Answers are paired by id; the official script pairs them by line.
 """
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -88,7 +88,7 @@ class LLaVAWild(Judged):
             Question(item.key, item.key, item.question, item.place, item.image, item.category) for item in self._items()
         ]
 
-    def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None) -> Score:
+    def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None, *, partial: bool = False) -> Score:
         """Mean grade of the model over mean grade of the reference, in percent."""
         items = [item for item in self._items() if asked is None or item.key in asked]
         paired = pair([item.key for item in items], answers)
@@ -174,7 +174,7 @@ class LLaVAWild(Judged):
         """Each item's reviews, one a run; None where the judge owes a reply."""
         rules = {} if self.wanted() else read_json(self.folder / RULES)
         requests = {item.key: self._request(item, texts[item.key], self._rule(item.category, rules)) for item in items}
-        ask = partial(_review, judge=judge, attempts=1 if judge.official_failures else ATTEMPTS)
+        ask = functools.partial(_review, judge=judge, attempts=1 if judge.official_failures else ATTEMPTS)
         tasks = [(item.key, run) for item in items for run in range(self.runs)]
         reviews = judge.grade_all(tasks, lambda task: ask(requests[task[0]], run=task[1]))
         return [reviews[start : start + self.runs] for start in range(0, len(reviews), self.runs)]

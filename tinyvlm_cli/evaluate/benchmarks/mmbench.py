@@ -85,7 +85,7 @@ class MMBench(Judged):
             questions.append(Question(row.key, row.key, self._prompt(row), images[image_key], image_key, row.category))
         return questions
 
-    def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None) -> Score:
+    def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None, *, partial: bool = False) -> Score:
         """Share of the questions whose rows are all right, in percent. Unreadable answers are wrong or judged."""
         groups = self._groups(asked)
         rows = [row for group in groups.values() for row in group]

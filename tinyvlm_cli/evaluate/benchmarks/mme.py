@@ -4,18 +4,16 @@ Answers are found as by LLaVA's convert_answer_to_mme.py and scored as by MME's 
 two by two, so an answer more or less shifts all later pairs; here a pair is what is asked about one image.
 """
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Benchmark, Question, Score
-from tinyvlm_cli.evaluate.layout import first_of, llava_questions
-from tinyvlm_cli.evaluate.pairing import pair
-from tinyvlm_cli.evaluate.parquet import StoredImage, read_rows
-from tinyvlm_cli.evaluate.parsing import mme_word
+from tinyvlm_cli.evaluate.benchmark import Benchmark, Image, Item, Result, Score
+from tinyvlm_cli.evaluate.reading import mme_word
+from tinyvlm_cli.evaluate.sources import first_of
 from tinyvlm_cli.results.records import Answer
 from tinyvlm_cli.statistics.questions import Formula, Tally
 
@@ -27,176 +25,165 @@ REQUEST = "Please answer yes or no."  # ends the official questions; LLaVA's suf
 QUESTIONS_FOLDER, IMAGES_FOLDER = "questions_answers_YN", "images"  # in five subtasks; the others are flat
 
 
-@dataclass(frozen=True)
-class Item:
-    """A question of the release."""
-
-    key: str
-    subtask: str
-    image: str  # "artwork/images/31.jpg", also LLaVA's id of both questions on it
-    place: Path | StoredImage
-    question: str  # without the request
-    truth: str  # yes or no
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What was said to a question."""
-
-    word: str  # yes, no or other
-    truth: str
-
-    @property
-    def is_right(self) -> bool:
-        """An answer that cannot be read is wrong."""
-        return self.word == self.truth
-
-
 @dataclass(frozen=True, kw_only=True)
 class MME(Benchmark):
-    """The headline is the total of the perception subtasks, each 100 x (accuracy + share of images with both right)."""
+    """The headline is the total of the perception subtasks, each 100 x (accuracy + share of images with both right).
 
-    llava_file: str  # read first; the suffix is in it
-    release: str  # official folder with a folder a subtask
+    An item's category is its subtask, its truth "yes" or "no", and its image key LLaVA's id of both questions on the
+    image: "artwork/images/31.jpg".
+    """
+
+    release: str  # official folder with one folder for each subtask
     suffix: str  # stands in place of the official request
+    metric: ClassVar[str] = "perception"
+    formula: ClassVar[Formula] = Formula.pairs
+    keeps_unanswered: ClassVar[bool] = True
+    unanswered: ClassVar[str] = "wrong where the other question on the image has an answer, else the image is left out"
 
     def files(self) -> list[Path]:
-        """A subtask's folder: single ones may be absent, and the score says so."""
-        folders = [self._release / subtask for subtask in (*PERCEPTION, *COGNITION)]
-        return [first_of(*folders, self._release)]
-
-    def questions(self) -> list[Question]:
-        """LLaVA's questions, or the official ones made like them."""
-        path = self.folder / self.llava_file
-        if path.exists():
-            questions = llava_questions(path, self._release)
-            return [replace(question, key=self._key(question.question_id, question.text)) for question in questions]
-        return [
-            Question(item.key, item.image, f"{item.question}\n{self.suffix}", item.place, item.image, item.subtask)
-            for item in self._items()
-        ]
-
-    def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None) -> Score:
-        """The perception total, with cognition and the subtasks in the details.
-
-        Images without any answer are left out as by the official tool. A question without an answer is wrong when the
-        other one of its image has one.
-        """
-        items = [item for item in self._items() if asked is None or item.key in asked]
-        answers = [self._with_key(answer) for answer in answers]
-        paired = pair([item.key for item in items], answers)
-        answered = {item.image for item in items if item.key in paired.texts}
-        counted = [item for item in items if item.image in answered]
-        replies = {item.key: Reply(mme_word(paired.texts.get(item.key, "")), item.truth) for item in counted}
-        subtasks = {}
-        for subtask in (*PERCEPTION, *COGNITION):
-            images: dict[str, list[Reply]] = {}
-            for item in counted:
-                if item.subtask == subtask:
-                    images.setdefault(item.image, []).append(replies[item.key])
-            if images:
-                subtasks[subtask] = _figures(list(images.values()))
-        headline = [item.key for item in counted if item.subtask in PERCEPTION]
-        notes = [*paired.notes, *_missing_notes(items, paired.texts, answered)]
-        if asked is None:
-            notes += [*_shift_notes(answers), *_absent_notes(subtasks)]
-        return Score(
-            metric="perception",
-            value=_total(subtasks, PERCEPTION),
-            n=len(headline),
-            valid=sum(replies[key].word != "other" for key in headline) / max(len(headline), 1),
-            details={"cognition": _total(subtasks, COGNITION), "subtasks": subtasks},
-            per_question={key: float(replies[key].is_right) for key in headline},
-            formula=Formula.pairs,
-            tallies={
-                item.key: Tally(item.image, item.subtask, float(replies[item.key].is_right))
-                for item in counted
-                if item.subtask in PERCEPTION
-            },
-            notes=tuple(notes),
-        )
+        """Return a subtask's folder: single ones may be absent, and the score says so."""
+        folders = [self.image_dir / subtask for subtask in (*PERCEPTION, *COGNITION)]
+        return [first_of(*folders, self.image_dir)]
 
     @property
-    def _release(self) -> Path:
+    def image_dir(self) -> Path:
+        """The folder of the release, which holds the images too."""
         return self.folder / self.release
 
-    def _key(self, image: str, prompt: str) -> str:
-        """Both questions of an image have its name as their id, so that the text is needed too.
+    def items(self) -> list[Item]:
+        """Return every question of the subtasks that are present, image by image."""
+        items: list[Item] = []
+        for subtask in (*PERCEPTION, *COGNITION):
+            if (self.image_dir / subtask).is_dir():
+                items += self._subtask(self.image_dir / subtask)
+        for row in self.rows("question_id", "question", "answer", "category", "image"):
+            truth = row["answer"].strip().lower()
+            items.append(self._item(row["category"], row["question_id"], row["image"], row["question"], truth))
+        return list({item.key: item for item in items}.values())  # as in the official converter the last one counts
+
+    def read(self, text: str, item: Item) -> str | None:
+        """Return "yes" or "no" from the first four characters."""
+        word = mme_word(text)
+        return word if word != "other" else None
+
+    def headline(self, results: Sequence[Result]) -> Score:
+        """Return the perception total, with cognition and the subtasks in the details.
+
+        As by the official tool, images without any answer are left out.
+        """
+        answered = {result.item.image_key for result in results if result.answer}
+        images: dict[str, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
+        for result in results:
+            if result.item.image_key in answered:
+                images[result.item.category][result.item.image_key].append(result)
+        subtasks = {
+            subtask: _figures(list(images[subtask].values()))
+            for subtask in (*PERCEPTION, *COGNITION)
+            if subtask in images
+        }
+        totals, notes = {}, []
+        for kind, names in (("perception", PERCEPTION), ("cognition", COGNITION)):
+            scores = [subtasks[name]["score"] for name in names if name in subtasks]
+            totals[kind] = sum(scores) if scores else None
+            absent = [name for name in names if name not in subtasks]
+            if absent and len(results) == len(self.known_items):
+                notes.append(f"{', '.join(absent)}: no questions or no answers; the {kind} total is over the others")
+        counted = [r for r in results if r.item.image_key in answered and r.item.category in PERCEPTION]
+        points = {result.item.key: float(_is_right(result)) for result in counted}
+        tallies = {
+            result.item.key: Tally(result.item.image_key, result.item.category, points[result.item.key])
+            for result in counted
+        }
+        details = {"cognition": totals["cognition"], "subtasks": subtasks}
+        return self.scored(totals["perception"], counted, points, details, tallies=tallies, notes=notes)
+
+    def key_of(self, answer: Answer) -> str:
+        """Return image and question: both questions of an image have its name as their id.
 
         Like LLaVA's converter it takes the name up to its first point; of the prompt what the releases share.
         """
-        subtask, *_, name = image.split("/")
-        return f"{subtask}/{_stem(name)}: {self._bare(prompt)}"
-
-    def _with_key(self, answer: Answer) -> Answer:
         if answer.key:
-            return answer
+            return answer.key
         if "/" not in answer.question_id:
             raise UserError(
                 f"{self.name}: question_id '{answer.question_id}' names no image; it is like count/000000006040.jpg"
             )
         if not answer.prompt:
             raise UserError(
-                f"{self.name}: an answer to {answer.question_id} has no prompt, which tells apart the two questions on "
-                "an image; add the prompt"
+                f"{self.name}: an answer to {answer.question_id} has no prompt, which tells the two questions on an "
+                "image apart; add the prompt"
             )
-        return replace(answer, key=self._key(answer.question_id, answer.prompt))
+        subtask, *_, name = answer.question_id.split("/")
+        return f"{subtask}/{_stem(name)}: {self._bare(answer.prompt)}"
 
-    def _items(self) -> list[Item]:
-        """Every question of the subtasks that are there, image by image."""
-        folders = [self._release / subtask for subtask in (*PERCEPTION, *COGNITION)]
-        items = [item for folder in folders if folder.is_dir() for item in self._subtask(folder)]
-        rows = read_rows(self.parquet_files(), "question_id", "question", "answer", "category", "image")
-        items += [self._stored_item(row) for row in rows]
-        if not items:
-            raise UserError(f"{self._release}: there are no questions; get {self.source}")
-        return list({item.key: item for item in items}.values())  # as in the official converter the last one counts
+    def check(self, items: Mapping[str, Item], answers: Sequence[Answer]) -> list[str]:
+        """Return notes on where the official tool would stop or mix images up."""
+        if len(items) < len(self.known_items):
+            return []
+        lines: dict[str, list[str]] = defaultdict(list)
+        for answer in answers:
+            lines[answer.question_id.split("/")[0]].append(answer.question_id)
+        mixed = [subtask for subtask, ids in lines.items() if any(a != b for a, b in zip(ids[::2], ids[1::2]))]  # noqa: B905
+        broken = sum(any(mark in answer.text for mark in "\t\n\r") for answer in answers)
+        notes = []
+        if mixed:
+            notes.append(f"answers of {', '.join(mixed)} are not in pairs; the official tool would mix images up")
+        if broken:
+            notes.append(f"{broken} answers hold a tab or a line break, at which the official tool stops")
+        return notes
 
-    def _subtask(self, folder: Path) -> list[Item]:
-        is_flat = not (folder / QUESTIONS_FOLDER).is_dir()
-        texts, images = (folder, folder) if is_flat else (folder / QUESTIONS_FOLDER, folder / IMAGES_FOLDER)
-        names = {_stem(path.name): path.name for path in images.glob("[!.]*") if path.suffix != ".txt"}
-        prefix = images.relative_to(self._release).as_posix()
-        items = []
-        paths = {_stem(path.name): path for path in sorted(texts.glob("[!.]*.txt"))}
-        for path in sorted(texts.glob("[!.]*.txt")):
-            if paths[_stem(path.name)] != path:
-                raise UserError(f"{path}, {paths[_stem(path.name)].name}: one name up to the first point; rename one")
-            image = f"{prefix}/{names.get(_stem(path.name), f'{path.stem}.jpg')}"
-            for question, truth in self._read(path):
-                key, place = self._key(image, question), self._release / image
-                items.append(Item(key, folder.name, image, place, self._bare(question), truth))
-        return items
-
-    def _stored_item(self, row: dict[str, Any]) -> Item:
-        image, question, truth = row["question_id"], row["question"], row["answer"].strip().lower()
-        return Item(self._key(image, question), row["category"], image, row["image"], self._bare(question), truth)
+    def _item(self, subtask: str, image_id: str, image: Image, question: str, truth: str) -> Item:
+        return Item(
+            key=self.key_of(Answer(image_id, question, "")),
+            truth=truth,
+            text=f"{self._bare(question)}\n{self.suffix}",
+            image=image,
+            image_key=image_id,
+            question_id=image_id,
+            category=subtask,
+        )
 
     def _bare(self, question: str) -> str:
         return question.replace(self.suffix, "").replace(REQUEST, "").strip()
 
-    def _read(self, path: Path) -> list[tuple[str, str]]:
-        """The two questions about an image, with yes or no."""
-        text = path.read_bytes().decode("utf-8-sig", errors="replace")
-        lines = [line.strip() for line in text.split("\n") if line.strip()]
-        fields = [tuple(line.split("\t")) for line in lines]
-        read = [(row[0].strip(), row[-1].strip().lower()) for row in fields if len(row) == 2]
-        if len(lines) != 2 or len(read) != 2 or any(truth not in ("yes", "no") for _, truth in read):
-            raise UserError(f"{path}: not two lines of a question, a tab, Yes or No; get {self.source}")
-        return read
+    def _subtask(self, folder: Path) -> Iterator[Item]:
+        """Yield the two questions of each text file, with yes or no."""
+        is_flat = not (folder / QUESTIONS_FOLDER).is_dir()
+        texts, images = (folder, folder) if is_flat else (folder / QUESTIONS_FOLDER, folder / IMAGES_FOLDER)
+        names = {_stem(path.name): path.name for path in images.glob("[!.]*") if path.suffix != ".txt"}
+        prefix = images.relative_to(self.image_dir).as_posix()
+        paths = sorted(texts.glob("[!.]*.txt"))
+        by_stem = {_stem(path.name): path for path in paths}
+        for path in paths:
+            other = by_stem[_stem(path.name)]
+            if other != path:
+                raise UserError(f"{path}, {other.name}: one name up to the first point; rename one of them")
+            lines = path.read_bytes().decode("utf-8-sig", errors="replace").split("\n")
+            rows = [line.strip().split("\t") for line in lines if line.strip()]
+            if [len(row) for row in rows] != [2, 2] or any(row[1].strip().lower() not in ("yes", "no") for row in rows):
+                raise UserError(f"{path}: not two lines of a question, a tab, Yes or No; get {self.source}")
+            image_id = f"{prefix}/{names.get(_stem(path.name), f'{path.stem}.jpg')}"
+            for question, truth in rows:
+                place = self.image_dir / image_id
+                yield self._item(folder.name, image_id, place, question.strip(), truth.strip().lower())
 
 
 def _stem(name: str) -> str:
     return name.split(".", maxsplit=1)[0]
 
 
-def _figures(images: Sequence[Sequence[Reply]]) -> dict[str, float]:
-    """The official figures of a subtask; precision and recall of yes are over the answers that could be read."""
-    replies = [reply for image in images for reply in image]
-    accuracy = sum(reply.is_right for reply in replies) / len(replies)
-    # Two, not all: an image that `limit=` cut in half is not won.
-    both = sum(sum(reply.is_right for reply in image) == 2 for image in images) / len(images)
-    counts = Counter((reply.word, reply.truth) for reply in replies)
+def _is_right(result: Result) -> bool:
+    """Return whether the answer is right; one that cannot be read is wrong."""
+    return bool(result.meaning == result.item.truth)
+
+
+def _figures(images: Sequence[Sequence[Result]]) -> dict[str, Any]:
+    """Return the official figures of a subtask; precision and recall of yes are over the answers that can be read."""
+    results = [result for image in images for result in image]
+    accuracy = sum(map(_is_right, results)) / len(results)
+    # Two, not all: an image of which `limit=` left one question is not won.
+    both = sum(sum(map(_is_right, image)) == 2 for image in images) / len(images)
+    counts = Counter((result.meaning, result.item.truth) for result in results)
     hits = counts["yes", "yes"]
     return {
         "score": accuracy * 100 + both * 100,
@@ -204,54 +191,6 @@ def _figures(images: Sequence[Sequence[Reply]]) -> dict[str, float]:
         "acc_plus": both,
         "precision": hits / max(hits + counts["yes", "no"], 1),
         "recall": hits / max(hits + counts["no", "yes"], 1),
-        "other": sum(reply.word == "other" for reply in replies),
-        "n": len(replies),
+        "other": sum(result.meaning is None for result in results),
+        "n": len(results),
     }
-
-
-def _total(subtasks: Mapping[str, Mapping[str, float]], names: Iterable[str]) -> float | None:
-    """The sum of the subtasks that were answered; None of none."""
-    scores = [subtasks[name]["score"] for name in names if name in subtasks]
-    return sum(scores) if scores else None
-
-
-def _absent_notes(subtasks: Mapping[str, Any]) -> list[str]:
-    notes = []
-    for kind, names in (("perception", PERCEPTION), ("cognition", COGNITION)):
-        absent = [name for name in names if name not in subtasks]
-        if absent:
-            notes.append(f"{', '.join(absent)}: no questions or no answers; the {kind} total is over the others")
-    return notes
-
-
-def _missing_notes(items: Sequence[Item], texts: Mapping[str, str], answered: set[str]) -> list[str]:
-    notes = []
-    unasked = {item.image for item in items} - answered
-    halves = [item.key for item in items if item.image in answered and item.key not in texts]
-    if unasked:
-        notes.append(f"{len(unasked)} images have no answer (first: {min(unasked)}); they are left out")
-    if halves:
-        notes.append(
-            f"{len(halves)} questions have no answer while the other on their image has one (first: {halves[0]}): "
-            "wrong; the official tool would pair the answers of two images"
-        )
-    return notes
-
-
-def _shift_notes(answers: Iterable[Answer]) -> list[str]:
-    """Where the official tool would stop or mix images up."""
-    notes = []
-    lines: dict[str, list[str]] = {}
-    for answer in answers:
-        lines.setdefault(answer.question_id.split("/")[0], []).append(answer.question_id)
-    mixed = [
-        subtask
-        for subtask, ids in lines.items()
-        if any(one != other for one, other in zip(ids[::2], ids[1::2], strict=False))
-    ]
-    if mixed:
-        notes.append(f"answers of {', '.join(mixed)} do not stand in pairs; the official tool would mix images up")
-    broken = sum(any(mark in answer.text for mark in "\t\n\r") for answer in answers)
-    if broken:
-        notes.append(f"{broken} answers hold a tab or a line break, at which the official tool stops")
-    return notes

@@ -4,10 +4,10 @@ Request, retries and tables are those of mm-vet_evaluator.py. Its grading prompt
 their file when that lies beside the data, else the judge gets our own words and the score says so.
 """
 
+import functools
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ class MMVet(Judged):
             for item in self._items()
         ]
 
-    def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None) -> Score:
+    def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None, *, partial: bool = False) -> Score:
         """The mean grade in percent, over all and for each capability, rounded like the evaluator."""
         items = [item for item in self._items() if asked is None or item.key in asked]
         paired = pair([item.key for item in items], answers, key_of=_official_id)
@@ -104,7 +104,7 @@ class MMVet(Judged):
         if protocol == "tinyvlm":
             notes.append(f"graded in tinyvlm's own words, not comparable with published scores: {self.wanted()[0]}")
         tasks = [(item, run) for item in items for run in range(self.runs)]
-        ask = partial(_grade, judge=self.judge, prompt=self._prompt())
+        ask = functools.partial(_grade, judge=self.judge, prompt=self._prompt())
         graded = self.judge.grade_all(tasks, lambda task: ask(task[0], paired.texts[task[0].key], run=task[1]))
         done = [grade for grade in graded if grade]
         pending = len({item.key for (item, _), grade in zip(tasks, graded, strict=True) if grade is None})

@@ -6,17 +6,15 @@ about twelve points, so LLaVA's question file is needed to ask, though not to sc
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Benchmark, Question, Score
-from tinyvlm_cli.evaluate.layout import llava_questions
-from tinyvlm_cli.evaluate.official_files import read_json
-from tinyvlm_cli.evaluate.parquet import read_rows
-from tinyvlm_cli.evaluate.parsing import leave_one_out, m4c_words
+from tinyvlm_cli.evaluate.benchmark import Benchmark, Item, Question, Result, Score, percent
+from tinyvlm_cli.evaluate.reading import leave_one_out, m4c_words
+from tinyvlm_cli.evaluate.sources import read_json
 from tinyvlm_cli.results.records import Answer
 
 PEOPLE = 10  # the official evaluator takes no other number
@@ -29,89 +27,65 @@ OLD_QUESTION = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
 class TextVQA(Benchmark):
     """The validation set of release 0.5.1."""
 
-    llava_file: str  # questions with their OCR tokens; the suffix is in it
     annotations_file: str  # official
-    images: str  # folder
     suffix: str  # ends LLaVA's questions; added to the Hugging Face form's
+    metric: ClassVar[str] = "accuracy"
+    each_answer_counts: ClassVar[bool] = True  # as in the official script
+    keeps_unanswered: ClassVar[bool] = True
+    unanswered: ClassVar[str] = "the score is over the others, as in the official script"
 
     def files(self) -> list[Path]:
-        """LLaVA's file, for asking, and the official one, for scoring."""
+        """Return LLaVA's file, for asking, and the official one, for scoring."""
         return [self.folder / self.llava_file, self.folder / self.annotations_file]
 
-    def questions(self) -> list[Question]:
-        """LLaVA's questions, each with the line of OCR tokens."""
-        if parquet := self.parquet_files():
-            return [self._question(row) for row in read_rows(parquet, "image_id", "question", "ocr_tokens", "image")]
-        path = self.need(self.folder / self.llava_file)
-        questions = []
-        for question in llava_questions(path, self.folder / self.images):
-            asked = question_of(question.text)
-            if asked is None:
+    def asked(self) -> list[Question]:
+        """Return LLaVA's questions, each with its line of OCR tokens, or the Hugging Face form's."""
+        if not self.parquet_files():
+            self.need(self.folder / self.llava_file)
+        questions = super().asked()
+        for question in questions:
+            if question.key == self.key_of(Answer(question.question_id, "", "")):
                 raise UserError(
-                    f"{path}: the prompt of {question.question_id} is not of LLaVA's form; get {self.source}"
+                    f"{self.folder / self.llava_file}: the prompt of {question.question_id} is not in LLaVA's form; "
+                    f"get {self.source}"
                 )
-            key = _key(question.question_id, asked)
-            questions.append(
-                Question(
-                    key, question.question_id, question.text, question.image, question.image_key, question.category
-                )
-            )
         return questions
 
-    def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None) -> Score:
-        """Mean accuracy in percent over the answers given, as in the official script; a repeated one counts again."""
-        truths = {key: people for key, people in self._truths().items() if asked is None or key in asked}
-        keys = [answer.key or _key(answer.question_id, question_of(answer.prompt) or "") for answer in answers]
-        known = [(key, m4c_words(answer.text)) for key, answer in zip(keys, answers, strict=True) if key in truths]
-        unknown = [answer for key, answer in zip(keys, answers, strict=True) if key not in truths]
-        if not known:
-            found = f"the first is of image '{unknown[0].question_id}'" if unknown else "there are none"
-            raise UserError(f"{self.name}: no answer belongs to a question of {self.annotations_file}; {found}")
-        scores = [(key, leave_one_out(words, truths[key])) for key, words in known]
-        per_question = dict(scores)
-        notes = []
-        if unknown:
-            first = f"{unknown[0].question_id}: {(question_of(unknown[0].prompt) or unknown[0].prompt)[:60]!r}"
-            notes.append(f"{len(unknown)} answers belong to no question (first: {first}); they do not count")
-        if len(scores) > len(per_question):
-            notes.append(f"{len(scores) - len(per_question)} answers repeat a question; each counts")
-        if len(per_question) < len(truths):
-            notes.append(f"only {len(per_question)} of {len(truths)} questions are answered: the score is over those")
-        return Score(
-            metric="accuracy",
-            value=100 * sum(value for _, value in scores) / len(scores),
-            n=len(scores),
-            valid=sum(bool(words) for _, words in known) / len(known),
-            details={"questions": len(truths), "answered": len(per_question)},
-            per_question=per_question,
-            notes=tuple(notes),
-        )
-
-    def _question(self, row: dict[str, Any]) -> Question:
-        key = _key(row["image_id"], row["question"].lower())
-        text = f"{row['question']}\n{OCR_LINE}{', '.join(row['ocr_tokens'])}\n{self.suffix}"
-        return Question(key, row["image_id"], text, row["image"], row["image_id"])
-
-    def _truths(self) -> dict[str, tuple[str, ...]]:
-        parquet = self.parquet_files()
-        path = parquet[0] if parquet else self.need(self.folder / self.annotations_file)
-        try:
-            truths = {
-                _key(record["image_id"], record["question"].lower()): tuple(map(m4c_words, record["answers"]))
-                for record in (
-                    read_rows(parquet, "image_id", "question", "answers") if parquet else read_json(path)["data"]
-                )
-            }
-        except (AttributeError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not TextVQA's layout ({error!r}); get {self.source}") from None
-        for key, answers in truths.items():
+    def items(self) -> list[Item]:
+        """Return the questions with their ten answers, normalised; those of the official file have no OCR tokens."""
+        if parquet := self.parquet_files():
+            records = list(self.rows("image_id", "question", "answers", "ocr_tokens", "image"))
+        else:
+            records = read_json(self.need(self.folder / self.annotations_file))["data"]
+        items: dict[str, Item] = {}
+        for record in records:
+            name, question, answers = record["image_id"], record["question"], record["answers"]
+            key = f"{name}: {question.lower()}"
             if len(answers) != PEOPLE:
-                raise UserError(f"{path}: {key} has {len(answers)} answers, not {PEOPLE}; get {self.source}")
-        return truths
+                raise UserError(f"{self.folder}: {key} has {len(answers)} answers, not {PEOPLE}; get {self.source}")
+            text = f"{question}\n{OCR_LINE}{', '.join(record['ocr_tokens'])}\n{self.suffix}" if parquet else ""
+            image, truth = record.get("image"), tuple(map(m4c_words, answers))
+            items[key] = Item(key=key, truth=truth, text=text, image=image, image_key=name, question_id=name)
+        return list(items.values())
+
+    def read(self, text: str, item: Item) -> str | None:
+        """Return the answer as mmf normalises it."""
+        return m4c_words(text) or None
+
+    def headline(self, results: Sequence[Result]) -> Score:
+        """Return the mean accuracy in percent over the answers given; a repeated one counts again."""
+        given = [result for result in results if result.answer]
+        scores = [(result.item.key, leave_one_out(result.meaning or "", result.item.truth)) for result in given]
+        details = {"questions": len({result.item.key for result in results}), "answered": len(dict(scores))}
+        return self.scored(percent(score for _, score in scores), given, dict(scores), details)
+
+    def key_of(self, answer: Answer) -> str:
+        """Return image and question: the two or more questions on an image share its id."""
+        return answer.key or f"{answer.question_id}: {question_of(answer.prompt) or ''}"
 
 
 def question_of(prompt: str) -> str | None:
-    """The question within a prompt, lower-cased; None when the prompt has none of the forms that LLaVA knows."""
+    """Return the question within a prompt, lower-cased; None when the prompt has none of the forms that LLaVA knows."""
     lines = prompt.split("\n")
     if prompt.startswith(OLD_OCR_LINE):
         found = OLD_QUESTION.search(prompt)
@@ -119,7 +93,3 @@ def question_of(prompt: str) -> str | None:
     if len(lines) == 3 and OCR_LINE in prompt:
         return lines[prompt.startswith(OCR_LINE.strip())].lower()
     return lines[0].lower() if len(lines) == 2 else None
-
-
-def _key(image_id: str, question: str) -> str:
-    return f"{image_id}: {question}"

@@ -1,0 +1,208 @@
+"""Readers of the files that benchmarks come in: official JSON and JSON lines, the Hugging Face form, answers files.
+
+None of them is trusted: a broken file is a UserError that names the file, the line and what was found. A field or
+column that a benchmark asks for by name and that is not there is named together with those that are.
+"""
+
+import ast
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.results.records import Answer
+
+MAX_LINE = 1 << 20  # bytes of a line of an answers file; a thousand tokens are a few thousand
+BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+
+
+class Record(dict[str, Any]):
+    """A JSON object or table row of the file `place`. Asking for a field that it lacks raises UserError."""
+
+    place: str | Path = ""
+
+    def __missing__(self, name: str) -> Any:
+        found = ", ".join(map(str, list(self)[:20])) or "none"
+        raise UserError(f"{self.place}: a record has no field '{name}'; its fields are {found}; get the file again")
+
+    @classmethod
+    def of(cls, place: str | Path, fields: dict[str, Any]) -> "Record":
+        """Return `fields` as a record of the file `place`."""
+        record = cls(fields)
+        record.place = place
+        return record
+
+
+def read_json(path: Path, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Return the content of a JSON file, each object in it a `Record`.
+
+    hook: makes something smaller of each object while the file is read.
+    """
+    as_record = hook or (lambda fields: Record.of(path, fields))
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_hook=as_record)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not a JSON file ({error}); get it again") from None
+
+
+def read_lines(path: Path, *fields: str) -> list[Record]:
+    """Return the records of a JSON-lines file, each with at least `fields`. Blank lines do not count."""
+    records = []
+    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number}: not a JSON record ({error}); get the file again") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{path}:{number}: found a JSON {type(record).__name__}, not a record; get the file again")
+        absent = [name for name in fields if name not in record]
+        if absent:
+            raise UserError(
+                f"{path}:{number}: the record has no {', '.join(absent)}; its fields are {', '.join(record)}; "
+                "get the file again"
+            )
+        records.append(Record.of(path, record))
+    return records
+
+
+def first_of(*paths: Path) -> Path:
+    """Return the first path that exists, else the last one."""
+    return next((path for path in paths if path.exists()), paths[-1])
+
+
+def python_string(path: Path, name: str, *, inside: str = "") -> str:
+    """Return the first string constant that a Python file or notebook assigns to `name`. The file is never run.
+
+    inside: the function that assigns it; "": anywhere in the file.
+    """
+    source = path.read_text(encoding="utf-8-sig")
+    try:
+        if path.suffix == ".ipynb":
+            cells = [cell for cell in json.loads(source)["cells"] if cell["cell_type"] == "code"]
+            source = "\n".join("".join(cell["source"]) for cell in cells)
+        tree: ast.AST = ast.parse(source)
+    except (SyntaxError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not Python source ({error}); get the file again") from None
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == inside]
+    for node in ast.walk(functions[0] if functions else tree):
+        targets = [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
+        if isinstance(node, ast.Assign) and name in targets and isinstance(node.value, ast.Constant):
+            return str(node.value.value)
+    raise UserError(f"{path}: no text is assigned to '{name}'; get the file again")
+
+
+# The Hugging Face form: parquet files whose rows hold a question, its answer and its image.
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An encoded image in a parquet file. It is read when it is needed: VQAv2 has the same one in many rows."""
+
+    path: Path
+    group: int  # row group
+    row: int  # within the row group
+    column: str = "image"
+
+    def read(self) -> bytes:
+        """Return the encoded image. Raises UserError where the cell is empty."""
+        cell: bytes | None = _images(self.path, self.group, self.column)[self.row].as_py()
+        if cell is None:
+            raise UserError(f"{self.path}, row group {self.group}, row {self.row}: no image; get the file again")
+        return cell
+
+
+def read_rows(
+    paths: Iterable[Path], *columns: str, optional: Iterable[str] = (), image: str = "image"
+) -> Iterator[Record]:
+    """Yield the rows of all files with `columns`, and those of the `optional` columns that are present.
+
+    image: the column of images, each a structure of `bytes` and `path`. It becomes a StoredImage, or None.
+    Raises UserError where a file lacks one of `columns`.
+    """
+    for path in paths:
+        file = _open(path)
+        found = file.schema_arrow.names
+        absent = [name for name in columns if name not in found]
+        if absent:
+            raise UserError(f"{path}: no column {', '.join(absent)}; found {', '.join(found)}; get the file again")
+        wanted = [name for name in found if name in (*columns, *optional)]
+        # The path is small, and enough to see which rows have an image.
+        read = [f"{image}.path" if name == image else name for name in wanted]
+        for group in range(file.num_row_groups):
+            for row, fields in enumerate(file.read_row_group(group, columns=read).to_pylist()):
+                if image in wanted:
+                    fields[image] = StoredImage(path, group, row, image) if fields[image] is not None else None
+                yield Record.of(path, fields)
+
+
+@lru_cache(maxsize=4)  # questions on one image are neighbours, and so are the images of a batch
+def _images(path: Path, group: int, column: str) -> Any:
+    table = _open(path).read_row_group(group, columns=[f"{column}.bytes"])
+    return table.column(column).combine_chunks().field("bytes")
+
+
+def _open(path: Path) -> Any:
+    try:
+        from pyarrow import ArrowInvalid
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise UserError(f"{path}: reading it needs the package pyarrow; `pip install pyarrow`") from None
+    try:
+        return ParquetFile(path)
+    except (ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: not a parquet file ({error}); get it again") from None
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """Return every answer of an answers file in LLaVA's format, in file order, its text untouched.
+
+    A line is a JSON record with `question_id`, `text`, usually `prompt`, and more.
+    path: a file, or a folder of `tinyvlm eval`, which has one file for each process.
+    Raises UserError with the line of the first broken record.
+    """
+    paths = sorted(path.glob("answers-*.jsonl")) if path.is_dir() else [path]
+    if not paths or not paths[0].is_file():
+        raise UserError(f"answers={path}: no such file; give a JSON-lines file with question_id, prompt, text")
+    answers = []
+    for one in paths:
+        with one.open("rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
+                where = f"{one}:{number}"
+                if len(line) > MAX_LINE:
+                    raise UserError(f"{where}: the line is longer than {MAX_LINE >> 20} MiB; no answer is, remove it")
+                mark = next((mark for mark in BYTE_ORDER_MARKS if number == 1 and line.startswith(mark)), None)
+                if mark:
+                    raise UserError(
+                        f"{where}: begins with a byte-order mark ({BYTE_ORDER_MARKS[mark]}); save the file as UTF-8 "
+                        "without it"
+                    )
+                if line.strip():
+                    answers.append(_answer(line, where))
+    if not answers:
+        raise UserError(f"answers={path}: there is no answer in it; a line is a JSON record with question_id and text")
+    return answers
+
+
+def _answer(line: bytes, where: str) -> Answer:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: byte {line[error.start]:#04x} is not UTF-8; convert the file from Latin-1") from None
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "cannot be read"
+        raise UserError(f"{where}: not a whole JSON record ({reason}); remove or repair the line") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: found a JSON {type(record).__name__}, not a record with question_id and text")
+    given = {"prompt": "", "key": "", **record}
+    for name, kinds in (("question_id", (int, str)), ("prompt", str), ("text", str), ("key", str)):
+        value = given.get(name)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            found = f"found {json.dumps(value)[:40]}" if name in given else "the record has none"
+            allowed = "a number or a text" if name == "question_id" else "a text"
+            raise UserError(f"{where}: {name} must be {allowed}; {found}")
+    return Answer(str(given["question_id"]), given["prompt"], given["text"], given["key"])
