@@ -70,6 +70,18 @@ class Judged(Benchmark):
 
     judge: "Judge | None" = None
 
+    def items(self) -> list[Any]:
+        """Not used: these benchmarks have their own `score`."""
+        raise NotImplementedError
+
+    def read(self, text: str, item: Any) -> Any:
+        """Not used: these benchmarks have their own `score`."""
+        raise NotImplementedError
+
+    def headline(self, results: Any) -> Any:
+        """Not used: these benchmarks have their own `score`."""
+        raise NotImplementedError
+
 
 def with_judge(benchmark: Benchmark, settings: command_config.Judge, results: Results) -> Benchmark:
     """Return the benchmark with the judge of these settings, or unchanged if it takes none or no model is set.

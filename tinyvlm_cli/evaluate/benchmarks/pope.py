@@ -96,7 +96,7 @@ class POPE(Benchmark):
         }
         tables, notes = {}, []
         for category in self.categories:
-            pairs = [(bool(tally.value), bool(tally.reference)) for tally in tallies.values() if tally.group == category]
+            pairs = [(t.value == 1, t.reference == 1) for t in tallies.values() if t.group == category]
             if pairs:
                 tables[category] = _rates(pairs)
             else:
