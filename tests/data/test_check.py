@@ -13,9 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from tinyvlm_cli.config.schema import Chat, Prompt, Split
 from tinyvlm_cli.data import check
 from tinyvlm_cli.data.check import check_split
-from tinyvlm_cli.data.faults import IMAGE_FAULTS, Kind
 from tinyvlm_cli.data.index import open_index
-from tinyvlm_cli.data.splits import write_skips
+from tinyvlm_cli.data.records import IMAGE_FAULTS, Kind, write_skips
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.folder import Results
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tinyvlm_cli.data import image_source as module
-from tinyvlm_cli.data.image_source import image_source
-from tinyvlm_cli.data.images import open_image
+from tinyvlm_cli.data import images as module
+from tinyvlm_cli.data.images import image_source, open_image
 from tinyvlm_cli.errors import UserError
 
 
@@ -43,7 +42,7 @@ def test_an_address_that_gives_none_is_one_sentence(address: str, monkeypatch: p
         (f"{address}/none", "the server answered 404 Not Found"),
         ("http://127.0.0.1:1/a.png", "cannot be fetched"),
         ("http://[", "cannot be fetched"),
-        ("ftp://example.org/a.png", "an address starts with http:// or https://"),
+        ("ftp://example.org/a.png", "an address must start with http:// or https://"),
     ):
         with pytest.raises(UserError, match=says):
             image_source(place)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from tinyvlm_cli.config.schema import Chat, Prompt, Split
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.data.index import SplitIndex, open_index
-from tinyvlm_cli.data.splits import split_hash, write_skips
+from tinyvlm_cli.data.records import split_hash, write_skips
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.folder import Results
 
@@ -98,7 +98,7 @@ def test_what_the_data_check_found_is_left_out_and_is_another_stage(
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("[", "not a JSON file"), ("{}", "no list"), ("[]", "an empty list"), ('[{"id": 1}]', "no record can be used")],
+    [("[", "not a JSON file"), ("{}", "not a list"), ("[]", "an empty list"), ('[{"id": 1}]', "no record can be used")],
 )
 def test_a_file_that_is_no_training_set_is_refused(
     tmp_path: Path, words: PreTrainedTokenizerFast, text: str, says: str
@@ -116,4 +116,5 @@ def test_the_index_is_made_once_and_depends_on_the_chat_format(tmp_path: Path, w
     assert (index_of(GOOD, tmp_path, words).folder / "samples.npy").stat().st_mtime_ns == made
     other = Chat(system="S ", user="U: ", assistant=" A:", end="</s>")
     split = split_of(GOOD, tmp_path)
-    assert open_index(split, tokenizer=words, chat=other, prompt=Prompt.chat, results=Results(tmp_path)) != first
+    index = open_index(split, tokenizer=words, chat=other, prompt=Prompt.chat, results=Results(tmp_path))
+    assert index.folder != first.folder

@@ -36,8 +36,7 @@ def plan(tmp_path: Path, stablelm2: PreTrainedTokenizerFast, small_vision: Visio
     lengths = index.lengths(576, 3072)
     return StagePlan(
         index=index, usable=np.flatnonzero(lengths), lengths=lengths, image_root=tmp_path, vision=small_vision,
-        image_mode=ImageMode.square, tokens_per_image=576, max_length=3072, samples_per_step=3, micro_tokens=4096,
-        seed=0,
+        image_mode=ImageMode.square, tokens_per_image=576, max_length=3072, samples_per_step=3, seed=0,
     )  # fmt: skip
 
 
@@ -120,18 +119,19 @@ def test_a_rank_without_work_gets_a_row_that_predicts_nothing(plan: StagePlan) -
 def test_a_bad_image_is_one_sentence_from_any_process(plan: StagePlan, workers: int) -> None:
     bad = replace(plan, usable=np.array([3, 3, 3]))
     with pytest.raises(UserError, match=r"^image .*gone.png: no such file; `tinyvlm data check` finds all") as caught:
-        next(step_batches(bad, first=0, last=1, rank=0, ranks=1, workers=workers))
+        next(step_batches(bad, first=0, last=1, rank=0, ranks=1, micro_tokens=4096, workers=workers))
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_mistake_in_the_settings_is_one_sentence_from_a_loader_process_too(plan: StagePlan) -> None:
-    small = replace(plan, micro_tokens=8)
     with pytest.raises(UserError, match=r"^engine.micro_tokens: 8 is less than [^\n]*$"):
-        next(step_batches(small, first=0, last=1, rank=0, ranks=1, workers=1))
+        next(step_batches(plan, first=0, last=1, rank=0, ranks=1, micro_tokens=8, workers=1))
 
 
 def test_a_step_counts_the_supervised_tokens_of_all_ranks(plan: StagePlan) -> None:
     good = replace(plan, usable=np.array([0, 1, 2]))
-    shares = [next(step_batches(good, first=0, last=1, rank=rank, ranks=2, workers=0)) for rank in range(2)]
+    shares = [
+        next(step_batches(good, first=0, last=1, rank=rank, ranks=2, micro_tokens=4096, workers=0)) for rank in range(2)
+    ]
     assert shares[0].work == shares[1].work
     assert sum(len(m.targets) for share in shares for m in share.micros) == shares[0].work.supervised

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinyvlm_cli.data.packing import num_steps, spread, step_samples
+from tinyvlm_cli.data.loader import num_steps, spread, step_samples
 from tinyvlm_cli.errors import UserError
 
 LENGTHS = np.random.default_rng(0).integers(1, 900, 1000).astype(np.int32)

@@ -1,18 +1,25 @@
-"""What one forward pass of training takes.
+"""The packed row of samples that one forward pass of training takes.
 
 Shapes: T tokens of a row, S samples in it, I images of M connector tokens, P positions whose next token is supervised.
 """
 
-from collections.abc import Iterator
-from dataclasses import astuple, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from tinyvlm_cli.config.schema import Vision
+from tinyvlm_cli.data.chat import IMAGE
+
+Tokens = tuple[NDArray[np.int32], NDArray[np.bool_]]  # ids of a sample, and which of them are supervised
 
 
 @dataclass(frozen=True)
 class Work:
-    """What of a batch the operations that it needs depend on."""
+    """The sizes of a batch from which the operations that it needs are computed (model/flops.py)."""
 
     tokens: int  # image tokens included
     squares: int  # sum of the samples' squared lengths
@@ -20,7 +27,7 @@ class Work:
     supervised: int  # tokens
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+        return Work(*(ours + theirs for ours, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass
@@ -37,12 +44,66 @@ class MicroBatch:
     pixels: Tensor  # [max(I, 1), 3, size, size] uint8; one blank image for a row without any
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The same on `device`."""
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self._moving()})
+        """Copy the batch to `device`, without waiting where its memory is pinned."""
+        tensors = {name: tensor for name, tensor in vars(self).items() if name != "lengths"}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
     def pin_memory(self) -> "MicroBatch":
-        """The same in memory that a GPU copies from while the CPU goes on; the loader calls it."""
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in self._moving()})
+        """Copy the batch to memory that a GPU reads while the CPU does other work. The loader calls it."""
+        tensors = {name: tensor for name, tensor in vars(self).items() if name != "lengths"}
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
 
-    def _moving(self) -> Iterator[tuple[str, Tensor]]:
-        return ((f.name, getattr(self, f.name)) for f in fields(self) if f.name != "lengths")
+
+def expand(ids: NDArray[np.int32], supervised: NDArray[np.bool_], *, tokens_per_image: int, max_length: int) -> Tokens:
+    """Repeat each IMAGE of a sample `tokens_per_image` times, and cut the sample after `max_length` tokens."""
+    repeats = np.where(ids == IMAGE, tokens_per_image, 1)
+    return np.repeat(ids, repeats)[:max_length], np.repeat(supervised, repeats)[:max_length]
+
+
+def row_of(expanded: Sequence[Tokens], pixels: Tensor, *, weights: Sequence[float]) -> MicroBatch:
+    """Pack samples into one row, in their order.
+
+    expanded: as `expand` returns them. The first token of a sample must not be supervised: no token comes before it.
+    pixels: [max(I, 1), 3, size, size] uint8, their images in order, or one blank image.
+    weights: for each sample, the weight of a supervised token.
+    """
+    ids = np.concatenate([ids for ids, _ in expanded])
+    supervised = np.concatenate([flags for _, flags in expanded])
+    lengths = [len(ids) for ids, _ in expanded]
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    token_weights = np.repeat(np.array(weights, np.float32), [flags.sum() for _, flags in expanded])
+    is_image = ids == IMAGE
+    targets = np.flatnonzero(supervised)
+    return MicroBatch(
+        ids=torch.from_numpy(np.where(is_image, 0, ids).astype(np.int64))[None],
+        positions=torch.from_numpy(positions.astype(np.int64))[None],
+        image_at=torch.from_numpy(np.flatnonzero(is_image)),
+        lengths=torch.tensor(lengths),
+        predict=torch.from_numpy(targets - 1),
+        targets=torch.from_numpy(ids[targets].astype(np.int64)),
+        weights=torch.from_numpy(token_weights),
+        pixels=pixels,
+    )
+
+
+def widest_row(tokens: int, *, vision: Vision, tokens_per_image: int, supervised: int) -> MicroBatch:
+    """Return a row of that many tokens that takes as much memory as any: many images, with few words between them.
+
+    supervised: positions whose next token is supervised.
+    """
+    images, rest = divmod(tokens, tokens_per_image + 16)
+    ids = np.zeros(tokens_per_image + 16, np.int32)
+    ids[:tokens_per_image] = IMAGE
+    samples = [ids] * images + [np.zeros(rest, np.int32)] * (rest > 0)
+    pixels = blank(vision).expand(max(images, 1), -1, -1, -1)
+    row = row_of([(ids, np.zeros(len(ids), np.bool_)) for ids in samples], pixels, weights=[1.0] * len(samples))
+    positions = torch.arange(min(supervised, tokens))
+    return replace(row, predict=positions, targets=torch.zeros_like(positions), weights=torch.ones(len(positions)))
+
+
+def blank(vision: Vision) -> Tensor:
+    """Return the image of a row without any: zeros, [1, 3, size, size] uint8.
+
+    The vision encoder runs on it with zero weight, because under ZeRO-2 and -3 every rank must run the same modules.
+    """
+    return torch.zeros(1, 3, vision.image_size, vision.image_size, dtype=torch.uint8)

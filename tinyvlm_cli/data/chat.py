@@ -7,13 +7,16 @@ chunks (reference-system facts B4 and B5).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerFast
 
 from tinyvlm_cli.config.schema import Chat, Prompt
 from tinyvlm_cli.data.records import MARK, Record, Turn, check_marks
+
+if TYPE_CHECKING:  # loader processes import this module, and transformers takes seconds
+    from transformers import PreTrainedTokenizerFast
 
 IMAGE = -200  # stands for an image in the ids of a sample, until its tokens are written in
 
@@ -40,7 +43,7 @@ class _Chunk:
 
 
 def encode(
-    records: Sequence[Record], *, tokenizer: PreTrainedTokenizerFast, chat: Chat, prompt: Prompt
+    records: Sequence[Record], *, tokenizer: "PreTrainedTokenizerFast", chat: Chat, prompt: Prompt
 ) -> list[Encoded]:
     """Tokenise records for training, all of them in one call of the tokenizer.
 
@@ -68,7 +71,7 @@ def encode_prompt(
     question: str,
     *,
     has_image: bool,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: "PreTrainedTokenizerFast",
     chat: Chat,
     history: Sequence[Turn] = (),
 ) -> NDArray[np.int32]:
@@ -104,7 +107,7 @@ def _chat_chunks(questions: Sequence[tuple[str, bool]], answers: Sequence[str], 
     return chunks
 
 
-def _tokenise(samples: list[list[_Chunk]], tokenizer: PreTrainedTokenizerFast) -> list[Encoded]:
+def _tokenise(samples: list[list[_Chunk]], tokenizer: "PreTrainedTokenizerFast") -> list[Encoded]:
     """Tokenise the chunks of each sample and join them: the tokenizer's start token, the chunks, IMAGE between them."""
     texts = [chunk.text for chunks in samples for chunk in chunks]
     out = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)

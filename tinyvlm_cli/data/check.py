@@ -1,24 +1,46 @@
-"""Looks at every record and every image of a split before a GPU is used."""
+"""The check of every record and image of a split, before a GPU is used, and the repair of images with a wrong name.
 
+Images are opened by as many processes as there are cores. Those processes import this module, so it imports little.
+"""
+
+import multiprocessing
+import os
+import signal
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tinyvlm_cli.config.schema import Split
 from tinyvlm_cli.console import progress
-from tinyvlm_cli.data.annotations import read_annotations
-from tinyvlm_cli.data.cores import on_all_cores
-from tinyvlm_cli.data.faults import FaultError, Finding, Kind
-from tinyvlm_cli.data.images import resolve
-from tinyvlm_cli.data.look import look_at
-from tinyvlm_cli.data.records import Record, check_marks, parse_record, speakers_take_turns
+from tinyvlm_cli.data.images import image_format, open_image, resolve
+from tinyvlm_cli.data.records import FaultError, Finding, Kind, Record, check_marks, parse_record, read_annotations
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.files import replaced
+
+JPEG = ("JPEG", "MPO")  # MPO: a JPEG followed by more pictures, as cameras write
+JPEG_NAMES = (".jpg", ".jpeg")
+FORMATS = {
+    **dict.fromkeys(JPEG_NAMES, JPEG),
+    ".png": ("PNG",), ".gif": ("GIF",), ".webp": ("WEBP",), ".bmp": ("BMP", "DIB"),
+}  # fmt: skip
+CONVERT = "`tinyvlm data prepare data=NAME convert_gifs=true`"
+QUALITY = 95  # of 100: an encoder's input size shows no loss
+CHUNK = 64  # items that a process gets at a time
+CHUNKS_AHEAD = 8  # queued for each process, so that a million paths do not wait in memory
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was looked at, and everything worth telling of it."""
+    """The size of a split, and everything that was found."""
 
     num_records: int
     num_images: int  # files: many records can share one
@@ -26,68 +48,165 @@ class Checked:
 
 
 def check_split(split: Split) -> Checked:
-    """Look at every record, and at every image file once."""
-    census = _Census(Path(split.images))
-    size = Path(split.annotations).stat().st_size
-    with progress(f"reading {Path(split.annotations).name}", size) as bar:
-        for raw in read_annotations(split, bar.advance):
-            census.add(raw)
-    census.ids.clear()
-    findings = [*census.findings, *_look(census)]
-    findings.sort(key=lambda finding: finding.number)
-    return Checked(census.num_records, len(census.images), findings)
-
-
-@dataclass
-class _Census:
-    """What the check keeps of the records: no more, so that a million of them fit into memory."""
-
-    root: Path
-    findings: list[Finding] = field(default_factory=list)
-    num_records: int = 0
-    images: dict[str, int] = field(default_factory=dict)  # path -> its place in this mapping
-    owners: "array[int]" = field(default_factory=lambda: array("i"))  # records of the images to open ...
-    places: "array[int]" = field(default_factory=lambda: array("i"))  # ... and those images
-    ids: set[str] = field(default_factory=set)
-
-    def add(self, raw: Any) -> None:
-        """Look at the next record."""
-        number = self.num_records
-        self.num_records += 1
-        try:
-            record = parse_record(raw)
+    """Check every record, and every image file once. A million records fit into memory."""
+    root, annotations = Path(split.images), Path(split.annotations)
+    findings: list[Finding] = []
+    ids: set[str] = set()
+    images: dict[str, int] = {}  # path -> its place in this mapping
+    owners, places = array("i"), array("i")  # the records that have images, and the places of these images
+    num_records = 0
+    with progress(f"reading {annotations.name}", annotations.stat().st_size) as bar:
+        for number, raw in enumerate(read_annotations(split, bar.advance)):
+            num_records += 1
+            try:
+                record = parse_record(raw)
+                for image in record.images:
+                    resolve(root, image)
+            except FaultError as fault:
+                findings.append(Finding(number, fault.kind, str(fault)))
+                continue
+            findings += _oddities(number, record, raw, ids)
+            ids.add(record.id)
             for image in record.images:
-                resolve(self.root, image)
-                self.owners.append(number)
-                self.places.append(self.images.setdefault(image, len(self.images)))
-        except FaultError as fault:
-            self.findings.append(Finding(number, fault.kind, str(fault)))
-        else:
-            self.findings += _oddities(number, record, raw, self.ids)
-            self.ids.add(record.id)
+                owners.append(number)
+                places.append(images.setdefault(image, len(images)))
+    ids.clear()
+    looks = on_all_cores(look_at, (root / name for name in images), count=len(images), label="opening images")
+    faults = {place: fault for place, fault in enumerate(looks) if fault is not None}
+    names = {place: name for name, place in images.items() if place in faults}
+    says = {place: str(fault) for place, fault in faults.items()}  # one text, however many records share the image
+    findings += [
+        Finding(number, faults[place].kind, says[place], names[place])
+        for number, place in zip(owners, places, strict=True)
+        if place in faults
+    ]
+    findings.sort(key=lambda finding: finding.number)
+    return Checked(num_records, len(images), findings)
 
 
 def _oddities(number: int, record: Record, raw: dict[str, Any], ids: set[str]) -> Iterator[Finding]:
+    """Yield what is odd about a record that training can use. ids: of the records before it."""
     if record.id in ids and raw.get("id") is not None:
         yield Finding(number, Kind.repeated, f"record {record.id}: another record has this id")
     try:
         check_marks(record)
     except FaultError as fault:
         yield Finding(number, fault.kind, str(fault))
-    if not speakers_take_turns(raw):
-        says = "questions and answers are told apart by position, and the speakers say otherwise"
+    is_human = [message.get("from") == "human" for message in raw["conversations"]]
+    if not is_human[0]:
+        is_human = is_human[1:]  # `parse_record` drops such a first message
+    if not all(human == (place % 2 == 0) for place, human in enumerate(is_human)):
+        says = "questions and answers are distinguished by position, but the speakers differ from that"
         yield Finding(number, Kind.speakers, f"record {record.id}: {says}")
     if not all(turn.answer.strip() for turn in record.turns):
         yield Finding(number, Kind.empty_answer, f"record {record.id}: an answer is empty")
 
 
-def _look(census: _Census) -> Iterator[Finding]:
-    """Findings on the images, for each record that has them."""
-    paths = (census.root / name for name in census.images)
-    looks = on_all_cores(look_at, paths, count=len(census.images), label="opening images")
-    faults = {image: fault for image, fault in enumerate(looks) if fault is not None}
-    names = {place: name for name, place in census.images.items() if place in faults}
-    says = {place: str(fault) for place, fault in faults.items()}  # one text, however many records share the image
-    for number, image in zip(census.owners, census.places, strict=True):
-        if image in faults:
-            yield Finding(number, faults[image].kind, says[image], names[image])
+def look_at(path: Path) -> FaultError | None:
+    """Decode an image. Returns None when it is whole and of the type that its name says."""
+    try:
+        found = image_format(path, decode=True)
+    except FaultError as fault:
+        if fault.kind is Kind.absent and (gif := gif_of(path)):
+            return FaultError(Kind.absent, f"{fault}, but {gif.name} exists; {CONVERT} converts it")
+        return fault
+    suffix = path.suffix.lower()
+    if found in FORMATS.get(suffix, (found,)):
+        return None
+    how = f"; training can read it, and {CONVERT} makes it a JPEG" if suffix in JPEG_NAMES else "; training can read it"
+    return FaultError(Kind.other_type, f"image {path}: is a {found}{how}")
+
+
+def gif_of(path: Path) -> Path | None:
+    """Return the GIF with a missing JPEG's name, if it exists.
+
+    OCR-VQA's download script keeps the type of an image in its name, and LLaVA's list calls all of them .jpg.
+    """
+    gif = path.with_suffix(".gif")
+    return gif if path.suffix.lower() in JPEG_NAMES and gif.is_file() else None
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was done with a split's images that have a JPEG's name."""
+
+    num_images: int
+    num_converted: int
+    faults: list[FaultError]  # images that cannot be read
+
+
+def convert_split(split: Split) -> Converted:
+    """Rewrite every image that has a JPEG's name and is of another type, in place, as a JPEG of its first frame."""
+    annotations = Path(split.annotations)
+    names: dict[str, None] = {}  # in order, without repetition
+    with progress(f"reading {annotations.name}", annotations.stat().st_size) as bar:
+        for raw in read_annotations(split, bar.advance):
+            try:
+                found = [resolve(Path(split.images), image) for image in parse_record(raw).images]
+            except FaultError:  # reported by the data check, and left out of the index
+                continue
+            names.update((str(path), None) for path in found if path.suffix.lower() in JPEG_NAMES)
+    outcomes = list(on_all_cores(to_jpeg, map(Path, names), count=len(names), label="converting images"))
+    faults = [outcome for outcome in outcomes if isinstance(outcome, FaultError)]
+    return Converted(len(names), num_converted=sum(outcome is True for outcome in outcomes), faults=faults)
+
+
+def to_jpeg(path: Path) -> bool | FaultError:
+    """Make a file a JPEG, or make a missing one from the GIF with its name. Returns whether it was not a JPEG before.
+
+    Raises UserError where the folder cannot be written.
+    """
+    try:
+        source = path if path.exists() else gif_of(path) or path
+        if image_format(source) in JPEG:
+            return False
+        image = open_image(source)
+    except FaultError as fault:
+        return fault
+    try:
+        with replaced(path) as draft:
+            image.save(draft, "JPEG", quality=QUALITY)
+    except OSError as error:
+        raise UserError(f"image {path}: cannot be written ({error}); make the folder writable") from None
+    return True
+
+
+def on_all_cores(function: Callable[[A], B], items: Iterable[A], *, count: int, label: str) -> Iterator[B]:
+    """Yield `function` of each of the `count` items, in their order, computed by one process for each core.
+
+    function: a public name of a module that imports little, because each process imports it.
+    """
+    cores = num_cores()
+    # Not multiprocessing.Pool, which waits forever for a process that was killed. Ctrl-C reaches every process of the
+    # terminal: the others ignore it, and this one ends them.
+    pool = ProcessPoolExecutor(
+        cores,
+        multiprocessing.get_context("forkserver"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
+    waiting = iter(items)
+    queued: deque[Future[list[B]]] = deque()
+    with progress(label, count) as bar:
+        try:
+            while True:
+                while len(queued) < CHUNKS_AHEAD * cores and (chunk := list(islice(waiting, CHUNK))):
+                    queued.append(pool.submit(_of_each, function, chunk))
+                if not queued:
+                    return
+                results = queued.popleft().result()
+                yield from results
+                bar.advance(len(results))
+        except BrokenProcessPool:
+            raise UserError("a process that opens images was killed; is there enough memory? Run it again") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _of_each(function: Callable[[A], B], chunk: list[A]) -> list[B]:
+    return [function(item) for item in chunk]

@@ -1,67 +1,93 @@
-"""A training set, tokenised once and mapped into memory: a worker process holds no copy of the JSON.
+"""A split, tokenised once and mapped into memory, so that a worker process holds no copy of the JSON.
 
-It lies in results/index/<hash>/; index_files.py says what its files hold.
+The index of a split is in results/index/<hash>/:
+ids.bin, supervised.bin, texts.bin   the samples' token ids, flags, and image paths and record ids, one after another
+samples.npy                          where each sample is in them, and what its length depends on
+left_out.jsonl                       records that cannot be used, with the reason
 """
 
 import hashlib
 import json
 import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerFast
 
 from tinyvlm_cli.config.schema import Chat, Prompt, Split
-from tinyvlm_cli.data.chat import encode
-from tinyvlm_cli.data.index_files import LeftOut, write_files
-from tinyvlm_cli.data.splits import read_skips, split_hash
+from tinyvlm_cli.console import progress
+from tinyvlm_cli.data.chat import IMAGE, Encoded, encode
+from tinyvlm_cli.data.images import resolve
+from tinyvlm_cli.data.records import Record, parse_record, read_annotations, read_skips, split_hash
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.files import locked, new_folder
+from tinyvlm_cli.files import locked, new_folder, write_jsonl
 from tinyvlm_cli.results.folder import Results
+
+if TYPE_CHECKING:  # loader processes import this module, and transformers takes seconds
+    from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
 
 FORMAT = 2  # raised when the same records would give another index; 2: a question without an image is not stripped
+BATCH = 512  # records tokenised together, by the tokenizer's own threads
+SAMPLE = np.dtype(
+    [
+        ("start", np.int64),  # first token in ids.bin and supervised.bin
+        ("num_ids", np.int32),  # an image counts as one
+        ("num_images", np.int32),
+        ("first_ids", np.int32),  # ids before the first supervised token, images not counted; -1 when there is none
+        ("first_images", np.int32),  # images before it
+        ("text", np.int64),  # first byte in texts.bin: image path, then record id
+        ("image_bytes", np.int32),  # 0 without image
+        ("id_bytes", np.int32),
+    ]
+)
+EncodeAll = Callable[[Sequence[Record]], list[Encoded]]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A training sample."""
+    """A training sample of T tokens."""
 
-    ids: NDArray[np.int32]  # IMAGE stands for an image
-    supervised: NDArray[np.bool_]  # never the first: nothing comes before it
+    ids: NDArray[np.int32]  # [T] IMAGE stands for an image
+    supervised: NDArray[np.bool_]  # [T] never the first: no token comes before it
     images: tuple[str, ...]  # paths relative to the image root
     id: str
 
 
 class Samples(Protocol):
-    """Training samples by number."""
+    """Training samples by number: those of a split, or synthetic ones."""
 
     def sample(self, number: int) -> Sample:
-        """The sample with that number."""
+        """Return the sample with that number."""
 
     def lengths(self, tokens_per_image: int, max_length: int) -> NDArray[np.int32]:
-        """[samples] tokens after images are written in and the tail is cut; 0 where no supervised token is left."""
+        """Return each sample's tokens, with images written in and the tail cut; 0 if none of them is supervised."""
 
 
-@dataclass(frozen=True)
 class SplitIndex:
     """The samples of a split under one tokenizer and prompt."""
 
-    folder: Path
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._samples: NDArray[Any] = np.load(folder / "samples.npy", mmap_mode="r")
+        self._ids: NDArray[np.int32] = np.memmap(folder / "ids.bin", np.int32, "r")
+        self._supervised: NDArray[np.bool_] = np.memmap(folder / "supervised.bin", np.bool_, "r")
+        self._texts: NDArray[np.uint8] = np.memmap(folder / "texts.bin", np.uint8, "r")
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SplitIndex, (self.folder,)  # a worker process opens the files itself
+        return SplitIndex, (self.folder,)  # a worker process maps the files itself
 
     def sample(self, number: int) -> Sample:
-        """The sample with that number."""
+        """Return the sample with that number."""
         row = self._samples[number]
         tokens = slice(row["start"], row["start"] + row["num_ids"])
         middle = row["text"] + row["image_bytes"]
@@ -71,7 +97,7 @@ class SplitIndex:
         return Sample(self._ids[tokens], self._supervised[tokens], images, name)
 
     def lengths(self, tokens_per_image: int, max_length: int) -> NDArray[np.int32]:
-        """[samples] tokens after images are written in and the tail is cut; 0 where no supervised token is left."""
+        """Return each sample's tokens, with images written in and the tail cut; 0 if none of them is supervised."""
         rows = self._samples
         lengths = rows["num_ids"] + rows["num_images"] * (tokens_per_image - 1)
         first = rows["first_ids"] + rows["first_images"] * tokens_per_image
@@ -85,7 +111,7 @@ class SplitIndex:
         return cut
 
     def text_tokens(self) -> NDArray[np.int32]:
-        """[samples] tokens of each sample's text, its images not counted."""
+        """Return the tokens of each sample's text, its images not counted."""
         tokens: NDArray[np.int32] = self._samples["num_ids"] - self._samples["num_images"]
         return tokens
 
@@ -95,28 +121,14 @@ class SplitIndex:
         with (self.folder / "left_out.jsonl").open(encoding="utf-8") as file:
             return sum(1 for _ in file)
 
-    @cached_property
-    def _samples(self) -> NDArray[Any]:
-        samples: NDArray[Any] = np.load(self.folder / "samples.npy", mmap_mode="r")
-        return samples
-
-    @cached_property
-    def _ids(self) -> NDArray[np.int32]:
-        return np.memmap(self.folder / "ids.bin", np.int32, "r")
-
-    @cached_property
-    def _supervised(self) -> NDArray[np.bool_]:
-        return np.memmap(self.folder / "supervised.bin", np.bool_, "r")
-
-    @cached_property
-    def _texts(self) -> NDArray[np.uint8]:
-        return np.memmap(self.folder / "texts.bin", np.uint8, "r")
-
 
 def open_index(
-    split: Split, *, tokenizer: PreTrainedTokenizerFast, chat: Chat, prompt: Prompt, results: Results
+    split: Split, *, tokenizer: "PreTrainedTokenizerFast", chat: Chat, prompt: Prompt, results: Results
 ) -> SplitIndex:
-    """The index of a split, made when it is not there. Several processes can ask at once: one makes it."""
+    """Open the index of a split, and make it first where it is missing.
+
+    Several processes can call this at once: one makes the index, the others wait for it.
+    """
     if not Path(split.annotations).is_file():
         raise UserError(f"{split.annotations}: no such file; get it from {split.source}")
     identity = {
@@ -128,18 +140,88 @@ def open_index(
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = results.index_dir(digest)
+    left_out: dict[int, str] = {}
     with locked(folder):
         if not folder.is_dir():
             encode_all = partial(encode, tokenizer=tokenizer, chat=chat, prompt=prompt)
             with new_folder(folder) as draft:
-                left_out = write_files(draft, split, encode_all, read_skips(split, results))
-            _tell(split, folder, left_out)
-    return SplitIndex(folder)
-
-
-def _tell(split: Split, folder: Path, left_out: list[LeftOut]) -> None:
+                left_out = _write_files(draft, split, encode_all, read_skips(split, results))
+    index = SplitIndex(folder)
     if left_out:
         log.warning(
             "%s: %d records are left out, %d are used (the first: %s); all of them: %s", Path(split.annotations).name,
-            len(left_out), len(SplitIndex(folder)), left_out[0].reason, folder / "left_out.jsonl",
+            len(left_out), len(index), left_out[min(left_out)], folder / "left_out.jsonl",
         )  # fmt: skip
+    return index
+
+
+def _write_files(folder: Path, split: Split, encode_all: EncodeAll, skips: dict[int, str]) -> dict[int, str]:
+    """Write the files of an index, a batch of records at a time.
+
+    Returns record number -> reason for the records that are left out, `skips` included.
+    """
+    annotations = Path(split.annotations)
+    left_out = dict(skips)
+    rows = [np.zeros(0, SAMPLE)]
+    num_tokens = 0
+    with (
+        (folder / "ids.bin").open("wb") as ids_file,
+        (folder / "supervised.bin").open("wb") as supervised_file,
+        (folder / "texts.bin").open("wb") as texts_file,
+        progress(f"tokenising {annotations.name}", annotations.stat().st_size) as bar,
+    ):
+        at = texts_file.write(b"\n")  # an empty file cannot be mapped
+        items = enumerate(read_annotations(split, bar.advance))
+        while batch := list(islice(items, BATCH)):
+            added = []
+            for record, encoded in _encoded(batch, Path(split.images), encode_all, left_out):
+                supervised = encoded.supervised.copy()
+                supervised[:1] = False
+                is_image = encoded.ids == IMAGE
+                first = int(supervised.argmax()) if supervised.any() else -1
+                images_before = int(is_image[: max(first, 0)].sum())
+                image, name = "\0".join(record.images).encode(), record.id.encode()
+                first_ids = first - images_before if first >= 0 else -1
+                added.append(
+                    (num_tokens, len(encoded.ids), is_image.sum(), first_ids, images_before, at, len(image), len(name))
+                )
+                ids_file.write(encoded.ids.tobytes())
+                supervised_file.write(supervised.tobytes())
+                at += texts_file.write(image + name)
+                num_tokens += len(encoded.ids)
+            rows.append(np.array(added, SAMPLE))
+    samples = np.concatenate(rows)
+    np.save(folder / "samples.npy", samples)
+    write_jsonl(folder / "left_out.jsonl", ({"number": n, "reason": left_out[n]} for n in sorted(left_out)))
+    if not len(samples):
+        raise UserError(f"{annotations}: no record can be used; the first: {left_out[min(left_out)]}")
+    return left_out
+
+
+def _encoded(
+    batch: Sequence[tuple[int, Any]], images: Path, encode_all: EncodeAll, left_out: dict[int, str]
+) -> Iterator[tuple[Record, Encoded]]:
+    """Parse and encode a batch of (number, item of the JSON list). Records that cannot be used go to `left_out`."""
+    records: dict[int, Record] = {}
+    for number, raw in batch:
+        if number in left_out:
+            continue
+        try:
+            record = parse_record(raw)
+            for image in record.images:
+                resolve(images, image)
+            records[number] = record
+        except UserError as error:
+            left_out[number] = str(error)
+    if not records:
+        return
+    try:
+        together = encode_all(list(records.values()))
+    except UserError:  # one of them cannot be encoded: find it
+        for number, record in records.items():
+            try:
+                yield record, encode_all([record])[0]
+            except UserError as error:
+                left_out[number] = str(error)
+    else:
+        yield from zip(records.values(), together, strict=True)

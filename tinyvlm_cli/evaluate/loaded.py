@@ -17,11 +17,9 @@ from torch import Tensor
 
 from tinyvlm_cli.config.schema import Prompt
 from tinyvlm_cli.config.shipped import conf_dir
-from tinyvlm_cli.data.batch import MicroBatch
+from tinyvlm_cli.data.batch import MicroBatch, blank, expand, row_of
 from tinyvlm_cli.data.chat import encode
-from tinyvlm_cli.data.image_source import image_source
-from tinyvlm_cli.data.images import open_image, pixels, resolve
-from tinyvlm_cli.data.loader import blank, expand, row_of
+from tinyvlm_cli.data.images import image_source, open_image, pixels, resolve
 from tinyvlm_cli.data.records import Turn, parse_record
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.answerer import RunAnswerer, load_answerer

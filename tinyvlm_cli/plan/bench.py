@@ -16,7 +16,7 @@ import torch.distributed as dist
 from tinyvlm_cli.config.commands import Bench
 from tinyvlm_cli.config.schema import from_yaml
 from tinyvlm_cli.data.batch import Work
-from tinyvlm_cli.data.cores import num_cores
+from tinyvlm_cli.data.check import num_cores
 from tinyvlm_cli.data.loader import StagePlan, prepare_loaders, step_batches
 from tinyvlm_cli.data.synthetic import SyntheticIndex, write_jpegs
 from tinyvlm_cli.files import write_text
@@ -55,8 +55,7 @@ def bench_train(folder: Path) -> None:
         write_jpegs(folder / IMAGES, config.image_sizes, count=NUM_IMAGES, seed=config.seed)
     dist.barrier()
     plan = _plan(config, model, folder / IMAGES, num=stage.samples_per_step * (WARM_UP + config.steps))
-    plan = replace(plan, micro_tokens=layout.micro_tokens)
-    clock = _timed(engine, plan, config, started)
+    clock = _timed(engine, plan, config, started, micro_tokens=layout.micro_tokens)
     if dist.get_rank() != 0:
         return
     gpus, total = dist.get_world_size(), sum(clock.step_s)
@@ -102,13 +101,13 @@ class _Clock:
     losses: list[float] = field(default_factory=list)  # of the warm-up too
 
 
-def _timed(engine: Engine, plan: StagePlan, config: Bench, started: float) -> _Clock:
+def _timed(engine: Engine, plan: StagePlan, config: Bench, started: float, *, micro_tokens: int) -> _Clock:
     """Train, and look at the clock. started: when this process did"""
     clock = _Clock()
     lr = config.recipe.stages[config.stage].lr
     batches = step_batches(
         plan, first=0, last=WARM_UP + config.steps, rank=dist.get_rank(), ranks=dist.get_world_size(),
-        workers=num_loaders(config.engine),
+        micro_tokens=micro_tokens, workers=num_loaders(config.engine),
     )  # fmt: skip
     for number in range(WARM_UP + config.steps):
         began = time.perf_counter()
@@ -132,9 +131,9 @@ def bench_data(config: Bench, image_dir: Path) -> dict[int, float]:
     for workers in [2**n for n in range(num_cores().bit_length())]:
         steps = 6 * workers
         plan = _plan(config, model, image_dir, num=AT_A_TIME * steps)
-        plan = replace(plan, samples_per_step=AT_A_TIME, micro_tokens=2**20)
+        plan = replace(plan, samples_per_step=AT_A_TIME)
         images, began = 0, 0.0
-        for batch in step_batches(plan, first=0, last=steps, rank=0, ranks=1, workers=workers):
+        for batch in step_batches(plan, first=0, last=steps, rank=0, ranks=1, micro_tokens=2**20, workers=workers):
             if began:
                 images += batch.work.images
             elif batch.step == 2 * workers:  # all of them have begun

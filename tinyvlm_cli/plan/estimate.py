@@ -11,7 +11,7 @@ from typing import Any
 from tinyvlm_cli.config.commands import Mix
 from tinyvlm_cli.config.schema import PARTS, Engine, Stage, Train
 from tinyvlm_cli.data.batch import Work
-from tinyvlm_cli.data.packing import num_steps
+from tinyvlm_cli.data.loader import num_steps
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.attention.packed import unsupported
 from tinyvlm_cli.model.blank import meta_model

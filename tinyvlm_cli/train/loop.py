@@ -5,7 +5,6 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +15,10 @@ import torch.distributed as dist
 from tinyvlm_cli.checkpoint.parts import build_model, save_part
 from tinyvlm_cli.config.schema import PARTS, Loss, Stage, Train
 from tinyvlm_cli.config.schema import Engine as EngineSettings
-from tinyvlm_cli.data.cores import num_cores
+from tinyvlm_cli.data.batch import widest_row
+from tinyvlm_cli.data.check import num_cores
 from tinyvlm_cli.data.index import Samples, SplitIndex, open_index
-from tinyvlm_cli.data.loader import StagePlan, StepBatch, prepare_loaders, step_batches, widest_row
-from tinyvlm_cli.data.packing import num_steps
+from tinyvlm_cli.data.loader import StagePlan, StepBatch, num_steps, prepare_loaders, step_batches
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.attention.packed import register
 from tinyvlm_cli.model.flops import training_flops
@@ -68,11 +67,10 @@ def train_stage(job: StageJob) -> None:
     if dist.get_rank() == 0:
         _announce(job, model, steps)
     engine, layout = start_engine(config, stage, model, device)
-    plan = replace(plan, micro_tokens=layout.micro_tokens)
     first = engine.resume(job.folder / "checkpoints")
     if first and dist.get_rank() == 0:
         log.info("%s: goes on after step %d", job.name, first)
-    _run(job, engine, plan, first, steps)
+    _run(job, engine, plan, first, steps, micro_tokens=layout.micro_tokens)
     if device.type == "cuda" and dist.get_rank() == 0:
         log.info("%s: %.1f GiB of GPU memory at most", job.name, torch.cuda.max_memory_allocated(device) / 2**30)
     for part in stage.trained_parts:
@@ -120,7 +118,6 @@ def plan_stage(config: Train, stage: Stage, index: Samples, *, tokens_per_image:
         tokens_per_image=tokens_per_image,
         max_length=config.llm.max_length,
         samples_per_step=stage.samples_per_step,
-        micro_tokens=0,  # known when the model is on the GPU
         seed=config.seed,
         samples_per_mean=stage.samples_per_mean if stage.loss is Loss.mean_of_means else None,
     )
@@ -136,14 +133,15 @@ def num_loaders(settings: EngineSettings) -> int:
     return max(1, min(16, num_cores() // here - 2))  # two cores drive the GPU
 
 
-def _run(job: StageJob, engine: Engine, plan: StagePlan, first: int, steps: int) -> None:
+def _run(job: StageJob, engine: Engine, plan: StagePlan, first: int, steps: int, *, micro_tokens: int) -> None:
     """The optimizer steps first..steps-1."""
     stage, settings = job.stage, job.config.engine
     is_main = dist.get_rank() == 0
     warmup_ratio = job.config.recipe.optim.warmup_ratio
     batches = step_batches(
-        plan, first=first, last=steps, rank=dist.get_rank(), ranks=dist.get_world_size(), workers=num_loaders(settings)
-    )
+        plan, first=first, last=steps, rank=dist.get_rank(), ranks=dist.get_world_size(),
+        micro_tokens=micro_tokens, workers=num_loaders(settings),
+    )  # fmt: skip
     check = GradientCheck(engine.model)
     flops = training_flops(engine.model)
     meter = Meter(job.folder, name=job.name, first=first, last=steps) if is_main else None
@@ -183,7 +181,7 @@ def _seed_dropout(seed: int, step: int) -> None:
 
 
 def _stop(job: StageJob, plan: StagePlan, batch: StepBatch) -> None:
-    numbers = [number for rank in plan.step(batch.step, dist.get_world_size()) for micro in rank for number in micro]
+    numbers = [int(number) for number in plan.samples(batch.step)]
     ids = ", ".join(plan.index.sample(number).id for number in numbers[:20])
     raise UserError(
         f"{job.name}: the loss of step {batch.step + 1} is not finite; its samples are {ids}"

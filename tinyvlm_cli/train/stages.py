@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from tinyvlm_cli.config.build import code_hash
 from tinyvlm_cli.config.schema import Loss, Prompt, Split, Stage, Train, Tune, from_yaml
-from tinyvlm_cli.data.splits import split_hash
+from tinyvlm_cli.data.records import split_hash
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Run

@@ -13,7 +13,7 @@ from tinyvlm_cli.cli.commands import data
 from tinyvlm_cli.cli.commands.data_prepare import make
 from tinyvlm_cli.config.commands import DataCommand
 from tinyvlm_cli.config.schema import Data, Split
-from tinyvlm_cli.data.splits import split_hash
+from tinyvlm_cli.data.records import split_hash
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import read_jsonl
 from tinyvlm_cli.results.folder import Results

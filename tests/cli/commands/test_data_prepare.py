@@ -9,10 +9,9 @@ from support.composed import composed, options
 
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.data import index
-from tinyvlm_cli.data.check import check_split
-from tinyvlm_cli.data.convert import convert_split
-from tinyvlm_cli.data.faults import Kind
+from tinyvlm_cli.data.check import check_split, convert_split
 from tinyvlm_cli.data.images import image_format, open_image
+from tinyvlm_cli.data.records import Kind
 from tinyvlm_cli.train.loop import stage_index
 
 TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a circle"}]
@@ -44,7 +43,7 @@ def test_the_index_is_the_one_that_training_opens(
     shown = capfd.readouterr()
     assert shown.out.count(" 4 │        1 │") == 2
     assert "no gone.json; get it from the author of captions" in shown.err
-    monkeypatch.setattr(index, "write_files", None)  # nothing is made any more
+    monkeypatch.setattr(index, "encode", None)  # nothing is made any more
     config = composed("train", "data=mine", "llm=tiny", "vision=tiny", "recipe=base")
     assert [len(stage_index(config, stage)) for stage in config.recipe.stages.values()] == [4, 4]
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyvlm_cli.config.commands import Ask
-from tinyvlm_cli.data.image_source import STDIN, image_source
-from tinyvlm_cli.data.images import open_image
+from tinyvlm_cli.data.images import STDIN, image_source, open_image
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.decoding import Decoding
 from tinyvlm_cli.results.folder import Results

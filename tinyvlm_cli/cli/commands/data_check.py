@@ -17,7 +17,7 @@ from tinyvlm_cli.files import write_jsonl
 from tinyvlm_cli.results.folder import Results
 
 if TYPE_CHECKING:
-    from tinyvlm_cli.data.faults import Finding
+    from tinyvlm_cli.data.records import Finding
     from tinyvlm_cli.evaluate.benchmark import Benchmark
 
 SHOWN = 10  # findings of a kind on the screen; the file has all of them
@@ -88,8 +88,7 @@ def _absent_folders(data: Data) -> Iterator[str]:
 def _check_split(name: str, data: Data, results: Results) -> int:
     """Look at one split and show what was found. Returns how many records are left out."""
     from tinyvlm_cli.data.check import check_split
-    from tinyvlm_cli.data.faults import IMAGE_FAULTS
-    from tinyvlm_cli.data.splits import write_skips
+    from tinyvlm_cli.data.records import IMAGE_FAULTS, write_skips
 
     split = data.splits[name]
     checked = check_split(split)
@@ -131,7 +130,7 @@ def _show(console: Console, name: str, findings: list["Finding"]) -> None:
 
 def _absent_images(data: Data, split: Split, findings: list["Finding"]) -> Counter[str]:
     """Where missing images can be had -> records that need them."""
-    from tinyvlm_cli.data.faults import Kind
+    from tinyvlm_cli.data.records import Kind
 
     images = [finding.image for finding in findings if finding.kind is Kind.absent and finding.image is not None]
     folders = {f"{folder}/": f"{source}, into {folder}" for folder, source in data.image_sources.items()}

@@ -104,7 +104,7 @@ def make(word: str, node: dict[str, Any]) -> None:
 
 def _convert(name: str, splits: dict[str, Split]) -> None:
     """Images that are JPEGs by their name only become JPEGs."""
-    from tinyvlm_cli.data.convert import convert_split
+    from tinyvlm_cli.data.check import convert_split
 
     for split_name, split in splits.items():
         done = convert_split(split)

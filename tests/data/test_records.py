@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tinyvlm_cli.config.schema import Split
-from tinyvlm_cli.data import annotations
-from tinyvlm_cli.data.annotations import read_annotations
+from tinyvlm_cli.data import records
+from tinyvlm_cli.data.records import read_annotations
 from tinyvlm_cli.errors import UserError
 
 TEXT = '\u00e9\u4e2d \U0001f600 " \\ \n'
@@ -23,7 +23,7 @@ def read(content: bytes, folder: Path) -> list[Any]:
 @pytest.mark.parametrize("piece", range(1, 40))
 @pytest.mark.parametrize("is_ascii", [True, False])
 def test_a_piece_can_end_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int, is_ascii: bool) -> None:
-    monkeypatch.setattr(annotations, "PIECE", piece)
+    monkeypatch.setattr(records, "PIECE", piece)
     for indent in (None, 1):
         text = json.dumps(RECORDS, ensure_ascii=is_ascii, indent=indent)
         assert read(text.encode("utf-8-sig") + b" \n", tmp_path) == RECORDS
@@ -33,16 +33,16 @@ def test_a_piece_can_end_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ("content", "says"),
     [
         (b"", "it is empty"),
-        (b'{"a": 1}', "it begins with '{', so it is no list"),
-        (b"[1, 2", "it breaks off after record 1"),
-        (b'[1, {"a": "b', "it breaks off in record 1"),
+        (b'{"a": 1}', "it begins with '{', so it is not a list"),
+        (b"[1, 2", "it ends after record 1"),
+        (b'[1, {"a": "b', "it ends in record 1"),
         (b"[1 2]", "no comma after record 0"),
         (b"[1, {a: 2}, 3]", "Expecting property name enclosed in double quotes in record 1"),
         (b"[1, ]", "Expecting value in record 1"),
-        (b"[1] [2]", "something stands behind the list"),
+        (b"[1] [2]", "text after the end of the list"),
         (b'["\xff"]', "can't decode byte 0xff"),
-        (b"[" * 100_000, "nested deeper"),
-        (b"[]", "found an empty list"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[]", "an empty list"),
     ],
 )
 def test_what_is_no_list_is_one_sentence(tmp_path: Path, content: bytes, says: str) -> None:
@@ -54,8 +54,8 @@ def test_what_is_no_list_is_one_sentence(tmp_path: Path, content: bytes, says: s
 def test_a_mistake_is_told_before_the_rest_is_read(tmp_path: Path) -> None:
     """A broken record in front does not make it look for its end in the whole file."""
     seen: list[int] = []
-    (tmp_path / "r.json").write_text("[1, {a" + " " * 10 * annotations.PIECE, encoding="utf-8")
+    (tmp_path / "r.json").write_text("[1, {a" + " " * 10 * records.PIECE, encoding="utf-8")
     split = Split(annotations=str(tmp_path / "r.json"), images="", count=1, source="here")
     with pytest.raises(UserError, match="record 1"):
         list(read_annotations(split, seen.append))
-    assert sum(seen) < 3 * annotations.PIECE
+    assert sum(seen) < 3 * records.PIECE
