@@ -27,7 +27,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
@@ -36,9 +35,9 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tinyvlm_cli.cli.compose import SCHEMAS, prepare_hydra, typed
+from tinyvlm_cli.cli.compose import prepare_hydra, typed
+from tinyvlm_cli.cli.grid import points
 from tinyvlm_cli.config.schema import LLM, Chat, Train, Vision
-from tinyvlm_cli.config.shipped import conf_dir
 from tinyvlm_cli.console import set_up_logging
 from tinyvlm_cli.data.images import normalisation_table, open_image
 from tinyvlm_cli.demo.easyvqa import instruct_record, long_caption
@@ -65,8 +64,8 @@ def make(out: Path) -> None:
 def settings() -> Train:
     """The settings of the tiny parts."""
     prepare_hydra()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = typed(compose("train", ["llm=tiny", "vision=tiny"]), SCHEMAS["train"])
+    (point,) = points("train", ["llm=tiny", "vision=tiny"], is_grid=False)
+    config = typed(point.composed, Train, point.hydra)
     assert isinstance(config, Train)
     return config
 

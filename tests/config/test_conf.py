@@ -9,9 +9,9 @@ import pytest
 from support.composed import composed, options
 
 from tinyvlm_cli.cli.main import main
+from tinyvlm_cli.cli.names import GROUPS
 from tinyvlm_cli.config import commands, schema
-from tinyvlm_cli.config.build import check
-from tinyvlm_cli.config.shipped import conf_dir, sweeps_dir
+from tinyvlm_cli.config.build import check, conf_dir, sweeps_dir
 
 PACKAGE = Path(__file__).parents[2] / "tinyvlm_cli"
 
@@ -59,6 +59,15 @@ def test_share_brings_the_papers_data_unless_told_otherwise() -> None:
     assert composed("train", "recipe=share", "data=llava15").data.name == "llava15"
 
 
+def test_every_packaged_member_is_composed_as_hydra_does() -> None:
+    for group in GROUPS:
+        for name in options(group):
+            config = composed("train", f"{group}={name}")
+            named = {key: getattr(config, key) for key in ("llm", "vision", "data", "recipe")}
+            assert {key: member.name.partition("+")[2] for key, member in named.items()} == dict.fromkeys(named, "")
+            assert "+" not in config.connector["name"]
+
+
 def test_the_users_own_files_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "conf" / "llm").mkdir(parents=True)
     (tmp_path / "conf" / "llm" / "mine.yaml").write_text("defaults: [phi2]\nlabel: Mine\n", encoding="utf-8")
@@ -66,7 +75,7 @@ def test_the_users_own_files_come_first(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "sweeps" / "own.yaml").write_text("# @package _global_\nseed: 7\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     config = composed("train", "llm=mine", "sweep=own")
-    assert (config.llm.name, config.llm.label, config.seed) == ("phi2", "Mine", 7)
+    assert (config.llm.name, config.llm.label, config.seed) == ("mine", "Mine", 7)
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sweeps_dir().glob("*.yaml")])

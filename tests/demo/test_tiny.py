@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from support.composed import composed
 
+from tinyvlm_cli.config.build import PACKAGE
 from tinyvlm_cli.config.schema import Train
-from tinyvlm_cli.config.shipped import PACKAGE
 from tinyvlm_cli.demo.easyvqa_source import COLOURS, SHAPES
 from tinyvlm_cli.model.llm import llm_config, load_llm, load_tokenizer
 from tinyvlm_cli.model.vision import load_vision, vision_config

@@ -43,7 +43,7 @@ def test_crossed_shares_connector_pretraining_over_data_and_recipes(
     distinct = models * (1 + data * (base + share - 2))
     prepare_hydra()
     cells = list(points("plan", ["sweep=crossed"], is_grid=False))
-    nodes = [node for cell in cells for node in stage_nodes(typed(cell.composed, Plan))]
+    nodes = [node for cell in cells for node in stage_nodes(typed(cell.composed, Plan, cell.hydra))]
     assert (len(cells), len(nodes), len({node.folder for node in nodes})) == (24, needed, distinct) == (24, 60, 42)
     assert [outcome.code for outcome in run_together(iter(cells))] == [0] * 24
     shown = "\n".join(" ".join(line.split()) for line in capsys.readouterr().out.splitlines())
@@ -113,7 +113,7 @@ def test_zero_spreads_optimizer_then_gradients_then_weights(zero: int, held: flo
 def test_done_stages_and_measured_hours_are_told_apart(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     prepare_hydra()
     (cell,) = points("plan", [*TINY, "recipe=demo"], is_grid=False)
-    folder = tmp_path / "results" / "stages" / stage_nodes(typed(cell.composed, Plan))[0].folder
+    folder = tmp_path / "results" / "stages" / stage_nodes(typed(cell.composed, Plan, cell.hydra))[0].folder
     folder.mkdir(parents=True)
     (folder / "DONE").touch()
     work = {"llm": "tiny", "vision": "tiny", "connector": "mlp", "split": "finetune", "device": "Some GPU", "gpus": 2}

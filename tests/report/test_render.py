@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from support.score_rows import row, table
 
+from tinyvlm_cli.config.build import paper_dir
 from tinyvlm_cli.config.commands import Format
-from tinyvlm_cli.config.shipped import paper_dir
 from tinyvlm_cli.report.figures import CURVES, MOST, Curve, draw_curve, running_mean
 from tinyvlm_cli.report.published import read_published
 from tinyvlm_cli.report.render import escape, render

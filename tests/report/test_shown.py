@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from support.score_rows import row, table
 
+from tinyvlm_cli.config.build import paper_dir
 from tinyvlm_cli.config.commands import Format
-from tinyvlm_cli.config.shipped import paper_dir
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.report.figures import CURVES, read_curve
 from tinyvlm_cli.report.published import read_published

@@ -5,7 +5,7 @@ import csv
 import pytest
 from support.score_rows import lines, row, table, texts
 
-from tinyvlm_cli.config.shipped import paper_dir
+from tinyvlm_cli.config.build import paper_dir
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.report.published import read_published
 from tinyvlm_cli.report.sheet import Kind, Rank

@@ -2,19 +2,19 @@
 
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-
 from tinyvlm_cli.cli.compose import SCHEMAS, prepare_hydra, typed
-from tinyvlm_cli.config.shipped import conf_dir
+from tinyvlm_cli.cli.explain import with_text_quoted
+from tinyvlm_cli.cli.grid import points
+from tinyvlm_cli.config.build import conf_dir
 
 
-def composed(command: str, *words: str) -> Any:
-    """The configuration of a command line."""
+def composed(command: str, *overrides: str) -> Any:
+    """Return the configuration of a command line."""
     prepare_hydra()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return typed(compose(command, list(words)), SCHEMAS[command])
+    (point,) = points(command, with_text_quoted(list(overrides), SCHEMAS[command]), is_grid=False)
+    return typed(point.composed, SCHEMAS[command], point.hydra)
 
 
 def options(group: str) -> list[str]:
-    """The names of a group's shipped members."""
+    """Return the names of a group's shipped members."""
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))

@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import MODEL_MAPPING, PreTrainedTokenizerFast
 
+from support.composed import composed
 from support.small import CLIP, LLAMA
 from tinyvlm_cli.checkpoint.parts import build_model, save_part
 from tinyvlm_cli.checkpoint.source import Source
-from tinyvlm_cli.cli.compose import prepare_hydra, typed
 from tinyvlm_cli.config.schema import LLM, ImageMode, Resize, SecondEncoder, Tokens, Train, Vision
-from tinyvlm_cli.config.shipped import conf_dir
 from tinyvlm_cli.model.llm import blank_llm
 from tinyvlm_cli.model.pretrained import config_from_architecture
 
@@ -52,9 +50,7 @@ def trained(
 ) -> Source:
     """A run of random parts in `folder`, whose one stage has changed every weight. features: changes of its vision."""
     torch.manual_seed(0)
-    prepare_hydra()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config: Train = typed(compose("train", ["llm=tiny", "vision=tiny", "data=easyvqa", "recipe=demo"]), Train)
+    config: Train = composed("train", "llm=tiny", "vision=tiny", "data=easyvqa", "recipe=demo")
     config.connector = connector
     config.llm = _llm(config.llm, folder / "llm", llm)
     config.vision = _vision(config.vision, folder / "vision", encoder, features)

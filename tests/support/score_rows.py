@@ -4,8 +4,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from tinyvlm_cli.config.build import conf_dir
 from tinyvlm_cli.config.commands import Table
-from tinyvlm_cli.config.shipped import conf_dir
 from tinyvlm_cli.report.sheet import Line, Sheet
 from tinyvlm_cli.results.records import ScoreRow
 

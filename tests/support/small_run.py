@@ -3,13 +3,11 @@
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
 
+from support.composed import composed
 from tinyvlm_cli.checkpoint.parts import build_model, save_part
 from tinyvlm_cli.cli.commands.train import _write_run
-from tinyvlm_cli.cli.compose import SCHEMAS, prepare_hydra, typed
 from tinyvlm_cli.config.schema import Train
-from tinyvlm_cli.config.shipped import conf_dir
 from tinyvlm_cli.train.stages import StageNode
 
 NAME = "TinyLLaVA-base-tiny-tiny-easyvqa"
@@ -17,10 +15,8 @@ NAME = "TinyLLaVA-base-tiny-tiny-easyvqa"
 
 def write_small_run(results: Path, *words: str) -> Train:
     """Write it to `results`; words: further settings of `train`."""
-    prepare_hydra()
     chosen = ["llm=tiny", "vision=tiny", "data=easyvqa", "recipe=base", f"results_dir={results}", *words]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config: Train = typed(compose("train", chosen), SCHEMAS["train"])
+    config: Train = composed("train", *chosen)
     model = build_model(config, [], dtype=torch.float32, attention="sdpa")
     torch.manual_seed(1)
     for part in ("connector", "llm"):

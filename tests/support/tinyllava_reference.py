@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from support.small import CLIP, LLAMA
-from tinyvlm_cli.config.shipped import PACKAGE
+from tinyvlm_cli.config.build import PACKAGE
 
 VOCAB = 454  # of the tokenizer that comes with the package
 LLMS: dict[str, dict[str, Any]] = {

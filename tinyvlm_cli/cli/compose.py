@@ -30,10 +30,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tinyvlm_cli.cli.explain import check_settings, explain, sorted_words, with_own_keys_added, with_text_quoted
 from tinyvlm_cli.cli.grid import points
+from tinyvlm_cli.cli.names import name_members, with_differences
 from tinyvlm_cli.cli.sweep_source import SweepSource
 from tinyvlm_cli.config import commands as command_config
+from tinyvlm_cli.config.build import PACKAGE, conf_dir, sweeps_dir
 from tinyvlm_cli.config.schema import Train
-from tinyvlm_cli.config.shipped import PACKAGE, conf_dir, sweeps_dir
 from tinyvlm_cli.console import set_up_logging
 from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError
 from tinyvlm_cli.launch.slurm import this_node
@@ -117,7 +118,7 @@ def check_command(name: str, words: list[str]) -> int:
         first = next(points(name, settings, is_grid=bool(flags)))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, SCHEMAS[name])) from error
-    config = typed(first.composed, SCHEMAS[name])
+    config = typed(first.composed, SCHEMAS[name], first.hydra)
     command = importlib.import_module(f"tinyvlm_cli.cli.commands.{name}")
     if hasattr(command, "check"):
         command.check(config)
@@ -168,15 +169,20 @@ def _outcome(name: str, composed: DictConfig) -> Outcome:
     words = " ".join(HydraConfig.get().overrides.task)
     command = importlib.import_module(f"tinyvlm_cli.cli.commands.{name}")
     try:
-        return Outcome(words, command.run(typed(composed, SCHEMAS[name])))
+        return Outcome(words, command.run(typed(composed, SCHEMAS[name], HydraConfig.get())))
     except UserError as error:
         return Outcome(words, MISTAKE, error)
     except (WorkerError, BrokenPipeError) as error:  # the latter: `tinyvlm report | head`
         return Outcome(words, FAILED, error)
 
 
-def typed(composed: DictConfig, kind: type) -> Any:
-    """The dataclass of a composed configuration. Raises UserError with everything that is not set, or does not fit."""
+def typed(composed: DictConfig, kind: type, hydra_node: Any) -> Any:
+    """Return the dataclass of a composed configuration, its members named by what they are.
+
+    hydra_node: the node `hydra` of the same composition.
+    Raises UserError with everything that is not set, or does not fit.
+    """
+    name_members(composed, hydra_node)
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise UserError("\n".join(f"{key}: not set; add {key}=..." for key in missing))
@@ -184,7 +190,8 @@ def typed(composed: DictConfig, kind: type) -> Any:
         # Merging again refuses keys that `+key=` has added past the schema.
         plain = OmegaConf.to_container(composed, resolve=True)
         assert isinstance(plain, dict)
-        return OmegaConf.to_object(OmegaConf.unsafe_merge(OmegaConf.structured(kind), plain))
+        config = OmegaConf.to_object(OmegaConf.unsafe_merge(OmegaConf.structured(kind), plain))
+        return with_differences(config)
     except OmegaConfBaseException as error:
         raise UserError(explain(error, kind)) from error
 

@@ -54,10 +54,11 @@ def check_settings(words: list[str], kind: type) -> None:
 def with_text_quoted(words: list[str], kind: type) -> list[str]:
     """The words, those quoted for Hydra whose setting is plain text: a question may hold what its grammar refuses.
 
-    A value that is quoted already, a list in brackets and null stay as they are.
+    A value that is quoted already, a list in brackets and null stay as they are. So does any other value, except one
+    with "=" in it, as the names of runs have: Hydra reads that in quotes only.
     """
     texts = {field.name for field in fields(kind) if field.metadata.get("text")}
-    return [_quoted(word) if word.partition("=")[0] in texts else word for word in words]
+    return [_quoted(word, is_text=word.partition("=")[0] in texts) for word in words]
 
 
 def with_own_keys_added(words: list[str], kind: type) -> list[str]:
@@ -74,8 +75,13 @@ def with_own_keys_added(words: list[str], kind: type) -> list[str]:
     return [f"++{word}" if any(re.match(pattern, word) for pattern in patterns) else word for word in words]
 
 
-def _quoted(word: str) -> str:
+def _quoted(word: str, *, is_text: bool) -> str:
     key, _, value = word.partition("=")
+    if not is_text:
+        if "=" not in value or re.search(r"[\"'\[({]", value):
+            return word
+        pieces = [QuotedString(piece, Quote.double).with_quotes() for piece in value.split(",")]
+        return f"{key}={','.join(pieces)}"
     is_enclosed = len(value) > 1 and value[0] + value[-1] in ("''", '""', "[]")
     if is_enclosed or value in ("", "null"):
         return word

@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from tinyvlm_cli.config.shipped import conf_dir
+from tinyvlm_cli.config.build import conf_dir
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Point:
 
     words: str  # its own
     composed: DictConfig
+    hydra: DictConfig  # its node of that name
 
 
 def points(command: str, words: list[str], *, is_grid: bool) -> Iterator[Point]:
@@ -45,4 +46,4 @@ def points(command: str, words: list[str], *, is_grid: bool) -> Iterator[Point]:
 def _point(config: DictConfig) -> Point:
     HydraConfig.instance().set_config(config)  # `${hydra:...}` in a setting means this one
     settings = [str(key) for key in config if key != "hydra"]
-    return Point(" ".join(config.hydra.overrides.task), OmegaConf.masked_copy(config, settings))
+    return Point(" ".join(config.hydra.overrides.task), OmegaConf.masked_copy(config, settings), config.hydra)

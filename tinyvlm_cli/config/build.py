@@ -1,4 +1,4 @@
-"""Building the class that a YAML node names with `_target_`, its keys checked against the signature first."""
+"""Build the class that a YAML node names with `_target_`, and find the files that come with tinyvlm."""
 
 import ast
 import hashlib
@@ -11,6 +11,7 @@ from typing import Any
 
 from tinyvlm_cli.errors import UserError
 
+PACKAGE = Path(__file__).parents[1]
 _SHOWN = ("_target_", "name", "label")  # describe the node; given to the class only if it takes them
 
 
@@ -49,6 +50,26 @@ def check(node: dict[str, Any], given: set[str], *, where: str) -> list[str]:
         if parameter.default is inspect.Parameter.empty and key not in node and key not in given:
             findings.append(f"{where}.{key}: not set, and {path} needs it")
     return findings
+
+
+def conf_dir() -> Path:
+    """Return the folder of the configuration groups."""
+    return _shipped("conf", PACKAGE.parent / "conf")
+
+
+def sweeps_dir() -> Path:
+    """Return the folder of the paper's studies."""
+    return _shipped("sweeps", PACKAGE.parent / "sweeps")
+
+
+def paper_dir() -> Path:
+    """Return the folder of the published scores."""
+    return _shipped("results_paper", PACKAGE.parent / "results" / "paper")
+
+
+def _shipped(name: str, in_checkout: Path) -> Path:
+    """Return a folder that is inside the package in an installed wheel, and elsewhere in a checkout."""
+    return folder if (folder := PACKAGE / name).is_dir() else in_checkout
 
 
 def code_hash(module: str) -> str:

@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
+from tinyvlm_cli.config.build import conf_dir
 from tinyvlm_cli.config.schema import Prompt
-from tinyvlm_cli.config.shipped import conf_dir
 from tinyvlm_cli.data.batch import MicroBatch, blank, expand, row_of
 from tinyvlm_cli.data.chat import encode
 from tinyvlm_cli.data.images import image_source, open_image, pixels, resolve

@@ -23,6 +23,7 @@ results/
   cache/                       hashes of large files
 """
 
+import glob
 import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, fields
@@ -77,6 +78,15 @@ class Results:
     def answers_dir(run: Run, stage: str, benchmark: str, images: str = REAL) -> Path:
         """Return where a benchmark's answers and per-question results are. images: REAL or SHUFFLED."""
         return run.folder / "eval" / stage / (benchmark if images == REAL else f"{benchmark}.{images}")
+
+    def same_stage(self, stage: str, digest: str) -> str | None:
+        """Return the stage's folder with the hash `digest`, whatever it calls the components; None when there is none.
+
+        A folder of an earlier version, or of a component that was renamed since, has other names in it. A trained one
+        comes before one that is not.
+        """
+        found = sorted(self.root.glob(f"stages/{glob.escape(stage)}-*{digest}"))
+        return max(found, key=self.is_done).name if found else None
 
     # Hashes
 

@@ -50,9 +50,10 @@ def stage_nodes(config: Train) -> list[StageNode]:
         last = start.folder if start is not None else earlier[-1] if earlier else None
         identity = _identity(config, stage, last)
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
-        parts = (name, config.vision.name, config.connector["name"], config.llm.name, digest)
+        parts = "-".join((name, config.vision.name, config.connector["name"], config.llm.name, digest))
+        folder = Results(config.results_dir).same_stage(name, digest) or parts
         before = (*start.before, start.folder) if start is not None else tuple(earlier)
-        nodes[name] = StageNode(name, "-".join(parts), before, identity)
+        nodes[name] = StageNode(name, folder, before, identity)
     return list(nodes.values())
 
 
@@ -136,6 +137,13 @@ def run_name(config: Train) -> str:
     if (run := start_run(config)) is not None:
         name += f"-from-{run.name}"
     return name
+
+
+def recipe_name(config: Train) -> str:
+    """Return the recipe's name for the report, where one of the paper's is not the paper's if it continues a run."""
+    run = start_run(config)
+    is_papers = run is not None and config.recipe.paper_data is not None
+    return f"{config.recipe.name}+start={run.name}" if run is not None and is_papers else config.recipe.name
 
 
 def run_folder(config: Train, nodes: list[StageNode]) -> str:

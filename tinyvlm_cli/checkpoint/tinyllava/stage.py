@@ -16,9 +16,8 @@ from tinyvlm_cli.checkpoint.tinyllava import layouts as prefixes
 from tinyvlm_cli.checkpoint.tinyllava.connectors import ImportedConnector, import_connector
 from tinyvlm_cli.checkpoint.tinyllava.layouts import CONNECTOR, VISION, Foreign
 from tinyvlm_cli.checkpoint.tinyllava.weights import refuse_leftovers
-from tinyvlm_cli.config.build import build
+from tinyvlm_cli.config.build import build, conf_dir
 from tinyvlm_cli.config.schema import LLM, Chat, Precision, Resize, SecondEncoder, Vision
-from tinyvlm_cli.config.shipped import conf_dir
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.llm import llm_class, read_tokenizer
 from tinyvlm_cli.model.pretrained import config_from_architecture, load_state, read_config
@@ -205,7 +204,8 @@ def _known(group: str, path: str, field: str) -> str:
 
 def _shipped(group: str) -> list[dict[str, Any]]:
     """The options of a group as they stand in their files."""
-    nodes: list[Any] = [OmegaConf.to_container(OmegaConf.load(p)) for p in sorted((conf_dir() / group).glob("*.yaml"))]
+    paths = sorted((conf_dir() / group).glob("*.yaml"))
+    nodes: list[Any] = [OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(p), {"name": p.stem})) for p in paths]
     return nodes
 
 

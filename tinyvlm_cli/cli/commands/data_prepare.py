@@ -8,10 +8,9 @@ import yaml
 from rich.console import Console
 from rich.table import Column, Table
 
-from tinyvlm_cli.config.build import build
+from tinyvlm_cli.config.build import build, conf_dir
 from tinyvlm_cli.config.commands import DataCommand
 from tinyvlm_cli.config.schema import LLM, Data, Split, Vision
-from tinyvlm_cli.config.shipped import conf_dir
 from tinyvlm_cli.errors import FAILED, UserError
 from tinyvlm_cli.files import locked, new_folder
 from tinyvlm_cli.results.folder import Results

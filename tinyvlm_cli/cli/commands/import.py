@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -88,8 +89,9 @@ def _import(config: Import, source: Path, place: Path) -> None:
         for sentence in parts.assumed:
             log.warning("not in the checkpoint, so the published value is used: %s", sentence)
         trained = Train(
-            llm=parts.llm,
-            vision=parts.vision,
+            # Not the published weights, so neither their name nor the measurements under it.
+            llm=replace(parts.llm, name=f"{parts.llm.name}+imported"),
+            vision=replace(parts.vision, name=f"{parts.vision.name}+imported"),
             connector=parts.connector,
             data=Data(name="", splits={}),
             recipe=_recipe(foreign.image_mode, foreign.prompt),

@@ -42,7 +42,7 @@ def run_together(points: Iterator[Point]) -> list[Outcome]:
 
 
 def _begin(point: Point, estimator: Estimator) -> Callable[[], PlannedRun]:
-    return begin(typed(point.composed, Plan), estimator)
+    return begin(typed(point.composed, Plan, point.hydra), estimator)
 
 
 def _tried(work: Callable[[], T]) -> T | UserError:

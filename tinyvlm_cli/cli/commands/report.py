@@ -6,8 +6,8 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
+from tinyvlm_cli.config.build import paper_dir
 from tinyvlm_cli.config.commands import Format, Report
-from tinyvlm_cli.config.shipped import paper_dir
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.report.charts import FORMATS, draw_charts
 from tinyvlm_cli.report.compare import compare

@@ -18,6 +18,7 @@ from tinyvlm_cli.train.job import mismatch, write_job
 from tinyvlm_cli.train.stages import (
     StageNode,
     continued,
+    recipe_name,
     run_folder,
     run_name,
     stage_nodes,
@@ -118,7 +119,7 @@ def _write_run(config: Train, nodes: list[StageNode], run_dir: Path) -> None:
         vision=config.vision.name,
         connector=config.connector["name"],
         data=config.data.name,
-        recipe=config.recipe.name,
+        recipe=recipe_name(config),
         seed=config.seed,
         stages={node.name: node.folder for node in nodes},
         made_with=provenance(),
