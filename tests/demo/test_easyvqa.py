@@ -15,6 +15,7 @@ from tinyvlm_cli.demo.easyvqa_eval import write_benchmarks
 from tinyvlm_cli.demo.easyvqa_source import Asked, read_pictures
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Question
+from tinyvlm_cli.evaluate.runner import take_inventory
 from tinyvlm_cli.results.records import Answer
 
 FOLDERS = {
@@ -61,7 +62,7 @@ def true_answer(question: Question, pictures: dict[bytes, Any]) -> str:
 def test_every_benchmark_is_complete(name: str, eval_dir: Path) -> None:
     made = benchmark(name, eval_dir)
     questions = made.questions()
-    assert made.inventory().findings == ()
+    assert take_inventory(made).findings == ()
     assert len({question.key for question in questions}) == SIZES[name]
 
 

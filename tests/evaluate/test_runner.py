@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from tinyvlm_cli.evaluate.benchmark import Question
-from tinyvlm_cli.evaluate.job import answered
-from tinyvlm_cli.evaluate.runner import batches, mine, shuffle_images
+from tinyvlm_cli.evaluate.runner import answered, batches, share_of, shuffle_images
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Answer
 
@@ -17,7 +16,7 @@ QUESTIONS = [
 
 @pytest.mark.parametrize("ranks", [1, 2, 5, 30])
 def test_ranks_share_all_questions_and_keep_an_images_questions_together(ranks: int) -> None:
-    shares = [mine(QUESTIONS, rank, ranks) for rank in range(ranks)]
+    shares = [share_of(QUESTIONS, rank, ranks) for rank in range(ranks)]
     assert sorted(q.key for share in shares for q in share) == sorted(q.key for q in QUESTIONS)
     owners = {q.image_key: rank for rank, share in enumerate(shares) for q in share}
     assert all(owners[q.image_key] == rank for rank, share in enumerate(shares) for q in share)

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from tinyvlm_cli.config.build import build
 from tinyvlm_cli.evaluate.benchmark import Benchmark, Score, questions_of
 from tinyvlm_cli.evaluate.judge import Judge
+from tinyvlm_cli.evaluate.runner import take_inventory
 from tinyvlm_cli.results.records import Answer
 from tinyvlm_cli.statistics.questions import summed
 
@@ -35,7 +36,7 @@ def answers(texts: dict[str, str]) -> list[Answer]:
 
 def findings(benchmark: Benchmark) -> str:
     """What of its data is absent."""
-    return "\n".join(benchmark.inventory().findings)
+    return "\n".join(take_inventory(benchmark).findings)
 
 
 def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> Path:

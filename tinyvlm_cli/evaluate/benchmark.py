@@ -54,12 +54,8 @@ class Result:
 
     item: Item
     answer: Answer | None  # None: not answered; only where `Benchmark.keeps_unanswered`
+    text: str  # the answer's; "" without one
     meaning: Any  # what `Benchmark.read` made of the text; None: it cannot be read
-
-    @property
-    def text(self) -> str:
-        """The answer's text; "" where there is none."""
-        return self.answer.text if self.answer else ""
 
 
 @dataclass(frozen=True)
@@ -99,16 +95,6 @@ class Paired:
     def last(self) -> dict[str, Answer]:
         """Question.key -> the last answer to it."""
         return dict(self.given)
-
-
-@dataclass(frozen=True)
-class Inventory:
-    """A benchmark's data, counted."""
-
-    questions: int
-    images: int  # distinct ones that are asked about
-    absent: int  # how many of those are missing or empty
-    findings: tuple[str, ...]  # a sentence for each kind of missing or broken file
 
 
 Parsed = TypeVar("Parsed", Item, Question)
@@ -298,7 +284,8 @@ class Benchmark(ABC):
         if self.each_answer_counts:
             chosen = [*paired.given, *((key, None) for key in last if last[key] is None)]
         results = [
-            Result(items[key], answer, self.read(answer.text if answer else "", items[key])) for key, answer in chosen
+            Result(items[key], answer, text := answer.text if answer else "", self.read(text, items[key]))
+            for key, answer in chosen
         ]
         score = self.headline(results)
         return replace(score, notes=(*notes, *score.notes), partial=bool(paired.missing))
@@ -365,26 +352,6 @@ class Benchmark(ABC):
         if not path.is_file():
             raise UserError(f"{path} is missing; get {self.source}")
         return path
-
-    def inventory(self) -> Inventory:
-        """Count what asking and scoring need. Images are looked for, not decoded."""
-        names = [str(path.relative_to(self.folder)) for path in self.files() if not path.exists()]
-        if (names or not self.files()) and not self.parquet_files():
-            missing = ", ".join(names) or self.parquet
-            return Inventory(0, 0, 0, (f"{missing} not in {self.folder}; get {self.source}",))
-        try:
-            questions = self.questions()
-        except UserError as error:
-            return Inventory(0, 0, 0, (str(error),))
-        images = {question.image_key: question.image for question in questions if question.image is not None}
-        paths = [image for image in images.values() if isinstance(image, Path)]
-        absent = sorted(path for path in paths if not path.is_file() or not path.stat().st_size)
-        finding = (
-            f"{len(absent):,} of {len(images):,} images are missing (first: {absent[0]}); get {self.source}"
-            if absent
-            else ""
-        )
-        return Inventory(len(questions), len(images), len(absent), (finding,) if finding else ())
 
 
 def questions_of(score: Score, asked: Iterable[Question]) -> Questions:

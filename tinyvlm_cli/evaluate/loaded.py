@@ -1,11 +1,12 @@
 """A trained model in a notebook: what `tinyvlm_cli.load` returns and `tinyvlm ask` asks.
 
-Shapes: T tokens of a sample, image tokens written in, I images of it, M connector tokens of an image,
-S pixels an edge, V vocabulary.
+Shapes: T tokens of a sample with its image tokens, I images of it, M connector tokens of an image, S pixels an edge,
+V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from tinyvlm_cli.data.records import Turn, parse_record
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.answerer import RunAnswerer, load_answerer
 from tinyvlm_cli.evaluate.benchmark import Question
-from tinyvlm_cli.evaluate.decoding import Decoding, decoding
+from tinyvlm_cli.evaluate.generation import Decoding
 from tinyvlm_cli.model.attention.packed import register
 from tinyvlm_cli.model.pretrained import DTYPES
 from tinyvlm_cli.results.models import TrainedModel
@@ -52,12 +53,18 @@ class Loaded:
     ) -> None:
         self.run = found.run
         self.stage = found.stage
+        if isinstance(dtype, str):
+            ours = {precision.value: kind for precision, kind in DTYPES.items()}
+            kind = ours.get(dtype) or getattr(torch, dtype, None)
+            if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+                raise UserError(f"dtype={dtype}: not a precision; choose bf16, fp32, float16 or a torch.dtype")
+            dtype = kind
         self.answerer = load_answerer(
             found.run,
             found.stage,
             found.stage_dirs,
             device=None if device is None else torch.device(device),
-            dtype=_dtype(dtype),
+            dtype=dtype,
         )
         self.tokenizer = self.answerer.tokenizer
 
@@ -69,14 +76,17 @@ class Loaded:
         prompt: str | Prompt | None = None,
         max_length: int | None = None,
     ) -> TrainingSample:
-        """A record of LLaVA's JSON as this stage's training sees it, cut at `max_length`.
+        """Return a record of LLaVA's JSON as this stage's training sees it, cut at `max_length`.
 
         prompt: "plain" or "chat"; None: the stage's own. max_length: tokens; None: the run's.
         Where the cut leaves no label, training leaves the sample out; here it comes with IGNORE everywhere.
         """
         ours = self._ours("encode")
         config = ours.config
-        kind = config.recipe.stages[self.stage].prompt if prompt is None else _prompt(prompt)
+        try:
+            kind = config.recipe.stages[self.stage].prompt if prompt is None else Prompt(prompt)
+        except ValueError:
+            raise UserError(f"prompt={prompt}: choose from {', '.join(known.value for known in Prompt)}") from None
         parsed = parse_record(record)
         (encoded,) = encode([parsed], tokenizer=self.tokenizer, chat=config.llm.chat, prompt=kind)
         ids, supervised = expand(
@@ -93,14 +103,14 @@ class Loaded:
         return TrainingSample(torch.from_numpy(ids).long(), torch.from_numpy(labels).long(), values)
 
     def logits(self, sample: TrainingSample) -> Tensor:
-        """[T, V] float32 on the CPU: logits[t] is about token t + 1."""
+        """Return the logits, [T, V] float32 on the CPU: logits[t] is about token t + 1."""
         with self._as_trained("logits") as ours:
             batch = self._batch(sample, ours)
             batch.predict = torch.arange(len(sample.ids), device=batch.ids.device)
             return ours.model.logits(batch).cpu()
 
     def loss(self, samples: Sequence[TrainingSample] | TrainingSample, *, mean_of_means: bool = False) -> Tensor:
-        """The loss of an optimizer step on `samples`: the mean over their supervised tokens, a float32 scalar.
+        """Return the loss of an optimizer step on `samples`: the mean over their supervised tokens, a float32 scalar.
 
         mean_of_means: the reference's average instead, the mean over samples of each one's mean.
         """
@@ -124,10 +134,10 @@ class Loaded:
         on_text: Callable[[str], None] | None = None,
         **generation: Any,
     ) -> str:
-        """The answer to `question` about `image` (None: to the text alone), stripped.
+        """Return the answer to `question` about `image` (None: to the text alone), stripped.
 
         history: (question, answer) of the conversation so far, which began with the image.
-        on_text: gets the answer in pieces while it is written.
+        on_text: gets the answer in pieces while it is generated.
         generation: max_new_tokens, temperature, top_p, num_beams, seed; those not given are as in conf/ask.yaml.
         """
         ids = self.answer_ids(image, question, history=history, on_text=on_text, **generation)
@@ -142,11 +152,19 @@ class Loaded:
         on_text: Callable[[str], None] | None = None,
         **generation: Any,
     ) -> list[int]:
-        """The tokens of the answer that `ask` gives, with the end token unless max_new_tokens cut it."""
+        """Return the tokens of the answer that `ask` gives, with the end token unless max_new_tokens cut it."""
+        known = [field.name for field in fields(Decoding)]
+        for setting in generation:
+            if setting not in known:
+                raise UserError(f"{setting}: not a setting of decoding; choose from {', '.join(known)}")
+        standard = OmegaConf.to_container(OmegaConf.load(conf_dir() / "ask.yaml"), resolve=False)
+        assert isinstance(standard, dict)
+        settings: dict[str, Any] = {name: generation.get(name, standard[name]) for name in known}
+        decoding = Decoding(**settings)
         source = None if image is None else image_source(image)
         turns = tuple(Turn(asked, said) for asked, said in history)
         asked = Question("0", "0", question, source, "0" if source is not None else "", history=turns)
-        return self.answerer.tokens([asked], asked_decoding(**generation), on_text=on_text)[0]
+        return self.answerer.tokens([asked], decoding, on_text=on_text)[0]
 
     def _ours(self, method: str) -> RunAnswerer:
         if not isinstance(self.answerer, RunAnswerer):
@@ -158,7 +176,7 @@ class Loaded:
 
     @contextmanager
     def _as_trained(self, method: str) -> Iterator[RunAnswerer]:
-        """The model with training's attention, without gradients."""
+        """Give the model training's attention, and turn gradients off, while the block runs."""
         ours = self._ours(method)
         before = ours.model.llm.config._attn_implementation
         ours.model.llm.set_attn_implementation(register())
@@ -172,28 +190,3 @@ class Loaded:
         ids, labels = sample.ids.cpu().numpy(), sample.labels.cpu().numpy()
         images = sample.pixels if len(sample.pixels) else blank(ours.config.vision)
         return row_of([(ids, labels != IGNORE)], images, weights=[1.0]).to(ours.device)
-
-
-def asked_decoding(**generation: Any) -> Decoding:
-    """How an answer is written: the settings given, for the others those of conf/ask.yaml."""
-    standard = OmegaConf.to_container(OmegaConf.load(conf_dir() / "ask.yaml"), resolve=False)
-    assert isinstance(standard, dict)
-    return decoding({str(key): value for key, value in standard.items()}, generation)
-
-
-def _prompt(wanted: str | Prompt) -> Prompt:
-    try:
-        return Prompt(wanted)
-    except ValueError:
-        raise UserError(f"prompt={wanted}: choose from {', '.join(prompt.value for prompt in Prompt)}") from None
-
-
-def _dtype(wanted: str | torch.dtype | None) -> torch.dtype | None:
-    """A dtype by PyTorch's name or by ours."""
-    if wanted is None or isinstance(wanted, torch.dtype):
-        return wanted
-    ours = {precision.value: dtype for precision, dtype in DTYPES.items()}
-    found = ours.get(wanted) or getattr(torch, wanted, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise UserError(f"dtype={wanted}: not a precision; choose bf16, fp32, float16 or a torch.dtype")
-    return found

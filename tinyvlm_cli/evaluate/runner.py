@@ -1,67 +1,140 @@
-"""A worker's share of an evaluation: answer the questions that have no answer yet."""
+"""An evaluation: what its workers need, which data and answers are present, and a worker's share of the questions.
+
+The parent process imports this module too, so torch is imported only where a model answers.
+"""
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
+import yaml
 
 from tinyvlm_cli.config.build import build
 from tinyvlm_cli.console import ProgressDisplay
-from tinyvlm_cli.evaluate.answerer import Answerer, load_answerer
+from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Benchmark, Question
-from tinyvlm_cli.evaluate.job import EvalJob, Task, answered
+from tinyvlm_cli.files import write_text
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import SHUFFLED, Answer
 
 
+@dataclass(frozen=True)
+class Task:
+    """A benchmark to answer, with its images or with shuffled ones."""
+
+    benchmark: dict[str, Any]  # the YAML node of the class
+    images: str  # REAL or SHUFFLED
+    folder: str  # for the answers
+
+
+@dataclass(frozen=True)
+class EvalJob:
+    """Everything that the workers of one run's evaluation need."""
+
+    run_dir: str
+    stage: str
+    stage_dirs: list[str]  # up to the stage that answers, first to last
+    batch_size: int
+    limit: int | None
+    seed: int  # of the shuffle
+    tasks: list[Task]
+
+    def write(self, folder: Path) -> None:
+        """Write the job for the workers."""
+        write_text(folder / "job.yaml", yaml.safe_dump(asdict(self), sort_keys=False))
+
+    @classmethod
+    def read(cls, folder: Path) -> "EvalJob":
+        """Return the job that `write` wrote."""
+        record = yaml.safe_load((folder / "job.yaml").read_text(encoding="utf-8"))
+        tasks = [Task(**task) for task in record.pop("tasks")]
+        return cls(**record, tasks=tasks)
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """A benchmark's data, counted."""
+
+    questions: int
+    images: int  # distinct ones that are asked about
+    absent: int  # how many of those are missing or empty
+    findings: tuple[str, ...]  # a sentence for each kind of missing or broken file
+
+
+def take_inventory(benchmark: Benchmark) -> Inventory:
+    """Count what asking and scoring need. Images are looked for, not decoded."""
+    names = [str(path.relative_to(benchmark.folder)) for path in benchmark.files() if not path.exists()]
+    if (names or not benchmark.files()) and not benchmark.parquet_files():
+        missing = ", ".join(names) or benchmark.parquet
+        return Inventory(0, 0, 0, (f"{missing} not in {benchmark.folder}; get {benchmark.source}",))
+    try:
+        questions = benchmark.questions()
+    except UserError as error:
+        return Inventory(0, 0, 0, (str(error),))
+    images = {question.image_key: question.image for question in questions if question.image is not None}
+    paths = [image for image in images.values() if isinstance(image, Path)]
+    absent = sorted(path for path in paths if not path.is_file() or not path.stat().st_size)
+    findings = [
+        f"{len(absent):,} of {len(images):,} images are missing (first: {first}); get {benchmark.source}"
+        for first in absent[:1]
+    ]
+    return Inventory(len(questions), len(images), len(absent), tuple(findings))
+
+
+def answered(folder: Path, questions: Sequence[Question], *, max_new_tokens: int) -> dict[str, Answer]:
+    """Return the answers to `questions` given so far, by Question.key."""
+    asked = {question.key: question.text for question in questions}
+    return Results.read_answers(folder, asked, max_new_tokens=max_new_tokens)
+
+
 def answer_all(job: EvalJob) -> None:
-    """Answer every task's open questions. Ranks share them by image and write files of their own."""
+    """Answer the open questions of every task. Ranks share them by image, and each writes a file of its own."""
+    import torch
+
+    from tinyvlm_cli.evaluate.answerer import load_answerer
+
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    answerer = load_answerer(
-        Results.read_run(Path(job.run_dir)), job.stage, [Path(folder) for folder in job.stage_dirs]
-    )
+    run = Results.read_run(Path(job.run_dir))
+    answerer = load_answerer(run, job.stage, [Path(folder) for folder in job.stage_dirs])
+    benchmarks: dict[str, Benchmark] = {}  # the blind control asks the same questions
     with ProgressDisplay(shown=rank == 0) as progress:
         for task in job.tasks:
-            _answer_task(job, task, answerer, progress, rank=rank, ranks=ranks)
+            name = task.benchmark["name"]
+            if name not in benchmarks:
+                benchmarks = {name: build(task.benchmark)}
+            benchmark, folder = benchmarks[name], Path(task.folder)
+            questions = benchmark.questions()[: job.limit]
+            if task.images == SHUFFLED:
+                questions = shuffle_images(questions, job.seed)
+            done = answered(folder, questions, max_new_tokens=benchmark.max_new_tokens)
+            share = share_of(questions, rank, ranks)
+            waiting = [question for question in share if question.key not in done]
+            label = benchmark.label if task.images != SHUFFLED else f"{benchmark.label}, blind"
+            if ranks > 1:
+                label += f" (GPU 1 of {ranks})"
+            bar = progress.add(label, len(share), done=len(share) - len(waiting))
+            for batch in batches(waiting, job.batch_size):
+                texts = answerer(batch, max_new_tokens=benchmark.max_new_tokens)
+                replies = [Answer(q.question_id, q.text, text, q.key) for q, text in zip(batch, texts, strict=True)]
+                Results.append_answers(
+                    folder, rank, replies, model_id=run.folder.name, max_new_tokens=benchmark.max_new_tokens
+                )
+                bar.advance(len(batch))
 
 
-def _answer_task(
-    job: EvalJob, task: Task, answerer: Answerer, progress: ProgressDisplay, *, rank: int, ranks: int
-) -> None:
-    benchmark: Benchmark = build(task.benchmark)
-    folder = Path(task.folder)
-    questions = benchmark.questions()[: job.limit]
-    if task.images == SHUFFLED:
-        questions = shuffle_images(questions, job.seed)
-    done = answered(folder, questions, max_new_tokens=benchmark.max_new_tokens)
-    share = mine(questions, rank, ranks)
-    waiting = [q for q in share if q.key not in done]
-    label = benchmark.label if task.images != SHUFFLED else f"{benchmark.label}, blind"
-    if ranks > 1:
-        label += f" (GPU 1 of {ranks})"
-    bar = progress.add(label, len(share), done=len(share) - len(waiting))
-    for batch in batches(waiting, job.batch_size):
-        texts = answerer(batch, max_new_tokens=benchmark.max_new_tokens)
-        replies = [Answer(q.question_id, q.text, text, q.key) for q, text in zip(batch, texts, strict=True)]
-        Results.append_answers(
-            folder, rank, replies, model_id=Path(job.run_dir).name, max_new_tokens=benchmark.max_new_tokens
-        )
-        bar.advance(len(batch))
-
-
-def mine(questions: Sequence[Question], rank: int, ranks: int) -> list[Question]:
-    """A rank's questions: every `ranks`-th image with all questions on it."""
+def share_of(questions: Sequence[Question], rank: int, ranks: int) -> list[Question]:
+    """Return a rank's questions: every `ranks`-th image with all questions on it."""
     groups = {key: i for i, key in enumerate(dict.fromkeys(q.image_key or q.key for q in questions))}
     return [q for q in questions if groups[q.image_key or q.key] % ranks == rank]
 
 
 def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
-    """The questions in groups of `size`, questions on one image next to each other, alike in length."""
+    """Yield batches of `size` questions of similar length; questions on one image are neighbours."""
     longest: dict[str, int] = {}
     for q in questions:
         key = q.image_key or q.key
@@ -72,9 +145,9 @@ def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]
 
 
 def shuffle_images(questions: Sequence[Question], seed: int) -> list[Question]:
-    """The blind control: every image's questions get another image of the benchmark.
+    """Return the blind control: the questions on each image get another image of the benchmark.
 
-    What a model still answers right, the text alone gives away.
+    What a model still answers right follows from the text alone.
     """
     images = {q.image_key: q.image for q in questions if q.image is not None}
     keys = list(images)

@@ -30,10 +30,9 @@ def work(job: str, folder: Path) -> None:
         bench_train(folder)
     else:
         assert job == "eval", job
-        from tinyvlm_cli.evaluate.job import read_eval_job
-        from tinyvlm_cli.evaluate.runner import answer_all
+        from tinyvlm_cli.evaluate.runner import EvalJob, answer_all
 
-        answer_all(read_eval_job(folder))
+        answer_all(EvalJob.read(folder))
 
 
 def main() -> None:

@@ -83,11 +83,11 @@ def test_an_image_comes_from_standard_input(
     ("words", "says"),
     [
         ("image=gone.png question=x", "image gone.png: no such file"),
-        ("image=- question=null", "question: not set, and standard input brings the image"),
+        ("image=- question=null", "question: not set, and the image comes from standard input"),
         ("image=red.png", "question: not set, and standard input has none"),
-        ("image=null question=x", "image: none is named"),
-        ("image=red.png question=", "question='': a text is needed"),
-        ("image=red.png question=x top_p=2", "top_p=2.0: a share above 0, up to 1"),
+        ("image=null question=x", "image: not set"),
+        ("image=red.png question=", "question='': give a text"),
+        ("image=red.png question=x top_p=2", "top_p=2.0: give a share above 0, up to 1"),
         ("image=red.png question=x stage=last", "stage=last: small has no such stage"),
     ],
 )

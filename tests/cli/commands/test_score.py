@@ -55,7 +55,7 @@ def test_the_output_holds_every_question(pope: Path) -> None:
     score.run(settings(pope, "pope", output=str(pope / "out/score.json")))
     record = json.loads((pope / "out/score.json").read_text())
     assert list(record) == [
-        "benchmark", "metric", "value", "n", "valid", "follows", "version", "partial", "details", "per_question"
+        "benchmark", "metric", "value", "n", "valid", "partial", "follows", "version", "details", "per_question"
     ]  # fmt: skip
     assert (record["benchmark"], record["value"], record["per_question"]) == ("pope", 100, {"1": 1, "2": 1})
 
@@ -94,7 +94,7 @@ def test_nested_numbers_become_rows() -> None:
 
 
 def test_names_in_brackets_are_shown_as_they_are(capsys: Any) -> None:
-    score._show(from_conf("pope", Path()), Result("m", 1.0, 1, 1.0, {"t": {"[/x]": {"accuracy": 1, "n": 1}}}))
+    score.show(from_conf("pope", Path()), Result("m", 1.0, 1, 1.0, {"t": {"[/x]": {"accuracy": 1, "n": 1}}}))
     assert "[/x]" in capsys.readouterr().out
 
 
@@ -113,7 +113,7 @@ def test_a_split_of_a_server_is_exported_and_not_scored(tmp_path: Path, capsys: 
     write_lines(tmp_path / "answers-0.jsonl", [{"question_id": 1, "text": "Two."}])
     node = {"vqav2": node_of("vqav2", Path("nowhere"), server="EvalAI")}
     config = replace(settings(tmp_path), benchmark=node, answers=str(tmp_path))  # a folder of `tinyvlm eval`
-    with pytest.raises(UserError, match=r"scored by EvalAI only; add upload=FILE\.json"):
+    with pytest.raises(UserError, match=r"only EvalAI scores it; add upload=FILE\.json"):
         score.run(config)
     assert score.run(replace(config, upload=str(tmp_path / "up.json"))) == 0
     assert json.loads((tmp_path / "up.json").read_text())[1] == {"question_id": 2, "answer": ""}

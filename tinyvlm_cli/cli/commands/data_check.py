@@ -38,8 +38,10 @@ def run(config: DataCommand) -> int:
 def _check_benchmarks(nodes: dict[str, Any]) -> int:
     """A table of what is there, and a line for each thing that is not."""
 
+    from tinyvlm_cli.evaluate.runner import take_inventory
+
     benchmarks: list[Benchmark] = [build(node) for node in nodes.values()]
-    inventories = [benchmark.inventory() for benchmark in benchmarks]
+    inventories = [take_inventory(benchmark) for benchmark in benchmarks]
     table = Table("benchmark", "split", Column("questions", justify="right"), Column("images", justify="right"), "")
     for benchmark, found in zip(benchmarks, inventories, strict=True):
         there = f"{found.images - found.absent:,} of {found.images:,}"

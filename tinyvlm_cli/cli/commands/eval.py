@@ -1,8 +1,8 @@
 """Answer benchmarks with a trained run or a model folder and score the answers."""
 
-import dataclasses
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -13,8 +13,8 @@ from tinyvlm_cli.config.build import build
 from tinyvlm_cli.config.commands import Eval
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Benchmark, Score, questions_of
-from tinyvlm_cli.evaluate.job import EvalJob, Task, answered, write_eval_job
 from tinyvlm_cli.evaluate.judge import PENDING, with_judge
+from tinyvlm_cli.evaluate.runner import EvalJob, Task, answered, take_inventory
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.launch import workers as launch
 from tinyvlm_cli.launch.slurm import this_node
@@ -28,36 +28,48 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Eval) -> int:
-    """Answer what is not answered yet, then score. Returns the exit code."""
+    """Answer the open questions of every run, then score. Returns the exit code."""
     if not this_node().is_first:
         return 0  # only training takes several nodes
-    runs = find_runs_to_score(Results(config.results_dir), config.run)
-    jobs = [_job(config, one) for one in runs]
+    results = Results(config.results_dir)
+    runs = find_runs_to_score(results, config.run)
+    jobs = [_job(config, one, results) for one in runs]
     benchmarks = check(config)
     pending = 0
     for one, job in zip(runs, jobs, strict=True):
-        _answer(config, benchmarks, job)
-        rows = _score(config, benchmarks, one, job)
-        _show(one, job, rows)
+        waiting = []
+        for task in job.tasks:
+            benchmark = benchmarks[task.benchmark["name"]]
+            if len(_answers(benchmark, job, task)) < len(benchmark.questions()[: job.limit]):
+                waiting.append(task)
+        if waiting:
+            folder = one.folder / "eval" / job.stage
+            replace(job, tasks=waiting).write(folder)
+            launch.run("eval", folder, gpus=config.gpus)
+        else:
+            log.info("%s, %s: every question has an answer already", one.folder.name, job.stage)
+        rows = _score(benchmarks, one, job, results)
+        if rows:
+            _show(one, job, rows)
         pending += sum(row.details.get("pending", 0) for row in rows)
     if pending:
-        log.warning("%d answers wait for the judge; the same command completes them", pending)
+        log.warning("%d answers wait for the judge; run the same command again to grade them", pending)
         return PENDING
     return 0
 
 
 def check(config: Eval) -> dict[str, Benchmark]:
-    """The benchmarks. Raises UserError where a file of one is missing."""
+    """Return the benchmarks by name. Raises UserError with every missing and broken file."""
     results = Results(config.results_dir)
     benchmarks = {name: with_judge(build(node), config.judge, results) for name, node in config.benchmark.items()}
-    findings = [finding for benchmark in benchmarks.values() for finding in benchmark.inventory().findings]
+    findings = [finding for benchmark in benchmarks.values() for finding in take_inventory(benchmark).findings]
     if findings:
         raise UserError("\n".join(findings))
     return benchmarks
 
 
-def _job(config: Eval, run: Run) -> EvalJob:
-    found = model_of(run, config.stage, Results(config.results_dir))
+def _job(config: Eval, run: Run, results: Results) -> EvalJob:
+    found = model_of(run, config.stage, results)
     images = [REAL, SHUFFLED] if config.blind else [REAL]
     return EvalJob(
         run_dir=str(run.folder),
@@ -74,53 +86,40 @@ def _job(config: Eval, run: Run) -> EvalJob:
     )
 
 
-def _answer(config: Eval, benchmarks: dict[str, Benchmark], job: EvalJob) -> None:
-    """Start workers for the tasks with open questions, if there are any."""
-    waiting = []
-    for task in job.tasks:
-        questions = benchmarks[task.name].questions()[: job.limit]
-        if len(_answers(benchmarks[task.name], job, task)) < len(questions):
-            waiting.append(task)
-    if not waiting:
-        log.info("%s, %s: every question is answered already", Path(job.run_dir).name, job.stage)
-        return
-    folder = Path(job.run_dir) / "eval" / job.stage
-    write_eval_job(folder, dataclasses.replace(job, tasks=waiting))
-    launch.run("eval", folder, gpus=config.gpus)
-
-
 def _answers(benchmark: Benchmark, job: EvalJob, task: Task) -> list[Answer]:
-    """The answers that are there, in the order of the questions."""
+    """Return the answers given so far, in the order of the questions."""
     questions = benchmark.questions()[: job.limit]
     found = answered(Path(task.folder), questions, max_new_tokens=benchmark.max_new_tokens)
     return [found[question.key] for question in questions if question.key in found]
 
 
-def _score(config: Eval, benchmarks: dict[str, Benchmark], run: Run, job: EvalJob) -> list[ScoreRow]:
-    known = {row.cell: row for row in Results(config.results_dir).scores()}
+def _score(benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Results) -> list[ScoreRow]:
+    """Score every task and write its files; where a server scores, write the upload file. Returns the rows."""
+    known = {row.cell: row for row in results.scores()}
     rows: list[ScoreRow] = []
     notes: list[str] = []
     for task in job.tasks:
-        folder, benchmark = Path(task.folder), benchmarks[task.name]
+        folder, benchmark = Path(task.folder), benchmarks[task.benchmark["name"]]
         answers = _answers(benchmark, job, task)
         if benchmark.server:
-            notes.append(_export(benchmark, answers, folder))
+            path = folder / f"upload{benchmark.upload_suffix}"
+            benchmark.export(answers, path)
+            notes.append(f"{benchmark.label}, {benchmark.split}: upload {path} to {benchmark.server}")
             continue
-        score = benchmark.score(
-            answers, None if job.limit is None else {answer.key for answer in answers}, partial=True
-        )
+        # Every question has an answer. Where LLaVA's question file lacks some of the official ones, a note says so.
+        asked = None if job.limit is None else {answer.key for answer in answers}
+        score = benchmark.score(answers, asked, partial=True)
         notes += [f"{benchmark.label}: {note}" for note in score.notes]
-        write_text(folder / "per_question.json", json.dumps(score.per_question))
         questions = questions_of(score, benchmark.questions())
+        write_text(folder / "per_question.json", json.dumps(score.per_question))
         questions.write(folder / FILE)
-        # The report finds the questions' images with it.
-        write_text(folder / "benchmark.yaml", yaml.safe_dump(task.benchmark, sort_keys=False))
+        write_text(folder / "benchmark.yaml", yaml.safe_dump(task.benchmark, sort_keys=False))  # report finds images
         row = _row(run, job, task, benchmark, score)
         if score.value is not None and questions.keys:
             bounds = interval([questions])
-            row = dataclasses.replace(row, interval=bounds and [round(bound, 4) for bound in bounds])
+            row = replace(row, interval=bounds and [round(bound, 4) for bound in bounds])
         before = known.get(row.cell)
-        if before is None or dataclasses.replace(before, created=row.created) != row:
+        if before is None or replace(before, created=row.created) != row:
             Results.append_score(run, row)
         rows.append(row)
     for note in dict.fromkeys(notes):
@@ -128,17 +127,9 @@ def _score(config: Eval, benchmarks: dict[str, Benchmark], run: Run, job: EvalJo
     return rows
 
 
-def _export(benchmark: Benchmark, answers: list[Answer], folder: Path) -> str:
-    """Write what the server takes. Returns what to do with it."""
-    path = folder / f"upload{benchmark.upload_suffix}"
-    benchmark.export(answers, path)
-    return f"{benchmark.label}, {benchmark.split}: upload {path} to {benchmark.server}"
-
-
 def _row(run: Run, job: EvalJob, task: Task, benchmark: Benchmark, score: Score) -> ScoreRow:
-    pending = {"pending": score.pending} if score.pending else {}
-    # JSON and back, so that a row compares equal to the same row read from its file.
-    details = json.loads(json.dumps({**score.details, **pending}))
+    marks = {"pending": score.pending, "partial": score.partial}
+    details = {**score.details, **{name: value for name, value in marks.items() if value}}
     return ScoreRow(
         run=run.folder.name,
         name=run.name,
@@ -160,26 +151,21 @@ def _row(run: Run, job: EvalJob, task: Task, benchmark: Benchmark, score: Score)
         images=task.images,
         judge=score.judge,
         limit=job.limit,
-        details=details,
+        details=json.loads(json.dumps(details)),  # JSON and back, so that it equals the same row read from its file
         created=now(),
     )
 
 
 def _show(run: Run, job: EvalJob, rows: list[ScoreRow]) -> None:
-    if not rows:
-        return
+    """Print the scores; the blind control's are a column."""
     limit = f"the first {job.limit} questions only: not comparable" if job.limit is not None else None
     table = Table(title=f"{run.folder.name}, {job.stage}", caption=limit)
     for column in ("benchmark", "metric", "score", "blind", "questions", "readable"):
         table.add_column(column, justify="left" if column in ("benchmark", "metric") else "right")
-    blind = {row.benchmark: row for row in rows if row.images == SHUFFLED}
+    shown = {(row.benchmark, row.images): row.state or f"{row.value:.1f}" for row in rows}
     for row in rows:
         if row.images == REAL:
-            control = _value(blind[row.benchmark]) if row.benchmark in blind else "-"
             readable = f"{row.valid:.0%}" if row.value is not None else "-"
-            table.add_row(row.benchmark, row.metric, _value(row), control, f"{row.n:,}", readable)
+            blind = shown.get((row.benchmark, SHUFFLED), "-")
+            table.add_row(row.benchmark, row.metric, shown[row.benchmark, REAL], blind, f"{row.n:,}", readable)
     Console(markup=False).print(table)
-
-
-def _value(row: ScoreRow) -> str:
-    return row.state or f"{row.value:.1f}"

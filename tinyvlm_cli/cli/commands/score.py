@@ -1,4 +1,4 @@
-"""Score an answers file that anyone made. Neither a model nor torch is needed."""
+"""Score an answers file from any source. Neither a model nor torch is needed."""
 
 import json
 import logging
@@ -13,7 +13,8 @@ from rich.table import Table
 from tinyvlm_cli.config.build import build
 from tinyvlm_cli.config.commands import Score
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate import benchmark as protocol
+from tinyvlm_cli.evaluate.benchmark import Benchmark
+from tinyvlm_cli.evaluate.benchmark import Score as BenchmarkScore
 from tinyvlm_cli.evaluate.judge import PENDING, with_judge
 from tinyvlm_cli.evaluate.sources import read_answers
 from tinyvlm_cli.files import write_text
@@ -21,112 +22,100 @@ from tinyvlm_cli.results.folder import Results
 
 log = logging.getLogger(__name__)
 
-VALUE = "value"  # column of figures that have no further ones
-
 
 def run(config: Score) -> int:
-    """Score the answers, show the score, and write it where `output` says. Returns the exit code."""
+    """Score the answers, print the score, and write it to `output`. Returns the exit code."""
     if len(config.benchmark) != 1:
         names = ", ".join(config.benchmark) or "none"
         raise UserError(f"benchmark: found {names}; one answers file is for one benchmark, as in benchmark=pope")
     ((name, node),) = config.benchmark.items()
-    # Images are not asked for: a benchmark's score looks for the files that it needs.
+    # The images are not needed: a benchmark's score reads only the files that it uses.
     changes = {"data_dir": config.data_dir, "choice_rule": config.choice_rule, "runs": config.runs}
     node = {**node, **{key: value for key, value in changes.items() if value is not None}}
-    benchmark = with_judge(build(node), config.judge, Results(config.results_dir))
+    benchmark: Benchmark = with_judge(build(node), config.judge, Results(config.results_dir))
     answers = read_answers(Path(config.answers))
     if config.upload is not None:
         benchmark.export(answers, Path(config.upload))
         log.info("%s: written for %s", config.upload, benchmark.server or "the benchmark's server")
     if benchmark.server:
         if config.upload is None:
-            wanted = f"upload=FILE{benchmark.upload_suffix}"
-            raise UserError(f"{benchmark.label}, {benchmark.split}: scored by {benchmark.server} only; add {wanted}")
+            setting = f"upload=FILE{benchmark.upload_suffix}"
+            raise UserError(f"{benchmark.label}, {benchmark.split}: only {benchmark.server} scores it; add {setting}")
         return 0
     score = benchmark.score(answers, partial=config.partial)
     if config.output is not None:
-        write_text(Path(config.output), json.dumps(_record(name, benchmark, score), indent=2) + "\n")
-    _show(benchmark, score)
+        record = {
+            "benchmark": name,
+            "metric": score.metric,
+            "value": score.value,
+            "n": score.n,
+            "valid": score.valid,
+            "partial": score.partial,
+            "follows": benchmark.follows,
+            "version": benchmark.version,
+            "details": score.details,
+            "per_question": score.per_question,
+        }
+        write_text(Path(config.output), json.dumps(record, indent=2) + "\n")
+    show(benchmark, score)
     if score.pending:
-        log.warning("%d answers wait for the judge; the same command completes them", score.pending)
+        log.warning("%d answers wait for the judge; run the same command again to grade them", score.pending)
         return PENDING
     return 0
 
 
 @dataclass(frozen=True)
 class Row:
-    """Figures that stand in one row."""
+    """A row of a table of details."""
 
     group: str  # the table
     name: str
-    figures: Mapping[str, float]
+    figures: Mapping[str, float]  # column -> number
 
 
-def rows(details: Mapping[str, Any]) -> Iterator[Row]:
-    """The numbers within a score's details: a row for each mapping with its number of questions `n`, else for each."""
+def rows(details: Mapping[str, Any], group: str = "", path: str = "") -> Iterator[Row]:
+    """Yield the numbers in a score's details: one row for a mapping with a number of questions `n`, else one for each.
+
+    group, path: names of the mappings that `details` is in: the outermost one, and the others.
+    """
     for name, value in details.items():
-        if isinstance(value, Mapping):
-            yield from _inner_rows(value, name, "")
-        elif _is_number(value):
-            yield Row("", name, {VALUE: value})
-
-
-def _inner_rows(node: Mapping[str, Any], group: str, path: str) -> Iterator[Row]:
-    if "n" in node:
-        yield Row(group, path, {name: value for name, value in node.items() if _is_number(value)})
-        return
-    for name, value in node.items():
         inner = f"{path} / {name}" if path else str(name)
-        if isinstance(value, Mapping):
-            yield from _inner_rows(value, group, inner)
+        if isinstance(value, Mapping) and group and "n" in value:
+            yield Row(group, inner, {key: number for key, number in value.items() if _is_number(number)})
+        elif isinstance(value, Mapping):
+            yield from rows(value, group or str(name), inner if group else "")
         elif _is_number(value):
-            yield Row(group, inner, {VALUE: value})
+            yield Row(group, inner, {"value": value})
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _record(name: str, benchmark: protocol.Benchmark, score: protocol.Score) -> dict[str, Any]:
-    return {
-        "benchmark": name,
-        "metric": score.metric,
-        "value": score.value,
-        "n": score.n,
-        "valid": score.valid,
-        "follows": benchmark.follows,
-        "version": benchmark.version,
-        "partial": score.partial,
-        "details": score.details,
-        "per_question": score.per_question,
-    }
-
-
-def _show(benchmark: protocol.Benchmark, score: protocol.Score) -> None:
+def show(benchmark: Benchmark, score: BenchmarkScore) -> None:
+    """Print the headline and a table for each group of the details."""
     for note in score.notes:
         log.warning("%s: %s", benchmark.label, note)
     console = Console(markup=False, highlight=False)
     value = f"{score.value:.2f}" if score.value is not None else "pending" if score.pending else "no score"
-    headline = f"{benchmark.label}: {score.metric} {value} ({score.n} questions, {score.valid:.1%} readable)"
-    console.print(headline, style="bold")
+    partial = "; partial, not comparable with other scores" if score.partial else ""
+    console.print(
+        f"{benchmark.label}: {score.metric} {value} ({score.n:,} questions, {score.valid:.1%} readable{partial})",
+        style="bold",
+    )
     console.print(f"as {benchmark.follows}, version {benchmark.version}")
     found = list(rows(score.details))
     for group in dict.fromkeys(row.group for row in found):
-        console.print(_table(group, [row for row in found if row.group == group]))
-
-
-def _table(group: str, found: list[Row]) -> Table:
-    columns = list(dict.fromkeys(column for row in found for column in row.figures))
-    table = Table()
-    table.add_column(group or "figure", overflow="fold")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for row in found:
-        table.add_row(row.name, *(_cell(row.figures.get(column)) for column in columns))
-    return table
-
-
-def _cell(value: float | None) -> str:
-    if value is None:
-        return ""
-    return str(value) if isinstance(value, int) else f"{value:.4f}" if abs(value) <= 1 else f"{value:.2f}"
+        table = Table()
+        table.add_column(group or "figure", overflow="fold")
+        shown = [row for row in found if row.group == group]
+        columns = list(dict.fromkeys(column for row in shown for column in row.figures))
+        for column in columns:
+            table.add_column(column, justify="right")
+        for row in shown:
+            cells = []
+            for number in (row.figures.get(column) for column in columns):
+                form = "" if number is None or isinstance(number, int) else ".4f" if abs(number) <= 1 else ".2f"
+                cells.append("" if number is None else format(number, form))
+            table.add_row(row.name, *cells)
+        console.print(table)

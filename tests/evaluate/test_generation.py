@@ -8,9 +8,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tinyvlm_cli.data.chat import IMAGE
-from tinyvlm_cli.evaluate.decoding import greedy
-from tinyvlm_cli.evaluate.generate import Prompt, generate, generation_config
+from tinyvlm_cli.evaluate.generation import Decoding, Prompt, generate, generation_config
 from tinyvlm_cli.model.vlm import VLM
+
+
+def greedy(max_new_tokens: int) -> Decoding:
+    return Decoding(max_new_tokens, temperature=0, top_p=1, num_beams=1, seed=0)
 
 
 @pytest.fixture
