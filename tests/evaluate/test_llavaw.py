@@ -164,10 +164,18 @@ def test_a_rule_that_is_not_there_is_named(bench: Any, tmp_path: Path) -> None:
             llavaw.score(ANSWERS)
 
 
-def test_holes_in_answers_and_references_are_refused(bench: Any, tmp_path: Path) -> None:
+def test_answers_that_do_not_cover_the_questions_are_rejected_or_scored_as_partial(bench: Any, tmp_path: Path) -> None:
+    with endpoint(graded("10 4", "10 6", "10 8")) as server:
+        llavaw = bench(judge=server.judge(tmp_path))
+        with pytest.raises(UserError, match=r"2 of 3 questions.*without: 0.*partial=true"):
+            llavaw.score(ANSWERS[:2])
+        assert not server.received
+        score = llavaw.score(ANSWERS[:2], partial=True)
+    assert (score.value, score.n, score.partial) == (70.0, 2, True)
+
+
+def test_a_question_without_a_reference_is_named(bench: Any, tmp_path: Path) -> None:
     llavaw = bench()
-    with pytest.raises(UserError, match="first: 0"):
-        llavaw.score(ANSWERS[:2])
     (tmp_path / "answers_gpt4.jsonl").write_text('{"question_id": 0, "text": ""}\n')
     with pytest.raises(UserError, match="no answer for question 1"):
         llavaw.questions()

@@ -11,7 +11,7 @@ from support.scripted_endpoint import endpoint
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmarks.mmbench import MMBench
-from tinyvlm_cli.evaluate.choices import CHOICE_RULES
+from tinyvlm_cli.evaluate.reading import CHOICE_RULES
 from tinyvlm_cli.results.records import Answer
 
 PICTURE = base64.b64encode(b"a picture that is long enough to be no index " * 3).decode()
@@ -230,18 +230,18 @@ def test_answers_are_paired_by_id_and_the_last_one_counts(bench: Any) -> None:
     assert ["repeat" in note or "no question" in note for note in score.notes] == [True, True]
 
 
-def test_a_row_without_answer_is_wrong(bench: Any) -> None:
-    score = bench(*pair_of_rows(7), *pair_of_rows(8)).score(answers(_7="A", _8="A", _1000008="B"))
-    assert (score.value, score.n) == (50, 2)
-    assert "1 rows have no answer" in score.notes[0]
+def test_answers_that_do_not_cover_the_rows_are_rejected_or_scored_as_partial(bench: Any) -> None:
+    mmbench, texts = bench(*pair_of_rows(7), *pair_of_rows(8)), answers(_7="A", _8="A", _1000008="B")
+    with pytest.raises(UserError, match=r"3 of 4 questions.*1000007.*partial=true"):
+        mmbench.score(texts)
+    score = mmbench.score(texts, partial=True)
+    assert (score.value, score.n, score.valid, score.partial) == (50, 2, 0.75, True)
+    assert score.per_question == {"7": 0.0, "8": 1.0}  # a row without an answer is wrong
 
 
 def test_a_limited_run_is_scored_on_what_was_asked(bench: Any) -> None:
-    mmbench = bench(*pair_of_rows(7), *pair_of_rows(8))
-    assert mmbench.score(answers(_7="A"), {"7"}).value == 100  # its rotation was not asked
-    score = mmbench.score(answers(_7="A", _1000007="B"))
-    assert (score.value, score.n) == (50, 2)
-    assert "2 rows have no answer (first: 8); they count as wrong" in score.notes
+    score = bench(*pair_of_rows(7), *pair_of_rows(8)).score(answers(_7="A"), {"7"})
+    assert (score.value, score.n, score.partial) == (100, 1, False)  # its rotation was not asked
 
 
 def test_a_split_without_answers_is_refused(bench: Any) -> None:
@@ -277,7 +277,7 @@ def test_three_unreadable_replies_are_wrong_and_not_a_draw(bench: Any, tmp_path:
     with endpoint(lambda _: "hm") as server:
         score = bench(*pair_of_rows(7), judge=server.judge(tmp_path)).score(answers(_7="feline", _1000007="B"))
     assert (len(server.received), score.value) == (3, 0)
-    assert "at random" in score.notes[0] and "own words" in score.notes[1]
+    assert "at random" in score.notes[0] and "own prompt" in score.notes[1]
     assert score.details["protocol"] == "tinyvlm"
 
 

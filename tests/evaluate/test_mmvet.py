@@ -136,11 +136,13 @@ def test_without_a_judge_it_is_not_judged(bench: Any) -> None:
 
 
 def test_the_prompt_is_read_from_the_notebook_too(bench: Any, tmp_path: Path) -> None:
-    mmvet = bench()
-    (tmp_path / "mm-vet_evaluator.py").unlink()
     cells = [{"cell_type": "markdown", "source": ["prompt = 'no'"]}, {"cell_type": "code", "source": [EVALUATOR]}]
-    (tmp_path / "mm-vet_evaluator.ipynb").write_text(json.dumps({"cells": cells}))
-    assert (mmvet._prompt(), mmvet.wanted()) == ("Grade it.\n", [])
+    with endpoint(lambda _: "1.0") as server:
+        mmvet = bench(judge=server.judge(tmp_path))
+        (tmp_path / "mm-vet_evaluator.py").unlink()
+        (tmp_path / "mm-vet_evaluator.ipynb").write_text(json.dumps({"cells": cells}))
+        assert mmvet.score(llava_answers()).details["protocol"] == "official"
+    assert all(prompt.startswith("Grade it.\n\nW") or prompt.startswith("Grade it.\n\nH") for prompt in server.prompts)
 
 
 def test_our_own_words_are_said_to_be_ours(bench: Any, tmp_path: Path) -> None:
@@ -161,18 +163,24 @@ def test_ids_pair_whatever_the_order_and_the_spelling(bench: Any, tmp_path: Path
     assert "repeat" in score.notes[0]
 
 
-def test_a_question_without_an_answer_is_refused_when_it_was_asked(bench: Any) -> None:
-    texts = {"0": "x", "2": "three"}
-    with pytest.raises(UserError, match="first: v1_1"):
-        bench().score(llava_answers(texts))
-    assert bench().score(llava_answers(texts), {"v1_0", "v1_2"}).n == 2
+def test_answers_that_do_not_cover_the_questions_are_rejected_or_scored_as_partial(bench: Any, tmp_path: Path) -> None:
+    answers = llava_answers({"0": "x", "2": "three"})
+    with endpoint(graded(three="0.5", x="1.0")) as server:
+        mmvet = bench(judge=server.judge(tmp_path))
+        with pytest.raises(UserError, match=r"2 of 3 questions.*v1_1.*partial=true"):
+            mmvet.score(answers)
+        assert not server.received
+        score = mmvet.score(answers, partial=True)
+        limited = mmvet.score(answers, {"v1_0", "v1_2"})
+    assert (score.value, score.n, score.partial) == (75.0, 2, True)
+    assert (limited.value, limited.n, limited.partial) == (75.0, 2, False)
 
 
-def test_files_and_images_that_are_not_there_are_named(bench: Any, tmp_path: Path) -> None:
+def test_missing_files_and_images_are_named(bench: Any, tmp_path: Path) -> None:
     mmvet = bench()
     assert "3 of 3 images are missing" in findings(mmvet)
     (tmp_path / "mm-vet.json").write_text("[]")
-    with pytest.raises(UserError, match="not MM-Vet's layout"):
-        mmvet.questions()
+    with pytest.raises(UserError, match="not the layout of MM-Vet"):
+        from_conf("mmvet", tmp_path).questions()
     (tmp_path / "mm-vet.json").unlink()
-    assert "get mm-vet.zip" in findings(mmvet)
+    assert "get mm-vet.zip" in findings(from_conf("mmvet", tmp_path))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tinyvlm_cli.config import commands as command_config
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Benchmark
+from tinyvlm_cli.evaluate.benchmark import Benchmark, Item, Result, Score
 from tinyvlm_cli.files import append_jsonl, locked
 from tinyvlm_cli.results.folder import Results
 
@@ -70,17 +70,26 @@ class Judged(Benchmark):
 
     judge: "Judge | None" = None
 
-    def items(self) -> list[Any]:
-        """Not used: these benchmarks have their own `score`."""
-        raise NotImplementedError
+    def read(self, text: str, item: Item) -> Any:
+        """Return the text unchanged: the judge reads it."""
+        return text
 
-    def read(self, text: str, item: Any) -> Any:
-        """Not used: these benchmarks have their own `score`."""
-        raise NotImplementedError
+    def not_judged(self, results: Sequence[Result]) -> Score:
+        """Return the score without a judge, which has no value."""
+        score = self.scored(None, results, {}, {}, notes=["not judged: judge.model names no model"])
+        return replace(score, valid=0.0)
 
-    def headline(self, results: Any) -> Any:
-        """Not used: these benchmarks have their own `score`."""
-        raise NotImplementedError
+    def judged(self, score: Score, replies: Sequence[Reply], *, pending: int) -> Score:
+        """Return `score` with what the judge's part in it was. pending: answers that wait for the judge"""
+        assert self.judge
+        notes = list(score.notes)
+        if wanted := self.wanted():
+            notes.append(f"graded with tinyvlm's own prompt, not comparable with published scores: {wanted[0]}")
+        if pending:
+            notes.append(f"{pending} answers wait for the judge ({self.judge.failure_reason}); run again")
+        protocol = "tinyvlm" if wanted else "official"
+        details = {"protocol": protocol, "judge": provenance(replies), **score.details}
+        return replace(score, judge=self.judge.model, pending=pending, notes=tuple(notes), details=details)
 
 
 def with_judge(benchmark: Benchmark, settings: command_config.Judge, results: Results) -> Benchmark:
@@ -296,18 +305,6 @@ class ReplyCache:
                 raise UserError(f"{position}: not a reply of the judge; delete that line or the file")
             self._replies.setdefault(key, Reply(*values))
             self._num_read += len(line)
-
-    def items(self) -> list[Any]:
-        """Not used: these benchmarks have their own `score`."""
-        raise NotImplementedError
-
-    def read(self, text: str, item: Any) -> Any:
-        """Not used: these benchmarks have their own `score`."""
-        raise NotImplementedError
-
-    def headline(self, results: Any) -> Any:
-        """Not used: these benchmarks have their own `score`."""
-        raise NotImplementedError
 
 
 def _utf8(text: str) -> str:

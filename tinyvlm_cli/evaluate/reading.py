@@ -5,7 +5,8 @@ for TextVQA and to convert VQAv2 answers before upload.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 MARKS = ';/[]"{}()=+\\_-><@`,?!'  # the apostrophe, colon, %, &, $, # and * stay
@@ -119,3 +120,57 @@ def scienceqa_choice(text: str, choices: int) -> int | None:
         letter = named[0] if len(named) == 1 else ""
     index = SCIENCEQA_LETTERS.find(letter) if letter else -1
     return index if 0 <= index < choices else None
+
+
+NO_OPTION = "Z"  # the answer refuses to choose
+NO_ANSWER = "Failed to obtain answer via API"  # VLMEvalKit writes it for a model that did not reply
+CHOICE_PUNCTUATION = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+REFUSALS = (
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
+# Nothing has to end the letter: "the answer is Blue" is B.
+DECLARATION = re.compile(r"(?:correct\s+)?answer\s+is\s+\**([ABCD])\**", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ChoiceRule:
+    """One version of VLMEvalKit's `can_infer` (vlmeval/utils/matching_util.py), which reads multiple-choice answers."""
+
+    num_last_words: int | None  # a single letter counts only among this many last words; None: anywhere
+    reads_declarations: bool  # "the correct answer is **B**"
+    longest_answer: float | None  # option texts are searched for in answers up to this multiple of their joint length
+
+    def read(self, answer: str, options: Mapping[str, str]) -> str:
+        """Return the letter of the option that the answer means, NO_OPTION for a refusal, "" if that is not clear.
+
+        options: letter -> text
+        """
+        if NO_ANSWER not in answer:
+            if any(refusal in answer for refusal in REFUSALS):
+                return NO_OPTION
+            words = answer.translate(CHOICE_PUNCTUATION).split()
+            # Exactly one option's letter must be among the words. An article "A" counts as the letter.
+            letters = [letter for letter in options if letter in words]
+            if len(letters) == 1 and words.index(letters[0]) >= len(words) - (self.num_last_words or len(words)):
+                return letters[0]
+            if not letters and NO_OPTION in words:
+                return NO_OPTION
+            declared = DECLARATION.search(answer) if self.reads_declarations else None
+            if declared and declared[1].upper() in options:
+                return declared[1].upper()
+        lowered = answer.lower()
+        if self.longest_answer is not None and len(lowered) > self.longest_answer * sum(map(len, options.values())):
+            return ""
+        letters = [letter for letter, text in options.items() if text.lower() in lowered]
+        return letters[0] if len(letters) == 1 else ""
+
+
+# The rule of 2024, with which the papers' MMBench numbers were made, and that of June 2026 (pull requests 1175 and
+# 1552). They agree on answers that are a bare letter.
+CHOICE_RULES = {
+    "2024": ChoiceRule(num_last_words=None, reads_declarations=False, longest_answer=None),
+    "2026": ChoiceRule(num_last_words=4, reads_declarations=True, longest_answer=2),
+}

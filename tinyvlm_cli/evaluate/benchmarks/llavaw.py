@@ -1,41 +1,33 @@
-"""LLaVA-Bench in the Wild (arXiv 2304.08485): a judge grades the model's answer and GPT-4's, side by side.
+"""LLaVA-Bench in the Wild (arXiv 2304.08485): a judge grades the model's answer and GPT-4's answer side by side.
 
-Request, parsing and rounding are those of LLaVA's eval_gpt_review_bench.py and summarize_gpt_review.py. The grading
-rules belong to their authors: they are read from LLaVA's rule.json when that lies beside the data, else the judge gets
-our own words and the score says so. Answers are paired by id; the official script pairs them by line.
+Requests, parsing and rounding follow LLaVA's eval_gpt_review_bench.py and summarize_gpt_review.py. The grading rules
+belong to their authors: they are read from LLaVA's rule.json if that is in the data folder. Otherwise the judge gets
+OWN_RULE, and the score says so. Answers are paired by id; the official script pairs them by line.
 """
 
-import functools
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Question, Score
-from tinyvlm_cli.evaluate.judge import Judge, Judged, Reply, Request, provenance
-from tinyvlm_cli.evaluate.official_files import read_json, read_lines
-from tinyvlm_cli.evaluate.pairing import pair
-from tinyvlm_cli.evaluate.parquet import StoredImage, read_rows
-from tinyvlm_cli.results.records import Answer
+from tinyvlm_cli.evaluate.benchmark import Item, Result, Score
+from tinyvlm_cli.evaluate.judge import Judged, Reply, Request
+from tinyvlm_cli.evaluate.sources import read_json, read_lines
 from tinyvlm_cli.statistics.questions import Formula, Tally
 
 QUESTIONS, CONTEXT, REFERENCE = "questions.jsonl", "context.jsonl", "answers_gpt4.jsonl"
-COLUMNS = (  # of the Hugging Face form
-    "question_id", "question", "category", "image_id", "image", "caption", "gpt_answer"
-)  # fmt: skip
-RULES = "rule.json"  # llava/eval/table/ of LLaVA
-METRIC = "relative score"
+RULES = "rule.json"  # in llava/eval/table/ of LLaVA
 TEMPERATURE, MAX_TOKENS = 0.2, 1024
-ATTEMPTS = 3  # askings about one answer until the grades can be read, unless the official failures are wanted
-FAILED = (-1.0, -1.0)  # what the official script averages for a reply that it cannot read
+ATTEMPTS = 3  # requests for one review until the grades can be read; 1 with judge.official_failures
+FAILED = (-1.0, -1.0)  # the official script averages these for a reply that it cannot read
 
-# Used when LLaVA's rules are not there.
+# Used when LLaVA's rules are missing. A change of it makes cached reviews useless.
 OWN_RULE = {
     "role": "Assistant",
     "prompt": """The context describes an image that both assistants were asked about. Grade each answer from 1 to 10, \
@@ -44,231 +36,180 @@ Write the grade of Assistant 1, a space and the grade of Assistant 2 on the firs
 Explain them from the second line on.""",
 }
 
+Grades = tuple[float, float]  # of the reference and of the model, usually 1..10
 
-@dataclass(frozen=True)
-class Item:
-    """A question with all that the judge sees beside the model's answer."""
 
-    key: str
-    question: str
-    category: str
-    image: str  # its name
-    place: Path | StoredImage
-    context: str
+class Truth(NamedTuple):
+    """What the judge sees next to the question and the model's answer."""
+
+    context: str  # a description of the image
     reference: str  # GPT-4's answer
 
 
-@dataclass(frozen=True)
-class Review:
-    """The judge's grades of one answer in one run."""
+class Review(NamedTuple):
+    """The judge's review of one answer in one run."""
 
-    grades: tuple[float, float] | None  # reference, model: 1..10; None when no asking gave two numbers
-    replies: tuple[Reply, ...]
+    grades: Grades | None  # None: no reply could be read
+    replies: list[Reply]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LLaVAWild(Judged):
-    """The model's mean grade relative to GPT-4's, averaged over `runs` gradings."""
+    """The headline is the model's mean grade relative to GPT-4's. Each answer is graded `runs` times."""
 
     system_message: str  # of each request
     runs: int
+    metric: ClassVar[str] = "relative score"
+    formula: ClassVar[Formula] = Formula.ratio
 
     def files(self) -> list[Path]:
-        """Questions, what the judge is told of the images, and GPT-4's answers."""
+        """Return the questions, the descriptions of the images, and GPT-4's answers."""
         return [self.folder / name for name in (QUESTIONS, CONTEXT, REFERENCE)]
 
     def wanted(self) -> list[str]:
-        """What would make the score comparable with published ones."""
+        """Return what is missing for a score that is comparable with published ones."""
         path = self.folder / RULES
-        return [] if path.exists() else [f"{path} is not there; copy llava/eval/table/{RULES} of LLaVA"]
+        return [] if path.exists() else [f"{path} is missing; copy llava/eval/table/{RULES} of LLaVA"]
 
-    def questions(self) -> list[Question]:
-        """Every question, as it is: there is no suffix."""
+    def items(self) -> list[Item]:
+        """Return the questions, without a suffix: LLaVA adds none."""
+        if self.parquet_files():
+            columns = ("question_id", "question", "category", "image_id", "image", "caption", "gpt_answer")
+            found = [tuple(row[column] for column in columns) for row in self.rows(*columns)]
+        else:
+            questions, contexts, references = map(self.need, self.files())
+            captions = {line["image"]: line["caption"] for line in read_lines(contexts, "image", "caption")}
+            texts = {str(line["question_id"]): line["text"] for line in read_lines(references, "question_id", "text")}
+            found = []
+            for line in read_lines(questions, "question_id", "image", "category", "text"):
+                key, name = str(line["question_id"]), line["image"]
+                if name not in captions or key not in texts:
+                    lacks = f"{CONTEXT} has no image {name}" if name not in captions else f"{REFERENCE} has no answer"
+                    raise UserError(f"{self.folder}: {lacks} for question {key}; get {self.source}")
+                place = self.folder / "images" / name
+                found.append((key, line["text"], line["category"], name, place, captions[name], texts[key]))
         return [
-            Question(item.key, item.key, item.question, item.place, item.image, item.category) for item in self._items()
+            Item(
+                key=str(key),
+                text=text,
+                category=category,
+                image=place,
+                image_key=name,
+                truth=Truth(caption if isinstance(caption, str) else "\n".join(caption), reference),
+            )
+            for key, text, category, name, place, caption, reference in found
         ]
 
-    def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None, *, partial: bool = False) -> Score:
-        """Mean grade of the model over mean grade of the reference, in percent."""
-        items = [item for item in self._items() if asked is None or item.key in asked]
-        paired = pair([item.key for item in items], answers)
-        if paired.missing:
-            raise UserError(
-                f"{len(paired.missing)} questions have no answer (first: {paired.missing[0]}); answer them too"
-            )
-        notes = list(paired.notes)
+    def headline(self, results: Sequence[Result]) -> Score:
+        """Return the mean grade of the model over that of the reference, in percent, averaged over the runs."""
         if self.judge is None:
-            return Score(METRIC, None, len(items), 0.0, notes=(*notes, "not judged: judge.model names no model"))
-        if self.wanted():
-            notes.append(f"graded in tinyvlm's own words, not comparable with published scores: {self.wanted()[0]}")
-        reviews = self._reviews(items, paired.texts, self.judge)
-        pending = sum(None in runs for runs in reviews)
-        done = [review for runs in reviews for review in runs if review]
+            return self.not_judged(results)
+        rules = None if self.wanted() else read_json(self.folder / RULES)
+        requests = {result.item.key: self._request(result, rules) for result in results}
+        tasks = [(key, run) for key in requests for run in range(self.runs)]
+        reviews = self.judge.grade_all(tasks, lambda task: self._review(requests[task[0]], task[1]))
+        by_item = [reviews[start : start + self.runs] for start in range(0, len(reviews), self.runs)]
+        pending = sum(None in runs for runs in by_item)
+        done = [review for review in reviews if review]
         unreadable = sum(review.grades is None for review in done)
-        if unreadable:
-            fate = "count as -1, as in the official script" if self.judge.official_failures else "are left out"
-            notes.append(f"{unreadable} of {len(done)} reviews cannot be read and {fate}")
-        if pending:
-            notes.append(f"{pending} answers wait for the judge ({self.judge.failure_reason}); run again")
         failed = FAILED if self.judge.official_failures else None
-        grades = [[review.grades or failed for review in runs if review] for runs in reviews if not pending]
-        table = {} if pending else _tables(items, grades)
-        return Score(
-            metric=METRIC,
-            value=table.get("all"),
-            n=len(items),
-            valid=(len(done) - unreadable) / max(len(done), 1),
-            details={
-                "protocol": "tinyvlm" if self.wanted() else "official",
-                "unparsable": unreadable,
-                "judge": provenance([reply for review in done for reply in review.replies]),
-                **table,
-            },
-            per_question=_per_question(items, grades),
-            formula=Formula.ratio,
-            tallies=_tallies(items, grades),
-            judge=self.judge.model,
-            notes=tuple(notes),
-            pending=pending,
-        )
+        notes = []
+        if unreadable:
+            effect = "count as -1, as in the official script" if failed else "are left out"
+            notes.append(f"{unreadable} of {len(done)} reviews cannot be read and {effect}")
+        table: dict[str, Any] = {}
+        points: dict[str, float] = {}
+        tallies: dict[str, Tally] = {}
+        if not pending:
+            grades = [[review.grades or failed for review in runs if review] for runs in by_item]
+            table = _tables([result.item.category for result in results], grades)
+            for result, runs in zip(results, grades, strict=True):
+                key, readable = result.item.key, [pair for pair in runs if pair]
+                if readable:
+                    reference, model = np.mean(readable, axis=0).tolist()
+                    tallies[key] = Tally(result.item.image_key, "", model, reference)
+                    points[key] = max(0.0, fmean(pair[1] for pair in readable) / 10)
+        details = {"unparsable": unreadable, **table}
+        score = self.scored(table.get("all"), results, points, details, tallies=tallies, notes=notes)
+        score = replace(score, valid=(len(done) - unreadable) / max(len(done), 1))
+        return self.judged(score, [reply for review in done for reply in review.replies], pending=pending)
 
-    def _items(self) -> list[Item]:
-        if parquet := self.parquet_files():
-            return self._stored_items(parquet)
-        questions_path, context_path, reference_path = map(self.need, self.files())
-        questions = read_lines(questions_path, "question_id", "image", "category", "text")
-        contexts = {line["image"]: line["caption"] for line in read_lines(context_path, "image", "caption")}
-        references = {
-            str(line["question_id"]): line["text"] for line in read_lines(reference_path, "question_id", "text")
-        }
-        items = []
-        for line in questions:
-            key, image = str(line["question_id"]), line["image"]
-            if image not in contexts or key not in references:
-                lacking = f"{CONTEXT} has no image {image}" if image not in contexts else f"{REFERENCE} has no answer"
-                raise UserError(f"{self.folder}: {lacking} for question {key}; get {self.source}")
-            place, context = self.folder / "images" / image, _context(contexts[image])
-            items.append(Item(key, line["text"], line["category"], image, place, context, references[key]))
-        return items
-
-    def _stored_items(self, parquet: Iterable[Path]) -> list[Item]:
-        try:
-            return [
-                Item(
-                    str(row["question_id"]), row["question"], row["category"], row["image_id"], row["image"],
-                    _context(row["caption"]), row["gpt_answer"],
-                )
-                for row in read_rows(parquet, *COLUMNS)
-            ]  # fmt: skip
-        except KeyError as error:
-            raise UserError(f"{self.folder}: the parquet files have no column {error}; get {self.source}") from None
-
-    def _rule(self, category: str, rules: Mapping[str, Any]) -> Mapping[str, str]:
-        name = f"llava_bench_{category}"
-        rule: Mapping[str, str] | None = rules.get(name) if rules else OWN_RULE
-        if not rule or not {"role", "prompt"} <= set(rule):
+    def _request(self, result: Result, rules: Any) -> Request:
+        """Return the official request. rules: the content of rule.json; None: it is missing"""
+        name = f"llava_bench_{result.item.category}"
+        rule = OWN_RULE if rules is None else rules.get(name) if isinstance(rules, dict) else None
+        if not isinstance(rule, dict) or not {"role", "prompt"} <= rule.keys():
             raise UserError(f"{self.folder / RULES}: there is no rule '{name}'; copy llava/eval/table/{RULES} of LLaVA")
-        return rule
-
-    def _reviews(self, items: Sequence[Item], texts: Mapping[str, str], judge: Judge) -> list[list[Review | None]]:
-        """Each item's reviews, one a run; None where the judge owes a reply."""
-        rules = {} if self.wanted() else read_json(self.folder / RULES)
-        requests = {item.key: self._request(item, texts[item.key], self._rule(item.category, rules)) for item in items}
-        ask = functools.partial(_review, judge=judge, attempts=1 if judge.official_failures else ATTEMPTS)
-        tasks = [(item.key, run) for item in items for run in range(self.runs)]
-        reviews = judge.grade_all(tasks, lambda task: ask(requests[task[0]], run=task[1]))
-        return [reviews[start : start + self.runs] for start in range(0, len(reviews), self.runs)]
-
-    def _request(self, item: Item, text: str, rule: Mapping[str, str]) -> Request:
-        role = rule["role"]
+        truth, role = result.item.truth, rule["role"]
         parts = [
-            f"[Context]\n{item.context}",
-            f"[Question]\n{item.question}",
-            f"[{role} 1]\n{item.reference}\n\n[End of {role} 1]",
-            f"[{role} 2]\n{text}\n\n[End of {role} 2]",
+            f"[Context]\n{truth.context}",
+            f"[Question]\n{result.item.text}",
+            f"[{role} 1]\n{truth.reference}\n\n[End of {role} 1]",
+            f"[{role} 2]\n{result.text}\n\n[End of {role} 2]",
             f"[System]\n{rule['prompt']}",
         ]
         content = "".join(f"{part}\n\n" for part in parts)
         return Request((("system", self.system_message), ("user", content)), TEMPERATURE, MAX_TOKENS)
 
-
-def _context(caption: str | Sequence[str]) -> str:
-    return caption if isinstance(caption, str) else "\n".join(caption)
-
-
-def _review(request: Request, *, run: int, judge: Judge, attempts: int) -> Review:
-    replies: list[Reply] = []
-    for attempt in range(attempts):
-        replies.append(judge.reply(request, f"{run}.{attempt}"))
-        grades = read_grades(replies[-1].text)
-        if grades:
-            return Review(grades, tuple(replies))
-    return Review(None, tuple(replies))
+    def _review(self, request: Request, run: int) -> Review:
+        """Ask the judge until the grades can be read, at most ATTEMPTS times."""
+        assert self.judge
+        replies: list[Reply] = []
+        for attempt in range(1 if self.judge.official_failures else ATTEMPTS):
+            replies.append(self.judge.reply(request, f"{run}.{attempt}"))
+            if grades := read_grades(replies[-1].text):
+                return Review(grades, replies)
+        return Review(None, replies)
 
 
-def read_grades(text: str) -> tuple[float, float] | None:
-    """The two numbers of the first line, with exactly one space or comma between them and nothing else."""
+def read_grades(text: str) -> Grades | None:
+    """Return the two numbers of the first line; None unless there is exactly one space or comma between them.
+
+    Infinite numbers and nan are not accepted; the official script would average them.
+    """
     parts = text.split("\n", maxsplit=1)[0].replace(",", " ").split(" ")
-    if len(parts) != 2:
-        return None
     try:
-        reference, model = float(parts[0]), float(parts[1])
+        reference, model = map(float, parts)  # ValueError too for another number of parts
     except ValueError:
         return None
     return (reference, model) if math.isfinite(reference) and math.isfinite(model) else None
 
 
-Grades = Sequence[Sequence[tuple[float, float] | None]]  # of each item in each run: (reference, model)
+def _tables(categories: Sequence[str], grades: Sequence[Sequence[Grades | None]]) -> dict[str, Any]:
+    """Return the relative score of all questions and of each category, each the mean over the runs.
 
+    grades: of each question in each run; None: left out. Each run is rounded as in the official script.
+    """
 
-def _tables(items: Sequence[Item], grades: Grades) -> dict[str, Any]:
-    """Relative score of all and of each category: mean over runs, each run rounded like the official script."""
-    members: dict[str, list[int]] = defaultdict(list)
-    for number, item in enumerate(items):
-        members["all"].append(number)
-        members[item.category].append(number)
-    runs = range(len(grades[0]))
-    table = {name: [_relative([grades[i][run] for i in rows]) for run in runs] for name, rows in members.items()}
-    means = {name: _mean(values) for name, values in table.items()}
+    def relative(pairs: Sequence[Grades | None]) -> dict[str, float | None]:
+        """Return the ratio of means (not the mean of ratios) in percent, and both means times ten."""
+        counted = [pair for pair in pairs if pair]
+        if not counted:
+            return {"relative": None, "reference": None, "model": None}
+        reference, model = (round(mean, 3) for mean in np.asarray(counted).mean(0).tolist())
+        ratio = round(model / reference * 100, 1) if reference else None
+        return {"relative": ratio, "reference": round(reference * 10, 1), "model": round(model * 10, 1)}
+
+    members: dict[str, list[Sequence[Grades | None]]] = defaultdict(list)
+    for category, runs in zip(categories, grades, strict=True):
+        members["all"].append(runs)
+        members[category].append(runs)
+    table, means = {}, {}
+    for name, rows in members.items():
+        table[name] = [relative(pairs) for pairs in zip(*rows, strict=True)]
+        columns = {column: [run[column] for run in table[name]] for column in table[name][0]}
+        known = {column: [value for value in values if value is not None] for column, values in columns.items()}
+        means[name] = {
+            column: round(fmean(values), 1) if len(values) == len(table[name]) else None
+            for column, values in known.items()
+        }
     totals = [run["relative"] for run in table["all"]]
-    known = [total for total in totals if total is not None]
+    known_totals = [total for total in totals if total is not None]
     return {
         "all": means["all"]["relative"],
         "runs": totals,
-        "std": round(pstdev(known), 1) if known else None,
+        "std": round(pstdev(known_totals), 1) if known_totals else None,
         "reference": means["all"]["reference"],
         "model": means["all"]["model"],
         "categories": {name: means[name] for name in sorted(means) if name != "all"},
     }
-
-
-def _relative(pairs: Sequence[tuple[float, float] | None]) -> dict[str, float | None]:
-    """The ratio of means (not the mean of ratios) in percent, and both means times ten."""
-    counted = [pair for pair in pairs if pair]
-    if not counted:
-        return {"relative": None, "reference": None, "model": None}
-    reference, model = (round(mean, 3) for mean in np.asarray(counted).mean(0).tolist())
-    relative = round(model / reference * 100, 1) if reference else None
-    return {"relative": relative, "reference": round(reference * 10, 1), "model": round(model * 10, 1)}
-
-
-def _mean(runs: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-    columns = {name: [run[name] for run in runs] for name in runs[0]}
-    known = {name: [value for value in values if value is not None] for name, values in columns.items()}
-    return {name: round(fmean(values), 1) if len(values) == len(runs) else None for name, values in known.items()}
-
-
-def _tallies(items: Sequence[Item], grades: Grades) -> dict[str, Tally]:
-    """The mean grades of model and reference for each question with a readable review."""
-    found = {}
-    for item, pairs in zip(items, grades, strict=bool(grades)):
-        if read := [pair for pair in pairs if pair]:
-            reference, model = np.mean(read, axis=0).tolist()
-            found[item.key] = Tally(item.image, "", model, reference)
-    return found
-
-
-def _per_question(items: Sequence[Item], grades: Grades) -> dict[str, float]:
-    """The model's mean grade over ten, of each question with a readable review."""
-    found = {item.key: [pair[1] for pair in pairs if pair] for item, pairs in zip(items, grades, strict=bool(grades))}
-    return {key: max(0.0, fmean(values) / 10) for key, values in found.items() if values}

@@ -1,39 +1,35 @@
-"""MMBench (arXiv 2307.06281): a question counts when it is answered right under every rotation of its options.
+"""MMBench (arXiv 2307.06281): a question counts if it is answered correctly under every rotation of its options.
 
-The rotations are rows of the official TSV, `index` = first row's index + k * 1,000,000. Prompt as LLaVA-1.5
-(llava/eval/model_vqa_mmbench.py), score as VLMEvalKit's evaluator of MMBench, which is the official one.
+The rotations are rows of the official TSV, with `index` = index of the first row + k * 1,000,000. The prompt follows
+LLaVA-1.5 (llava/eval/model_vqa_mmbench.py), the score VLMEvalKit's evaluator, which is the official one. A judge can
+read the answers that its rule cannot read, with the prompt of its file if that is in the data folder.
 """
 
+import base64
 import hashlib
 import re
 import string
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import pandas as pd
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Question, Score
-from tinyvlm_cli.evaluate.benchmarks import mmbench_judge
-from tinyvlm_cli.evaluate.benchmarks.mmbench_judge import Verdict
-from tinyvlm_cli.evaluate.benchmarks.mmbench_table import (
-    Row,
-    by_question,
-    decode_image,
-    image_cells,
-    read_rows,
-    read_stored_rows,
-    write_sheet,
-)
-from tinyvlm_cli.evaluate.choices import CHOICE_RULES, ChoiceRule
-from tinyvlm_cli.evaluate.judge import Judged, provenance
-from tinyvlm_cli.evaluate.pairing import pair
+from tinyvlm_cli.evaluate.benchmark import Item, Question, Result, Score, percent
+from tinyvlm_cli.evaluate.judge import Judged, Reply, Request, provenance
+from tinyvlm_cli.evaluate.reading import CHOICE_RULES
+from tinyvlm_cli.evaluate.sources import python_string
+from tinyvlm_cli.files import replaced
 from tinyvlm_cli.results.records import Answer
+from tinyvlm_cli.statistics.questions import Tally
 
+ROTATION = 1_000_000  # added to a question's index for each rotation of its options
+MAX_REFERENCE = 64  # characters; a shorter image cell is the index of the row that holds the image
 EMPTY_CELL = "nan"  # VLMEvalKit reads answers from a sheet, where an empty one becomes this text
 ABBREVIATIONS = {
     "coarse_perception": "CP",
@@ -43,193 +39,271 @@ ABBREVIATIONS = {
     "relation_reasoning": "RR",
     "attribute_reasoning": "AR",
 }
+ATTEMPTS = 3  # requests about one answer
+MAX_TOKENS = 2048  # of a reply, as in VLMEvalKit's client
+JUDGE_FILE = "multiple_choice.py"  # in vlmeval/dataset/utils/ of VLMEvalKit; it has the prompt
+
+# Used when VLMEvalKit's file is missing. A change of it makes cached replies useless.
+OWN_PROMPT = """A question with lettered options was answered in free words. Name the option that the answer means.
+Reply with its capital letter alone, or with Z when the answer means none of the options.
+
+Question: {}
+{}
+Answer: {}
+Letter: """
+
+
+class Truth(NamedTuple):
+    """A row of the table: a question under one rotation of its options."""
+
+    question: str
+    options: dict[str, str]  # letter -> text
+    answer: str  # letter; "" in test splits
+    ability: str  # level 2, of six
+    split: str
+
+
+class Verdict(NamedTuple):
+    """The outcome of a question: whether every rotation is correct."""
+
+    hit: bool
+    replies: list[Reply]  # of the judge
+    undecided: bool = False  # an answer that neither the rule nor the judge could read
 
 
 @dataclass(frozen=True, kw_only=True)
 class MMBench(Judged):
-    """Answers are read by rule; those that the rule cannot read are wrong, or go to the judge."""
+    """An answer that the rule cannot read is wrong, or goes to the judge."""
 
     file: str
     suffix: str  # added to each question, after a newline
-    choice_rule: str  # which version of VLMEvalKit reads the answers
+    choice_rule: str  # the version of VLMEvalKit whose rule reads the answers
+    metric: ClassVar[str] = "circular accuracy"
     upload_suffix: ClassVar[str] = ".xlsx"
+    keeps_unanswered: ClassVar[bool] = True
+    unanswered: ClassVar[str] = "they count as wrong"
 
     def __post_init__(self) -> None:
         if str(self.choice_rule) not in CHOICE_RULES:
             allowed = " or ".join(CHOICE_RULES)
-            raise UserError(
-                f"benchmark.{self.name}.choice_rule={self.choice_rule}: there is no such rule; use {allowed}"
-            )
+            raise UserError(f"benchmark.{self.name}.choice_rule={self.choice_rule}: unknown rule; use {allowed}")
 
     def files(self) -> list[Path]:
-        """The table, which holds the images too."""
+        """Return the table, which holds the images too."""
         return [self.folder / self.file]
 
     def wanted(self) -> list[str]:
-        """What would make a judge's verdicts the official ones."""
-        return mmbench_judge.wanted(self.folder)
+        """Return the file that is missing for the judge's verdicts to be the official ones."""
+        path = self.folder / JUDGE_FILE
+        return [] if path.exists() else [f"{path} is missing; copy vlmeval/dataset/utils/{JUDGE_FILE} of VLMEvalKit"]
 
-    def questions(self) -> list[Question]:
-        """Every row, rotations too."""
-        rows = self._rows(with_images=True)
-        cells = image_cells(rows)
-        images: dict[str, bytes] = {}  # many questions share one
-        questions = []
-        for row in rows:
-            if row.stored:
-                questions.append(Question(row.key, row.key, self._prompt(row), row.stored, str(row.base), row.category))
-                continue
-            image_key = hashlib.sha1(cells[row.key].encode()).hexdigest()
-            if image_key not in images:
-                images[image_key] = decode_image(cells[row.key], f"{self.files()[0]}: row {row.index}")
-            questions.append(Question(row.key, row.key, self._prompt(row), images[image_key], image_key, row.category))
-        return questions
+    def asked(self) -> list[Question]:
+        """Return a question for each row, rotations too. Raises UserError for a row without a readable image."""
+        for item in self.known_items.values():
+            if item.image is None:
+                raise UserError(f"{self.files()[0]}: row {item.key} has no readable image; get the file again")
+        return super().asked()
 
-    def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None, *, partial: bool = False) -> Score:
-        """Share of the questions whose rows are all right, in percent. Unreadable answers are wrong or judged."""
-        groups = self._groups(asked)
-        rows = [row for group in groups.values() for row in group]
-        paired = pair([row.key for row in rows], answers)
-        notes = list(paired.notes)
-        if paired.missing:
-            notes.append(f"{len(paired.missing)} rows have no answer (first: {paired.missing[0]}); they count as wrong")
-        rule = CHOICE_RULES[str(self.choice_rule)]
-        texts = {key: text or EMPTY_CELL for key, text in paired.texts.items()}
-        read = {row.key: rule.read(texts.get(row.key, ""), row.options) for row in rows}
-        verdicts = self._verdicts(groups, read, texts, rule)
-        judged = [verdict for verdict in verdicts.values() if verdict and verdict.replies]
-        replies = [reply for verdict in judged for reply in verdict.replies]
-        pending = sum(verdict is None for verdict in verdicts.values())
-        hits = {base: verdict.hit for base, verdict in verdicts.items() if verdict}
-        report = {} if pending else _report(groups, hits)
-        own_words = bool(judged) and bool(self.wanted())
-        notes += self._judge_notes(verdicts.values(), pending, own_words=own_words)
-        details = {
+    def items(self) -> list[Item]:
+        """Return the rows in the order of the table. An image that cannot be decoded is None."""
+        path = self.files()[0]
+        if self.parquet_files():
+            optional = ("hint", *string.ascii_uppercase, "answer", "category", "l2-category", "L2-category", "split")
+            records: Sequence[Mapping[Any, Any]] = list(self.rows("index", "question", "image", optional=optional))
+        else:
+            try:
+                # Without default NA values: an option "None" or "NA" is text.
+                table = pd.read_csv(self.need(path), sep="\t", dtype=str, keep_default_na=False)
+            except ValueError as error:
+                raise UserError(f"{path}: not a tab-separated table ({error}); get it again") from None
+            if absent := {"index", "question", "A", "B"} - set(table.columns):
+                raise UserError(f"{path}: the columns {sorted(absent)} are missing; get the official file")
+            records = table.to_dict("records")
+        for number, record in enumerate(records, 1):
+            if not str(record["index"]).isdecimal():
+                raise UserError(f"{path}, row {number}: index '{record['index']}' is not a number; get the file again")
+        cells = {str(int(record["index"])): record.get("image") for record in records}
+        images: dict[str, bytes | None] = {}  # decoded once: many rows share one
+        items = []
+        for record in records:
+            texts = {name: "" if value is None else str(value) for name, value in record.items() if name != "image"}
+            index = int(texts["index"])
+            image, image_key = record.get("image"), str(index % ROTATION)
+            if isinstance(image, str):  # base64, or the index of the row that holds it
+                cell = cells.get(image) or "" if len(image) <= MAX_REFERENCE else image
+                image_key = hashlib.sha1(cell.encode()).hexdigest()
+                if image_key not in images:
+                    try:
+                        images[image_key] = base64.b64decode(cell, validate=True) or None
+                    except ValueError:
+                        images[image_key] = None
+                image = images[image_key]
+            options = {name: texts[name] for name in string.ascii_uppercase if texts.get(name, "") not in ("", "nan")}
+            ability = texts.get("l2-category") or texts.get("L2-category", "")
+            truth = Truth(texts["question"], options, texts.get("answer", ""), ability, texts.get("split", ""))
+            hint = texts.get("hint", "")
+            # LLaVA stops at the first option that is not given.
+            letters = takewhile(lambda letter: letter in options, string.ascii_uppercase)  # noqa: B023 (used at once)
+            lines = [texts["question"], *(f"{letter}. {options[letter]}" for letter in letters), self.suffix]
+            item = Item(
+                key=str(index),
+                text="\n".join(lines if hint.lower() in ("", "nan", "none") else [hint, *lines]),
+                image=image,
+                image_key=image_key,
+                category=texts.get("category", ""),
+                truth=truth,
+            )
+            items.append(item)
+        return items
+
+    def read(self, text: str, item: Item) -> str | None:
+        """Return the letter of the option that the answer means, or Z for a refusal."""
+        return CHOICE_RULES[str(self.choice_rule)].read(text or EMPTY_CELL, item.truth.options) or None
+
+    def check(self, items: Mapping[str, Item], answers: Sequence[Answer]) -> list[str]:
+        """Reject a table that cannot be used for scoring."""
+        path = self.files()[0]
+        for key, item in self.known_items.items():
+            base = str(int(key) % ROTATION)
+            if base not in self.known_items:
+                raise UserError(f"{path}: row {key} rotates row {base}, which is missing; get the file again")
+            if not item.truth.answer:
+                raise UserError(f"{path}: the table has no answers; only its server can score it")
+        return []
+
+    def headline(self, results: Sequence[Result]) -> Score:
+        """Return the share of the questions that are correct in every row, in percent."""
+        results = [result if result.answer else replace(result, meaning=None) for result in results]
+        groups: dict[int, list[Result]] = defaultdict(list)
+        for result in sorted(results, key=lambda result: int(result.item.key)):
+            groups[int(result.item.key) % ROTATION].append(result)
+        groups = dict(sorted(groups.items()))
+        if self.judge is None:
+            verdicts: list[Verdict | None] = [self._verdict(group) for group in groups.values()]
+        else:
+            verdicts = self.judge.grade_all(groups.values(), self._verdict)
+        judged = [verdict for verdict in verdicts if verdict and verdict.replies]
+        undecided = sum(verdict is not None and verdict.undecided for verdict in verdicts)
+        pending = verdicts.count(None)
+        hits = {str(base): verdict.hit for base, verdict in zip(groups, verdicts, strict=True) if verdict}
+        notes = []
+        if undecided:
+            reader = "the judge could not read either" if self.judge else "the rule cannot read"
+            reason = "VLMEvalKit draws an option at random" if self.judge else "no judge is set"
+            notes.append(f"{undecided} questions have an answer that {reader} and count as wrong: {reason}")
+        own_prompt = bool(judged) and bool(self.wanted())
+        if own_prompt:
+            notes.append(
+                f"some answers were judged with tinyvlm's own prompt; for the official one: {self.wanted()[0]}"
+            )
+        if pending and self.judge:
+            notes.append(f"{pending} questions wait for the judge ({self.judge.failure_reason}); run again")
+        firsts = {str(base): group[0] for base, group in groups.items()}
+        details: dict[str, Any] = {
             "choice_rule": str(self.choice_rule),
-            "protocol": "tinyvlm" if own_words else "official",
-            "vanilla": _percent(read[group[0].key] == group[0].answer for group in groups.values()),
-            "undecided_rows": sum(not letter for letter in read.values()),
+            "protocol": "tinyvlm" if own_prompt else "official",
+            "vanilla": percent(result.meaning == result.item.truth.answer for result in firsts.values()),
+            "undecided_rows": sum(result.meaning is None for result in results),
             "judged_questions": len(judged),
-            **({"judge": provenance(replies)} if replies else {}),
-            **report,
         }
-        return Score(
-            metric="circular accuracy",
-            value=report.get("overall"),
-            n=len(groups),
-            valid=sum(bool(letter) for letter in read.values()) / len(read),
-            details=details,
-            per_question={str(base): float(hit) for base, hit in hits.items()},
-            judge=self.judge.model if self.judge and (judged or pending) else None,
-            notes=tuple(notes),
-            pending=pending,
-        )
+        if judged:
+            details["judge"] = provenance([reply for verdict in judged for reply in verdict.replies])
+        if not pending:
+            items = {key: first.item for key, first in firsts.items()}
+            details |= _table(items, hits)
+            splits = sorted({item.truth.split for item in items.values()})
+            details["splits"] = {
+                split or "none": _table({key: i for key, i in items.items() if i.truth.split == split}, hits)
+                for split in splits
+            }
+        tallies = {key: Tally(self.known_items[key].image_key, "", float(hit)) for key, hit in hits.items()}
+        points = {key: tally.value for key, tally in tallies.items()}
+        score = self.scored(details.get("overall"), results, points, details, tallies=tallies, notes=notes)
+        judge = self.judge.model if self.judge and (judged or pending) else None
+        return replace(score, n=len(groups), judge=judge, pending=pending)
 
     def export(self, answers: Sequence[Answer], path: Path) -> None:
         """Write the sheet that the test server takes: every row, rotations too."""
-        rows = self._rows(with_images=False)
-        texts = pair([row.key for row in rows], answers).texts
-        letters = sorted({*"ABCD", *(letter for row in rows for letter in row.options)})
+        given = self.pair(self.known_items, answers).last
+        truths = {key: item.truth for key, item in self.known_items.items()}
+        letters = sorted({*"ABCD", *(letter for truth in truths.values() for letter in truth.options)})
         table = pd.DataFrame(
             {
-                "index": row.index,
-                "question": row.question,
-                **{letter: row.options.get(letter) for letter in letters},
-                # A sheet cannot hold control characters.
-                "prediction": re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", " ", texts.get(row.key, "")),
-                "answer": row.answer,
-                "split": row.split,
+                "index": int(key),
+                "question": truth.question,
+                **{letter: truth.options.get(letter) for letter in letters},
+                # A sheet cannot hold control characters or unpaired surrogates.
+                "prediction": re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]", " ", given[key].text)
+                if key in given
+                else "",
+                "answer": truth.answer,
+                "split": truth.split,
             }
-            for row in rows
+            for key, truth in truths.items()
         )
         if not table["answer"].any():
             table = table.drop(columns="answer")
-        write_sheet(table, path)
+        with replaced(path) as draft, draft.open("wb") as file:
+            try:
+                writer = pd.ExcelWriter(file, engine="openpyxl")
+            except ImportError:
+                raise UserError(f"{path}: writing a sheet needs the package openpyxl; `pip install openpyxl`") from None
+            with writer:
+                table.to_excel(writer, index=False)
+                for cell in (cell for row in writer.book.active.iter_rows() for cell in row):
+                    if cell.data_type == "f":  # an answer that begins with "=" is text, not a formula
+                        cell.data_type = "s"
 
-    def _rows(self, *, with_images: bool) -> list[Row]:
-        if parquet := self.parquet_files():
-            return read_stored_rows(parquet)
-        return read_rows(self.need(self.files()[0]), with_images=with_images)
+    def _verdict(self, group: Sequence[Result]) -> Verdict:
+        """Return the outcome of a question's rows. Raises NoReplyError.
 
-    def _groups(self, asked: Collection[str] | None) -> dict[int, list[Row]]:
-        """Each question's rows, those of `asked` only."""
-        rows, place = self._rows(with_images=False), self.files()[0]
-        if not all(row.answer for row in rows):
-            raise UserError(f"{place}: the table has no answers; only its server can score it")
-        groups = by_question(rows, place)
-        kept = {base: [row for row in group if asked is None or row.key in asked] for base, group in groups.items()}
-        return {base: group for base, group in kept.items() if group}
+        A wrong answer among those that the rule reads settles it. Otherwise the judge is asked about the answers that
+        the rule cannot read, in order, until one is wrong.
+        """
+        if any(row.answer is None or row.meaning not in (None, row.item.truth.answer) for row in group):
+            return Verdict(False, [])
+        replies: list[Reply] = []
+        for row in group:
+            letter = row.meaning
+            if letter is None and self.judge:
+                truth = row.item.truth
+                options = "".join(f"{name}. {text}\n" for name, text in truth.options.items())
+                listed = f"There are several options: \n{options}"
+                prompt = self._judge_prompt.format(truth.question, listed, row.text or EMPTY_CELL)
+                request = Request((("user", prompt),), temperature=0.0, max_tokens=MAX_TOKENS)
+                for attempt in range(ATTEMPTS):
+                    replies.append(self.judge.reply(request, str(attempt)))
+                    if letter := CHOICE_RULES[str(self.choice_rule)].read(replies[-1].text, truth.options):
+                        break
+            if letter != row.item.truth.answer:
+                return Verdict(False, replies, undecided=not letter)
+        return Verdict(True, replies)
 
-    def _prompt(self, row: Row) -> str:
-        # LLaVA stops at the first option that is not given.
-        letters = takewhile(lambda letter: letter in row.options, string.ascii_uppercase)
-        lines = [row.question, *(f"{letter}. {row.options[letter]}" for letter in letters), self.suffix]
-        return "\n".join([row.hint, *lines] if row.hint else lines)
-
-    def _verdicts(
-        self, groups: dict[int, list[Row]], read: Mapping[str, str], texts: Mapping[str, str], rule: ChoiceRule
-    ) -> dict[int, Verdict | None]:
-        """For each question hit or miss; None while the judge owes a reply."""
-        verdicts: dict[int, Verdict | None] = {}
-        open_groups = {}
-        for base, group in groups.items():
-            letters = [read[row.key] for row in group]
-            # A wrong answer among those that the rule reads settles the question without asking anyone.
-            miss = any(letter and letter != row.answer for letter, row in zip(letters, group, strict=True))
-            unanswered = any(row.key not in texts for row in group)
-            if miss or unanswered or all(letters) or self.judge is None:
-                verdicts[base] = Verdict(all(letters) and not miss, undecided=not (miss or unanswered or all(letters)))
-            else:
-                verdicts[base] = None
-                open_groups[base] = group
-        if open_groups and self.judge is not None:
-            judge, template = self.judge, mmbench_judge.read_prompt(self.folder)
-            asked = judge.grade_all(
-                open_groups.values(),
-                lambda group: mmbench_judge.settle(group, read, texts, rule=rule, judge=judge, template=template),
+    @cached_property
+    def _judge_prompt(self) -> str:
+        """VLMEvalKit's prompt, or tinyvlm's, with places for question, options and answer."""
+        if self.wanted():
+            return OWN_PROMPT
+        path = self.folder / JUDGE_FILE
+        template = python_string(path, "tmpl", inside="build_prompt")
+        if template.count("{}") != OWN_PROMPT.count("{}"):
+            raise UserError(
+                f"{path}: the prompt has no places for question, options and answer; get VLMEvalKit's of 2024"
             )
-            verdicts.update(zip(open_groups, asked, strict=True))
-        return verdicts
-
-    def _judge_notes(self, verdicts: Iterable[Verdict | None], pending: int, *, own_words: bool) -> list[str]:
-        notes = []
-        undecided = sum(verdict is not None and verdict.undecided for verdict in verdicts)
-        if undecided and self.judge is None:
-            notes.append(
-                f"{undecided} questions have an answer that the rule cannot read and count as wrong: no judge is set"
-            )
-        elif undecided:
-            notes.append(
-                f"{undecided} questions have an answer that the judge could not read either and count as wrong; "
-                "VLMEvalKit draws an option at random"
-            )
-        if own_words:
-            notes.append(f"some answers were judged in tinyvlm's own words; for the official ones: {self.wanted()[0]}")
-        if pending and self.judge:
-            notes.append(f"{pending} questions wait for the judge ({self.judge.failure_reason}); run again")
-        return notes
+        return template
 
 
-def _report(groups: Mapping[int, Sequence[Row]], hits: Mapping[int, bool]) -> dict[str, Any]:
-    """Percent right: of all questions, of each ability, and both again for each split."""
-    firsts = [group[0] for group in groups.values()]
+def _table(items: Mapping[str, Item], hits: Mapping[str, bool]) -> dict[str, Any]:
+    """Return the accuracy in percent: of all questions, of the six abilities, and of the leaf abilities.
 
-    def table(rows: Sequence[Row]) -> dict[str, Any]:
-        abilities, leaves = defaultdict(list), defaultdict(list)
-        for row in rows:
-            abilities[ABBREVIATIONS.get(row.l2_category.lower(), row.l2_category)].append(hits[row.base])
-            leaves[row.category].append(hits[row.base])
-        return {
-            "overall": _percent(hits[row.base] for row in rows),
-            "l2": {name: _percent(abilities[name]) for name in sorted(abilities) if name},
-            "abilities": {name: _percent(leaves[name]) for name in sorted(leaves) if name},
-        }
-
-    splits = sorted({row.split for row in firsts})
-    by_split = {split or "none": table([row for row in firsts if row.split == split]) for split in splits}
-    return {**table(firsts), "splits": by_split}
-
-
-def _percent(hits: Iterable[bool]) -> float:
-    found = list(hits)
-    return 100 * sum(found) / len(found)
+    items: the first row of each question.
+    """
+    abilities, leaves = defaultdict(list), defaultdict(list)
+    for key, item in items.items():
+        abilities[ABBREVIATIONS.get(item.truth.ability.lower(), item.truth.ability)].append(hits[key])
+        leaves[item.category].append(hits[key])
+    return {
+        "overall": percent(hits[key] for key in items),
+        "l2": {name: percent(abilities[name]) for name in sorted(abilities) if name},
+        "abilities": {name: percent(leaves[name]) for name in sorted(leaves) if name},
+    }

@@ -1,37 +1,31 @@
-"""MM-Vet (arXiv 2308.02490): open answers, each graded 0..1 by a judge against a ground truth.
+"""MM-Vet (arXiv 2308.02490): open answers, which a judge grades from 0 to 1 against a ground truth.
 
-Request, retries and tables are those of mm-vet_evaluator.py. Its grading prompt belongs to its authors: it is read from
-their file when that lies beside the data, else the judge gets our own words and the score says so.
+Requests, retries and tables follow mm-vet_evaluator.py. The grading prompt belongs to its authors: it is read from
+their file if that is in the data folder. Otherwise the judge gets OWN_PROMPT, and the score says so.
 """
 
-import functools
 from collections import defaultdict
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Question, Score
-from tinyvlm_cli.evaluate.judge import Judge, Judged, Reply, Request, provenance
-from tinyvlm_cli.evaluate.official_files import python_string, read_json
-from tinyvlm_cli.evaluate.pairing import pair
-from tinyvlm_cli.evaluate.parquet import StoredImage, read_rows
+from tinyvlm_cli.evaluate.benchmark import Image, Item, Result, Score
+from tinyvlm_cli.evaluate.judge import Judged, Reply, Request
+from tinyvlm_cli.evaluate.sources import Record, first_of, python_string, read_json
 from tinyvlm_cli.results.records import Answer
 
 DATA_FILE = "mm-vet.json"
-COLUMNS = ("question_id", "question", "answer", "capability", "image")  # of the Hugging Face form
-JUDGE_FILES = ("mm-vet_evaluator.py", "mm-vet_evaluator.ipynb")  # of the MM-Vet repository
-METRIC = "GPT-4 score"
+JUDGE_FILES = ("mm-vet_evaluator.py", "mm-vet_evaluator.ipynb")  # in the MM-Vet repository
 MAX_TOKENS = 3
-# The first asking, then those after an unreadable reply. The evaluator asks a sixth time, at 2.0, and then sets 0
-# without looking at the reply: that request is left out.
+# Of the first request and of those after an unreadable reply. The evaluator sends a sixth request, at 2.0, and then
+# sets the grade to 0 without looking at the reply, so that request is left out.
 TEMPERATURES = (0.0, 0.0, 0.5, 1.0, 1.5)
-AGAIN = "\nPredict the correctness of the answer (digit): "  # added when a reply could not be read
+RETRY = "\nPredict the correctness of the answer (digit): "  # added to the prompt after an unreadable reply
 
-# Used when the evaluator's file is not there.
+# Used when the evaluator's file is missing. A change of it makes cached grades useless.
 OWN_PROMPT = """Grade how well a prediction agrees with the ground truth, from 0.0 (not at all) to 1.0 (fully) by 0.1.
 Parts of the ground truth joined by <AND> are all needed; of parts joined by <OR> one is enough.
 The last row lacks its grade: reply with that number alone.
@@ -44,145 +38,112 @@ What colour is the car? | red <OR> crimson | It is a blue car. | 0.0
 """
 
 
-@dataclass(frozen=True)
-class Item:
-    """A question of mm-vet.json."""
+class Truth(NamedTuple):
+    """What a question is graded by."""
 
-    key: str  # "v1_0"
-    question: str
-    answer: str  # ground truth
-    capabilities: tuple[str, ...]  # sorted
-    image: Path | StoredImage
+    answer: str
+    capabilities: tuple[str, ...]  # that the question needs, sorted
 
 
-@dataclass(frozen=True)
-class Grade:
-    """What the judge gave for one answer in one run."""
+class Grade(NamedTuple):
+    """The judge's grade of one answer in one run."""
 
-    value: float  # 0..1
-    readable: bool  # False: no asking gave a number, and the official score is 0
-    reply: Reply  # the last
+    value: float | None  # 0..1; None: no reply could be read
+    reply: Reply  # the last one
 
 
 @dataclass(frozen=True, kw_only=True)
 class MMVet(Judged):
-    """Graded `runs` times; a question counts for each capability that it needs."""
+    """Each answer is graded `runs` times. A question counts for each capability that it needs."""
 
     runs: int
+    metric: ClassVar[str] = "GPT-4 score"
 
     def files(self) -> list[Path]:
-        """The questions with their ground truths."""
+        """Return the file of the questions with their ground truths."""
         return [self.folder / DATA_FILE]
 
     def wanted(self) -> list[str]:
-        """What would make the score comparable with published ones."""
-        if self._judge_file():
+        """Return what is missing for a score that is comparable with published ones."""
+        if any((self.folder / name).exists() for name in JUDGE_FILES):
             return []
-        return [f"{self.folder / JUDGE_FILES[0]} is not there; copy it from the MM-Vet repository"]
+        return [f"{self.folder / JUDGE_FILES[0]} is missing; copy it from the MM-Vet repository"]
 
-    def questions(self) -> list[Question]:
-        """Every question, as it is: MM-Vet adds no suffix."""
-        return [
-            Question(
-                item.key, _llava_id(item.key), item.question, item.image, str(item.image), ", ".join(item.capabilities)
-            )
-            for item in self._items()
-        ]
+    def key_of(self, answer: Answer) -> str:
+        """Return the official id. LLaVA's answers files have only the number in it."""
+        return answer.key or (
+            answer.question_id if answer.question_id.startswith("v1_") else f"v1_{answer.question_id}"
+        )
 
-    def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None, *, partial: bool = False) -> Score:
-        """The mean grade in percent, over all and for each capability, rounded like the evaluator."""
-        items = [item for item in self._items() if asked is None or item.key in asked]
-        paired = pair([item.key for item in items], answers, key_of=_official_id)
-        if paired.missing:
-            raise UserError(
-                f"{len(paired.missing)} questions have no answer (first: {paired.missing[0]}); answer them too"
+    def items(self) -> list[Item]:
+        """Return the questions, without a suffix: MM-Vet adds none."""
+        found: list[tuple[str, Record, Iterable[str], Image]]  # id, record, capabilities, image
+        if self.parquet_files():
+            rows = self.rows("question_id", "question", "answer", "capability", "image")
+            found = [
+                (row["question_id"], row, map(str.strip, row["capability"].split(",")), row["image"]) for row in rows
+            ]
+        else:
+            records = read_json(self.need(self.folder / DATA_FILE))
+            images = self.folder / "images"
+            found = [
+                (key, record, record["capability"], images / record["imagename"]) for key, record in records.items()
+            ]
+        items = []
+        for question_id, record, capabilities, image in found:
+            truth = Truth(record["answer"], tuple(sorted(set(capabilities))))
+            item = Item(
+                key=self.key_of(Answer(question_id, "", "")),
+                question_id=question_id.removeprefix("v1_"),
+                text=record["question"],
+                image=image,
+                image_key=str(image),
+                category=", ".join(truth.capabilities),
+                truth=truth,
             )
-        notes = list(paired.notes)
+            items.append(item)
+        return items
+
+    def headline(self, results: Sequence[Result]) -> Score:
+        """Return the mean grade in percent. The details have the mean of each capability and each set of them."""
         if self.judge is None:
-            return Score(METRIC, None, len(items), 0.0, notes=(*notes, "not judged: judge.model names no model"))
-        protocol = "tinyvlm" if self.wanted() else "official"
-        if protocol == "tinyvlm":
-            notes.append(f"graded in tinyvlm's own words, not comparable with published scores: {self.wanted()[0]}")
-        tasks = [(item, run) for item in items for run in range(self.runs)]
-        ask = functools.partial(_grade, judge=self.judge, prompt=self._prompt())
-        graded = self.judge.grade_all(tasks, lambda task: ask(task[0], paired.texts[task[0].key], run=task[1]))
-        done = [grade for grade in graded if grade]
-        pending = len({item.key for (item, _), grade in zip(tasks, graded, strict=True) if grade is None})
-        unreadable = sum(not grade.readable for grade in done)
-        if unreadable:
-            notes.append(f"{unreadable} of {len(tasks)} grades cannot be read and are 0, as in the official evaluator")
-        if pending:
-            notes.append(f"{pending} answers wait for the judge ({self.judge.failure_reason}); run again")
-        grades = [] if pending else list(np.array([grade.value for grade in done]).reshape(len(items), self.runs))
-        table = {} if pending else _tables(items, grades)
-        return Score(
-            metric=METRIC,
-            value=table.get("total"),
-            n=len(items),
-            valid=(len(done) - unreadable) / len(tasks),
-            details={
-                "protocol": protocol,
-                "unparsable": unreadable,
-                "judge": provenance([grade.reply for grade in done]),
-                **table,
-            },
-            per_question={item.key: float(np.mean(grade)) for item, grade in zip(items, grades, strict=not pending)},
-            judge=self.judge.model,
-            notes=tuple(notes),
-            pending=pending,
+            return self.not_judged(results)
+        judge_file = first_of(*(self.folder / name for name in JUDGE_FILES))
+        prompt = python_string(judge_file, "prompt") if judge_file.exists() else OWN_PROMPT
+        tasks = [(result, run) for result in results for run in range(self.runs)]
+        grades = self.judge.grade_all(tasks, lambda task: self._grade(*task, prompt))
+        done = [grade for grade in grades if grade]
+        unreadable = sum(grade.value is None for grade in done)
+        pending = len({task[0].item.key for task, grade in zip(tasks, grades, strict=True) if grade is None})
+        table: dict[str, Any] = {}
+        points: dict[str, float] = {}
+        if not pending:
+            values = list(np.array([grade.value or 0.0 for grade in done]).reshape(len(results), self.runs))
+            table = _tables([result.item.truth for result in results], values)
+            points = {r.item.key: float(np.mean(runs)) for r, runs in zip(results, values, strict=True)}
+        notes = [f"{unreadable} of {len(tasks)} grades cannot be read and are 0, as in the official evaluator"]
+        score = self.scored(
+            table.get("total"), results, points, {"unparsable": unreadable, **table}, notes=notes if unreadable else ()
         )
+        score = replace(score, valid=(len(done) - unreadable) / len(tasks))
+        return self.judged(score, [grade.reply for grade in done], pending=pending)
 
-    def _items(self) -> list[Item]:
-        parquet = self.parquet_files()
-        path = parquet[0] if parquet else self.need(self.files()[0])
-        try:
-            if parquet:
-                return [self._stored_item(row) for row in read_rows(parquet, *COLUMNS)]
-            return [self._item(key, record) for key, record in read_json(path).items()]
-        except (AttributeError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not MM-Vet's layout ({error!r}); get {self.source}") from None
-
-    def _item(self, key: str, record: dict[str, Any]) -> Item:
-        image = self.folder / "images" / record["imagename"]
-        return Item(key, record["question"], record["answer"], tuple(sorted(set(record["capability"]))), image)
-
-    def _stored_item(self, row: dict[str, Any]) -> Item:
-        capabilities = {word.strip() for word in row["capability"].split(",")}
-        return Item(
-            _official_id(row["question_id"]), row["question"], row["answer"], tuple(sorted(capabilities)), row["image"]
-        )
-
-    def _judge_file(self) -> Path | None:
-        return next((self.folder / name for name in JUDGE_FILES if (self.folder / name).exists()), None)
-
-    def _prompt(self) -> str:
-        path = self._judge_file()
-        return python_string(path, "prompt") if path else OWN_PROMPT
-
-
-def _official_id(question_id: str) -> str:
-    """LLaVA's answers files number the questions; its converter puts the prefix before."""
-    return question_id if question_id.startswith("v1_") else f"v1_{question_id}"
-
-
-def _llava_id(key: str) -> str:
-    return key.removeprefix("v1_")
-
-
-def _grade(item: Item, text: str, *, run: int, judge: Judge, prompt: str) -> Grade:
-    truth = item.answer.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
-    question = prompt + "\n" + " | ".join([item.question, truth, text, ""])
-    for attempt, temperature in enumerate(TEMPERATURES):
-        content = question + AGAIN if attempt else question
-        reply = judge.reply(Request((("user", content),), temperature, MAX_TOKENS), str(run))
-        value = read_grade(reply.text)
-        if value is not None:
-            return Grade(value, True, reply)
-    return Grade(0.0, False, reply)
+    def _grade(self, result: Result, run: int, prompt: str) -> Grade:
+        """Ask the judge until a reply can be read, at most once for each of TEMPERATURES."""
+        assert self.judge
+        truth = result.item.truth.answer.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+        question = prompt + "\n" + " | ".join([result.item.text, truth, result.text, ""])
+        for attempt, temperature in enumerate(TEMPERATURES):
+            content = question + RETRY if attempt else question
+            reply = self.judge.reply(Request((("user", content),), temperature, MAX_TOKENS), str(run))
+            value = read_grade(reply.text)
+            if value is not None:
+                break
+        return Grade(value, reply)
 
 
 def read_grade(text: str) -> float | None:
-    """The number before the first space, when it lies in 0..1."""
+    """Return the number before the first space if it is in 0..1, else None."""
     try:
         value = float(text.split(" ", maxsplit=1)[0].strip())
     except ValueError:
@@ -190,30 +151,29 @@ def read_grade(text: str) -> float | None:
     return value if 0.0 <= value <= 1.0 else None
 
 
-def _tables(items: Sequence[Item], grades: Sequence[Any]) -> dict[str, Any]:
-    """Total and its spread over runs, and the mean of each capability and of each set of capabilities.
+def _tables(truths: Sequence[Truth], grades: Sequence[Any]) -> dict[str, Any]:
+    """Return the total, its spread over the runs, and the means of each capability and of each set of capabilities.
 
-    `grades` has an array of one grade a run for each item.
+    grades: for each question an array with the grade of each run.
     """
+
+    def percent(rows: Sequence[Any]) -> Any:
+        return (
+            sum(rows) / len(rows) * 100
+        )  # for each run; summed as in the evaluator, so that the last digit rounds alike
+
     capabilities, integrations = defaultdict(list), defaultdict(list)
-    for item, grade in zip(items, grades, strict=True):
-        integrations["_".join(item.capabilities)].append(grade)
-        for capability in item.capabilities:
+    for truth, grade in zip(truths, grades, strict=True):
+        integrations["_".join(truth.capabilities)].append(grade)
+        for capability in truth.capabilities:
             capabilities[capability].append(grade)
-    totals = _percent(grades)
+    totals = percent(grades)
     return {
-        "total": _rounded(totals.mean()),
-        "std": _rounded(totals.std()),
-        "runs": [_rounded(total) for total in totals],
-        "capabilities": {name: _rounded(_percent(rows).mean()) for name, rows in sorted(capabilities.items())},
-        "integrations": {name: _rounded(_percent(rows).mean()) for name, rows in sorted(integrations.items())},
+        "total": float(np.round(totals.mean(), 1)),
+        "std": float(np.round(totals.std(), 1)),
+        "runs": np.round(totals, 1).tolist(),
+        **{
+            name: {key: float(np.round(percent(rows).mean(), 1)) for key, rows in sorted(groups.items())}
+            for name, groups in (("capabilities", capabilities), ("integrations", integrations))
+        },
     }
-
-
-def _percent(grades: Sequence[Any]) -> Any:
-    """Mean grade of each run. Added one by one as the evaluator does, so that the last digit rounds alike."""
-    return sum(grades) / len(grades) * 100
-
-
-def _rounded(value: Any) -> float:
-    return float(np.round(value, 1))
