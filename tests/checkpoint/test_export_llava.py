@@ -19,10 +19,10 @@ from tinyvlm_cli.checkpoint.parts import save_part
 from tinyvlm_cli.checkpoint.source import Source
 from tinyvlm_cli.config.schema import Tokens
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.model.blank import meta_model
+from tinyvlm_cli.model.vlm import meta_model
 
 RESAMPLER = {
-    "name": "resampler", "_target_": "tinyvlm_cli.model.resamplers.Resampler",
+    "name": "resampler", "_target_": "tinyvlm_cli.model.connectors.Resampler",
     "hidden_dim": 16, "num_heads": 2, "num_queries": 3, "num_layers": 1,
 }  # fmt: skip
 FILES = ("config.json", "tokenizer_config.json")

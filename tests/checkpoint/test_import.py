@@ -64,7 +64,7 @@ def test_the_factorys_tuned_model(tmp_path: Path, llm: str, vision: str, connect
     model, config = imported(folder, tmp_path / "results")
     assert_same(reference, model)
     assert (config.vision.tokens, config.recipe.stages["import"].image_mode) == (Tokens.drop_first, ImageMode.square)
-    assert (config.llm.name, config.llm.label, config.llm.max_length) == ("phi2", "Phi", 200)
+    assert (config.llm.name, config.llm.label, config.llm.max_length) == ("phi2+imported", "Phi", 200)
 
 
 def save_split(reference: Reference, folder: Path, state: dict[str, torch.Tensor] | None = None) -> Path:

@@ -105,7 +105,7 @@ def test_missing_files_are_named_all_at_once_before_anything_starts(
         ("connector=identity", "connector: identity needs an encoder as wide as the LLM"),
         (
             "recipe.stages.finetune.train.vision=full recipe.stages.finetune.vision_from_layer=77",
-            "recipe.stages.finetune: vision_from_layer: 77 leaves no layer to train",
+            "recipe.stages.finetune: vision_from_layer: 77 is not one of the 4 layers",
         ),
         ("recipe.stages.finetune.train.connector=lora", "recipe.stages.finetune: train.connector: frozen or full"),
     ],

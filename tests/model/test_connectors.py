@@ -4,8 +4,16 @@ import pytest
 import torch
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.model.connectors import MLP, Connector, Identity, Linear, MoFMLP
-from tinyvlm_cli.model.resamplers import Perceiver, QFormer, Resampler
+from tinyvlm_cli.model.connectors import (
+    MLP,
+    Connector,
+    Identity,
+    Linear,
+    MoFMLP,
+    Perceiver,
+    QFormer,
+    Resampler,
+)
 
 PAPER = {"hidden_dim": 768, "num_heads": 12, "num_queries": 128, "num_layers": 3}
 FACTORY = {"head_dim": 64, "num_heads": 8, "num_queries": 128, "num_layers": 3}

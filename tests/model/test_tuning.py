@@ -10,9 +10,9 @@ from support.small import micro_batches, small_vlm
 from tinyvlm_cli.checkpoint.parts import _merge_adapters, load_part, save_part
 from tinyvlm_cli.config.schema import Lora, Parts, Stage, Tune
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.model.tuning import choose_trained, is_adapter, merge_adapters
+from tinyvlm_cli.model.tuning import ADAPTER_MARK, choose_trained, merge_adapters, untrainable
 from tinyvlm_cli.model.vlm import VLM
-from tinyvlm_cli.plan.estimate import Models, untrainable
+from tinyvlm_cli.plan.estimate import Models
 
 LORA = Lora(rank=4, alpha=8, dropout=0.0)
 
@@ -41,7 +41,7 @@ def test_adapters_stand_beside_every_linear_layer_but_the_head() -> None:
     model = small_vlm("full")
     choose_trained(model, stage(vision=Tune.lora, llm=Tune.lora, lora=LORA))
     names = trained(model)
-    assert all(is_adapter(name) or name.startswith("connector.") for name in names)
+    assert all(ADAPTER_MARK in name or name.startswith("connector.") for name in names)
     assert not any("lm_head" in name or "embed" in name for name in names)
     assert sum(name.startswith("llm.") for name in names) == 2 * 2 * 7  # A and B, two layers, seven projections
 
@@ -55,7 +55,7 @@ def test_merged_updates_answer_like_the_model_that_learned_them(tmp_path: Path) 
     learned = small_vlm("full")
     choose_trained(learned, stage(llm=Tune.lora, lora=LORA))
     after_a_step(learned)
-    state = {name: p.detach() for name, p in learned.llm.state_dict().items() if is_adapter(name)}
+    state = {name: p.detach() for name, p in learned.llm.state_dict().items() if ADAPTER_MARK in name}
     save_part(tmp_path, "llm", state, scale=LORA.scale)
     merged = small_vlm("full")
     merged.connector.load_state_dict(learned.connector.state_dict())
@@ -107,7 +107,12 @@ def test_the_upper_layers_of_an_llm_train_with_norm_and_head() -> None:
     [
         ({"connector": Tune.lora, "lora": LORA}, "train.connector: frozen or full"),
         ({"llm": Tune.lora}, "train.llm: lora needs the stage's lora.rank"),
-        ({"llm_from_layer": 2}, "llm_from_layer: 2 leaves no layer to train"),
+        (
+            {"llm": Tune.lora, "lora": Lora(rank=0, alpha=8, dropout=1.0)},
+            "lora.rank: 0 is not allowed.*\nlora.dropout: 1 is not allowed",
+        ),
+        ({"llm_from_layer": -1}, "llm_from_layer: -1 is not one of the 2 layers"),
+        ({"llm_from_layer": 2}, "llm_from_layer: 2 is not one of the 2 layers"),
     ],
 )
 def test_what_cannot_be_trained_is_said(changes: dict[str, object], says: str) -> None:
@@ -130,8 +135,7 @@ def test_four_bits_need_a_gpu() -> None:
     from tinyvlm_cli.model.llm import load_llm
 
     config = composed("plan", "llm=tiny", "vision=tiny", "recipe=qlora")
-    assert untrainable(config, config.recipe.stages) == [
-        "recipe.stages.finetune: train.llm: qlora keeps weights in 4 bits, which needs a GPU; here is none, use lora"
-    ]
+    (finding,) = untrainable(config, config.recipe.stages)
+    assert finding.startswith("recipe.stages.finetune: train.llm: qlora keeps weights in 4 bits, which needs a GPU")
     with pytest.raises(UserError, match="qlora keeps weights in 4 bits, which needs a GPU"):
         load_llm(config.llm, dtype=torch.float32, attention="sdpa", four_bit=True)

@@ -19,7 +19,7 @@ from transformers import (
 
 from tinyvlm_cli.config.schema import SecondEncoder, Tokens, Vision
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.model.vision import VisionEncoder, blank_vision, load_vision
+from tinyvlm_cli.model.vision import VisionEncoder, blank_vision, layers_of, load_vision
 
 FAMILIES = {
     "clip_vision_model": (CLIPVisionModel, Tokens.drop_first, ["post_layernorm"]),
@@ -93,7 +93,7 @@ def test_saved_features_come_back(small_vision: Vision, tmp_path: Path) -> None:
     CLIPVisionModel._from_config(AutoConfig.for_model(**CLIP)).save_pretrained(tmp_path)
     spec = replace(small_vision, path=str(tmp_path))
     first = load_vision(spec, dtype=torch.float32)
-    torch.nn.init.normal_(first.stacks[0][0].mlp.fc1.weight)
+    torch.nn.init.normal_(layers_of(first.model)[0].mlp.fc1.weight)
     second = load_vision(spec, dtype=torch.float32, state=first.state_dict())
     assert isinstance(second, VisionEncoder)
-    assert torch.equal(first.stacks[0][0].mlp.fc1.weight, second.stacks[0][0].mlp.fc1.weight)
+    assert torch.equal(layers_of(first.model)[0].mlp.fc1.weight, layers_of(second.model)[0].mlp.fc1.weight)

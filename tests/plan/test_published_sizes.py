@@ -5,9 +5,9 @@ import torch
 from support.composed import composed
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.model.blank import meta_model
 from tinyvlm_cli.model.llm import blank_llm, llm_config
-from tinyvlm_cli.model.vlm import VLM
+from tinyvlm_cli.model.vision import layers_of
+from tinyvlm_cli.model.vlm import VLM, meta_model
 from tinyvlm_cli.plan.estimate import estimate, sizes
 from tinyvlm_cli.train.optim import count
 
@@ -93,14 +93,14 @@ def test_share_trains_the_papers_parts_in_the_papers_steps() -> None:
     assert figures["caption_pretrain"].trained["vision"] == 213_353_056
     assert sum(figures["caption_pretrain"].trained.values()) == 3_002_544_736
     assert figures["finetune"].trained["vision"] == 0
-    assert len(model.vision.stacks[0]) == 26
+    assert len(layers_of(model.vision.model)) == 26
 
 
 def test_share_trains_the_useful_upper_half_of_clip() -> None:
     config = composed("plan", "llm=smollm2", "vision=clip", "recipe=share")
     model = meta_model(config)
     trained = sizes(model, config.recipe.stages["caption_pretrain"]).trained["vision"]
-    assert (len(model.vision.stacks[0]), trained) == (23, 138_558_464)
+    assert (len(layers_of(model.vision.model)), trained) == (23, 138_558_464)
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,7 @@ if torch.cuda.is_available():
     from tinyvlm_cli.config.schema import PARTS, Precision
     from tinyvlm_cli.config.schema import Engine as EngineSettings
     from tinyvlm_cli.model.attention import cudnn as attention_cudnn
-    from tinyvlm_cli.model.attention.packed import attend
-    from tinyvlm_cli.model.attention.row import row_of_lengths
+    from tinyvlm_cli.model.attention.packed import Row, attend
     from tinyvlm_cli.train.engine import Engine, start_process_group
 
     LARGER: dict[str, Any] = {
@@ -84,7 +83,7 @@ if torch.cuda.is_available():
         tensors = [torch.randn(sum(lengths), n, width) for n in (heads, key_heads, key_heads, heads)]
         found = []
         for device, dtype in ((torch.device("cpu"), torch.float32), (torch.device("cuda"), torch.bfloat16)):
-            row = row_of_lengths(torch.tensor(lengths), device)
+            row = Row.of_lengths(torch.tensor(lengths), device)
             q, k, v, grad = (tensor.to(device, dtype) for tensor in tensors)
             inputs = [x.requires_grad_() for x in (q, k, v)]
             out, _ = attend(*inputs, row.ends, row.longest, width**-0.5)

@@ -12,11 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tinyvlm_cli.config.build import build
 from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import replaced
-from tinyvlm_cli.model.connectors import Connector
+from tinyvlm_cli.model.connectors import build_connector
 from tinyvlm_cli.model.llm import load_llm
 from tinyvlm_cli.model.tuning import merge_adapters
 from tinyvlm_cli.model.vision import load_vision
@@ -66,8 +65,7 @@ def build_model(
     )
     _merge_adapters({"vision": vision, "llm": llm}, stage_dirs, four_bit)
     torch.manual_seed(config.seed)
-    connector = build(config.connector, vision_dim=vision.dim, llm_dim=llm.config.hidden_size)
-    assert isinstance(connector, Connector)
+    connector = build_connector(config.connector, vision_dim=vision.dim, llm_dim=llm.config.hidden_size)
     state = load_part(stage_dirs, "connector")
     if state is not None:
         connector.load_state_dict(state)

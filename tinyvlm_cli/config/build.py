@@ -12,6 +12,8 @@ from typing import Any
 from tinyvlm_cli.errors import UserError
 
 PACKAGE = Path(__file__).parents[1]
+# Where configurations in old results folders say that our classes are -> where they are now.
+FORMER_MODULES = {"tinyvlm_cli.model.resamplers": "tinyvlm_cli.model.connectors"}
 _SHOWN = ("_target_", "name", "label")  # describe the node; given to the class only if it takes them
 
 
@@ -92,6 +94,7 @@ def code_hash(module: str) -> str:
 
 def _import(path: str) -> Any:
     module, _, name = path.rpartition(".")
+    module = FORMER_MODULES.get(module, module)
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

@@ -1,42 +1,90 @@
-"""Connectors: vision features -> vectors of the LLM's width.
+"""Connectors turn the features of the vision encoder into vectors that the LLM reads as tokens.
 
-A connector is a class whose first two arguments are the widths on both sides; conf/connector/*.yaml names it and
-gives the others. It says with `num_tokens` how many vectors an image becomes.
+conf/connector/*.yaml names a class and its settings. A class of one's own works in the same way; see `Connector`.
 
-Shapes: B images, N patches, M connector tokens.
+Shapes: B images, N patches (of all encoders together), M connector tokens of an image, Q queries, D width.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
+from tinyvlm_cli.config.build import build
 from tinyvlm_cli.errors import UserError
 
 
 class Connector(nn.Module):
-    """What every connector has besides its forward pass."""
+    """The base class of all connectors. A class of your own provides:
 
-    needs_two_encoders = False
+    - `__init__(self, vision_dim: int, llm_dim: int, *, ...)`. The two widths are those of the vision features and of
+      the LLM's embeddings; every further argument is a setting in the connector's YAML. It calls `super().__init__()`.
+    - `forward(self, features)`: [B, N, vision_dim] -> [B, M, llm_dim], for any B.
+    - `num_tokens(self, num_patches)`: M for N = `num_patches`, unless M = N. The data step needs it before any image is
+      read, so it must hold for every image.
+
+    All three are checked before any weights are loaded. Example:
+
+        class Pooled(Connector):
+            def __init__(self, vision_dim: int, llm_dim: int, *, factor: int) -> None:
+                super().__init__()
+                self.factor = factor
+                self.project = nn.Linear(factor * vision_dim, llm_dim)
+
+            def num_tokens(self, num_patches: int) -> int:
+                return num_patches // self.factor
+
+            def forward(self, features: Tensor) -> Tensor:
+                return self.project(features.unflatten(1, (-1, self.factor)).flatten(2))
+    """
+
+    needs_two_encoders = False  # True: the tokens of two vision encoders alternate in N
 
     def num_tokens(self, num_patches: int) -> int:
-        """Vectors for an image of `num_patches` patches."""
-        raise NotImplementedError
+        """Return M, the number of vectors of an image with `num_patches` patches."""
+        return num_patches
+
+
+def build_connector(node: dict[str, Any], *, vision_dim: int, llm_dim: int) -> Connector:
+    """Build the connector that `node` describes, a member of conf/connector.
+
+    Raises UserError for settings and classes that do not fit. `VLM.check_shapes` checks what the connector computes.
+    """
+    connector = build(node, vision_dim=vision_dim, llm_dim=llm_dim)
+    if not isinstance(connector, Connector):
+        raise UserError(
+            f"connector._target_: {node['_target_']} is not a connector; make it a subclass of "
+            "tinyvlm_cli.model.connectors.Connector, whose docstring lists what it must provide"
+        )
+    return connector
+
+
+def require_positive(**settings: Any) -> None:
+    """Raise UserError naming every setting of a connector that is not an integer of at least 1."""
+    findings = [
+        f"connector.{name}: found {value!r}; give an integer of 1 or more"
+        for name, value in settings.items()
+        if type(value) is not int or value < 1
+    ]
+    if findings:
+        raise UserError("\n".join(findings))
 
 
 class MLP(Connector):
-    """Connector of LLaVA-1.5 (arXiv 2310.03744): `depth` linear layers with GELU between them.
+    """The connector of LLaVA-1.5 (arXiv 2310.03744): `depth` linear layers with GELU between them.
 
     [B, N, vision_dim] -> [B, N, llm_dim]
     """
 
     def __init__(self, vision_dim: int, llm_dim: int, *, depth: int) -> None:
         super().__init__()
+        require_positive(depth=depth)
         layers: list[nn.Module] = [nn.Linear(vision_dim, llm_dim)]
         for _ in range(depth - 1):
             layers += [nn.GELU(), nn.Linear(llm_dim, llm_dim)]
         self.layers = nn.Sequential(*layers)
-
-    def num_tokens(self, num_patches: int) -> int:
-        return num_patches
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, N, vision_dim] -> [B, N, llm_dim]"""
@@ -45,14 +93,17 @@ class MLP(Connector):
 
 
 class Linear(MLP):
-    """Connector of the first LLaVA (arXiv 2304.08485): one linear layer."""
+    """The connector of the first LLaVA (arXiv 2304.08485): one linear layer.
+
+    [B, N, vision_dim] -> [B, N, llm_dim]
+    """
 
     def __init__(self, vision_dim: int, llm_dim: int) -> None:
         super().__init__(vision_dim, llm_dim, depth=1)
 
 
 class Identity(Connector):
-    """No connector: for an encoder as wide as the LLM.
+    """No connector, for a vision encoder that is as wide as the LLM.
 
     [B, N, D] -> [B, N, D]
     """
@@ -61,11 +112,9 @@ class Identity(Connector):
         super().__init__()
         if vision_dim != llm_dim:
             raise UserError(
-                f"connector: identity needs an encoder as wide as the LLM; found {vision_dim} and {llm_dim}"
+                f"connector: identity needs an encoder as wide as the LLM; found {vision_dim} and {llm_dim}; "
+                "choose another connector"
             )
-
-    def num_tokens(self, num_patches: int) -> int:
-        return num_patches
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]"""
@@ -73,9 +122,9 @@ class Identity(Connector):
 
 
 class MoFMLP(Connector):
-    """Connector for two encoders whose tokens alternate (arXiv 2401.06209, interleaved MoF): an MLP for each.
+    """The connector of interleaved mixture of features (arXiv 2401.06209): an MLP for each of two encoders.
 
-    [B, 2N, vision_dim] -> [B, 2N, llm_dim], even tokens of the first encoder, odd ones of the second
+    [B, N, vision_dim] -> [B, N, llm_dim]. Even positions are of the first encoder, odd ones of the second.
     """
 
     needs_two_encoders = True
@@ -85,14 +134,188 @@ class MoFMLP(Connector):
         self.first = MLP(vision_dim, llm_dim, depth=depth)
         self.second = MLP(vision_dim, llm_dim, depth=depth)
 
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, N, vision_dim] -> [B, N, llm_dim]"""
+        return torch.stack([self.first(features[:, 0::2]), self.second(features[:, 1::2])], dim=2).flatten(1, 2)
+
+
+class QueryConnector(Connector):
+    """A connector whose learned queries read the image by cross-attention: as many tokens whatever the image's size."""
+
+    queries: nn.Parameter  # [Q, D] or [1, Q, D]
+
     def num_tokens(self, num_patches: int) -> int:
-        return num_patches
+        """Return Q."""
+        return self.queries.shape[-2]
+
+
+class Resampler(QueryConnector):
+    """The resampler of the TinyLLaVA paper (section 3.1), whose width is a setting.
+
+    [B, N, vision_dim] -> [B, num_queries, llm_dim]
+
+    intermediate_dim: width inside the feed-forward blocks; None: 4 * hidden_dim.
+    """
+
+    def __init__(
+        self,
+        vision_dim: int,
+        llm_dim: int,
+        *,
+        hidden_dim: int,
+        num_heads: int,
+        num_queries: int,
+        num_layers: int,
+        intermediate_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        require_positive(hidden_dim=hidden_dim, num_heads=num_heads, num_queries=num_queries, num_layers=num_layers)
+        if hidden_dim % num_heads:
+            raise UserError(f"connector.num_heads: {num_heads} does not divide connector.hidden_dim={hidden_dim}")
+        self.queries = nn.Parameter(torch.randn(num_queries, hidden_dim))
+        self.layers = nn.ModuleList(
+            ResamplerLayer(vision_dim, hidden_dim, hidden_dim, num_heads, intermediate_dim) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(hidden_dim)
+        self.project_out = nn.Linear(hidden_dim, llm_dim, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, 2N, vision_dim] -> [B, 2N, llm_dim]"""
-        return interleave(self.first(features[:, 0::2]), self.second(features[:, 1::2]))
+        """[B, N, vision_dim] -> [B, Q, llm_dim]"""
+        hidden = self.queries.expand(len(features), -1, -1)
+        for layer in self.layers:
+            hidden = layer(hidden, features)
+        out: Tensor = self.project_out(self.norm(hidden))
+        return out
 
 
-def interleave(first: Tensor, second: Tensor) -> Tensor:
-    """[B, N, D], [B, N, D] -> [B, 2N, D], taken in turn."""
-    return torch.stack([first, second], dim=2).flatten(1, 2)
+class Perceiver(QueryConnector):
+    """The resampler of TinyLLaVA_Factory, a Perceiver as in Flamingo (arXiv 2204.14198), at the LLM's width.
+
+    Its queries attend to the image and to themselves.
+
+    [B, N, vision_dim] -> [B, num_queries, llm_dim]
+
+    intermediate_dim: width inside the feed-forward blocks; None: 4 * llm_dim.
+    """
+
+    def __init__(
+        self,
+        vision_dim: int,
+        llm_dim: int,
+        *,
+        head_dim: int,
+        num_heads: int,
+        num_queries: int,
+        num_layers: int,
+        intermediate_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        require_positive(head_dim=head_dim, num_heads=num_heads, num_queries=num_queries, num_layers=num_layers)
+        self.project_in = nn.Linear(vision_dim, llm_dim)
+        self.queries = nn.Parameter(torch.randn(num_queries, llm_dim))
+        inner_dim = num_heads * head_dim
+        self.layers = nn.ModuleList(
+            ResamplerLayer(llm_dim, llm_dim, inner_dim, num_heads, intermediate_dim) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(llm_dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, N, vision_dim] -> [B, Q, llm_dim]"""
+        image = self.project_in(features)
+        hidden = self.queries.expand(len(features), -1, -1)
+        for layer in self.layers:
+            hidden = layer(hidden, image, attends_to_queries=True)
+        out: Tensor = self.norm(hidden)
+        return out
+
+
+class ResamplerLayer(nn.Module):
+    """Attention from the queries to the image, then a feed-forward block, each with a residual connection."""
+
+    def __init__(self, image_dim: int, dim: int, inner_dim: int, num_heads: int, intermediate_dim: int | None) -> None:
+        super().__init__()
+        intermediate_dim = intermediate_dim if intermediate_dim is not None else 4 * dim
+        require_positive(intermediate_dim=intermediate_dim)
+        self.num_heads = num_heads
+        self.norm_image = nn.LayerNorm(image_dim)
+        self.norm_hidden = nn.LayerNorm(dim)
+        self.to_query = nn.Linear(dim, inner_dim, bias=False)
+        self.to_key_value = nn.Linear(image_dim, 2 * inner_dim, bias=False)
+        self.to_out = nn.Linear(inner_dim, dim, bias=False)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(dim),
+            nn.Linear(dim, intermediate_dim, bias=False),
+            nn.GELU(),
+            nn.Linear(intermediate_dim, dim, bias=False),
+        )
+
+    def forward(self, hidden: Tensor, image: Tensor, *, attends_to_queries: bool = False) -> Tensor:
+        """hidden: [B, Q, dim], image: [B, N, image_dim] -> [B, Q, dim]
+
+        attends_to_queries: the queries are keys and values too, after the image's; then image_dim = dim.
+        """
+        normed = self.norm_hidden(hidden)
+        sources = self.norm_image(image)
+        if attends_to_queries:
+            sources = torch.cat([sources, normed], dim=1)
+        # Queries, keys and values as [B, heads, Q or N, D].
+        query, key, value = (
+            x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for x in (self.to_query(normed), *self.to_key_value(sources).chunk(2, dim=-1))
+        )
+        attended = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        hidden = hidden + self.to_out(attended)
+        out: Tensor = hidden + self.feed_forward(hidden)
+        return out
+
+
+class QFormer(QueryConnector):
+    """BLIP-2's Q-Former (arXiv 2301.12597) without its text side; queries read the image in every second layer.
+
+    As in TinyLLaVA_Factory, it has BERT-base's size and random weights, and the norm of the queries has no learned
+    scale.
+
+    [B, N, vision_dim] -> [B, num_queries, llm_dim]
+
+    intermediate_dim: width inside the feed-forward blocks; None: 4 * hidden_dim.
+    """
+
+    def __init__(
+        self,
+        vision_dim: int,
+        llm_dim: int,
+        *,
+        hidden_dim: int,
+        num_heads: int,
+        num_queries: int,
+        num_layers: int,
+        intermediate_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        intermediate_dim = intermediate_dim if intermediate_dim is not None else 4 * hidden_dim
+        sizes = {"hidden_dim": hidden_dim, "num_heads": num_heads, "num_queries": num_queries, "num_layers": num_layers}
+        require_positive(**sizes, intermediate_dim=intermediate_dim)
+        if hidden_dim % num_heads:
+            raise UserError(f"connector.num_heads: {num_heads} does not divide connector.hidden_dim={hidden_dim}")
+        config = Blip2QFormerConfig(
+            hidden_size=hidden_dim,
+            num_attention_heads=num_heads,
+            num_hidden_layers=num_layers,
+            intermediate_size=intermediate_dim,
+            encoder_hidden_size=vision_dim,
+            cross_attention_frequency=2,
+        )
+        self.queries = nn.Parameter(torch.randn(1, num_queries, hidden_dim) * config.initializer_range)
+        self.model = Blip2QFormerModel._from_config(config)
+        norm = self.model.layernorm
+        for name, value in (("weight", torch.ones_like(norm.weight)), ("bias", torch.zeros_like(norm.bias))):
+            delattr(norm, name)
+            norm.register_buffer(name, value.detach(), persistent=False)
+        self.project_out = nn.Linear(hidden_dim, llm_dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, N, vision_dim] -> [B, Q, llm_dim]"""
+        queries = self.queries.expand(len(features), -1, -1)
+        hidden = self.model(query_embeds=queries, encoder_hidden_states=features).last_hidden_state
+        out: Tensor = self.project_out(hidden)
+        return out

@@ -18,10 +18,19 @@ from tinyvlm_cli.model.pretrained import cannot_read, config_from_architecture, 
 
 
 def llm_config(spec: LLM, *, planned: bool) -> PretrainedConfig:
-    """The model's transformers configuration; planned: from the YAML's `architecture` where it has one."""
+    """Return the model's transformers configuration; planned: from the YAML's `architecture` where it has one."""
     if planned and spec.architecture:
         return config_from_architecture(spec.architecture)
     return read_config(spec.path, where="llm.path")
+
+
+def llm_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """Return the causal language model of a configuration."""
+    try:
+        model_class: type[PreTrainedModel] = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    except KeyError:
+        raise UserError(f"llm.path: transformers has no causal language model of type '{config.model_type}'") from None
+    return model_class
 
 
 def load_llm(
@@ -32,14 +41,13 @@ def load_llm(
     state: dict[str, Tensor] | None = None,
     four_bit: bool = False,
 ) -> PreTrainedModel:
-    """The model with its published weights, or with `state`, the weights a stage saved.
+    """Load the model with its published weights, or with `state`, the weights that a stage saved.
 
-    attention: a name known to transformers: "sdpa" to generate, `attention.PACKED` to train.
+    attention: a name that transformers knows: "sdpa" to generate, `attention.PACKED` to train.
     """
     config = llm_config(spec, planned=False)
-    model_class = llm_class(config)
     return load(
-        model_class,
+        llm_class(config),
         config,
         path=spec.path,
         state=state,
@@ -53,46 +61,60 @@ def load_llm(
 def blank_llm(
     spec: LLM, *, attention: str, dtype: torch.dtype = torch.float32, planned: bool = False
 ) -> PreTrainedModel:
-    """The model with random weights: for counting on the meta device and for tests."""
+    """Build the model with random weights: for the meta device and for tests. planned: see `llm_config`."""
     config = llm_config(spec, planned=planned)
     return llm_class(config)._from_config(config, dtype=dtype, attn_implementation=attention)
 
 
-def load_tokenizer(spec: LLM) -> PreTrainedTokenizerFast:
-    """The model's tokenizer, with the YAML's pad token."""
+def load_tokenizer(spec: LLM, *, num_embeddings: int | None = None) -> PreTrainedTokenizerFast:
+    """Load the model's tokenizer, with the YAML's pad token.
+
+    num_embeddings: rows of the model's embedding table, where they are known. Raises UserError when the pad token or
+    the chat format's end token is not a single token that text is split at and the model has an embedding for.
+    """
     tokenizer = read_tokenizer(spec.path, where="llm.path")
-    known = tokenizer.get_vocab()
+    vocabulary = tokenizer.get_vocab()
+    findings = []
     for setting, token in (("llm.pad_token", spec.pad_token), ("llm.chat.end", spec.chat.end)):
-        if token not in known:
-            raise UserError(
-                f"{setting}: '{token}' is not a token of '{spec.path}'; its own are {tokenizer.all_special_tokens}"
+        number = vocabulary.get(token)
+        if number is None:
+            findings.append(
+                f"{setting}: '{token}' is not a token of '{spec.path}'; its special tokens are "
+                f"{tokenizer.all_special_tokens}"
             )
+        elif num_embeddings is not None and number >= num_embeddings:
+            findings.append(
+                f"{setting}: '{token}' has the id {number}, and the model has {num_embeddings} embeddings; "
+                "choose another token"
+            )
+        elif token == spec.chat.end and number not in tokenizer(f"Yes{token}No", add_special_tokens=False).input_ids:
+            findings.append(
+                f"{setting}: the tokenizer of '{spec.path}' does not read '{token}' after an answer as one token, so "
+                f"no answer would end; its special tokens are {tokenizer.all_special_tokens}"
+            )
+    if findings:
+        raise UserError("\n".join(findings))
     tokenizer.pad_token = spec.pad_token
     return tokenizer
 
 
 def read_tokenizer(path: str, *, where: str) -> PreTrainedTokenizerFast:
-    """The tokenizer at `path`, with the ids that the reference gives."""
+    """Load the tokenizer at `path`, which gives the ids that the reference system gets.
+
+    where: the setting that `path` is from, for an error message.
+    """
     settings: dict[str, Any] = {
         "trust_remote_code": False,
         "clean_up_tokenization_spaces": False,  # an answer is scored as it was written
     }
     try:
-        # As tokenizer.json has it: the class that a config names may bring rules of its own, so GPT-2's to StableLM-2.
+        # As tokenizer.json has it: a class that the config names may bring rules of its own, so GPT-2's to StableLM-2.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path, **settings)
-        if "Prepend" in str(tokenizer.backend_tokenizer.normalizer):
-            # But Llama's, whose tokenizer.json puts a space before every piece of text, and its own rules only before
-            # the first: "USER" behind an end token is one token for the reference.
+        prepends = "Prepend" in str(tokenizer.backend_tokenizer.normalizer)
+        if prepends and tokenizer.init_kwargs.get("legacy") is False:
+            # Llama's published tokenizer.json puts a space before every piece of text between special tokens. Its slow
+            # tokenizer, which the reference uses, does so before the first piece only, unless it is a legacy one.
             tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **settings)
     except (OSError, ValueError) as error:
         raise UserError(cannot_read(path, where, error)) from None
     return tokenizer
-
-
-def llm_class(config: PretrainedConfig) -> type[PreTrainedModel]:
-    """The causal language model of a configuration."""
-    try:
-        model_class: type[PreTrainedModel] = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    except KeyError:
-        raise UserError(f"llm.path: transformers has no causal language model of type '{config.model_type}'") from None
-    return model_class

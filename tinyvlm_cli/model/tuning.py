@@ -1,82 +1,126 @@
 """The model as a stage trains it: all of a part, its upper layers, or low-rank updates of it."""
 
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tinyvlm_cli.config.schema import ADAPTED, PARTS, Lora, Stage, Tune
+from tinyvlm_cli.config.schema import PARTS, Lora, Stage, Train, Tune
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.model.attention.packed import unsupported
+from tinyvlm_cli.model.llm import load_tokenizer
+from tinyvlm_cli.model.pretrained import check_four_bit
 from tinyvlm_cli.model.vision import layers_of
-from tinyvlm_cli.model.vlm import VLM
+from tinyvlm_cli.model.vlm import VLM, meta_model
 
-MARK = ".lora_"  # in the names of an adapter's tensors: peft's
+ADAPTER_MARK = ".lora_"  # in the names of an adapter's tensors, by peft
+
+
+def untrainable(config: Train, stages: Iterable[str]) -> list[str]:
+    """Return a sentence for everything that keeps the model, or one of `stages`, from being trained.
+
+    Needs no weights. The tokenizer is checked where it is in a folder of this machine.
+    """
+    try:
+        model = meta_model(config)
+    except UserError as error:
+        return [str(error)]
+    findings = []
+    if setting := unsupported(model.llm.config, config.llm.max_length):
+        value = getattr(model.llm.config, setting)
+        findings.append(
+            f"llm.path: {config.llm.path} has {setting}={value}, which attention over packed samples does not compute"
+            f"{f'; set llm.max_length={value}' if setting == 'sliding_window' else '; choose another LLM'}"
+        )
+    if (Path(config.llm.path) / "tokenizer.json").is_file():
+        try:
+            load_tokenizer(config.llm, num_embeddings=model.llm.get_input_embeddings().num_embeddings)
+        except UserError as error:
+            findings.append(str(error))
+    for name in stages:
+        stage = config.recipe.stages[name]
+        try:
+            choose_trained(copy.deepcopy(model), stage)
+            for part in stage.four_bit_parts:
+                check_four_bit(f"train.{part}")
+        except UserError as error:
+            findings += [f"recipe.stages.{name}: {line}" for line in str(error).splitlines()]
+    return findings
 
 
 def choose_trained(model: VLM, stage: Stage) -> None:
-    """Set requires_grad on every parameter as the stage says, after giving the model the adapters that it asks for."""
+    """Set requires_grad on every parameter as the stage says, and add the adapters that it asks for.
+
+    Raises UserError for settings that do not fit the model.
+    """
+    findings = []
+    for part, first in (("vision", stage.vision_from_layer), ("llm", stage.llm_from_layer)):
+        models = model.vision.models if part == "vision" else [model.llm]
+        depth = min(len(layers_of(one)) for one in models)
+        if getattr(stage.train, part) is Tune.full and not 0 <= first < depth:
+            findings.append(
+                f"{part}_from_layer: {first} is not one of the {depth} layers that the model uses, which are numbered "
+                f"0 to {depth - 1}"
+            )
+    if "connector" in stage.adapted_parts:
+        findings.append("train.connector: frozen or full; a connector is too small for low-rank updates")
+    elif stage.adapted_parts:
+        findings += lora_findings(stage.lora, stage.adapted_parts)
+    if findings:
+        raise UserError("\n".join(findings))
     for part in PARTS:
-        module, tune = getattr(model, part), getattr(stage.train, part)
-        module.requires_grad_(tune is Tune.full)
-        if tune in ADAPTED:
-            _add_adapters(module, part, stage.lora)
+        module = getattr(model, part)
+        module.requires_grad_(getattr(stage.train, part) is Tune.full)
+        if part in stage.adapted_parts and stage.lora is not None:
+            add_adapters(module, stage.lora)
     if stage.train.vision is Tune.full and stage.vision_from_layer > 0:
         model.vision.requires_grad_(False)
-        for layers in model.vision.stacks:
-            _upper(layers, stage.vision_from_layer, "vision").requires_grad_(True)
+        for encoder in model.vision.models:
+            layers_of(encoder)[stage.vision_from_layer :].requires_grad_(True)
     if stage.train.llm is Tune.full and stage.llm_from_layer > 0:
-        _train_upper_llm(model, stage.llm_from_layer)
+        # The layers from the first on, and what follows them: the final norm and the head.
+        llm, embeddings = model.llm, model.llm.get_input_embeddings()
+        if llm.get_output_embeddings().weight is embeddings.weight:
+            raise UserError("llm_from_layer: this LLM's head is its embeddings, which come before its layers; use 0")
+        lower = layers_of(llm)[: stage.llm_from_layer]
+        for module in (embeddings, *lower):
+            module.requires_grad_(False)
 
 
-def _train_upper_llm(model: VLM, first: int) -> None:
-    """The layers from `first` on and what follows them: the final norm and the head."""
-    llm = model.llm
-    head = llm.get_output_embeddings()
-    if head.weight is llm.get_input_embeddings().weight:
-        raise UserError("llm_from_layer: this LLM's head is its embeddings, which come before its layers; use 0")
-    layers = layers_of(llm)
-    lower = {id(p) for p in (*llm.get_input_embeddings().parameters(), *layers[:first].parameters())}
-    _upper(layers, first, "llm")
-    for parameter in llm.parameters():
-        parameter.requires_grad_(id(parameter) not in lower)
+def lora_findings(lora: Lora | None, parts: list[str]) -> list[str]:
+    """Return a sentence for each setting of low-rank updates that is missing or out of its range."""
+    if lora is None:
+        return [f"train.{part}: lora needs the stage's lora.rank, lora.alpha and lora.dropout" for part in parts]
+    findings = [
+        f"lora.{name}: {value} is not allowed; give 1 or more"
+        for name, value in (("rank", lora.rank), ("alpha", lora.alpha))
+        if value < 1
+    ]
+    if not 0 <= lora.dropout < 1:
+        findings.append(f"lora.dropout: {lora.dropout:g} is not allowed; give 0 or more and less than 1")
+    return findings
 
 
-def _upper(layers: nn.ModuleList, first: int, part: str) -> nn.ModuleList:
-    if first >= len(layers):
-        raise UserError(
-            f"{part}_from_layer: {first} leaves no layer to train; the model uses {len(layers)} layers, numbered from 0"
-        )
-    return layers[first:]
-
-
-def _add_adapters(module: nn.Module, part: str, lora: Lora | None) -> None:
-    """Low-rank updates beside every linear layer, at zero to begin with; only they are trained."""
+def add_adapters(module: nn.Module, lora: Lora) -> None:
+    """Add low-rank updates, zero at first, to every linear layer but an LLM's head; only they are trained."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    if part == "connector":
-        raise UserError("train.connector: frozen or full; a connector is too small for low-rank updates")
-    if lora is None:
-        raise UserError(f"train.{part}: lora needs the stage's lora.rank, lora.alpha and lora.dropout")
-    targets = _linear_layers(module)
+    head = module.get_output_embeddings() if isinstance(module, PreTrainedModel) else None
+    targets = [name for name, inner in module.named_modules() if isinstance(inner, nn.Linear) and inner is not head]
+    if not targets:
+        raise UserError("lora: the model has no linear layers to adapt; train it in full, or choose another model")
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
     inject_adapter_in_model(config, module)
 
 
-def _linear_layers(module: nn.Module) -> list[str]:
-    """Names of the linear layers, without an LLM's head."""
-    head = module.get_output_embeddings() if isinstance(module, PreTrainedModel) else None
-    return [name for name, inner in module.named_modules() if isinstance(inner, nn.Linear) and inner is not head]
-
-
-def is_adapter(name: str) -> bool:
-    """Whether a tensor of that name belongs to an adapter."""
-    return MARK in name
-
-
 @torch.no_grad()
 def merge_adapters(module: nn.Module, state: dict[str, Tensor], *, scale: float) -> None:
-    """Add low-rank updates to the weights they are for. Worked out in fp32, whatever the weights' type.
+    """Add low-rank updates to the weights that they belong to, computed in fp32 whatever the weights' type.
 
-    scale: alpha / rank
+    state: the adapter's tensors by name. scale: alpha / rank.
     """
     weights = dict(module.named_parameters())
     for name, lower in state.items():

@@ -1,7 +1,7 @@
-"""The vision encoder: any transformers vision model, cut behind the layer whose features are used."""
+"""The vision encoder: any vision model of transformers, cut after the layer whose features are used."""
 
 import copy
-from collections.abc import Iterable
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +10,16 @@ from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 from tinyvlm_cli.config.schema import SecondEncoder, Tokens, Vision
 from tinyvlm_cli.data.images import normalisation_table
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.model.connectors import interleave
 from tinyvlm_cli.model.pretrained import config_from_architecture, load, read_config
 
 
 class VisionEncoder(nn.Module):
     """Pixels -> patch features of one layer, without the encoder's final norm, as LLaVA takes them.
 
-    Layers behind the feature layer, the final norm and the pooling head are not kept.
-    B images, S pixels an edge, N patches, D width.
+    Layers after the feature layer, the final norm and the pooling head are not kept. With a second encoder, which sees
+    the same pixels, the tokens of the two alternate.
+
+    B images, S pixels on each edge, N patches of all encoders together, D width.
     """
 
     table: Tensor  # [3, 256] pixel value -> normalised value
@@ -26,15 +27,33 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, model: PreTrainedModel, spec: Vision, second: PreTrainedModel | None = None) -> None:
         super().__init__()
-        self.model = _without(model, spec.unused)
-        self.second = _without(second, spec.second.unused) if second is not None and spec.second else None
+        findings = [
+            f"vision.{name}: found {len(values)} values; give three, for red, green and blue"
+            for name, values in (("mean", spec.mean), ("std", spec.std))
+            if len(values) != 3
+        ]
+        findings += remove_modules(model, spec.unused, setting="vision.unused")
+        if second is not None and spec.second is not None:
+            findings += remove_modules(second, spec.second.unused, setting="vision.second.unused")
+            width, other = model.config.hidden_size, second.config.hidden_size
+            edge, others = (spec.image_size // one.config.patch_size for one in (model, second))
+            if (width, edge) != (other, others):
+                findings.append(
+                    f"vision.second: its features are {other} wide on {others} x {others} patches, the first "
+                    f"encoder's {width} on {edge} x {edge}; choose encoders that agree"
+                )
+        if findings:
+            raise UserError("\n".join(findings))
+        self.model = model
+        self.second = second
         self.dim: int = model.config.hidden_size
-        self.drop = 1 if spec.tokens is Tokens.drop_first else 0
-        self.num_patches = (spec.image_size // model.config.patch_size) ** 2 + _extra_tokens(model) - self.drop
-        if self.second is not None:
-            _check_alike(spec, model, self.second)
-            self.num_patches *= 2
-        table = torch.from_numpy(normalisation_table(spec.mean, spec.std))
+        self.drop = 1 if spec.tokens is Tokens.drop_first else 0  # positions at the start that are left out
+        # Class and register tokens stand before the patches.
+        sizes = {name.rpartition(".")[2]: parameter.shape for name, parameter in model.named_parameters()}
+        extra = int("class_embedding" in sizes or "cls_token" in sizes)
+        extra += sizes["register_tokens"][1] if "register_tokens" in sizes else 0
+        self.num_patches = ((spec.image_size // model.config.patch_size) ** 2 + extra - self.drop) * len(self.models)
+        table = torch.tensor(normalisation_table(spec.mean, spec.std))  # on the meta device too
         self.register_buffer("table", table, persistent=False)
         self.register_buffer("channel", torch.arange(3)[None, :, None, None], persistent=False)
 
@@ -43,65 +62,70 @@ class VisionEncoder(nn.Module):
         """The encoder, or both of two."""
         return [self.model] if self.second is None else [self.model, self.second]
 
-    @property
-    def stacks(self) -> list[nn.ModuleList]:
-        """Each encoder's layers, first to last."""
-        return [layers_of(model) for model in self.models]
-
     def forward(self, pixels: Tensor) -> Tensor:
-        """pixels: [B, 3, S, S] uint8 -> [B, N, D]; of two encoders [B, 2N, D], their tokens in turn"""
+        """pixels: [B, 3, S, S] uint8 -> [B, N, D]; position i is of encoder i % 2 where there are two"""
         values = self.table[self.channel, pixels.long()].to(self.model.dtype)
         features = [model(pixel_values=values).last_hidden_state[:, self.drop :] for model in self.models]
-        return features[0] if len(features) == 1 else interleave(*features)
-
-
-def _without(model: PreTrainedModel, unused: Iterable[str]) -> PreTrainedModel:
-    for name in unused:
-        setattr(model, name, nn.Identity())
-    return model
-
-
-def _extra_tokens(model: PreTrainedModel) -> int:
-    """Class and register tokens before the patches."""
-    sizes = {name.rpartition(".")[2]: parameter.shape for name, parameter in model.named_parameters()}
-    has_class = any(name in sizes for name in ("class_embedding", "cls_token"))
-    return has_class + (sizes["register_tokens"][1] if "register_tokens" in sizes else 0)
+        return features[0] if len(features) == 1 else torch.stack(features, dim=2).flatten(1, 2)
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """A transformers model's layers, first to last."""
+    """Return a transformers model's layers, first to last."""
     depth = model.config.num_hidden_layers
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     assert stacks, "a model keeps its layers in a ModuleList"
     return stacks[0]
 
 
-def _check_alike(spec: Vision, first: PreTrainedModel, second: PreTrainedModel) -> None:
-    """Two encoders whose tokens alternate have as many of them, as wide."""
-    shapes = [(model.config.hidden_size, spec.image_size // model.config.patch_size) for model in (first, second)]
-    if shapes[0] != shapes[1]:
-        raise UserError(
-            f"vision.second: its features are {shapes[1][0]} wide on {shapes[1][1]} x {shapes[1][1]} patches, the "
-            f"first encoder's {shapes[0][0]} on {shapes[0][1]} x {shapes[0][1]}; choose encoders that agree"
+def remove_modules(model: PreTrainedModel, names: list[str], *, setting: str) -> list[str]:
+    """Replace modules that follow an encoder's last layer (a final norm, a pooling head) by the identity.
+
+    Any other name would change the features in silence, or nothing at all. Returns a sentence for each such name.
+    """
+    layers, removable = layers_of(model), []
+    place = next(name for name, module in model.named_modules() if module is layers)
+    for level, part in enumerate(place.split(".")):  # at each level, what follows the module with the layers
+        prefix = place.split(".")[:level]
+        siblings = [name for name, _ in model.get_submodule(".".join(prefix)).named_children()]
+        removable += [".".join([*prefix, name]) for name in siblings[siblings.index(part) + 1 :]]
+    findings = []
+    for name in names:
+        if name in removable:
+            model.set_submodule(name, nn.Identity())
+            continue
+        near = get_close_matches(name, removable, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"choose from {removable}"
+        findings.append(
+            f"{setting}: a {type(model).__name__} has no module '{name}' after its last layer; "
+            f"{hint if removable else 'it has none there, use []'}"
         )
+    return findings
 
 
 def vision_config(spec: Vision | SecondEncoder, feature_layer: int, *, planned: bool) -> PretrainedConfig:
-    """An encoder's transformers configuration, cut to the layers that are needed.
+    """Return an encoder's transformers configuration, cut to the layers that are needed.
 
     planned: take `architecture` where the YAML has one, so that no file is needed.
     """
     if planned and spec.architecture:
         config = config_from_architecture(spec.architecture)
     else:
-        config = read_config(spec.path, where="vision.path")
+        config = read_config(spec.path, where="vision.path" if isinstance(spec, Vision) else "vision.second.path")
     # CLIP and SigLIP checkpoints hold a text model too.
     return cut_config(getattr(config, "vision_config", config), feature_layer, spec.path)
 
 
 def cut_config(config: PretrainedConfig, feature_layer: int, path: str) -> PretrainedConfig:
-    """The configuration of an encoder that ends with the feature layer."""
+    """Return the configuration of an encoder that ends with the feature layer.
+
+    feature_layer: index into the hidden states, 0 = embeddings, -1 = last layer, as in Transformers.
+    """
     cut: PretrainedConfig = copy.deepcopy(config)
+    if type(cut) not in MODEL_MAPPING or not hasattr(cut, "num_hidden_layers") or not hasattr(cut, "patch_size"):
+        raise UserError(
+            f"vision.path: {path} is a model of type '{cut.model_type}', which is not a vision transformer; "
+            "choose an encoder such as CLIP, SigLIP or DINOv2"
+        )
     depth = cut.num_hidden_layers
     layer = feature_layer if feature_layer >= 0 else depth + 1 + feature_layer
     if not 1 <= layer <= depth:
@@ -116,39 +140,35 @@ def cut_config(config: PretrainedConfig, feature_layer: int, path: str) -> Pretr
 def load_vision(
     spec: Vision, *, dtype: torch.dtype, state: dict[str, Tensor] | None = None, four_bit: bool = False
 ) -> VisionEncoder:
-    """The encoder with its published weights, or with `state`, the weights a stage saved."""
-    if state is not None and four_bit:
-        raise UserError("train.vision: qlora is for published weights; an earlier stage trained this encoder, use lora")
+    """Load the encoder with its published weights, or with `state`, the weights that a stage saved."""
     if state is not None:
+        if four_bit:
+            raise UserError(
+                "train.vision: qlora is for published weights; an earlier stage trained this encoder, use lora"
+            )
         encoder = blank_vision(spec, dtype=dtype)
         encoder.load_state_dict(state)
         return encoder
-
-    def published(one: Vision | SecondEncoder) -> PreTrainedModel:
-        config = vision_config(one, spec.feature_layer, planned=False)
-        kind = MODEL_MAPPING[type(config)]
-        return load(
-            kind,
-            config,
-            path=one.path,
-            state=None,
-            dtype=dtype,
-            attention="sdpa",
-            where="vision.path",
-            four_bit=four_bit,
-        )
-
-    return VisionEncoder(published(spec), spec, published(spec.second) if spec.second else None)
+    models = []
+    for one, where in ((spec, "vision.path"), (spec.second, "vision.second.path")):
+        if one is not None:
+            config = vision_config(one, spec.feature_layer, planned=False)
+            kind = MODEL_MAPPING[type(config)]
+            models.append(
+                load(kind, config, path=one.path, dtype=dtype, attention="sdpa", where=where, four_bit=four_bit)
+            )
+    return VisionEncoder(models[0], spec, *models[1:])
 
 
 def blank_vision(spec: Vision, *, dtype: torch.dtype = torch.float32, planned: bool = False) -> VisionEncoder:
-    """The encoder without its weights: for counting on the meta device, for tests and for saved states."""
+    """Build the encoder with random weights: for the meta device, for tests and for saved states.
 
-    def blank(one: Vision | SecondEncoder) -> PreTrainedModel:
-        config = vision_config(one, spec.feature_layer, planned=planned)
-        model: PreTrainedModel = MODEL_MAPPING[type(config)]._from_config(
-            config, dtype=dtype, attn_implementation="sdpa"
-        )
-        return model
-
-    return VisionEncoder(blank(spec), spec, blank(spec.second) if spec.second else None)
+    planned: see `vision_config`.
+    """
+    configs = [
+        vision_config(one, spec.feature_layer, planned=planned) for one in (spec, spec.second) if one is not None
+    ]
+    models = [
+        MODEL_MAPPING[type(config)]._from_config(config, dtype=dtype, attn_implementation="sdpa") for config in configs
+    ]
+    return VisionEncoder(models[0], spec, *models[1:])

@@ -1,8 +1,10 @@
 """The whole model: image features, through the connector, written over the placeholder tokens of the text.
 
-Shapes: T tokens of a row, S samples in it, I images, M connector tokens of an image, D width of the LLM,
-P positions whose next token is supervised, V vocabulary.
+Shapes: B rows, T tokens of a row, I images, M connector tokens of an image, D width of the LLM, S pixels on each edge
+of an image, P positions whose next token is supervised, V vocabulary.
 """
+
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -10,17 +12,22 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.data.batch import MicroBatch
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.attention import packed as attention
-from tinyvlm_cli.model.connectors import Connector
-from tinyvlm_cli.model.vision import VisionEncoder
+from tinyvlm_cli.model.connectors import Connector, build_connector
+from tinyvlm_cli.model.llm import blank_llm
+from tinyvlm_cli.model.vision import VisionEncoder, blank_vision
 
 LOGITS_AT_ONCE = 4096  # positions
 
 
 class VLM(nn.Module):
-    """vision encoder -> connector -> LLM."""
+    """Vision encoder -> connector -> LLM.
+
+    Its forward pass is the training loss of a `MicroBatch`. Generation calls `embed` and then `llm`.
+    """
 
     def __init__(self, vision: VisionEncoder, connector: Connector, llm: PreTrainedModel) -> None:
         super().__init__()
@@ -35,39 +42,41 @@ class VLM(nn.Module):
         self.token_losses = token_losses
 
     def embed(self, ids: Tensor, image_at: Tensor, pixels: Tensor) -> Tensor:
-        """ids: [B, T], image_at: [I * M] positions in the flat ids, pixels: [I, 3, size, size] -> [B, T, D].
+        """Return the embeddings of a batch's tokens, those of images included.
 
-        There is one path through the modules for every batch: ranks that ran them in another order, or not at all,
-        would mix up or wait for each other's gradients. A row without images therefore brings a blank one, of which
-        nothing is written; its gradients are zero.
+        ids: [B, T], image_at: [I * M] positions in the flattened ids, pixels: [I, 3, S, S] uint8 -> [B, T, D].
+
+        There is one path through the modules for every batch: ranks that run them in another order, or not at all,
+        would mix up or wait for each other's gradients. A row without images therefore brings a blank one, whose
+        tokens are not written; its gradients are zero.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and any(p.requires_grad for p in self.vision.parameters())):
             features = self.vision(pixels)
-        image_tokens = self.connector(features).flatten(0, 1)[: len(image_at)]  # of a blank image nothing
+        image_tokens = self.connector(features).flatten(0, 1)[: len(image_at)]  # none of a blank image
         text: Tensor = self.llm.get_input_embeddings()(ids)
         # Not masked_scatter: its backward pass makes the CPU wait for the GPU.
         filled = text.flatten(0, 1).index_copy(0, image_at, image_tokens.to(text.dtype))
-        return filled.view_as(text).clone()  # a view would have the first layer compiled by itself
+        return filled.view_as(text).clone()  # a view would make PyTorch compile the first layer separately
 
     def logits(self, batch: MicroBatch) -> Tensor:
-        """[P, V] in fp32 at the positions `batch.predict`."""
+        """Return the logits at the positions `batch.predict`: [P, V], fp32."""
         logits: Tensor = self.llm.get_output_embeddings()(self._hidden(batch))
         return logits.float()
 
     def forward(self, batch: MicroBatch) -> Tensor:
-        """The weighted sum of the supervised tokens' cross-entropy, in fp32."""
+        """Return the weighted sum of the supervised tokens' cross-entropy, a scalar in fp32."""
         hidden = self._hidden(batch)
         count = -(-len(hidden) // LOGITS_AT_ONCE)
         if count <= 1:
             return self._loss(hidden, batch.targets, batch.weights)
         # The logits of many positions would fill the memory that everything else was planned around.
-        targets = [piece.clone() for piece in batch.targets.tensor_split(count)]  # views would be compiled anew
+        targets = [piece.clone() for piece in batch.targets.tensor_split(count)]  # views would be compiled separately
         pieces = zip(hidden.tensor_split(count), targets, batch.weights.tensor_split(count), strict=True)
         return torch.stack([checkpoint(self._loss, *piece, use_reentrant=False) for piece in pieces]).sum()
 
     @torch.no_grad()
     def check_head(self) -> None:
-        """Raise UserError for an LLM that does more to its logits than its head (a scale, a soft cap)."""
+        """Raise UserError for an LLM that changes its head's logits (by a scale or a soft cap)."""
         self.llm.eval()
         weight = self.llm.get_input_embeddings().weight
         embeds = torch.linspace(-1, 1, 2 * weight.shape[1], device=weight.device, dtype=weight.dtype).view(1, 2, -1)
@@ -78,8 +87,47 @@ class VLM(nn.Module):
             kind = self.llm.config.model_type
             raise UserError(f"llm.path: a model of type '{kind}' changes its head's logits, which training does not")
 
+    @torch.no_grad()
+    def check_shapes(self, image_size: int) -> None:
+        """Run one image through vision encoder and connector; raise UserError where they and the LLM do not fit.
+
+        Costs next to nothing on the meta device. image_size: S.
+        """
+        pixels = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=self.vision.model.device)
+        num_patches, kind = self.vision.num_patches, type(self.connector).__name__
+        try:
+            features = self.vision(pixels)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"vision.image_size: the encoder cannot read images of {image_size} x {image_size} pixels "
+                f"({str(error).strip().splitlines()[0]}); set the size that it was trained on"
+            ) from None
+        if features.shape != (1, num_patches, self.vision.dim):
+            raise UserError(
+                f"vision.path: the encoder returns features of shape {list(features.shape)} for one image, and "
+                f"{[1, num_patches, self.vision.dim]} is needed; choose one such as CLIP, SigLIP or DINOv2"
+            )
+        try:
+            found = list(self.connector(features).shape)
+        except (
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:  # NotImplementedError, without `forward`, is a RuntimeError
+            reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
+            raise UserError(
+                f"connector: {kind} cannot read features of shape {list(features.shape)} ({reason}); change its "
+                "settings or its `forward`"
+            ) from error
+        expected = [1, self.connector.num_tokens(num_patches), self.llm.config.hidden_size]
+        if found != expected:
+            raise UserError(
+                f"connector: {kind} returns shape {found} for an image of {num_patches} patches, and its `num_tokens` "
+                f"and the LLM's width require {expected}; make them agree"
+            )
+
     def _hidden(self, batch: MicroBatch) -> Tensor:
-        """[P, D] what the head reads at the positions `batch.predict`."""
+        """Return what the head reads at the positions `batch.predict`: [P, D]."""
         attention.set_lengths(batch.lengths, batch.ids.device)
         hidden: Tensor = self.llm.base_model(
             inputs_embeds=self.embed(batch.ids, batch.image_at, batch.pixels),
@@ -94,5 +142,36 @@ class VLM(nn.Module):
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """The cross-entropy at each position, in fp32. logits: [P, V], targets: [P] -> [P]"""
+    """Return the cross-entropy at each position, in fp32. logits: [P, V], targets: [P] -> [P]"""
     return cross_entropy(logits.float(), targets, reduction="none")
+
+
+def meta_model(config: Train) -> VLM:
+    """Build the whole model on the meta device: shapes without memory. Raises UserError where parts do not fit."""
+    model = random_model(config, torch.device("meta"), dtype=torch.float32, attention="sdpa")
+    model.check_shapes(config.vision.image_size)
+    return model
+
+
+def random_model(config: Train, device: torch.device, *, dtype: torch.dtype, attention: str) -> VLM:
+    """Build the whole model with random weights.
+
+    A part whose path is a folder of this machine has the sizes of its config.json, which may be another model's than
+    the YAML's `architecture`.
+    """
+    encoders = [one for one in (config.vision, config.vision.second) if one is not None]
+    is_here = {one.path: (Path(one.path) / "config.json").is_file() for one in (*encoders, config.llm)}
+    vision, llm, findings = None, None, []
+    with device:
+        try:
+            vision = blank_vision(config.vision, dtype=dtype, planned=not all(is_here[one.path] for one in encoders))
+        except UserError as error:
+            findings.append(str(error))
+        try:
+            llm = blank_llm(config.llm, attention=attention, dtype=dtype, planned=not is_here[config.llm.path])
+        except UserError as error:
+            findings.append(str(error))
+        if vision is None or llm is None:
+            raise UserError("\n".join(findings))
+        connector = build_connector(config.connector, vision_dim=vision.dim, llm_dim=llm.config.hidden_size)
+    return VLM(vision, connector.to(dtype), llm)

@@ -21,11 +21,10 @@ from tinyvlm_cli.data.loader import StagePlan, prepare_loaders, step_batches
 from tinyvlm_cli.data.synthetic import SyntheticIndex, write_jpegs
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.model.attention.packed import register
-from tinyvlm_cli.model.blank import meta_model, random_model
 from tinyvlm_cli.model.flops import training_flops
 from tinyvlm_cli.model.pretrained import DTYPES
 from tinyvlm_cli.model.tuning import choose_trained
-from tinyvlm_cli.model.vlm import VLM
+from tinyvlm_cli.model.vlm import VLM, meta_model, random_model
 from tinyvlm_cli.plan.bench_result import RESULT, Result, trains
 from tinyvlm_cli.results.records import provenance
 from tinyvlm_cli.train.engine import Engine, start_process_group

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
@@ -13,12 +12,9 @@ from tinyvlm_cli.config.schema import PARTS, Engine, Stage, Train
 from tinyvlm_cli.data.batch import Work
 from tinyvlm_cli.data.loader import num_steps
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.model.attention.packed import unsupported
-from tinyvlm_cli.model.blank import meta_model
 from tinyvlm_cli.model.flops import Flops, training_flops
-from tinyvlm_cli.model.pretrained import check_four_bit
 from tinyvlm_cli.model.tuning import choose_trained
-from tinyvlm_cli.model.vlm import VLM
+from tinyvlm_cli.model.vlm import VLM, meta_model
 from tinyvlm_cli.plan.activations import kept_by
 from tinyvlm_cli.plan.figures import Estimate, Row
 from tinyvlm_cli.train.optim import count
@@ -47,30 +43,6 @@ def misset(engine: Engine) -> list[str]:
         findings.append(f"engine.micro_tokens: {engine.micro_tokens} is not allowed; choose 1 or more, or null")
     if engine.recompute is not None and not 0 <= engine.recompute <= 1:
         findings.append(f"engine.recompute: {engine.recompute:g} is not a share of the layers; choose 0 to 1, or null")
-    return findings
-
-
-def untrainable(config: Train, stages: Iterable[str]) -> list[str]:
-    """What of the model or of `stages` cannot be trained, as sentences."""
-    try:
-        model = meta_model(config)
-    except UserError as error:
-        return [str(error)]
-    findings = []
-    if setting := unsupported(model.llm.config, config.llm.max_length):
-        value = getattr(model.llm.config, setting)
-        findings.append(
-            f"llm.path: {config.llm.path} has {setting}={value}, which attention over packed samples does not compute"
-            f"{f'; set llm.max_length={value}' if setting == 'sliding_window' else '; choose another LLM'}"
-        )
-    for name in stages:
-        stage = config.recipe.stages[name]
-        try:
-            choose_trained(copy.deepcopy(model), stage)
-            for part in stage.four_bit_parts:
-                check_four_bit(f"train.{part}")
-        except UserError as error:
-            findings.append(f"recipe.stages.{name}: {error}")
     return findings
 
 

@@ -21,7 +21,7 @@ from tinyvlm_cli.config.schema import Optim, Precision
 from tinyvlm_cli.console import silence
 from tinyvlm_cli.data.batch import MicroBatch
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.model.tuning import is_adapter
+from tinyvlm_cli.model.tuning import ADAPTER_MARK
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.train.optim import build_optimizer
 
@@ -179,7 +179,7 @@ class Engine:
             once = {
                 id(tensor): (name, tensor)
                 for name, tensor in reversed(everything.items())
-                if is_adapter(name) or not adapters_only
+                if ADAPTER_MARK in name or not adapters_only
             }
             return {name: tensor.detach().cpu().clone() for name, tensor in once.values()}
 

@@ -19,7 +19,7 @@ def compile_layers(model: VLM) -> None:
     torch._dynamo.config.recompile_limit = 64
     # Dropout as PyTorch draws it: the same numbers as without compilation, and faster than Inductor's own.
     torch._inductor.config.fallback_random = True
-    for layers in (*model.vision.stacks, layers_of(model.llm)):
+    for layers in map(layers_of, (*model.vision.models, model.llm)):
         for layer in layers:
             layer.compile(dynamic=True)
     model.token_losses = torch.compile(token_losses, dynamic=True)

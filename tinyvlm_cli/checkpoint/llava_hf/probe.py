@@ -79,7 +79,6 @@ def stock_logits(folder: Path, processor: LlavaProcessor, source: Source) -> Ten
         LlavaForConditionalGeneration,
         AutoConfig.from_pretrained(folder),
         path=str(folder),
-        state=None,
         dtype=source.dtype,
         attention="sdpa",
         where="output",

@@ -57,7 +57,7 @@ def _resampler(state: State) -> ImportedConnector:
     out = _renamed(state, lambda name: _words(_first_word(name, names), inner))
     return _imported(
         "resampler",
-        "resamplers.Resampler",
+        "connectors.Resampler",
         _joined(out),
         hidden_dim=hidden_dim,
         num_heads=8 if hidden_dim == 512 else 12,  # as the bench's builder chooses
@@ -82,7 +82,7 @@ def _perceiver(state: State) -> ImportedConnector:
     out = _renamed(state, ours)
     return _imported(
         "resampler_factory",
-        "resamplers.Perceiver",
+        "connectors.Perceiver",
         out,
         head_dim=64,
         num_heads=8,
@@ -102,7 +102,7 @@ def _qformer(state: State, num_heads: int) -> ImportedConnector:
     out = _renamed(kept, lambda name: _first_word(name, names).replace("attention.self.", "attention.attention."))
     return _imported(
         "qformer",
-        "resamplers.QFormer",
+        "connectors.QFormer",
         out,
         hidden_dim=state["query_tokens"].shape[2],
         num_heads=num_heads,

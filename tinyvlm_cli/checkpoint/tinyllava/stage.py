@@ -16,11 +16,12 @@ from tinyvlm_cli.checkpoint.tinyllava import layouts as prefixes
 from tinyvlm_cli.checkpoint.tinyllava.connectors import ImportedConnector, import_connector
 from tinyvlm_cli.checkpoint.tinyllava.layouts import CONNECTOR, VISION, Foreign
 from tinyvlm_cli.checkpoint.tinyllava.weights import refuse_leftovers
-from tinyvlm_cli.config.build import build, conf_dir
+from tinyvlm_cli.config.build import conf_dir
 from tinyvlm_cli.config.schema import LLM, Chat, Precision, Resize, SecondEncoder, Vision
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.model.connectors import build_connector
 from tinyvlm_cli.model.llm import llm_class, read_tokenizer
-from tinyvlm_cli.model.pretrained import config_from_architecture, load_state, read_config
+from tinyvlm_cli.model.pretrained import config_from_architecture, load_partly, read_config
 from tinyvlm_cli.model.vision import VisionEncoder, cut_config
 
 # Modules behind an encoder's last layer, which LLaVA's features do not pass through.
@@ -104,7 +105,7 @@ def _write_connector(foreign: Foreign, folder: Path, vision_dim: int, qformer: P
     heads = read_config(str(qformer), where="qformer_dir").num_attention_heads if qformer else 12
     kind = foreign.connector
     connector = import_connector(kind, foreign.part(CONNECTOR), num_heads=heads)
-    module = build(connector.node, vision_dim=vision_dim, llm_dim=foreign.llm.hidden_size)
+    module = build_connector(connector.node, vision_dim=vision_dim, llm_dim=foreign.llm.hidden_size)
     found, needed = set(connector.state), set(module.state_dict())
     refuse_leftovers(found - needed, f"connector '{kind}'")
     refuse_lacking(needed - found, f"connector '{kind}'")
@@ -120,7 +121,10 @@ def _loaded(
 
     may_lack: what stands behind an encoder's last layer.
     """
-    model, missing, unused = load_state(kind, config, state, where=what)
+    dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+    model, missing, unused = load_partly(
+        kind, config, path=None, state=state, dtype=dtype, attention="sdpa", where=what
+    )
     refuse_leftovers([name for name in unused if not _is_needless(name, config.num_hidden_layers)], what)
     refuse_lacking({name for name in missing if not (may_lack and _is_behind(name))}, what)
     return model

@@ -14,9 +14,10 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import locked, write_text
 from tinyvlm_cli.launch import workers as launch
 from tinyvlm_cli.launch.slurm import this_node
+from tinyvlm_cli.model.tuning import untrainable
 from tinyvlm_cli.plan.bench import IMAGES, bench_data
 from tinyvlm_cli.plan.bench_result import RESULT, read_result
-from tinyvlm_cli.plan.estimate import misset, untrainable
+from tinyvlm_cli.plan.estimate import misset
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.train.stages import stage_split
 

@@ -41,8 +41,8 @@ def _export(config: Export, found: TrainedModel, output: Path) -> None:
     from tinyvlm_cli.checkpoint.llava_hf.export import check_llava, write_llava
     from tinyvlm_cli.checkpoint.source import Source
     from tinyvlm_cli.files import new_folder
-    from tinyvlm_cli.model.blank import meta_model
     from tinyvlm_cli.model.pretrained import DTYPES
+    from tinyvlm_cli.model.vlm import meta_model
 
     trained = from_yaml(Train, found.run.folder / "config.yaml")
     source = Source(

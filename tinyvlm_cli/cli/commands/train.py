@@ -11,7 +11,8 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import locked, write_text
 from tinyvlm_cli.launch import workers as launch
 from tinyvlm_cli.launch.slurm import invitation, invited, this_node
-from tinyvlm_cli.plan.estimate import misset, untrainable
+from tinyvlm_cli.model.tuning import untrainable
+from tinyvlm_cli.plan.estimate import misset
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Run, provenance
 from tinyvlm_cli.train.job import mismatch, write_job

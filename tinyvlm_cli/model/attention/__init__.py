@@ -1,1 +1,3 @@
-"""Attention over packed rows that never crosses the border between two samples."""
+"""Attention over packed rows: the operation that training registers with transformers, and its cuDNN kernels.
+
+Nothing here knows about a particular language model."""

@@ -2,26 +2,26 @@
 
 PyTorch reaches cuDNN for padded batches only (its variable-length backward pass gives wrong numbers in 2.11), so the
 two graphs are built here with NVIDIA's front end. https://docs.nvidia.com/deeplearning/cudnn/frontend, Attention.
+
+Shapes: T tokens of a row, S slots for samples in it, H query heads, K key and value heads, D head width.
 """
 
 import importlib.util
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-
-from tinyvlm_cli.model.attention.row import Row, round_up
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a pair of graphs is built for."""
+    """The sizes that a pair of graphs is built for."""
 
     slots: int
     longest: int
@@ -34,12 +34,12 @@ class Shape:
     device: torch.device
 
 
-def shape_of(query: Tensor, key: Tensor, row: Row, scale: float) -> Shape:
-    """query: [T, H, D]; key: [T, K, D]."""
+def shape_of(query: Tensor, key: Tensor, ends: Tensor, longest: Tensor, scale: float) -> Shape:
+    """Return the shape of a row. query: [T, H, D]; key: [T, K, D]; ends: [S + 1]."""
     tokens, heads, width = query.shape
     return Shape(
-        slots=row.slots,
-        longest=int(row.longest),
+        slots=len(ends) - 1,
+        longest=int(longest),
         tokens=round_up(tokens, 8192),
         heads=heads,
         key_heads=key.shape[1],
@@ -50,9 +50,14 @@ def shape_of(query: Tensor, key: Tensor, row: Row, scale: float) -> Shape:
     )
 
 
+def round_up(number: int, step: int) -> int:
+    """Return the smallest multiple of `step` that is not less than `number`."""
+    return -(-number // step) * step
+
+
 @cache
 def graphs(shape: Shape) -> "Graphs | None":
-    """The two graphs of that shape; None where cuDNN or its front end has none."""
+    """Return the two graphs of a shape; None where cuDNN or its front end has none."""
     if torch.version.cuda is None or importlib.util.find_spec("cudnn") is None:
         return None
     import cudnn
@@ -67,59 +72,60 @@ def graphs(shape: Shape) -> "Graphs | None":
 class Graphs:
     """Attention forward and backward, built once and run on every row that fits."""
 
+    handles: ClassVar[dict[torch.device, Any]] = {}  # cuDNN's, one for each device
+
     def __init__(self, shape: Shape) -> None:
         import cudnn
 
         self.shape = shape
-        self.handle = _handle(shape.device)
         self.dtype = {torch.bfloat16: cudnn.data_type.BFLOAT16, torch.float16: cudnn.data_type.HALF}[shape.dtype]
-        self.forward_graph, self.forward_ports = self._build_forward()
-        self.backward_graph, self.backward_ports = self._build_backward()
+        if shape.device not in self.handles:
+            with torch.cuda.device(shape.device):
+                self.handles[shape.device] = cudnn.create_handle()
+        self.handle = self.handles[shape.device]
+        self.forward_graph = self._build(
+            ("q", "k", "v"),
+            ("out", "sums"),
+            lambda graph, ports, masks: graph.sdpa(
+                q=ports["q"], k=ports["k"], v=ports["v"], generate_stats=True, **masks
+            ),
+        )
+        self.backward_graph = self._build(
+            ("q", "k", "v", "out", "grad", "sums"),
+            ("dq", "dk", "dv"),
+            lambda graph, ports, masks: graph.sdpa_backward(
+                q=ports["q"],
+                k=ports["k"],
+                v=ports["v"],
+                o=ports["out"],
+                dO=ports["grad"],
+                stats=ports["sums"],
+                max_total_seq_len_q=shape.tokens,
+                max_total_seq_len_kv=shape.tokens,
+                **masks,
+            ),
+        )
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, row: Row) -> tuple[Tensor, Tensor]:
-        """[T, H, D], and the softmax's logarithms of sums as [H, T] numbers in cuDNN's order."""
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the output, [T, H, D], and the logarithms of the softmax's sums: [H, T] numbers in cuDNN's order."""
         out = torch.empty_like(query)
         sums = query.new_empty(query.shape[1], query.shape[0], dtype=torch.float32)
-        tensors = {"q": query, "k": key, "v": value, "out": out, "sums": sums}
-        self._run(self.forward_graph, self.forward_ports, tensors, row)
+        self._run(self.forward_graph, {"q": query, "k": key, "v": value, "out": out, "sums": sums}, ends)
         return out, sums
 
     def backward(  # noqa: PLR0917 - the operation's own tensors
-        self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, sums: Tensor, row: Row
+        self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, sums: Tensor, ends: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradients of query, key and value."""
-        grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-        tensors = {"q": query, "k": key, "v": value, "out": out, "sums": sums, "grad": grad}
-        tensors |= dict(zip(("dq", "dk", "dv"), grads, strict=True))
-        self._run(self.backward_graph, self.backward_ports, tensors, row)
-        return grads
+        """Return the gradients of query, key and value."""
+        dq, dk, dv = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        given = {"q": query, "k": key, "v": value, "out": out, "sums": sums, "grad": grad}
+        self._run(self.backward_graph, {**given, "dq": dq, "dk": dk, "dv": dv}, ends)
+        return dq, dk, dv
 
-    def _build_forward(self) -> tuple[Any, dict[str, Any]]:
-        graph, ports = self._begin(("q", "k", "v"))
-        ports["out"], ports["sums"] = graph.sdpa(
-            q=ports["q"], k=ports["k"], v=ports["v"], generate_stats=True, **self._masks(ports)
-        )
-        self._give(ports, ("out", "sums"))
-        return self._finish(graph), ports
-
-    def _build_backward(self) -> tuple[Any, dict[str, Any]]:
-        graph, ports = self._begin(("q", "k", "v", "out", "grad", "sums"))
-        ports["dq"], ports["dk"], ports["dv"] = graph.sdpa_backward(
-            q=ports["q"],
-            k=ports["k"],
-            v=ports["v"],
-            o=ports["out"],
-            dO=ports["grad"],
-            stats=ports["sums"],
-            max_total_seq_len_q=self.shape.tokens,
-            max_total_seq_len_kv=self.shape.tokens,
-            **self._masks(ports),
-        )
-        self._give(ports, ("dq", "dk", "dv"))
-        return self._finish(graph), ports
-
-    def _begin(self, names: Iterable[str]) -> tuple[Any, dict[str, Any]]:
-        """A graph with its inputs: tensors of the row, and where its samples lie in them."""
+    def _build(
+        self, inputs: tuple[str, ...], outputs: tuple[str, ...], operation: Callable[[Any, dict[str, Any], Any], Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Return a graph of one operation, ready to run, and the graph's tensors by name."""
         import cudnn
 
         graph = cudnn.pygraph(
@@ -128,86 +134,62 @@ class Graphs:
             compute_data_type=cudnn.data_type.FLOAT,
             handle=self.handle,
         )
+        # Where the samples are: their sizes, and the offset of each in the memory of three kinds of tensors.
         slots = self.shape.slots
+        counts = {"sizes": slots, "at_query": slots + 1, "at_key": slots + 1, "at_sums": slots + 1}
         ports = {
             name: graph.tensor(name=name, dim=[count, 1, 1, 1], stride=[1, 1, 1, 1], data_type=cudnn.data_type.INT32)
-            for name, count in (
-                ("sizes", slots),
-                ("at_query", slots + 1),
-                ("at_key", slots + 1),
-                ("at_sums", slots + 1),
-            )
+            for name, count in counts.items()
         }
-        for name in names:
+        for name in inputs:
             dim, stride, at = self._layout(name)
             kind = cudnn.data_type.FLOAT if name == "sums" else self.dtype
             ports[name] = graph.tensor(name=name, dim=dim, stride=stride, data_type=kind)
             ports[name].set_ragged_offset(ports[at])
-        return graph, ports
-
-    def _give(self, ports: dict[str, Any], names: Iterable[str]) -> None:
-        """Mark outputs."""
-        import cudnn
-
-        for name in names:
-            dim, stride, at = self._layout(name)
-            ports[name].set_output(True).set_dim(dim).set_stride(stride)
-            ports[name].set_ragged_offset(ports[at])
-            if name == "sums":
-                ports[name].set_data_type(cudnn.data_type.FLOAT)
-
-    def _layout(self, name: str) -> tuple[list[int], list[int], str]:
-        """Sizes and strides [sample, head, token, width] of a tensor, and which offsets say where a sample begins."""
-        shape = self.shape
-        if name == "sums":
-            return (
-                [shape.slots, shape.heads, shape.longest, 1],
-                [shape.longest * shape.heads, 1, shape.heads, 1],
-                "at_sums",
-            )
-        is_key = name in ("k", "v", "dk", "dv")
-        heads = shape.key_heads if is_key else shape.heads
-        strides = [shape.longest * heads * shape.width, shape.width, heads * shape.width, 1]
-        return [shape.slots, heads, shape.longest, shape.width], strides, "at_key" if is_key else "at_query"
-
-    def _masks(self, ports: dict[str, Any]) -> dict[str, Any]:
-        return {
+        masks = {
             "attn_scale": self.shape.scale,
             "use_causal_mask": True,
             "use_padding_mask": True,
             "seq_len_q": ports["sizes"],
             "seq_len_kv": ports["sizes"],
         }
-
-    def _finish(self, graph: Any) -> Any:
-        import cudnn
-
+        ports |= dict(zip(outputs, operation(graph, ports, masks), strict=True))
+        for name in outputs:
+            dim, stride, at = self._layout(name)
+            ports[name].set_output(True).set_dim(dim).set_stride(stride)
+            ports[name].set_ragged_offset(ports[at])
+            if name == "sums":
+                ports[name].set_data_type(cudnn.data_type.FLOAT)
         graph.validate()
         graph.build_operation_graph()
         graph.create_execution_plans([cudnn.heur_mode.A])
         graph.check_support()
         graph.build_plans()
-        return graph
+        return graph, ports
 
-    def _run(self, graph: Any, ports: dict[str, Any], tensors: dict[str, Tensor], row: Row) -> None:
+    def _layout(self, name: str) -> tuple[list[int], list[int], str]:
+        """Return a tensor's sizes and strides as [sample, head, token, width], and which offsets it uses."""
+        shape = self.shape
+        if name == "sums":
+            sizes = [shape.slots, shape.heads, shape.longest, 1]
+            return sizes, [shape.longest * shape.heads, 1, shape.heads, 1], "at_sums"
+        is_key = name in ("k", "v", "dk", "dv")
+        heads = shape.key_heads if is_key else shape.heads
+        strides = [shape.longest * heads * shape.width, shape.width, heads * shape.width, 1]
+        return [shape.slots, heads, shape.longest, shape.width], strides, "at_key" if is_key else "at_query"
+
+    def _run(self, built: tuple[Any, dict[str, Any]], tensors: dict[str, Tensor], ends: Tensor) -> None:
+        """Run a graph on a row. ends: [S + 1], where its samples end."""
         import cudnn
 
-        shape = self.shape
+        (graph, ports), shape = built, self.shape
         places = {
-            "sizes": row.sizes,
-            "at_query": row.ends * (shape.heads * shape.width),
-            "at_key": row.ends * (shape.key_heads * shape.width),
-            "at_sums": row.ends * shape.heads,
+            "sizes": ends.diff(),
+            "at_query": ends * (shape.heads * shape.width),
+            "at_key": ends * (shape.key_heads * shape.width),
+            "at_sums": ends * shape.heads,
         }
         workspace = torch.empty(graph.get_workspace_size(), device=shape.device, dtype=torch.uint8)
         cudnn.set_stream(handle=self.handle, stream=torch.cuda.current_stream(shape.device).cuda_stream)
         buffers = {ports[name]: tensor for name, tensor in (tensors | places).items()}
         graph.execute(buffers, workspace, handle=self.handle)
-
-
-@cache
-def _handle(device: torch.device) -> Any:
-    import cudnn
-
-    with torch.cuda.device(device):
-        return cudnn.create_handle()

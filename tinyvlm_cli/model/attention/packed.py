@@ -9,22 +9,54 @@ model's layers pass extra arguments on (StableLM's do not).
 Shapes: T tokens of a row, S samples in it, L tokens of the longest, H query heads, K key and value heads, D head width.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, PretrainedConfig
 from transformers.masking_utils import AttentionMaskInterface
 
 from tinyvlm_cli.model.attention import cudnn as attention_cudnn
-from tinyvlm_cli.model.attention.row import Row, row_of_lengths
 
 PACKED = "tinyvlm_packed"
 
 
+@dataclass(frozen=True)
+class Row:
+    """The samples of a packed row, as tensors, which an attention operation can save for its backward pass."""
+
+    ends: Tensor  # [S + 1] int32, on the model's device: 0, and where each sample ends
+    longest: Tensor  # L, int64, on the CPU
+
+    @staticmethod
+    def of_lengths(lengths: Tensor, device: torch.device) -> "Row":
+        """Return the row of samples with `lengths` tokens, [S] on the CPU, for a model on `device`."""
+        slots, longest = len(lengths), int(lengths.max())
+        if device.type == "cuda":
+            # cuDNN takes 0.1 s to build its graphs for a number of samples and of tokens. Rounded up, few are built;
+            # the slots after the samples are empty and skipped, though not for free: 2,048 more tokens cost the
+            # backward pass 7%, and rows of 100-token samples cost 18% when rounded up to 512 instead of 128.
+            power_of_two = 1 << (longest - 1).bit_length()
+            slots = attention_cudnn.round_up(slots, 16)
+            longest = attention_cudnn.round_up(longest, min(1024, power_of_two))
+        sizes = pad(lengths.int(), (0, slots - len(lengths)))
+        ends = pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))
+        return Row(ends.to(device, non_blocking=True), torch.tensor(longest))
+
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """Return where each token of the padded samples is in the row, and which of them are real: [S, L] both.
+
+        The position of a token that is not real is any position in the row.
+        """
+        steps = torch.arange(int(self.longest), device=self.ends.device)
+        places = steps + self.ends[:-1, None]
+        return places.clamp(max=int(self.ends[-1]) - 1), steps < self.ends.diff()[:, None]
+
+
 class _Current:
-    """The row in flight. It outlives the forward pass because layers that are computed again ask for it again."""
+    """The row of the forward pass in progress. It is kept for recomputation, which reads it again."""
 
     row: Row | None = None
 
@@ -32,20 +64,20 @@ class _Current:
 def register() -> str:
     """Make the packed attention known to transformers and return its name."""
     AttentionInterface.register(PACKED, _attend)
-    AttentionMaskInterface.register(PACKED, _no_mask)
+    AttentionMaskInterface.register(PACKED, lambda *args, **kwargs: None)  # it needs no mask
     return PACKED
 
 
 def set_lengths(lengths: Tensor, device: torch.device) -> None:
-    """Announce the samples of the next forward pass.
+    """Set the samples of the next forward pass.
 
     lengths: [S] tokens of each sample, in the order of the row, on the CPU.
     """
-    _Current.row = row_of_lengths(lengths, device)
+    _Current.row = Row.of_lengths(lengths, device)
 
 
 def unsupported(config: PretrainedConfig, max_length: int) -> str | None:
-    """What a language model's attention needs and the packed one lacks, as the setting's name; None: nothing."""
+    """Return the setting of a language model that packed attention does not compute; None if there is none."""
     if getattr(config, "attention_dropout", 0.0):
         return "attention_dropout"
     if getattr(config, "attn_logit_softcapping", None):
@@ -54,10 +86,6 @@ def unsupported(config: PretrainedConfig, max_length: int) -> str | None:
     if has_window and (getattr(config, "sliding_window", None) or max_length) < max_length:
         return "sliding_window"
     return None
-
-
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """The packed attention needs no mask."""
 
 
 def _attend(  # noqa: PLR0917 - transformers' signature
@@ -86,19 +114,17 @@ def _attend(  # noqa: PLR0917 - transformers' signature
 def attend(  # noqa: PLR0917 - an operation's tensors
     query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention within each sample of a row.
+    """Causal attention within each sample of a row. One operation for the compiler, which does not look into it.
 
-    One operation for the compiler, which does not look into it.
-
-    query: [T, H, D]; key, value: [T, K, D]; ends, longest: of a `Row`. Returns [T, H, D], and the softmax's logarithms
-    of sums for the backward pass: H * T numbers in the kernel's own order.
+    query: [T, H, D]; key, value: [T, K, D]; ends, longest: of a `Row`. Returns the output, [T, H, D], and the
+    logarithms of the softmax's sums for the backward pass: H * T numbers in the kernel's own order.
     """
     row = Row(ends, longest)
     if not _has_kernel(query):
         return _padded(query, key, value, row, scale), query.new_empty(*query.shape[1::-1], dtype=torch.float32)
-    graphs = attention_cudnn.graphs(attention_cudnn.shape_of(query, key, row, scale))
+    graphs = attention_cudnn.graphs(attention_cudnn.shape_of(query, key, ends, longest, scale))
     if graphs is not None:
-        return graphs.forward(query, key, value, row)
+        return graphs.forward(query, key, value, ends)
     most = int(longest)
     out, sums, *_ = torch.ops.aten._flash_attention_forward(
         query, key, value, ends, ends, most, most, 0.0, True, False, scale=scale
@@ -118,76 +144,19 @@ def attend_backward(  # noqa: PLR0917
     sums: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of query, key and value, from that of `attend`'s output."""
-    row = Row(ends, longest)
-    if not _has_kernel(query):
-        return _padded_backward(grad, query, key, value, row, scale)
-    graphs = attention_cudnn.graphs(attention_cudnn.shape_of(query, key, row, scale))
-    if graphs is not None:
-        return graphs.backward(grad, query, key, value, out, sums, row)
-    most = int(longest)
-    seed = torch.zeros(2, dtype=torch.uint64, device=query.device)  # of a dropout that there is not
-    dq, dk, dv = torch.ops.aten._flash_attention_backward(
-        grad, query, key, value, out, sums, ends, ends, most, most, 0.0, True, seed, seed, scale=scale
-    )
-    return dq, dk, dv
-
-
-@attend.register_fake
-def _(  # noqa: PLR0917
-    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(query), query.new_empty(*query.shape[1::-1], dtype=torch.float32)
-
-
-@attend_backward.register_fake
-def _(  # noqa: PLR0917
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    ends: Tensor,
-    longest: Tensor,
-    out: Tensor,
-    sums: Tensor,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.scale = inputs
-    ctx.save_for_backward(*tensors, *output)
-
-
-def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return *attend_backward(grad.contiguous(), *ctx.saved_tensors, ctx.scale), None, None, None
-
-
-attend.register_autograd(_differentiate, setup_context=_keep)
-
-
-def _has_kernel(query: Tensor) -> bool:
-    """Whether there are variable-length kernels for it; else samples are laid side by side."""
-    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
-
-
-def _padded(query: Tensor, key: Tensor, value: Tensor, row: Row, scale: float) -> Tensor:
-    """`attend` with the samples laid side by side, short ones filled up at the end, where causality hides the filling.
-
-    Any device and any type.
-    """
-    index = row.index
-    q, k, v = (x[index].transpose(1, 2) for x in (query, key, value))  # [S, heads, L, D]
-    out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
-    return out.transpose(1, 2)[row.real]
-
-
-def _padded_backward(  # noqa: PLR0917
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, row: Row, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`attend_backward` of the same, written out: there is no autograd inside of an operation."""
-    index, real = row.index, row.real
+    """Return the gradients of query, key and value, given that of `attend`'s output."""
+    if _has_kernel(query):
+        graphs = attention_cudnn.graphs(attention_cudnn.shape_of(query, key, ends, longest, scale))
+        if graphs is not None:
+            return graphs.backward(grad, query, key, value, out, sums, ends)
+        most = int(longest)
+        seed = torch.zeros(2, dtype=torch.uint64, device=query.device)  # of the dropout, which is zero
+        dq, dk, dv = torch.ops.aten._flash_attention_backward(
+            grad, query, key, value, out, sums, ends, ends, most, most, 0.0, True, seed, seed, scale=scale
+        )
+        return dq, dk, dv
+    # The backward pass of `_padded`, written out because there is no autograd inside an operation.
+    index, real = Row(ends, longest).padded()
     group = query.shape[1] // key.shape[1]
     q, k, v, g = (x[index].transpose(1, 2) for x in (query, key, value, grad))
     g = g * real[:, None, :, None]
@@ -200,3 +169,37 @@ def _padded_backward(  # noqa: PLR0917
     dk, dv = ((x.mT @ y).transpose(1, 2)[real] for x, y in ((dscores, q), (weights, g)))
     dk, dv = (x.view(len(x), -1, group, x.shape[-1]).sum(dim=2) for x in (dk, dv))
     return dq, dk, dv
+
+
+# Shapes of the results, for the compiler.
+attend.register_fake(
+    lambda query, *_: (torch.empty_like(query), query.new_empty(*query.shape[1::-1], dtype=torch.float32))
+)
+attend_backward.register_fake(
+    lambda grad, query, key, value, *_: (torch.empty_like(query), torch.empty_like(key), torch.empty_like(value))
+)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *attend_backward(grad.contiguous(), *ctx.saved_tensors, ctx.scale), None, None, None
+
+
+attend.register_autograd(_differentiate, setup_context=_save_for_backward)
+
+
+def _has_kernel(query: Tensor) -> bool:
+    """Return whether there are variable-length kernels for `query`; otherwise samples are padded."""
+    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
+
+
+def _padded(query: Tensor, key: Tensor, value: Tensor, row: Row, scale: float) -> Tensor:
+    """Compute `attend` with samples padded at their end, where causality hides the padding. Any device, any type."""
+    index, real = row.padded()
+    q, k, v = (x[index].transpose(1, 2) for x in (query, key, value))  # [S, heads, L, D]
+    out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    return out.transpose(1, 2)[real]
