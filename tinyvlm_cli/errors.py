@@ -1,15 +1,17 @@
-"""What ends a command early, and its exit codes."""
+"""The errors that end a command, and the exit codes."""
 
 FAILED = 1
-MISTAKE = 2  # the user can mend it
+MISTAKE = 2  # the user can correct it
+INTERRUPTED = 130  # as a shell reports it
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend; the command line shows its text without a traceback and exits with 2.
+    """A mistake that the user can correct. The command prints its text without a traceback and exits with 2.
 
-    The text says where, what was found, what is allowed and what to do. Several findings are several lines.
+    The text is one sentence for each finding: the setting, what was found, what is allowed and what to do. Several
+    findings are several lines.
     """
 
 
 class WorkerError(RuntimeError):
-    """A worker process died of something that is not a user's mistake; its own output says of what. Exit code 1."""
+    """Raised when a worker process ends for a reason that is not a user's mistake. The command exits with 1."""

@@ -1,12 +1,19 @@
 """The command line as a user meets it: help, mistakes, completion."""
 
+import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from tinyvlm_cli.cli.main import ACTIONS, COMMANDS, main
+from tinyvlm_cli.cli import compose
+from tinyvlm_cli.cli.commands import COMMANDS, Command
+from tinyvlm_cli.cli.main import main
+from tinyvlm_cli.errors import UserError, WorkerError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -31,46 +38,54 @@ def test_each_command_shows_examples(command: str, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("command", "groups"),
     [
-        ("report then evl run=all", "tinyvlm evl: there is no such command; did you mean 'eval'?"),
-        ("report then eval", "tinyvlm eval: run: not set; add run=..."),
-        ("report then eval run=all benchmark=pope", "coco_pope_random.json"),
-        ("report then", "tinyvlm then: a command stands before and after this word"),
+        ("report", {"table"}),
+        ("eval", {"benchmark", "judge"}),
+        ("data", {"benchmark", "data", "llm", "vision"}),
+        ("train", {"connector", "data", "llm", "recipe", "sweep", "vision"}),
+        ("demo", set()),
     ],
 )
-def test_later_commands_are_checked_before_the_first_runs(
-    words: str, says: str, capsys: pytest.CaptureFixture[str]
+def test_help_lists_the_groups_that_a_command_reads(
+    command: str, groups: set[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert main(words.split()) == 2
-    told = capsys.readouterr()
-    assert says in told.err and not told.out
-
-
-def test_commands_run_one_after_another(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", "format=csv", "then", "report", "table=comparison", "format=csv"]) == 0
-    first, second = capsys.readouterr().out.split("\n$ tinyvlm report table=comparison format=csv\n")
-    assert "\nvariants,published," in first and "\ncomparison,published," in second
+    for group in ("table", "llm"):
+        (tmp_path / "conf" / group).mkdir(parents=True)
+        (tmp_path / "conf" / group / "mine.yaml").touch()
+    assert main([command, "--help"]) == 0
+    lines = [line.strip().partition(": ") for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    listed = {name: options.split(", ") for name, colon, options in lines if colon and " " not in name}
+    assert set(listed) == groups
+    assert all("mine" in listed[group] for group in groups & {"table", "llm"})
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("trian", "there is no such command; did you mean 'train'?"),
-        ("train llm=phi3", "llm=phi3: there is no such llm; did you mean 'phi2'?"),
-        ("train hydra/launcher=joblb", "hydra/launcher=joblb: there is no such hydra/launcher; did you mean 'joblib'?"),
-        ("train lm=phi2", "lm=phi2: there is no setting 'lm'; did you mean 'llm'?"),
-        ("train recipe.stages.pretrian.lr=1", "did you mean recipe.stages.NAME.lr?"),
-        ("train +recipe.lrr=1", "recipe.lrr: there is no such setting"),
-        ("train seed=1.5", "seed=1.5: Value '1.5' of type 'float' could not be converted to Integer"),
-        ("train engine.precision=fp8", "engine.precision=fp8: Invalid value 'fp8', expected one of [bf16, fp32]"),
+        ("trian", "not a command; did you mean 'train'?"),
+        ("train llm=phi3", "llm=phi3: no llm of that name; did you mean 'phi2'?"),
+        ("train hydra/launcher=joblb", "hydra/launcher=joblb: no hydra/launcher of that name; did you mean 'joblib'?"),
+        ("train lm=phi2", "lm=phi2: no setting 'lm'; did you mean 'llm'?"),
+        (
+            "train recipe.stages.pretrian.lr=1",
+            "did you mean recipe.stages.pretrain?",
+        ),
+        ("train recipe.lr=1", "recipe.lr: no such setting; did you mean recipe.stages.NAME.lr?"),
+        ("train +recipe.lrr=1", "recipe.lrr: no such setting; did you mean"),
+        ("train connector.dpth=1", "did you mean connector.depth?"),
+        ("train seed=1.5", "seed: Value '1.5' of type 'float' could not be converted to Integer"),
+        ("train engine.precision=fp8", "engine.precision: Invalid value 'fp8', expected one of [bf16, fp32]"),
         ("train llm=phi2,tinyllama", "add -m to run one job for each"),
-        ("train sweep=recipee", "sweep=recipee: there is no such sweep; did you mean 'recipe'?"),
+        ("train sweep=recipee", "sweep=recipee: no sweep of that name; did you mean 'recipe'?"),
         ("train sweep=llm,vision", "one sweep at a time"),
-        ("report table.llm.runs.seed=1", "there is no table.llm here; choose it with table=llm"),
-        ("train llm", "llm: a word without a value; write llm=VALUE"),
+        ("report table.llm.runs.seed=1", "table.llm: not chosen here; add table=llm"),
+        ("train llm", "llm: no value; write llm=VALUE"),
         ("data chekc data=llava15", "'chekc' is not an action of data; choose check or prepare"),
         ("eval", "run: not set; add run=..."),
+        ("train seed=range(1,3)", "add -m to run one job for each"),
+        ("train llm.path=<x", "llm.path=<x: not valid"),
+        ("train then", "then: no setting"),
     ],
 )
 def test_a_mistake_is_one_sentence(words: str, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -124,10 +139,9 @@ def test_what_a_later_stage_cannot_train_is_said_before_the_first(
         ("tinyvlm tr", {"train"}),
         ("tinyvlm train llm=ph", {"llm=phi2"}),
         ("tinyvlm train sweep=cros", {"sweep=crossed"}),
-        ("tinyvlm train sweep=crossed then ev", {"eval"}),
-        ("tinyvlm train then report table=oth", {"table=others"}),
+        ("tinyvlm report table=oth", {"table=others"}),
         ("tinyvlm train engine.z", {"engine.zero="}),
-        ("tinyvlm data ", set(ACTIONS["data"])),
+        ("tinyvlm data ", set(COMMANDS["data"].actions)),
         ("tinyvlm trian llm=", set()),
     ],
 )
@@ -137,3 +151,106 @@ def test_tab_completes(
     monkeypatch.setenv("COMP_LINE", line)
     assert main(["-sc", "query=bash"]) == 0
     assert set(capsys.readouterr().out.split()) == offers
+
+
+MINE = """
+from torch import nn
+
+from tinyvlm_cli.model.connectors import Connector
+
+
+class Mine(Connector):
+    def __init__(self, vision_dim: int, llm_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(vision_dim, llm_dim)
+
+    def forward(self, features):
+        return self.linear(features)
+
+    def num_tokens(self, num_patches: int) -> int:
+        return num_patches
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A working folder with a connector in the user's own module, and the console script as pip writes it."""
+    (tmp_path / "my_connectors.py").write_text(MINE, encoding="utf-8")
+    (tmp_path / "conf/connector").mkdir(parents=True)
+    (tmp_path / "conf/connector/mine.yaml").write_text("_target_: my_connectors.Mine\n", encoding="utf-8")
+    entry = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]["tinyvlm"]
+    module, _, function = entry.partition(":")
+    (tmp_path / "bin").mkdir()
+    text = f"import sys\nfrom {module} import {function}\nsys.exit({function}())\n"
+    (tmp_path / "bin/tinyvlm").write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def tinyvlm(study: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    # The package's own folder only: an installed console script has no working folder on its path.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(study / "bin/tinyvlm"), *arguments]
+    return subprocess.run(command, cwd=study, env=environment, capture_output=True, text=True, check=False)
+
+
+TINY = ("llm=tiny", "vision=tiny", "data=easyvqa", "connector=mine")
+
+
+def test_a_module_in_the_working_folder_is_found_under_the_console_script(study: Path) -> None:
+    done = tinyvlm(study, "plan", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert "TinyLLaVA-base-tiny-tiny-mine-easyvqa" in done.stdout
+
+
+def test_modules_of_a_results_folder_are_not_found(study: Path) -> None:
+    assert "my_connectors" in tinyvlm(study, "plan", *TINY, "results_dir=.").stderr
+    for name in ("runs", "stages"):  # someone's results, whatever `results_dir` says
+        (study / name).mkdir()
+    assert "my_connectors" in tinyvlm(study, "plan", *TINY).stderr
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "local"])
+def test_workers_find_a_module_in_the_working_folder(study: Path, launcher: str) -> None:
+    done = tinyvlm(study, "bench", "train", "-m", *TINY, "steps=1", "seed=1", f"hydra/launcher={launcher}")
+    assert done.returncode == 0, done.stderr
+    assert list((study / "results/bench").glob("*/bench.json"))
+
+
+def test_a_launched_job_reports_in_json(tmp_path: Path) -> None:
+    """Its file may come from another machine: it is data, not a pickle."""
+    job = compose.Job("train", tmp_path / "outcomes")
+    (tmp_path / "outcomes").mkdir()
+    for number, text in enumerate(
+        [
+            '{"overrides": "seed=1", "code": 0}',
+            '{"overrides": "seed=2", "code": 2, "kind": "UserError", "message": "no data"}',
+            '{"overrides": "seed=3", "code": 1, "kind": "WorkerError", "message": "worker 0 stopped"}',
+        ]
+    ):
+        (tmp_path / f"outcomes/{number:06}.json").write_text(text, encoding="utf-8")
+    outcomes = job.outcomes()
+    assert [(outcome.overrides, outcome.code) for outcome in outcomes] == [("seed=1", 0), ("seed=2", 2), ("seed=3", 1)]
+    assert [type(outcome.error) for outcome in outcomes] == [type(None), UserError, WorkerError]
+
+
+def test_full_error_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(UserError, match="phi3"):
+        main(["train", "llm=phi3"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(UserError("x"), 2), (WorkerError("x"), 1), (KeyboardInterrupt(), 130), (BrokenPipeError(), 1), (None, 3)],
+    ids=lambda value: type(value).__name__,
+)
+def test_exit_codes(error: BaseException | None, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: Command, config: object) -> int:
+        if error is not None:
+            raise error
+        return 3
+
+    monkeypatch.setattr(Command, "run", run)
+    monkeypatch.setattr(os, "dup2", lambda *_: None)  # of standard output, when its reader is gone
+    assert main(["report"]) == code

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tinyvlm_cli.cli.commands import COMMANDS
 from tinyvlm_cli.cli.commands.plan import run_together
-from tinyvlm_cli.cli.compose import prepare_hydra, typed
-from tinyvlm_cli.cli.grid import points
+from tinyvlm_cli.cli.compose import points, prepare_hydra
 from tinyvlm_cli.cli.main import main
-from tinyvlm_cli.config.commands import Plan
 from tinyvlm_cli.config.schema import Engine, Parts, Precision, Stage, Tune
 from tinyvlm_cli.plan.bench_result import Result
 from tinyvlm_cli.plan.figures import Estimate, Row, held_bytes, written_bytes
@@ -42,8 +41,8 @@ def test_crossed_shares_connector_pretraining_over_data_and_recipes(
     # ShareGPT4V's own first split is LLaVA's, and both recipes begin alike; what follows differs in data or start.
     distinct = models * (1 + data * (base + share - 2))
     prepare_hydra()
-    cells = list(points("plan", ["sweep=crossed"], is_grid=False))
-    nodes = [node for cell in cells for node in stage_nodes(typed(cell.composed, Plan, cell.hydra))]
+    cells = list(points(COMMANDS["plan"], ["sweep=crossed"], is_grid=False))
+    nodes = [node for cell in cells for node in stage_nodes(cell.config())]
     assert (len(cells), len(nodes), len({node.folder for node in nodes})) == (24, needed, distinct) == (24, 60, 42)
     assert [outcome.code for outcome in run_together(iter(cells))] == [0] * 24
     shown = "\n".join(" ".join(line.split()) for line in capsys.readouterr().out.splitlines())
@@ -112,8 +111,8 @@ def test_zero_spreads_optimizer_then_gradients_then_weights(zero: int, held: flo
 
 def test_done_stages_and_measured_hours_are_told_apart(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     prepare_hydra()
-    (cell,) = points("plan", [*TINY, "recipe=demo"], is_grid=False)
-    folder = tmp_path / "results" / "stages" / stage_nodes(typed(cell.composed, Plan, cell.hydra))[0].folder
+    (cell,) = points(COMMANDS["plan"], [*TINY, "recipe=demo"], is_grid=False)
+    folder = tmp_path / "results" / "stages" / stage_nodes(cell.config())[0].folder
     folder.mkdir(parents=True)
     (folder / "DONE").touch()
     work = {"llm": "tiny", "vision": "tiny", "connector": "mlp", "split": "finetune", "device": "Some GPU", "gpus": 2}
@@ -144,7 +143,8 @@ def test_a_run_that_cannot_be_planned_hides_no_other(capsys: pytest.CaptureFixtu
     words = [*TINY, "recipe=demo", f"{finetune}.train.vision=full", f"{finetune}.vision_from_layer=0,77"]
     shown = planned(capsys, "-m", *words, code=1)
     assert f"{finetune}.vision_from_layer=77: {finetune}: vision_from_layer: 77 is not one of the" in shown
-    assert "\nTinyLLaVA-demo-tiny-tiny to do to do\n" in shown and "stages 2 0 2 0 2" in shown
+    assert "\nTinyLLaVA-demo+finetune.train.vision=full-tiny-tiny to do to do\n" in shown
+    assert "stages 2 0 2 0 2" in shown
 
 
 def test_runs_of_one_name_show_their_folders(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,17 +2,18 @@
 
 from typing import Any
 
-from tinyvlm_cli.cli.compose import SCHEMAS, prepare_hydra, typed
+from tinyvlm_cli.cli.commands import COMMANDS
+from tinyvlm_cli.cli.compose import points, prepare_hydra
 from tinyvlm_cli.cli.explain import with_text_quoted
-from tinyvlm_cli.cli.grid import points
 from tinyvlm_cli.config.build import conf_dir
 
 
 def composed(command: str, *overrides: str) -> Any:
     """Return the configuration of a command line."""
     prepare_hydra()
-    (point,) = points(command, with_text_quoted(list(overrides), SCHEMAS[command]), is_grid=False)
-    return typed(point.composed, SCHEMAS[command], point.hydra)
+    settings = with_text_quoted(list(overrides), COMMANDS[command].settings_class)
+    (point,) = points(COMMANDS[command], settings, is_grid=False)
+    return point.config()
 
 
 def options(group: str) -> list[str]:

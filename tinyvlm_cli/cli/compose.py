@@ -1,227 +1,272 @@
-"""Composing a command's configuration with Hydra, and turning Hydra's complaints into one sentence each.
+"""Compose a command's configuration with Hydra and run the command, once or for each point of a grid.
 
-The parent process composes once; what runs gets the dataclasses of config.py and nothing of Hydra's.
+Hydra composes in the parent process only. A command gets dataclasses of config/ and nothing of Hydra's.
 """
 
 import atexit
-import importlib
+import json
 import os
-import pickle
 import shutil
 import sys
 import tempfile
 import traceback
 import uuid
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tinyvlm_cli.cli.explain import check_settings, explain, sorted_words, with_own_keys_added, with_text_quoted
-from tinyvlm_cli.cli.grid import points
+from tinyvlm_cli.cli.commands import COMMANDS, Command
+from tinyvlm_cli.cli.explain import check_settings, explain, sorted_arguments, with_own_keys_added, with_text_quoted
 from tinyvlm_cli.cli.names import name_members, with_differences
-from tinyvlm_cli.cli.sweep_source import SweepSource
-from tinyvlm_cli.config import commands as command_config
 from tinyvlm_cli.config.build import PACKAGE, conf_dir, sweeps_dir
-from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.console import set_up_logging
 from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError
+from tinyvlm_cli.files import write_text
 from tinyvlm_cli.launch.slurm import this_node
 
-SCHEMAS: dict[str, type] = {
-    "train": Train,
-    "plan": command_config.Plan,
-    "eval": command_config.Eval,
-    "score": command_config.Score,
-    "report": command_config.Report,
-    "data": command_config.DataCommand,
-    "ask": command_config.Ask,
-    "import": command_config.Import,
-    "export": command_config.Export,
-    "bench": command_config.Bench,
-    "demo": command_config.Demo,
-}
-
-TOGETHER = frozenset({"plan"})  # commands that look at all points of a grid before they say anything
 MULTIRUN = frozenset({"-m", "--multirun"})
+HELP = frozenset({"-h", "--help"})
+SWEEP = "sweep"  # configuration group of the files in ./sweeps
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one job of a command line."""
+    """The result of one point of a grid."""
 
-    words: str  # the job's own words
+    overrides: str  # of that point
     code: int
     error: Exception | None = None
 
 
-def run_command(name: str, words: list[str]) -> int:
-    """Compose `name`'s configuration from `words` and run it: once, or for every point of a grid."""
-    flags, settings = _sorted(name, words)
-    wanted = os.environ.get("HYDRA_FULL_ERROR", "0")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; the sentence is ours
-    job = Job(name, Path.cwd() / f".tinyvlm-{uuid.uuid4().hex}")
-    program = "tinyvlm" if words[:1] == ["-sc"] else f"tinyvlm {name}"
-    argv, sys.argv = sys.argv, [program, *flags, *settings]
+@dataclass(frozen=True)
+class Point:
+    """One composed configuration of a command line."""
+
+    command: Command
+    composed: DictConfig
+    hydra: Any  # the node `hydra` of the same composition
+
+    @property
+    def overrides(self) -> str:
+        """Its overrides as text."""
+        return " ".join(self.hydra.overrides.task)
+
+    def config(self) -> Any:
+        """Return the command's settings, with each group's member named by what it is.
+
+        Raises UserError with everything that is not set, or that does not fit the schema.
+        """
+        schema = self.command.settings_class
+        name_members(self.composed, self.hydra)
+        missing = sorted(OmegaConf.missing_keys(self.composed))
+        if missing:
+            raise UserError("\n".join(f"{key}: not set; add {key}=..." for key in missing))
+        try:
+            # Merging again rejects keys that `+key=` has added to the composition.
+            plain = OmegaConf.to_container(self.composed, resolve=True)
+            assert isinstance(plain, dict)
+            config = OmegaConf.to_object(OmegaConf.unsafe_merge(OmegaConf.structured(schema), plain))
+        except OmegaConfBaseException as error:
+            raise UserError(explain(error, schema, [])) from error
+        return with_differences(config)
+
+
+def run_command(command: Command, arguments: list[str]) -> int:
+    """Compose the command's configuration from `arguments`, run it for every point, and return the exit code."""
+    prepare_hydra()
+    schema = command.settings_class
+    flags, settings = sorted_arguments(arguments)
+    check_settings(settings, schema)
+    settings = with_own_keys_added(with_text_quoted(settings, schema), schema)
+    results_dir = dict(setting.partition("=")[::2] for setting in settings).get("results_dir", "results")
+    _make_importable(Path.cwd(), Path(results_dir.strip("'\"")))
+    full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises an error instead of printing it and exiting
+    job = Job(command.name, Path.cwd() / f".tinyvlm-{uuid.uuid4().hex}")
+    argv, sys.argv = sys.argv, ["tinyvlm" if "-sc" in flags else f"tinyvlm {command.name}", *flags, *settings]
     set_up_logging()
     try:
-        if name in TOGETHER and set(flags) <= MULTIRUN:
-            command = importlib.import_module(f"tinyvlm_cli.cli.commands.{name}")
-            return _conclude(name, command.run_together(points(name, settings, is_grid=bool(flags))))
-        entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)
-        entry(job)()
+        if HELP & set(flags):
+            return _print_help(command)
+        if command.takes_grid and set(flags) <= MULTIRUN:
+            return _conclude(command, command.run(points(command, settings, is_grid=bool(flags))))
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command.name)(job)()
+        return _conclude(command, job.outcomes())
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, SCHEMAS[name])) from error
-    except SystemExit as left:  # after --help, --info and words that argparse cannot read
-        return left.code if isinstance(left.code, int) else 1
+        raise UserError(explain(error, schema, settings)) from error
+    except SystemExit as left:  # after --cfg, --info and arguments that argparse rejects
+        return left.code if isinstance(left.code, int) else FAILED
     except Exception as error:
-        if not _is_launchers(error):
+        # A Slurm launcher raises errors of many types: no cluster here, a rejected request, a killed job.
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if not str(frame.f_globals.get("__name__")).startswith("submitit."):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        shutil.rmtree(job.folder, ignore_errors=True)
         raise WorkerError(f"hydra/launcher: {reason}") from error
     finally:
+        shutil.rmtree(job.folder, ignore_errors=True)
         sys.argv = argv
-        os.environ["HYDRA_FULL_ERROR"] = wanted
-    return _conclude(name, job.outcomes())
+        os.environ["HYDRA_FULL_ERROR"] = full_error
 
 
-def _sorted(name: str, words: list[str]) -> tuple[list[str], list[str]]:
-    """Hydra's flags, and the settings as Hydra takes them. Raises UserError for a word that is no setting."""
-    prepare_hydra()
-    flags, settings = sorted_words(words)
-    check_settings(settings, SCHEMAS[name])
-    return flags, with_own_keys_added(with_text_quoted(settings, SCHEMAS[name]), SCHEMAS[name])
+def points(command: Command, settings: list[str], *, is_grid: bool) -> Iterator[Point]:
+    """Yield every configuration that the settings describe, composed in this process: one, or those of a grid.
+
+    For a command that needs all points together. Hydra's own sweeper composes each point twice and copies it twice
+    more, and a launcher may run it on another machine. is_grid: -m was given; otherwise `sweep=NAME` may ask for one.
+    """
+    with hydra.initialize_config_dir(str(conf_dir()), job_name=f"tinyvlm {command.name}", version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(settings)
+        if not is_grid and not any(override.is_sweep_override() for override in parsed):
+            single = loader.load_configuration(command.name, settings, run_mode=RunMode.RUN)
+            if single.hydra.mode is not RunMode.MULTIRUN:
+                yield _point(command, single)
+                return
+        whole = loader.load_configuration(command.name, settings, run_mode=RunMode.MULTIRUN)
+        if not is_grid and whole.hydra.mode is not RunMode.MULTIRUN:  # rejects the several values
+            loader.load_configuration(command.name, settings, run_mode=RunMode.RUN)
+        grid = [f"{key}={values}" for key, values in (whole.hydra.sweeper.params or {}).items()]
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides([*grid, *whole.hydra.overrides.task])
+        for overrides in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]:
+            yield _point(command, loader.load_sweep_config(whole, overrides))
 
 
-def _is_launchers(error: BaseException) -> bool:
-    """Whether a Slurm launcher raised it: no cluster here, a refused request, a job that was killed."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__")).startswith("submitit.")
-
-
-def check_command(name: str, words: list[str]) -> int:
-    """Everything about a command that can be checked before those in front of it have run. Returns 0."""
-    flags, settings = _sorted(name, words)
-    try:
-        first = next(points(name, settings, is_grid=bool(flags)))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, SCHEMAS[name])) from error
-    config = typed(first.composed, SCHEMAS[name], first.hydra)
-    command = importlib.import_module(f"tinyvlm_cli.cli.commands.{name}")
-    if hasattr(command, "check"):
-        command.check(config)
-    return 0
+def _point(command: Command, config: DictConfig) -> Point:
+    HydraConfig.instance().set_config(config)  # so that `${hydra:...}` in a setting means this point
+    settings = [str(key) for key in config if key != "hydra"]
+    return Point(command, OmegaConf.masked_copy(config, settings), config.hydra)
 
 
 class Job:
-    """What Hydra calls for each point of a grid: in this process, or in one that a launcher started.
+    """The function that Hydra calls for each point of a grid, in this process or in one that a launcher started.
 
-    From such a process the outcome comes back as a file in `folder`, which all nodes of a cluster see.
+    From a launcher's process the outcome comes back as a file in `folder`, which all nodes of a cluster see.
     """
 
-    def __init__(self, command: str, folder: Path, *, is_elsewhere: bool = False) -> None:
-        self.command = command
+    def __init__(self, name: str, folder: Path, *, is_launched: bool = False) -> None:
+        self.name = name
         self.folder = folder
-        self.is_elsewhere = is_elsewhere
+        self.is_launched = is_launched
         self.done: list[Outcome] = []
 
     def __call__(self, composed: DictConfig) -> None:
-        outcome = _outcome(self.command, composed)
-        if not self.is_elsewhere:
+        point = Point(COMMANDS[self.name], composed, HydraConfig.get())
+        outcome = self._run(point)
+        if not self.is_launched:
             self.done.append(outcome)
         elif this_node().is_first:
-            self.folder.mkdir(exist_ok=True)
-            (self.folder / f"{HydraConfig.get().job.num:06}").write_bytes(pickle.dumps(outcome))
+            record: dict[str, Any] = {"overrides": outcome.overrides, "code": outcome.code}
+            if outcome.error is not None:
+                record |= {"kind": type(outcome.error).__name__, "message": str(outcome.error)}
+            write_text(self.folder / f"{HydraConfig.get().job.num:06}.json", json.dumps(record))
+
+    def _run(self, point: Point) -> Outcome:
+        """Run the command. Its error is kept, so that the other points of a grid run too."""
+        try:
+            if point.command.takes_grid:
+                (outcome,) = point.command.run(iter([point]))
+                assert isinstance(outcome, Outcome)
+                return outcome
+            return Outcome(point.overrides, point.command.run(point.config()))
+        except UserError as error:
+            return Outcome(point.overrides, MISTAKE, error)
+        except (WorkerError, BrokenPipeError) as error:  # the latter: `tinyvlm report | head`
+            return Outcome(point.overrides, FAILED, error)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (self.command, self.folder)
+        return _launched_job, (self.name, self.folder)
 
     def outcomes(self) -> list[Outcome]:
-        """Of all points that came to an end, in the grid's order."""
-        if self.folder.is_dir():
-            self.done = [pickle.loads(path.read_bytes()) for path in sorted(self.folder.iterdir())]
-            shutil.rmtree(self.folder)
+        """Return the outcomes of all points that ended, in the grid's order."""
+        for path in sorted(self.folder.glob("*.json")):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            kinds = {UserError.__name__: UserError, BrokenPipeError.__name__: BrokenPipeError}
+            error = kinds.get(record["kind"], WorkerError)(record["message"]) if "kind" in record else None
+            self.done.append(Outcome(record["overrides"], record["code"], error))
         return self.done
 
 
-def _unpickled(command: str, folder: Path) -> Job:
-    """A job in a launcher's process, which knows nothing of ours yet."""
+def _launched_job(name: str, folder: Path) -> Job:
+    """Recreate a job in a launcher's process, where nothing is set up yet."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
     prepare_hydra()
     set_up_logging()
-    return Job(command, folder, is_elsewhere=True)
+    return Job(name, folder, is_launched=True)
 
 
-def _outcome(name: str, composed: DictConfig) -> Outcome:
-    """One job's. Its error is kept for the end, so that the other jobs of a grid go on."""
-    words = " ".join(HydraConfig.get().overrides.task)
-    command = importlib.import_module(f"tinyvlm_cli.cli.commands.{name}")
-    try:
-        return Outcome(words, command.run(typed(composed, SCHEMAS[name], HydraConfig.get())))
-    except UserError as error:
-        return Outcome(words, MISTAKE, error)
-    except (WorkerError, BrokenPipeError) as error:  # the latter: `tinyvlm report | head`
-        return Outcome(words, FAILED, error)
-
-
-def typed(composed: DictConfig, kind: type, hydra_node: Any) -> Any:
-    """Return the dataclass of a composed configuration, its members named by what they are.
-
-    hydra_node: the node `hydra` of the same composition.
-    Raises UserError with everything that is not set, or does not fit.
-    """
-    name_members(composed, hydra_node)
-    missing = sorted(OmegaConf.missing_keys(composed))
-    if missing:
-        raise UserError("\n".join(f"{key}: not set; add {key}=..." for key in missing))
-    try:
-        # Merging again refuses keys that `+key=` has added past the schema.
-        plain = OmegaConf.to_container(composed, resolve=True)
-        assert isinstance(plain, dict)
-        config = OmegaConf.to_object(OmegaConf.unsafe_merge(OmegaConf.structured(kind), plain))
-        return with_differences(config)
-    except OmegaConfBaseException as error:
-        raise UserError(explain(error, kind)) from error
-
-
-def _conclude(name: str, outcomes: list[Outcome]) -> int:
-    """The command's exit code; of a grid also what became of the jobs that failed."""
+def _conclude(command: Command, outcomes: list[Outcome]) -> int:
+    """Return the command's exit code, after a report of the points that failed. A single point's error is raised."""
     failed = [outcome for outcome in outcomes if outcome.error]
     if len(outcomes) == 1 and outcomes[0].error:
         raise outcomes[0].error
     for outcome in failed:
         for line in str(outcome.error).splitlines():
-            print(f"tinyvlm {name}: {outcome.words}: {line}", file=sys.stderr)
+            print(f"tinyvlm {command.name}: {outcome.overrides}: {line}", file=sys.stderr)
     if failed:
-        done = len(outcomes) - len(failed)
         print(
-            f"tinyvlm {name}: {done} of {len(outcomes)} jobs are done, {len(failed)} failed; "
-            "the same command does what is missing",
+            f"tinyvlm {command.name}: {len(outcomes) - len(failed)} of {len(outcomes)} jobs are done, "
+            f"{len(failed)} failed; run the same command again for those",
             file=sys.stderr,
         )
         return FAILED
     return max((outcome.code for outcome in outcomes), default=0)
 
 
+def _print_help(command: Command) -> int:
+    """Print the command's help: the header of its YAML, and the groups that it reads with their options."""
+    with hydra.initialize_config_dir(str(conf_dir()), job_name=f"tinyvlm {command.name}", version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        node = hydra.compose(command.name, return_hydra_config=True).hydra
+        names = {*node.runtime.choices, *(field.name for field in fields(command.settings_class))}
+        options = {name: loader.get_group_options(name) for name in sorted(names) if "/" not in name}
+        groups = [f"  {name}: {', '.join(found)}" for name, found in options.items() if found]
+    if groups:
+        groups = ["", "Groups, chosen with group=option:", "", *groups]
+    print(node.help.header, *groups, "", node.help.footer, sep="\n")
+    return 0
+
+
+def _make_importable(working_dir: Path, results_dir: Path) -> None:
+    """Let this process and those that it starts import the user's own modules, as `python -m` does.
+
+    `_target_: my_connectors.Mine` then finds my_connectors.py in the working folder. A results folder may come from
+    other people, and nothing in it is executed: it is left out even when it is the working folder.
+    """
+    inside = (working_dir, *working_dir.parents)
+    if results_dir.resolve() in inside or any((f / "runs").is_dir() and (f / "stages").is_dir() for f in inside):
+        return
+    if str(working_dir) not in sys.path:
+        sys.path.insert(0, str(working_dir))
+    known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if str(working_dir) not in known:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(working_dir), *known])
+
+
 def prepare_hydra() -> None:
-    """Make schemas, resolvers and search path known to Hydra. Harmless when repeated."""
-    # Hydra copies the whole store for every group that --help lists, which takes seconds; what the store gives out is a
-    # copy already.
-    ConfigStore.__deepcopy__ = lambda store, _: store  # type: ignore[attr-defined]
-    for name, kind in SCHEMAS.items():
-        ConfigStore.instance().store(name=f"{name}_schema", node=kind, provider="tinyvlm")
+    """Register schemas, resolvers and the search path with Hydra. May be called again."""
+    for command in COMMANDS.values():
+        ConfigStore.instance().store(f"{command.name}_schema", command.settings_class, provider="tinyvlm")
     OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
     OmegaConf.register_new_resolver("scratch", _scratch, replace=True)
     OmegaConf.register_new_resolver("benchmark_dir", _benchmark_dir, replace=True)
@@ -232,20 +277,20 @@ def prepare_hydra() -> None:
 
 @cache
 def _scratch() -> str:
-    """A folder that is gone when the process ends."""
+    """Return a folder that is deleted when the process ends."""
     folder = tempfile.mkdtemp(prefix="tinyvlm-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def _benchmark_dir(folder: str, *, _root_: DictConfig) -> str:
-    """A benchmark's folder: under `eval_dir` where a command has one, else (`score`) the one that it names."""
+    """Return a benchmark's folder: in `eval_dir` if the command has one; `score` names the folder itself."""
     eval_dir = _root_.get("eval_dir")
     return str(Path(eval_dir) / folder) if eval_dir is not None else str(_root_.data_dir)
 
 
 class TinyvlmSearchPath(SearchPathPlugin):
-    """The user's ./conf and ./sweeps come before the ones that come with the project."""
+    """The user's ./conf and ./sweeps are searched before those that come with tinyvlm."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         own_conf, own_sweeps = Path("conf").resolve(), Path("sweeps").resolve()
@@ -254,3 +299,37 @@ class TinyvlmSearchPath(SearchPathPlugin):
         folders = [folder for folder in (own_sweeps, sweeps_dir()) if folder.is_dir()]
         for folder in dict.fromkeys(folders):
             search_path.append(provider="sweeps", path=f"sweeps://{folder}")
+
+
+class SweepSource(FileConfigSource):
+    """A folder whose files are the options of the group `sweep`, without a folder of that name around them."""
+
+    @staticmethod
+    def scheme() -> str:
+        """Return the prefix of its search path entries."""
+        return "sweeps"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Return the content of `sweep/NAME`."""
+        return super().load_config(PurePosixPath(config_path).name)
+
+    def available(self) -> bool:
+        """Return whether the folder exists."""
+        return super().is_group("")
+
+    def is_group(self, config_path: str) -> bool:
+        """Return whether the path is the root or `sweep`."""
+        return config_path in ("", SWEEP)
+
+    def is_config(self, config_path: str) -> bool:
+        """Return whether `sweep/NAME` is a file."""
+        path = PurePosixPath(config_path)
+        return str(path.parent) == SWEEP and super().is_config(path.name)
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """Return the names in a group."""
+        if config_path == "":
+            return [SWEEP] if results_filter in (None, ObjectType.GROUP) else []
+        if config_path != SWEEP or results_filter is ObjectType.GROUP:
+            return []
+        return sorted(path.stem for path in Path(self.path).glob("*.yaml"))

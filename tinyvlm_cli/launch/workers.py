@@ -70,7 +70,7 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "tinyvlm" / "compiled"))
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of libraries; ours are log lines
     try:
-        elastic_launch(config, sys.executable)("-m", "tinyvlm_cli.launch.worker", job, str(folder))
+        elastic_launch(config, sys.executable)("-P", "-m", "tinyvlm_cli.launch.worker", job, str(folder))
     except SignalException:  # Ctrl-C or a scheduler: Hydra would take an exception for a failed job, and start the next
         raise KeyboardInterrupt from None
     except ChildFailedError as failed:

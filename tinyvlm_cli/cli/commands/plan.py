@@ -9,9 +9,7 @@ from rich.console import Console
 from rich.tree import Tree
 
 from tinyvlm_cli.cli.commands.plan_grid import Cell, count_stages, print_grid, short
-from tinyvlm_cli.cli.compose import Outcome, typed
-from tinyvlm_cli.cli.grid import Point
-from tinyvlm_cli.config.commands import Plan
+from tinyvlm_cli.cli.compose import Outcome, Point
 from tinyvlm_cli.errors import MISTAKE, UserError
 from tinyvlm_cli.plan.estimator import Estimator
 from tinyvlm_cli.plan.planned import DONE, PlannedRun, PlannedStage, begin
@@ -21,17 +19,10 @@ from tinyvlm_cli.train.stages import stage_split
 T = TypeVar("T")
 
 
-def run(config: Plan) -> int:
-    """Print the stages of the run with their figures. Returns the exit code."""
-    with Estimator() as estimator:
-        print_run(begin(config, estimator)())
-    return 0
-
-
 def run_together(points: Iterator[Point]) -> list[Outcome]:
     """Print one run's stages, or one line for each run of a grid and what they come to together."""
     with Estimator() as estimator:
-        begun = [(point.words, _tried(partial(_begin, point, estimator))) for point in points]
+        begun = [(point.overrides, _tried(partial(_begin, point, estimator))) for point in points]
         cells = [Cell(words, one if isinstance(one, UserError) else _tried(one)) for words, one in begun]
     if len(cells) > 1:
         print_grid(cells)
@@ -42,7 +33,7 @@ def run_together(points: Iterator[Point]) -> list[Outcome]:
 
 
 def _begin(point: Point, estimator: Estimator) -> Callable[[], PlannedRun]:
-    return begin(typed(point.composed, Plan, point.hydra), estimator)
+    return begin(point.config(), estimator)
 
 
 def _tried(work: Callable[[], T]) -> T | UserError:
