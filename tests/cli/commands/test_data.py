@@ -1,18 +1,18 @@
-"""`tinyvlm data`: whole or not at all."""
+"""`tinyvlm data check` reports everything at once, and `tinyvlm data prepare` makes a folder whole or not at all."""
 
 import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 from support.from_conf import node_of, write_lines
 
 from tinyvlm_cli.cli.commands import data
-from tinyvlm_cli.cli.commands.data_prepare import make
 from tinyvlm_cli.config.commands import DataCommand
-from tinyvlm_cli.config.schema import Data, Split
+from tinyvlm_cli.config.schema import LLM, Data, Prompt, Split
 from tinyvlm_cli.data.records import split_hash
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import read_jsonl
@@ -20,7 +20,7 @@ from tinyvlm_cli.results.folder import Results
 
 
 def write_mark(folder: Path, *, fails: bool = False) -> None:
-    """What a `prepare` node names in these tests."""
+    """Stand in for the function that a `prepare` node names."""
     (folder / "mark").write_text("made", encoding="utf-8")
     if fails:
         raise UserError("no such package")
@@ -30,75 +30,108 @@ def node(folder: Path, **more: object) -> dict[str, object]:
     return {"_target_": f"{__name__}.write_mark", "folder": str(folder), **more}
 
 
+def talk(image: str) -> dict[str, Any]:
+    messages = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]
+    return {"id": image, "image": image, "conversations": messages}
+
+
+def check(group: Data, results_dir: Path) -> int:
+    return data.run(DataCommand(action="check", data=group, results_dir=str(results_dir)))
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Split:
+    """Records of images, of which only a.png exists, in the folder sam and outside of it."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    records = [talk(image) for image in ("a.png", "sam/a.jpg", "sam/b.jpg", "c.jpg")]
+    (tmp_path / "r.json").write_text(json.dumps(records), encoding="utf-8")
+    return Split(annotations=str(tmp_path / "r.json"), images=str(tmp_path), count=4, source="the author")
+
+
 def test_a_folder_is_made_once(tmp_path: Path) -> None:
-    make("data=x", node(tmp_path / "deep/made"))
+    data.make("data=x", node(tmp_path / "deep/made"))
     (tmp_path / "deep/made/mark").write_text("mine", encoding="utf-8")
-    make("data=x", node(tmp_path / "deep/made"))
+    data.make("data=x", node(tmp_path / "deep/made"))
     assert (tmp_path / "deep/made/mark").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such package"):
-        make("data=x", node(tmp_path / "made", fails=True))
+        data.make("data=x", node(tmp_path / "made", fails=True))
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
-def test_what_cannot_be_made_is_said(tmp_path: Path) -> None:
+def test_prepare_without_anything_to_make_is_an_error(tmp_path: Path) -> None:
     config = partial(DataCommand, action="prepare", prompts={}, convert_gifs=False, results_dir=str(tmp_path))
     group = Data(name="llava15", splits={})
-    with pytest.raises(UserError, match=r"data=llava15: cannot be made here; .* add llm=NAME for the index"):
+    with pytest.raises(UserError, match=r"data=llava15: .*llm=NAME"):
         data.run(config(data=group))
-    with pytest.raises(UserError, match="nothing to prepare; choose from data=easyvqa, llm=smollm2, vision=dinov2"):
+    with pytest.raises(UserError, match="choose from data=easyvqa, llm=smollm2, vision=dinov2"):
         data.run(config())
-    with pytest.raises(UserError, match=r"data.prepare: says no folder"):
+    with pytest.raises(UserError, match=r"convert_gifs: .*data=NAME"):
+        data.run(config(convert_gifs=True))
+    with pytest.raises(UserError, match=r"data\.prepare\.folder: not set"):
         data.run(config(data=replace(group, prepare={"_target_": "x"})))
 
 
-def test_what_the_index_leaves_out_anyway_does_not_make_trained_stages_other_ones(tmp_path: Path) -> None:
+def test_a_prompt_must_name_a_split(tmp_path: Path, split: Split) -> None:
+    config = partial(DataCommand, action="prepare", llm=LLM(path="x"), convert_gifs=False, results_dir=str(tmp_path))
+    group = Data(name="own", splits={"mine": split})
+    with pytest.raises(UserError) as caught:
+        data.run(config(data=group, prompts={"finetune": Prompt.chat, "mien": Prompt.chat}))
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["prompts.mine", "prompts.mien"]
+
+
+def test_a_setting_without_effect_is_a_warning(tmp_path: Path, split: Split, caplog: pytest.LogCaptureFixture) -> None:
+    group = Data(name="own", splits={"mine": split})
+    config = DataCommand(action="check", data=group, llm=LLM(path="x"), results_dir=str(tmp_path))
+    data.run(config)
+    data.run(replace(config, action="prepare", llm=None, convert_gifs=True, benchmark={"pope": {}}))
+    assert [record.args for record in caplog.records if "no effect" in record.msg] == [
+        ("llm", "check"),
+        ("benchmark", "prepare"),
+    ]
+
+
+def test_records_that_the_index_itself_leaves_out_do_not_change_a_stages_identity(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text('[{"id": "broken"}]', encoding="utf-8")
     split = Split(annotations=str(tmp_path / "r.json"), images=str(tmp_path), count=1, source="here")
     before = split_hash(split, Results(tmp_path))
-    group = Data(name="x", splits={"pretrain": split})
-    assert data.run(DataCommand(action="check", data=group, results_dir=str(tmp_path))) == 1
+    assert check(Data(name="x", splits={"pretrain": split}), tmp_path) == 1
     assert split_hash(split, Results(tmp_path)) == before
 
 
-def test_check_without_the_image_folder_leaves_nothing_out(tmp_path: Path) -> None:
-    (tmp_path / "r.json").write_text('[{"id": "a"}]', encoding="utf-8")
-    split = Split(annotations=str(tmp_path / "r.json"), images=str(tmp_path / "gone"), count=1, source="here")
-    with pytest.raises(UserError, match=r"data.splits.pretrain.images: no .*gone; get it from here"):
-        data.run(DataCommand(action="check", data=Data("x", {"pretrain": split}), results_dir=str(tmp_path)))
+def test_check_without_the_image_folder_leaves_nothing_out(tmp_path: Path, split: Split) -> None:
+    group = Data(name="x", splits={"pretrain": replace(split, images=str(tmp_path / "gone"))})
+    with pytest.raises(UserError, match=r"^data\.splits\.pretrain\.images: .*gone; get it from the author$"):
+        check(group, tmp_path)
     assert not (tmp_path / "index").exists()
 
 
-def test_check_says_where_missing_images_can_be_had(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    talk = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]
-    records = [{"id": image, "image": image, "conversations": talk} for image in ("sam/a.jpg", "sam/b.jpg", "c.jpg")]
-    (tmp_path / "r.json").write_text(json.dumps(records), encoding="utf-8")
-    split = Split(annotations=str(tmp_path / "r.json"), images=str(tmp_path), count=3, source="the author")
-    group = Data("x", {"pretrain": split, "finetune": replace(split, annotations="no.json")}, {"sam": "SA-1B"})
-    assert data.run(DataCommand(action="check", data=group, results_dir=str(tmp_path))) == 1
+def test_check_says_where_to_get_missing_images(
+    tmp_path: Path, split: Split, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits = {"pretrain": split, "finetune": replace(split, annotations="no.json")}
+    assert check(Data(name="x", splits=splits, image_sources={"sam": "SA-1B"}), tmp_path) == 1
     shown = capsys.readouterr().out
-    assert "data.splits.finetune.annotations: no no.json; get it from the author" in shown
+    assert "data.splits.finetune.annotations: no file no.json; get it from the author" in shown
     assert "data.image_sources: no folder sam; get its images from SA-1B" in shown
     assert "pretrain: images of 2 records are missing; get them from SA-1B, into sam" in shown
     assert "pretrain: images of 1 records are missing; get them from the author" in shown
 
 
-def test_check_writes_the_skip_list_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    talk = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]
-    records = [{"id": str(i), "image": image, "conversations": talk} for i, image in enumerate(["a.png", "b.png"])]
-    (tmp_path / "r.json").write_text(json.dumps(records), encoding="utf-8")
-    split = Split(annotations=str(tmp_path / "r.json"), images=str(tmp_path), count=3, source="here")
-    group = Data(name="x", splits={"pretrain": split, "caption_pretrain": split})
-    assert data.run(DataCommand(action="check", data=group, results_dir=str(tmp_path))) == 1
-    assert "pretrain: 2 records (published: 3), 1 usable" in capsys.readouterr().out
+def test_check_writes_the_skip_list_once_for_two_splits_of_the_same_files(
+    tmp_path: Path, split: Split, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group = Data(name="x", splits={"pretrain": replace(split, count=5), "caption_pretrain": split})
+    assert check(group, tmp_path) == 1
+    shown = capsys.readouterr().out
+    assert "pretrain: 4 records (published: 5), 1 usable" in shown and "caption_pretrain" not in shown
     (skips,) = (tmp_path / "index/skip").glob("*[0-9a-f].jsonl")
-    assert [line["number"] for line in read_jsonl(skips)] == [1]
+    assert [line["number"] for line in read_jsonl(skips)] == [1, 2, 3]
 
 
-def test_check_counts_what_is_there_of_each_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_counts_the_files_of_each_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [{"image": name, "text": "Is there a cat?", "label": "no"} for name in ("a.jpg", "b.jpg", "empty.jpg")]
     for category in ("adversarial", "random", "popular"):
         write_lines(tmp_path / f"pope/coco/coco_pope_{category}.json", lines)
@@ -108,7 +141,7 @@ def test_check_counts_what_is_there_of_each_benchmark(tmp_path: Path, capsys: py
     benchmark = {name: node_of(name, tmp_path / name) for name in ("pope", "llavaw")}
     assert data.run(DataCommand(action="check", benchmark=benchmark)) == 1
     shown = capsys.readouterr().out
-    assert " 9 │ 1 of 3 │ not complete" in shown
+    assert " 9 │ 1 of 3 │ incomplete" in shown
     assert "POPE: 2 of 3 images are missing (first: " in shown
     assert "LLaVA-W: questions.jsonl, context.jsonl, answers_gpt4.jsonl not in " in shown
     assert "LLaVA-W, for the official judging: " in shown and "rule.json of LLaVA" in shown

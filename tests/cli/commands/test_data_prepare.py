@@ -36,14 +36,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_index_is_the_one_that_training_opens(
+def test_training_opens_the_prepared_index(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["data", "prepare", "data=mine", "llm=tiny"]) == 1
     shown = capfd.readouterr()
     assert shown.out.count(" 4 │        1 │") == 2
-    assert "no gone.json; get it from the author of captions" in shown.err
-    monkeypatch.setattr(index, "encode", None)  # nothing is made any more
+    assert "no file gone.json; get it from the author of captions" in shown.err
+    monkeypatch.setattr(index, "encode", None)  # no index can be made any more
     config = composed("train", "data=mine", "llm=tiny", "vision=tiny", "recipe=base")
     assert [len(stage_index(config, stage)) for stage in config.recipe.stages.values()] == [4, 4]
 
@@ -55,7 +55,7 @@ def test_prepare_reads_the_splits_as_every_recipe_does(recipe: str) -> None:
         assert prompts[stage.split] is stage.prompt
 
 
-def test_what_is_a_jpeg_by_name_only_becomes_one(folder: Path) -> None:
+def test_files_that_are_jpegs_by_name_only_become_jpegs(folder: Path) -> None:
     frames = [Image.new("P", (8, 8), colour) for colour in (1, 2)]
     frames[0].putpalette([0, 0, 0, 250, 0, 0, 0, 0, 250])
     frames[0].save(folder / "a.jpg", format="GIF", save_all=True, append_images=frames[1:])
@@ -74,11 +74,11 @@ def test_what_is_a_jpeg_by_name_only_becomes_one(folder: Path) -> None:
     assert convert_split(split).num_converted == 0
 
 
-def test_convert_gifs_counts_what_it_did(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_convert_gifs_counts_conversions_and_faults(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (8, 8)).save(folder / "a.jpg", format="GIF")
     (folder / "b.jpg").write_text("<html>", encoding="utf-8")
     assert main(["data", "prepare", "data=mine", "convert_gifs=true"]) == 1
     shown = capfd.readouterr().err
-    assert "pretrain: 1 of 3 images made JPEGs" in shown
+    assert "pretrain: converted 1 of 3 images" in shown
     assert "pretrain: 2 cannot be read (the first: image b.jpg: not an image)" in shown
     assert not (folder / "results/index").exists()

@@ -1,14 +1,270 @@
-"""`tinyvlm data check`: is everything there and readable? `tinyvlm data prepare`: make what can be made here."""
+"""Check that training sets and benchmarks are complete and readable, or prepare what this machine can make.
 
-from tinyvlm_cli.cli.commands import data_check, data_prepare
+`tinyvlm data check` reports what is missing, what is wrong, and where to get the files. `tinyvlm data prepare` makes
+training sets, model folders and indexes before training needs them.
+"""
+
+import logging
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.console import Console
+from rich.table import Column, Table
+
+from tinyvlm_cli.config.build import build, conf_dir
 from tinyvlm_cli.config.commands import DataCommand
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.config.schema import LLM, Data, Split, Vision
+from tinyvlm_cli.errors import FAILED, UserError
+from tinyvlm_cli.files import locked, new_folder, write_jsonl
+from tinyvlm_cli.results.folder import Results
+
+if TYPE_CHECKING:
+    from tinyvlm_cli.data.records import Finding
+    from tinyvlm_cli.evaluate.benchmark import Benchmark
+
+log = logging.getLogger(__name__)
+
+SHOWN = 10  # findings of each kind on the screen; the file has all of them
 
 
 def run(config: DataCommand) -> int:
-    """Check or prepare. Returns the exit code."""
+    """Check or prepare what the configuration names. Returns the exit code."""
+    if config.action not in ("check", "prepare"):
+        raise UserError(f"action={config.action}: choose check or prepare")
+    unused = {"benchmark": config.benchmark} if config.action == "prepare" else {
+        "llm": config.llm, "vision": config.vision, "convert_gifs": config.convert_gifs is True
+    }  # fmt: skip
+    for setting in (name for name, value in unused.items() if value):
+        log.warning("%s: has no effect in `tinyvlm data %s`", setting, config.action)
     if config.action == "prepare":
-        return data_prepare.run(config)
-    if config.action == "check":
-        return data_check.run(config)
-    raise UserError(f"action={config.action}: choose check or prepare")
+        return prepare(config)
+    if config.data is None and not config.benchmark:
+        raise UserError("nothing to check; add data=NAME or benchmark=NAME")
+    codes = []
+    if config.data is not None:
+        codes.append(_check_data(config.data, Results(config.results_dir)))
+    if config.benchmark:
+        codes.append(_check_benchmarks(config.benchmark))
+    return max(codes)
+
+
+def _check_data(data: Data, results: Results) -> int:
+    """Check every split of a data group whose files exist. Returns the exit code."""
+    names: dict[tuple[str, str], str] = {}  # two splits can have the same files
+    missing: dict[str, list[str]] = {}
+    for name, split in data.splits.items():
+        if names.setdefault((split.annotations, split.images), name) != name:
+            continue
+        missing[name] = []
+        if not Path(split.annotations).is_file():
+            missing[name].append(_missing_annotations(name, split))
+        if not Path(split.images).is_dir():
+            missing[name].append(f"data.splits.{name}.images: no folder {split.images}; get it from {split.source}")
+    lines = [line for found in missing.values() for line in found]
+    if lines:
+        roots = [Path(split.images) for split in data.splits.values()]
+        lines += [
+            f"data.image_sources: no folder {folder}; get its images from {source}"
+            for folder, source in data.image_sources.items()
+            if not any((root / folder).is_dir() for root in roots)
+        ]
+    if all(missing.values()):
+        raise UserError("\n".join(lines))
+    for line in lines:
+        _print(line)
+    left_out = sum(_check_split(name, data, results) for name, found in missing.items() if not found)
+    return FAILED if left_out or lines else 0
+
+
+def _check_split(name: str, data: Data, results: Results) -> int:
+    """Check one split, show the findings and write them to results/index/skip/. Returns the records left out."""
+    from tinyvlm_cli.data.check import check_split
+    from tinyvlm_cli.data.records import IMAGE_FAULTS, Kind, write_skips
+
+    split = data.splits[name]
+    checked = check_split(split)
+    # The index itself leaves out broken records. In this list they would only change the identity of trained stages.
+    skips = ((finding.number, finding.says) for finding in checked.findings if finding.kind in IMAGE_FAULTS)
+    path = write_skips(split, results, skips)
+    everything = path.with_suffix(".findings.jsonl")
+    write_jsonl(everything, (asdict(finding) for finding in checked.findings))
+    left_out = {finding.number for finding in checked.findings if finding.leaves_out}
+    number = checked.num_records
+    published = "" if number == split.count else f" (published: {split.count:,})"
+    _print(f"{name}: {number:,} records{published}, {number - len(left_out):,} usable; {checked.num_images:,} images")
+    if not checked.findings:
+        return 0
+    _show_findings(name, checked.findings)
+    missing = [finding.image for finding in checked.findings if finding.kind is Kind.absent and finding.image]
+    folders = {f"{folder}/": f"{source}, into {folder}" for folder, source in data.image_sources.items()}
+    sources = Counter(
+        next((source for folder, source in folders.items() if image.startswith(folder)), split.source)
+        for image in missing
+    )
+    for source, count in sources.items():
+        _print(f"{name}: images of {count:,} records are missing; get them from {source}")
+    _print(f"{name}: all findings are in {everything}; the records that training skips are in {path}")
+    return len(left_out)
+
+
+def _show_findings(name: str, findings: list["Finding"]) -> None:
+    """Print a table of the kinds, and the first findings of each."""
+    table = Table("finding", Column("records", justify="right"), "in training")
+    kinds = Counter(finding.kind for finding in findings)
+    for kind, count in kinds.most_common():
+        table.add_row(kind.value, f"{count:,}", kind.training)
+    _print(table)
+    for kind, count in kinds.most_common():
+        for finding in [finding for finding in findings if finding.kind is kind][:SHOWN]:
+            _print(f"{name}[{finding.number}]: {kind.value}: {finding.says}")
+        if count > SHOWN:
+            _print(f"{name}: {kind.value}: {count - SHOWN:,} more")
+
+
+def _check_benchmarks(nodes: dict[str, Any]) -> int:
+    """Print a table of the benchmarks' files, and a line for each that is missing. Returns the exit code."""
+    from tinyvlm_cli.evaluate.runner import take_inventory
+
+    benchmarks: list[Benchmark] = [build(node) for node in nodes.values()]
+    inventories = [take_inventory(benchmark) for benchmark in benchmarks]
+    right = [Column(header, justify="right") for header in ("questions", "images")]
+    table = Table("benchmark", "split", *right, "state")
+    for benchmark, found in zip(benchmarks, inventories, strict=True):
+        images = f"{found.images - found.absent:,} of {found.images:,}"
+        state = "incomplete" if found.findings else "complete"
+        table.add_row(benchmark.label, benchmark.split, f"{found.questions:,}", images, state)
+    _print(table)
+    for benchmark, found in zip(benchmarks, inventories, strict=True):
+        for finding in found.findings:
+            _print(f"{benchmark.label}: {finding}")
+        for file in benchmark.wanted():
+            _print(f"{benchmark.label}, for the official judging: {file}")
+    return FAILED if any(found.findings for found in inventories) else 0
+
+
+def prepare(config: DataCommand) -> int:
+    """Make what has a `prepare` node, then JPEGs on request, then the index. Returns the exit code."""
+    groups: dict[str, Data | LLM | Vision] = {
+        key: group
+        for key, group in (("data", config.data), ("llm", config.llm), ("vision", config.vision))
+        if group is not None
+    }
+    if findings := _mistakes(config, groups):
+        raise UserError("\n".join(findings))
+    for key, group in groups.items():
+        if group.prepare:
+            make(f"{key}={group.name}", group.prepare)
+        elif not isinstance(group, Data) and Path(group.path).is_dir():
+            log.info("%s=%s: exists already, in %s", key, group.name, group.path)
+    data = config.data
+    if data is None or not (config.llm or config.convert_gifs):
+        return 0
+    splits = {name: split for name, split in data.splits.items() if Path(split.annotations).is_file()}
+    missing = [_missing_annotations(name, split) for name, split in data.splits.items() if name not in splits]
+    if not splits:
+        raise UserError("\n".join(missing))
+    for line in missing:
+        log.warning("%s", line)
+    if config.convert_gifs:
+        _convert(data.name, splits)
+    if config.llm:
+        _build_index(config, config.llm, splits)
+    return FAILED if missing else 0
+
+
+def _mistakes(config: DataCommand, groups: dict[str, Data | LLM | Vision]) -> list[str]:
+    """Return a sentence for each setting with which nothing can be prepared."""
+    findings = []
+    if config.convert_gifs and config.data is None:
+        findings.append("convert_gifs: needs a training set; add data=NAME")
+    elif not groups:
+        options = ", ".join(preparable())
+        findings.append(f"nothing to prepare; choose from {options}, or add data=NAME llm=NAME for the data's index")
+    # Groups that are useful without a `prepare` node, and the setting that makes them so.
+    uses = {"data": config.llm is not None or config.convert_gifs, "llm": config.data is not None}
+    hints = {"data": "; add llm=NAME to index existing files", "llm": "; add data=NAME to index that data"}
+    for key, group in groups.items():
+        exists = not isinstance(group, Data) and Path(group.path).is_dir()
+        if group.prepare and "folder" not in group.prepare:
+            findings.append(f"{key}.prepare.folder: not set; add +{key}.prepare.folder=DIR, the folder to make")
+        elif not group.prepare and not uses.get(key) and not exists:
+            how = f"get the files yourself, or set their path{hints.get(key, '')}"
+            findings.append(f"{key}={group.name}: tinyvlm cannot make it; {how}")
+    if config.data is not None and config.llm is not None:
+        shipped = yaml.safe_load((conf_dir() / "data.yaml").read_text("utf-8"))["prompts"]
+        splits = ", ".join(config.data.splits)
+        for name in config.data.splits:
+            if name not in config.prompts:
+                findings.append(f"prompts.{name}: not set; add +prompts.{name}=plain or +prompts.{name}=chat")
+        for name in config.prompts:
+            if name not in config.data.splits and name not in shipped:
+                findings.append(f"prompts.{name}: data={config.data.name} has no such split; choose from {splits}")
+    return findings
+
+
+def preparable() -> list[str]:
+    """Return the group choices, shipped or the user's, that have a `prepare` node."""
+    files = {
+        f"{group}={path.stem}": path
+        for folder in (conf_dir(), Path("conf"))
+        for group in ("data", "llm", "vision")
+        for path in sorted((folder / group).glob("*.yaml"))
+    }
+    return [choice for choice, path in files.items() if "prepare" in (yaml.safe_load(path.read_text("utf-8")) or {})]
+
+
+def make(choice: str, node: dict[str, Any]) -> None:
+    """Make the folder that a `prepare` node describes, complete or not at all, while other processes wait."""
+    folder = Path(node["folder"])
+    with locked(folder):
+        if folder.exists():
+            log.info("%s: exists already, in %s", choice, folder)
+            return
+        with new_folder(folder) as draft:
+            build({**node, "folder": draft})
+    log.info("%s: written to %s", choice, folder)
+
+
+def _convert(name: str, splits: dict[str, Split]) -> None:
+    """Convert images that are JPEGs by their name only."""
+    from tinyvlm_cli.data.check import convert_split
+
+    for split_name, split in splits.items():
+        done = convert_split(split)
+        log.info("%s: converted %s of %s images to JPEG", split_name, f"{done.num_converted:,}", f"{done.num_images:,}")
+        if done.num_converted:
+            log.info("%s: check them again with: tinyvlm data check data=%s", split_name, name)
+        if done.faults:
+            log.warning("%s: %s cannot be read (the first: %s)", split_name, f"{len(done.faults):,}", done.faults[0])
+
+
+def _build_index(config: DataCommand, llm: LLM, splits: dict[str, Split]) -> None:
+    """Make the index of each split that training will open, and print the splits' sizes."""
+    from tinyvlm_cli.data.index import open_index
+    from tinyvlm_cli.model.llm import load_tokenizer
+
+    tokenizer = load_tokenizer(llm)
+    right = [Column(header, justify="right") for header in ("samples", "left out", "tokens", "mean", "longest")]
+    table = Table("split", "prompt", *right, caption="tokens of the text, images not counted")
+    results = Results(config.results_dir)
+    for name, split in splits.items():
+        prompt = config.prompts[name]
+        index = open_index(split, tokenizer=tokenizer, chat=llm.chat, prompt=prompt, results=results)
+        tokens = index.text_tokens()
+        table.add_row(
+            name, prompt.value, f"{len(index):,}", f"{index.num_left_out:,}",
+            f"{tokens.sum():,}", f"{tokens.mean():,.1f}", f"{tokens.max():,}",
+        )  # fmt: skip
+    _print(table)
+
+
+def _missing_annotations(name: str, split: Split) -> str:
+    return f"data.splits.{name}.annotations: no file {split.annotations}; get it from {split.source}"
+
+
+def _print(content: str | Table) -> None:
+    """Print for people: long lines are not broken, and brackets in them are not markup."""
+    Console(markup=False, highlight=False).print(content, soft_wrap=isinstance(content, str))
