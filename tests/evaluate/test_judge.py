@@ -41,10 +41,16 @@ def test_a_request_is_sent_unchanged(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("changes", [{"concurrency": 0}, {"retries": -1}, {"timeout_s": 0.0}])
-def test_settings_that_cannot_work_are_rejected(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"judge\.concurrency=.* judge\.retries=.* judge\.timeout_s="):
-        with_judge(from_conf("mmvet", tmp_path), replace(SETTINGS, **changes), Results(tmp_path))
+@pytest.mark.parametrize(("name", "value"), [("concurrency", 0), ("retries", -1), ("timeout_s", 0.0)])
+def test_settings_that_cannot_work_are_rejected(tmp_path: Path, name: str, value: float) -> None:
+    with pytest.raises(UserError, match=rf"judge\.{name}={value}: "):
+        with_judge(from_conf("mmvet", tmp_path), replace(SETTINGS, **{name: value}), Results(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["mmvet", "llavaw"])
+def test_an_answer_is_graded_at_least_once(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=rf"benchmark\.{name}\.runs=0"):
+        from_conf(name, tmp_path, runs=0)
 
 
 def test_only_a_judged_benchmark_gets_the_judge_and_only_if_a_model_is_set(
@@ -184,7 +190,7 @@ def test_a_page_that_is_no_chat_completion_is_pending(tmp_path: Path, page: dict
     with endpoint(lambda _: (200, page)) as server:
         judge = server.judge(tmp_path)
         assert judge.grade_all([QUESTION], judge.reply) == [None]
-    assert "not a chat completion" in judge.failure_reason
+    assert "no chat completion" in judge.failure_reason
     assert not list(tmp_path.rglob("*.jsonl"))
 
 

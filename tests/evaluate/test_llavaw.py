@@ -42,7 +42,7 @@ def bench(tmp_path: Path) -> Any:
 
 
 def graded(*replies: str) -> Any:
-    """A script with the reply to each question's answer."""
+    """Return a script with the reply to each question's answer."""
     return lambda prompt: next(reply for i, reply in enumerate(replies) if f"model {i}" in prompt)
 
 
@@ -79,7 +79,7 @@ def test_everything_is_paired_by_id(bench: Any, tmp_path: Path) -> None:
      ("8 7\u2028x", None), ("8 7\x0bx", None), ("8, 7", None), ("8 7 ", None),
      ("8/10 7/10", None), ("\n8 7", None), ("8", None), ("", None), ("nan 7", None)],
 )  # fmt: skip
-def test_grades_are_read_as_officially(reply: str, grades: tuple[float, float] | None) -> None:
+def test_grades_are_read_as_in_the_official_script(reply: str, grades: tuple[float, float] | None) -> None:
     assert read_grades(reply) == grades
 
 
@@ -94,7 +94,7 @@ def test_the_score_is_the_ratio_of_means_rounded_twice(bench: Any, tmp_path: Pat
 
 
 def test_means_are_rounded_before_they_are_divided(bench: Any, tmp_path: Path) -> None:
-    # Means 1/3 and 4/15: 80.0 as they are, 0.267 / 0.333 = 80.2 when rounded to three places first.
+    # Means 1/3 and 4/15: their ratio is 80.0, but 0.267 / 0.333 is 80.2.
     with endpoint(graded("1 0.8", "0 0", "0 0")) as server:
         assert bench(judge=server.judge(tmp_path)).score(ANSWERS).value == 80.2
 
@@ -109,7 +109,7 @@ def test_llava_grades_every_answer_three_times(tmp_path: Path) -> None:
     assert from_conf("llavaw", tmp_path).runs == 3
 
 
-def test_an_unreadable_reply_is_asked_again(bench: Any, tmp_path: Path) -> None:
+def test_after_an_unreadable_reply_the_request_is_repeated(bench: Any, tmp_path: Path) -> None:
     with endpoint(lambda _: "10 4" if len(server.received) == 3 else "8, 7") as server:
         score = bench(judge=server.judge(tmp_path)).score(ANSWERS[2:], {"0"})
     assert (score.value, len(server.received), score.details["unparsable"]) == (40.0, 3, 0)
@@ -130,7 +130,7 @@ def test_official_failures_are_averaged_as_minus_one(bench: Any, tmp_path: Path)
     assert (score.value, len(server.received)) == (57.9, 3)  # (4 - 1 + 8) / (10 - 1 + 10)
 
 
-def test_no_readable_reply_gives_no_number(bench: Any, tmp_path: Path) -> None:
+def test_without_a_readable_reply_there_is_no_value(bench: Any, tmp_path: Path) -> None:
     with endpoint(lambda _: "?") as server:
         score = bench(judge=server.judge(tmp_path)).score(ANSWERS)
     assert (score.value, score.pending, score.details["unparsable"]) == (None, 0, 3)
@@ -142,12 +142,12 @@ def test_a_failing_judge_leaves_answers_pending(bench: Any, tmp_path: Path) -> N
     assert (score.value, score.pending, score.per_question) == (None, 1, {})
 
 
-def test_without_a_judge_it_is_not_judged(bench: Any) -> None:
+def test_without_a_judge_there_is_no_value(bench: Any) -> None:
     score = bench().score(ANSWERS)
     assert (score.value, score.pending, score.n) == (None, 0, 3)
 
 
-def test_our_own_words_are_said_to_be_ours(bench: Any, tmp_path: Path) -> None:
+def test_the_score_says_when_the_rules_are_not_official(bench: Any, tmp_path: Path) -> None:
     with endpoint(lambda _: "8 7") as server:
         llavaw = bench(judge=server.judge(tmp_path))
         (tmp_path / "rule.json").unlink()
@@ -156,12 +156,14 @@ def test_our_own_words_are_said_to_be_ours(bench: Any, tmp_path: Path) -> None:
     assert "rule.json" in llavaw.wanted()[0]
 
 
-def test_a_rule_that_is_not_there_is_named(bench: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rules", [{}, [], {"llava_bench_conv": RULES["llava_bench_conv"], "llava_bench_detail": "x"}])
+def test_a_missing_rule_is_named_before_anything_is_sent(bench: Any, tmp_path: Path, rules: Any) -> None:
     with endpoint(lambda _: "8 7") as server:
         llavaw = bench(judge=server.judge(tmp_path))
-        (tmp_path / "rule.json").write_text(json.dumps({"llava_bench_conv": RULES["llava_bench_conv"]}))
-        with pytest.raises(UserError, match="llava_bench_detail"):
+        (tmp_path / "rule.json").write_text(json.dumps(rules))
+        with pytest.raises(UserError, match=r"rule\.json: there is no rule 'llava_bench_"):
             llavaw.score(ANSWERS)
+    assert not server.received
 
 
 def test_answers_that_do_not_cover_the_questions_are_rejected_or_scored_as_partial(bench: Any, tmp_path: Path) -> None:
@@ -189,7 +191,7 @@ def test_a_broken_line_is_named(bench: Any, tmp_path: Path) -> None:
         llavaw.questions()
 
 
-def test_files_and_then_images_that_are_not_there_are_named(bench: Any, tmp_path: Path) -> None:
+def test_missing_files_and_images_are_named(bench: Any, tmp_path: Path) -> None:
     llavaw = bench()
     assert "2 of 2 images are missing" in findings(llavaw)
     (tmp_path / "context.jsonl").unlink()

@@ -1,4 +1,4 @@
-"""MMBench: the traps of its table, the circular rule, the two versions of reading a choice, and the judge's part."""
+"""MMBench: reading its table, the circular score, the judge and the upload sheet."""
 
 import base64
 import csv
@@ -11,7 +11,6 @@ from support.scripted_endpoint import endpoint
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmarks.mmbench import MMBench
-from tinyvlm_cli.evaluate.reading import CHOICE_RULES
 from tinyvlm_cli.results.records import Answer
 
 PICTURE = base64.b64encode(b"a picture that is long enough to be no index " * 3).decode()
@@ -29,7 +28,7 @@ def row(index: int, answer: str = "A", **changes: str) -> dict[str, str]:
 
 
 def pair_of_rows(index: int, **changes: str) -> list[dict[str, str]]:
-    """A two-option question and its rotation: the answer is the cat, A then B."""
+    """Return a two-option question and its rotation: the answer is the cat, A then B."""
     turned = {**changes, "A": "dog", "B": "cat", "image": str(index)}
     return [row(index, "A", **changes), row(index + 1_000_000, "B", **turned)]
 
@@ -48,7 +47,7 @@ def bench(tmp_path: Path) -> Any:
 
 
 def answers(**texts: str) -> list[Answer]:
-    """Answers in LLaVA's format: `_7="A"` answers row 7."""
+    """Return answers in LLaVA's format: `_7="A"` answers row 7."""
     return [Answer(key.removeprefix("_"), "", text) for key, text in texts.items()]
 
 
@@ -63,14 +62,14 @@ def test_an_absent_hint_leaves_no_line(bench: Any, hint: str) -> None:
     assert bench(row(3, hint=hint)).questions()[0].text.startswith("What is 3?")
 
 
-def test_an_option_nan_is_none(bench: Any) -> None:
+def test_the_option_nan_is_absent(bench: Any) -> None:
     mmbench = bench(row(3, C="nan"))
     assert "nan" not in mmbench.questions()[0].text
     assert mmbench.score(answers(_3="A nan")).value == 100
 
 
 @pytest.mark.parametrize("text", ["None", "NA", "null", "N/A"])
-def test_options_that_look_like_no_value_survive(bench: Any, text: str) -> None:
+def test_options_that_pandas_takes_for_missing_are_kept(bench: Any, text: str) -> None:
     mmbench = bench(row(3, "B", B=text))
     assert f"\nB. {text}\n" in mmbench.questions()[0].text
     assert mmbench.score(answers(_3=text)).value == 100
@@ -86,91 +85,13 @@ def test_a_quoted_newline_stays_in_its_row(bench: Any) -> None:
     assert bench(row(3, question="one\ntwo"), row(4)).questions()[0].text.startswith("one\ntwo\nA. cat")
 
 
-def test_rotations_may_name_the_row_that_holds_their_image(bench: Any) -> None:
+def test_rotations_may_refer_to_the_row_that_holds_their_image(bench: Any) -> None:
     first, rotation = bench(*pair_of_rows(7)).questions()
     assert rotation.image == first.image == base64.b64decode(PICTURE)
     assert rotation.image_key == first.image_key
 
 
-@pytest.mark.parametrize(
-    ("answer", "old", "new"),
-    [
-        ("B", "B", "B"),
-        ("(B)", "B", "B"),
-        ("b", "", ""),
-        ("B or C", "", ""),
-        ("A dog", "A", "A"),  # an article counts as the letter
-        ("D cannot be told from here at all", "D", ""),  # 2026: not among the last four words
-        ("It looks like it could be D here", "D", "D"),
-        ("the correct answer is **B** because of A and C", "", "B"),
-        ("The answer is blue and C or D", "", "B"),  # no border after the letter
-        ("a small green parrot", "C", "C"),  # the only option whose text is in it
-        ("a green parrot " + "indeed " * 20, "C", ""),  # 2026: longer than twice the options
-        ("green parrot or yellow lion", "", ""),
-        ("Cannot determine the answer, maybe B", "Z", "Z"),
-        ("Z", "Z", "Z"),
-        ("", "", ""),
-    ],
-)
-def test_choices_are_read_as_vlmevalkit_did_and_does(answer: str, old: str, new: str) -> None:
-    options = {"A": "red fox", "B": "blue whale", "C": "green parrot", "D": "yellow lion"}
-    assert [CHOICE_RULES[rule].read(answer, options) for rule in ("2024", "2026")] == [old, new]
-
-
-ANIMALS = {"A": "cat", "B": "dog", "C": "bird", "D": "horse"}  # 15 characters
-
-
-@pytest.mark.parametrize("mark", ".()[],:;!*#{}")
-def test_these_marks_stand_beside_a_letter(mark: str) -> None:
-    assert CHOICE_RULES["2024"].read(f"{mark}B{mark}", ANIMALS) == "B"
-
-
-@pytest.mark.parametrize("mark", "?'\"-/")
-def test_other_marks_hide_the_letter(mark: str) -> None:
-    assert CHOICE_RULES["2024"].read(f"B{mark}", ANIMALS) == ""
-
-
-@pytest.mark.parametrize(
-    ("answer", "letter"),
-    [
-        ("Sorry, I can't help with images of people yet. B", "Z"),
-        ("I can't process this file. B", "Z"),
-        ("I'm sorry, but without the image provided: B", "Z"),
-        ("i can't process this file. B", "B"),  # another case is no refusal
-        ("B Failed to obtain answer via API", ""),
-        ("dog Failed to obtain answer via API", "B"),  # but its text is looked at
-        ("B or Z", "B"),
-        ("A or B or Z", ""),
-        ("It is a DOG", "B"),
-    ],
-)
-def test_refusals_and_texts(answer: str, letter: str) -> None:
-    assert CHOICE_RULES["2024"].read(answer, ANIMALS) == letter
-
-
-@pytest.mark.parametrize(
-    ("answer", "letter"),
-    [
-        ("B x y z", "B"),  # the fourth from the end
-        ("B w x y z", ""),
-        ("B w x y z B", ""),  # the first time counts
-        ("a dog" + "." * 25, "B"),  # twice the options' 15 characters
-        ("a dog" + "." * 26, ""),
-        ("The correct answer is bird. A", "A"),  # a lone letter comes before the declaration
-        ("A or B? Answer is C: yes", "C"),
-    ],
-)
-def test_the_rule_of_2026(answer: str, letter: str) -> None:
-    assert CHOICE_RULES["2026"].read(answer, ANIMALS) == letter
-
-
-def test_a_letter_that_is_no_option_is_none() -> None:
-    two = {"A": "cats", "B": "dogs"}
-    assert CHOICE_RULES["2024"].read("C", two) == ""
-    assert CHOICE_RULES["2026"].read("answer is Cats", two) == "A"  # by its text: C is no option
-
-
-def test_an_empty_answer_is_read_as_the_sheet_gives_it(bench: Any) -> None:
+def test_an_empty_answer_is_read_as_nan_as_from_a_sheet(bench: Any) -> None:
     mmbench = bench(row(3, A="an", B="dog"))
     assert mmbench.score(answers(_3="")).value == 100  # "nan" holds "an"
     assert bench(row(3)).score(answers(_3="")).value == 0
@@ -183,7 +104,7 @@ def test_one_wrong_rotation_loses_the_question(bench: Any) -> None:
     assert score.details["choice_rule"] == "2024"
 
 
-def test_the_choice_rule_is_a_field_and_the_command_line_may_give_a_number(bench: Any) -> None:
+def test_the_choice_rule_is_a_setting_and_may_be_a_number(bench: Any) -> None:
     texts = answers(_3="B cannot be told from here at all")
     assert bench(row(3, "B")).score(texts).value == 100
     assert bench(row(3, "B"), choice_rule=2026).score(texts).value == 0
@@ -218,7 +139,7 @@ def test_the_later_release_writes_its_ability_in_another_column(bench: Any, tmp_
     assert mmbench.score(answers(_3="A")).details["l2"] == {"FP-S": 100}
 
 
-def test_rows_may_stand_in_any_order(bench: Any) -> None:
+def test_rows_may_be_in_any_order(bench: Any) -> None:
     mmbench = bench(*reversed(pair_of_rows(100_007)))
     assert mmbench.score(answers(_100007="A", _1100007="B")).per_question == {"100007": 1.0}
     assert mmbench.score(answers(_1100007="B"), {"1100007"}).value == 100
@@ -244,7 +165,7 @@ def test_a_limited_run_is_scored_on_what_was_asked(bench: Any) -> None:
     assert (score.value, score.n, score.partial) == (100, 1, False)  # its rotation was not asked
 
 
-def test_a_split_without_answers_is_refused(bench: Any) -> None:
+def test_a_split_without_answers_is_rejected(bench: Any) -> None:
     with pytest.raises(UserError, match="the table has no answers"):
         bench(row(3, "")).score(answers(_3="A"))
 
@@ -255,7 +176,7 @@ def test_unreadable_answers_are_wrong_without_a_judge(bench: Any) -> None:
     assert "no judge is set" in score.notes[0]
 
 
-def test_the_judge_reads_only_what_can_still_be_won(bench: Any, tmp_path: Path) -> None:
+def test_the_judge_is_asked_only_where_it_can_decide(bench: Any, tmp_path: Path) -> None:
     (tmp_path / "multiple_choice.py").write_text(f"raise SystemExit\n{JUDGE_FILE}")
     texts = answers(_7="the feline", _1000007="B", _8="the feline", _1000008="A")
     with endpoint(lambda _: "A") as server:
@@ -270,10 +191,12 @@ def test_the_judges_reply_is_read_by_the_rule(bench: Any, tmp_path: Path, reply:
     with endpoint(lambda _: reply) as server:
         score = bench(*pair_of_rows(7), judge=server.judge(tmp_path)).score(answers(_7=" feline ", _1000007="B"))
     assert (score.value, len(server.received)) == (value, 1)
-    assert "Answer:  feline \n" in server.prompts[0]  # as it is
+    assert "Answer:  feline \n" in server.prompts[0]  # unchanged
 
 
-def test_three_unreadable_replies_are_wrong_and_not_a_draw(bench: Any, tmp_path: Path) -> None:
+def test_after_three_unreadable_replies_the_question_is_wrong_and_not_drawn_at_random(
+    bench: Any, tmp_path: Path
+) -> None:
     with endpoint(lambda _: "hm") as server:
         score = bench(*pair_of_rows(7), judge=server.judge(tmp_path)).score(answers(_7="feline", _1000007="B"))
     assert (len(server.received), score.value) == (3, 0)
@@ -305,8 +228,47 @@ def test_the_sheet_of_a_split_without_answers_has_no_answer_column(bench: Any, t
     assert lines[0] == ("index", "question", "A", "B", "C", "D", "prediction", "split")
 
 
-def test_a_table_that_is_not_there_is_named(bench: Any, tmp_path: Path) -> None:
+def test_a_missing_table_is_named(bench: Any, tmp_path: Path) -> None:
     mmbench = bench(row(3))
     assert findings(mmbench) == ""
     (tmp_path / "mmbench_dev_20230712.tsv").unlink()
     assert "get mmbench_dev_20230712.tsv of MMBench" in findings(mmbench)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([row(3), row(3)], "2 questions have the id 3"),
+        ([row(1_000_003)], "row 1000003 rotates row 3"),
+        ([{**row(3), "index": "3.0"}], "row 1: index '3.0'"),
+    ],
+)
+def test_a_table_that_cannot_be_scored_is_rejected(bench: Any, rows: list[dict[str, str]], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        bench(*rows).score(answers(_3="A", _1000003="A"))
+
+
+@pytest.mark.parametrize("cell", ["", "7", "no base64 " * 20, "\u00e9" * 80])
+def test_a_row_without_a_readable_image_can_be_scored_but_not_asked(bench: Any, cell: str) -> None:
+    mmbench = bench(row(3, image=cell))
+    assert mmbench.score(answers(_3="A")).value == 100
+    with pytest.raises(UserError, match="row 3 has no readable image"):
+        mmbench.questions()
+
+
+def test_statistics_group_questions_by_the_image_of_their_first_row(bench: Any) -> None:
+    other = base64.b64encode(b"another picture of the same length, more or less " * 3).decode()
+    rows = [*pair_of_rows(7), *pair_of_rows(8), row(9, image=other)]
+    score = bench(*rows).score(answers(_7="A", _1000007="B", _8="A", _1000008="B", _9="A"))
+    images = {key: tally.image for key, tally in score.tallies.items()}
+    assert images["7"] == images["8"] != images["9"]
+
+
+def test_a_prompt_of_another_version_is_rejected_when_the_judge_is_needed(bench: Any, tmp_path: Path) -> None:
+    (tmp_path / "multiple_choice.py").write_text('def build_prompt():\n    tmpl = "{}"\n')
+    with endpoint(lambda _: "A") as server:
+        mmbench = bench(*pair_of_rows(7), judge=server.judge(tmp_path))
+        assert mmbench.score(answers(_7="A", _1000007="B")).value == 100
+        with pytest.raises(UserError, match=r"multiple_choice\.py"):
+            mmbench.score(answers(_7="feline", _1000007="B"))
+    assert not server.received

@@ -16,7 +16,7 @@ EVALUATOR = 'prompt = """Grade it.\n"""\nraise SystemExit("never run")\n'
 DATA = {
     "v1_0": ("What is x?", "-1<AND>-5", ["ocr", "math"]),
     "v1_1": ("Who is it?", "Bo<OR>Bob", ["rec"]),
-    "v1_2": ("How much?", "3", ["math", "ocr"]),  # the same capabilities, listed the other way round
+    "v1_2": ("How much?", "3", ["math", "ocr"]),  # the same capabilities in another order
 }
 TEXTS = {"0": "x = -1", "1": "two\nlines", "2": "three"}
 
@@ -41,11 +41,11 @@ def llava_answers(texts: dict[str, str] = TEXTS) -> list[Answer]:
 
 
 def graded(**grades: str) -> Any:
-    """A script that gives each reply by a word of the answer."""
+    """Return a script whose reply depends on a word of the answer."""
     return lambda prompt: next(grade for word, grade in grades.items() if word in prompt)
 
 
-def test_questions_are_asked_as_they_are(bench: Any, tmp_path: Path) -> None:
+def test_questions_have_no_suffix(bench: Any, tmp_path: Path) -> None:
     question = bench().questions()[1]
     assert (question.key, question.question_id, question.text) == ("v1_1", "1", "Who is it?")
     assert question.image == tmp_path / "images/v1_1.png"
@@ -67,11 +67,11 @@ def test_the_request_is_the_official_one(bench: Any, tmp_path: Path) -> None:
     [("0.5", 0.5), ("1 of 1", 1.0), (" 0.5", None), ("0.5\n", 0.5), ("0.5.", None), ("1.1", None), ("-0.1", None),
      ("", None), ("nan", None)],
 )  # fmt: skip
-def test_grades_are_read_as_officially_but_for_nan(reply: str, grade: float | None) -> None:
+def test_grades_are_read_as_in_the_evaluator_except_nan(reply: str, grade: float | None) -> None:
     assert read_grade(reply) == grade
 
 
-def test_an_unreadable_reply_is_asked_again_hotter(bench: Any, tmp_path: Path) -> None:
+def test_after_an_unreadable_reply_the_temperature_rises(bench: Any, tmp_path: Path) -> None:
     with endpoint(lambda _: "0.7" if len(server.received) == 5 else "sure") as server:
         score = bench(judge=server.judge(tmp_path, concurrency=1)).score(llava_answers({"0": "x = -1"}), {"v1_0"})
     assert [body["temperature"] for body in server.received] == [0.0, 0.0, 0.5, 1.0, 1.5]
@@ -81,7 +81,7 @@ def test_an_unreadable_reply_is_asked_again_hotter(bench: Any, tmp_path: Path) -
     assert (score.value, score.details["unparsable"]) == (70.0, 0)
 
 
-def test_never_readable_is_zero_whatever_a_sixth_asking_would_give(bench: Any, tmp_path: Path) -> None:
+def test_five_unreadable_replies_are_zero_and_a_sixth_request_is_not_sent(bench: Any, tmp_path: Path) -> None:
     def script(prompt: str) -> str:
         tries = sum("three" in asked for asked in server.prompts)
         return "sure" if "three" in prompt and tries < 6 else "1.0"
@@ -101,7 +101,7 @@ def test_an_answer_counts_for_each_of_its_capabilities(bench: Any, tmp_path: Pat
     assert score.per_question == {"v1_0": 1.0, "v1_1": 0.3, "v1_2": 0.5}
 
 
-def test_a_capability_that_is_listed_twice_counts_once(bench: Any, tmp_path: Path) -> None:
+def test_a_repeated_capability_counts_once(bench: Any, tmp_path: Path) -> None:
     with endpoint(graded(three="0.5", two="0.3", x="1.0")) as server:
         mmvet = bench(judge=server.judge(tmp_path))
         path = tmp_path / "mm-vet.json"
@@ -109,28 +109,28 @@ def test_a_capability_that_is_listed_twice_counts_once(bench: Any, tmp_path: Pat
         assert mmvet.score(llava_answers()).details["integrations"] == {"math_ocr": 75.0, "rec": 30.0}
 
 
-def test_runs_are_graded_apart_and_their_spread_is_that_of_a_population(bench: Any, tmp_path: Path) -> None:
+def test_runs_are_graded_separately_with_a_population_standard_deviation(bench: Any, tmp_path: Path) -> None:
     with endpoint(lambda _: "0.2" if len(server.received) == 1 else "0.6") as server:
         mmvet = bench(runs=2, judge=server.judge(tmp_path, concurrency=1))
         score = mmvet.score(llava_answers({"0": "x = -1"}), {"v1_0"})
     assert (score.value, score.details["std"], sorted(score.details["runs"])) == (40.0, 20.0, [20.0, 60.0])
 
 
-def test_a_rerun_asks_nothing(bench: Any, tmp_path: Path) -> None:
+def test_a_rerun_sends_nothing(bench: Any, tmp_path: Path) -> None:
     with endpoint(lambda _: "0.5") as server:
         first = bench(judge=server.judge(tmp_path)).score(llava_answers())
         again = bench(judge=server.judge(tmp_path)).score(llava_answers())
     assert (len(server.received), first) == (3, again)
 
 
-def test_a_failing_judge_gives_no_number(bench: Any, tmp_path: Path) -> None:
+def test_a_failing_judge_leaves_answers_pending(bench: Any, tmp_path: Path) -> None:
     with endpoint(lambda prompt: 500 if "three" in prompt else "1.0") as server:
         score = bench(judge=server.judge(tmp_path)).score(llava_answers())
     assert (score.value, score.pending, score.per_question) == (None, 1, {})
     assert "status 500" in score.notes[-1]
 
 
-def test_without_a_judge_it_is_not_judged(bench: Any) -> None:
+def test_without_a_judge_there_is_no_value(bench: Any) -> None:
     score = bench().score(llava_answers())
     assert (score.value, score.pending, score.n) == (None, 0, 3)
 
@@ -145,7 +145,7 @@ def test_the_prompt_is_read_from_the_notebook_too(bench: Any, tmp_path: Path) ->
     assert all(prompt.startswith("Grade it.\n\nW") or prompt.startswith("Grade it.\n\nH") for prompt in server.prompts)
 
 
-def test_our_own_words_are_said_to_be_ours(bench: Any, tmp_path: Path) -> None:
+def test_the_score_says_when_the_prompt_is_not_official(bench: Any, tmp_path: Path) -> None:
     with endpoint(lambda _: "1.0") as server:
         mmvet = bench(judge=server.judge(tmp_path))
         (tmp_path / "mm-vet_evaluator.py").unlink()
@@ -155,7 +155,7 @@ def test_our_own_words_are_said_to_be_ours(bench: Any, tmp_path: Path) -> None:
     assert "mm-vet_evaluator.py" in mmvet.wanted()[0]
 
 
-def test_ids_pair_whatever_the_order_and_the_spelling(bench: Any, tmp_path: Path) -> None:
+def test_answers_are_paired_by_id_with_or_without_prefix(bench: Any, tmp_path: Path) -> None:
     answers = [Answer("v1_2", "", "three"), Answer("0", "", "x = -1"), Answer("1", "", "old"), Answer("1", "", "two")]
     with endpoint(graded(three="0.0", two="0.5", x="1.0")) as server:
         score = bench(judge=server.judge(tmp_path)).score(answers)

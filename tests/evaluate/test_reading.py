@@ -5,6 +5,7 @@ import hashlib
 import pytest
 
 from tinyvlm_cli.evaluate.reading import (
+    CHOICE_RULES,
     CONTRACTIONS,
     leave_one_out,
     m4c_words,
@@ -138,3 +139,81 @@ def test_scienceqa_choice(text: str, choice: int | None) -> None:
 
 def test_scienceqa_knows_five_letters() -> None:
     assert [scienceqa_choice(letter, 6) for letter in ("E", "E. x", "F")] == [4, 4, None]
+
+
+@pytest.mark.parametrize(
+    ("answer", "old", "new"),
+    [
+        ("B", "B", "B"),
+        ("(B)", "B", "B"),
+        ("b", "", ""),
+        ("B or C", "", ""),
+        ("A dog", "A", "A"),  # an article counts as the letter
+        ("D cannot be told from here at all", "D", ""),  # 2026: not among the last four words
+        ("It looks like it could be D here", "D", "D"),
+        ("the correct answer is **B** because of A and C", "", "B"),
+        ("The answer is blue and C or D", "", "B"),  # no border after the letter
+        ("a small green parrot", "C", "C"),  # the only option whose text is in it
+        ("a green parrot " + "indeed " * 20, "C", ""),  # 2026: longer than twice the options
+        ("green parrot or yellow lion", "", ""),
+        ("Cannot determine the answer, maybe B", "Z", "Z"),
+        ("Z", "Z", "Z"),
+        ("", "", ""),
+    ],
+)
+def test_choices_are_read_as_in_both_versions_of_vlmevalkit(answer: str, old: str, new: str) -> None:
+    options = {"A": "red fox", "B": "blue whale", "C": "green parrot", "D": "yellow lion"}
+    assert [CHOICE_RULES[rule].read(answer, options) for rule in ("2024", "2026")] == [old, new]
+
+
+ANIMALS = {"A": "cat", "B": "dog", "C": "bird", "D": "horse"}  # 15 characters
+
+
+@pytest.mark.parametrize("mark", ".()[],:;!*#{}")
+def test_a_letter_may_touch_these_marks(mark: str) -> None:
+    assert CHOICE_RULES["2024"].read(f"{mark}B{mark}", ANIMALS) == "B"
+
+
+@pytest.mark.parametrize("mark", "?'\"-/")
+def test_other_marks_hide_the_letter(mark: str) -> None:
+    assert CHOICE_RULES["2024"].read(f"B{mark}", ANIMALS) == ""
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("Sorry, I can't help with images of people yet. B", "Z"),
+        ("I can't process this file. B", "Z"),
+        ("I'm sorry, but without the image provided: B", "Z"),
+        ("i can't process this file. B", "B"),  # in another case it is not a refusal
+        ("B Failed to obtain answer via API", ""),
+        ("dog Failed to obtain answer via API", "B"),  # but option texts are searched for
+        ("B or Z", "B"),
+        ("A or B or Z", ""),
+        ("It is a DOG", "B"),
+    ],
+)
+def test_refusals_and_option_texts(answer: str, letter: str) -> None:
+    assert CHOICE_RULES["2024"].read(answer, ANIMALS) == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B x y z", "B"),  # the fourth from the end
+        ("B w x y z", ""),
+        ("B w x y z B", ""),  # the first time counts
+        ("a dog" + "." * 25, "B"),  # twice the options' 15 characters
+        ("a dog" + "." * 26, ""),
+        ("The correct answer is bird. A", "A"),  # a lone letter comes before the declaration
+        ("A or B? Answer is C: yes", "C"),
+    ],
+)
+def test_the_rule_of_2026(answer: str, letter: str) -> None:
+    assert CHOICE_RULES["2026"].read(answer, ANIMALS) == letter
+
+
+def test_a_letter_without_an_option_is_not_read() -> None:
+    two = {"A": "cats", "B": "dogs"}
+    assert CHOICE_RULES["2024"].read("C", two) == ""
+    assert CHOICE_RULES["2026"].read("answer is Cats", two) == "A"  # by its text: C is no option

@@ -34,8 +34,6 @@ Task = TypeVar("Task")
 Grade = TypeVar("Grade")
 
 PENDING = 3  # exit code of a command: some answers wait for the judge
-
-RETRIED = (408, 409, 429)  # client errors that may pass; the client has retried them
 MIN_FAILURES = 3  # consecutive failures before the endpoint is given up, even when the concurrency is lower
 
 
@@ -59,9 +57,7 @@ class Reply:
     text: str  # unchanged; "" when the model sent none
     served: str  # the model's name in the endpoint's response, where an alias such as "gpt-4" is resolved
     created: str  # UTC, ISO 8601
-    without: str = (
-        ""  # parameters that were left out because the model does not support them: "max_tokens, temperature"
-    )
+    without: str = ""  # parameters that were left out, as the model rejects them: "max_tokens, temperature"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +76,14 @@ class Judged(Benchmark):
         return replace(score, valid=0.0)
 
     def judged(self, score: Score, replies: Sequence[Reply], *, pending: int) -> Score:
-        """Return `score` with what the judge's part in it was. pending: answers that wait for the judge"""
+        """Add to a score which judge graded it, with which prompt, and how many answers are pending."""
         assert self.judge
-        notes = list(score.notes)
-        if wanted := self.wanted():
+        notes, wanted = list(score.notes), self.wanted()
+        if wanted:
             notes.append(f"graded with tinyvlm's own prompt, not comparable with published scores: {wanted[0]}")
         if pending:
             notes.append(f"{pending} answers wait for the judge ({self.judge.failure_reason}); run again")
-        protocol = "tinyvlm" if wanted else "official"
-        details = {"protocol": protocol, "judge": provenance(replies), **score.details}
+        details = {"protocol": "tinyvlm" if wanted else "official", "judge": provenance(replies), **score.details}
         return replace(score, judge=self.judge.model, pending=pending, notes=tuple(notes), details=details)
 
 
@@ -99,27 +94,24 @@ def with_judge(benchmark: Benchmark, settings: command_config.Judge, results: Re
     """
     if not isinstance(benchmark, Judged) or settings.model is None:
         return benchmark
-    if settings.concurrency < 1 or settings.retries < 0 or settings.timeout_s <= 0:
-        raise UserError(
-            f"judge.concurrency={settings.concurrency}, judge.retries={settings.retries}, judge.timeout_s="
-            f"{settings.timeout_s}: give at least 1, at least 0 and more than 0"
-        )
+    for name, minimum in (("concurrency", 1), ("retries", 0), ("timeout_s", 0.001)):
+        if getattr(settings, name) < minimum:
+            raise UserError(f"judge.{name}={getattr(settings, name)}: give at least {minimum}")
     if not os.environ.get(settings.key_variable) and settings.base_url is None:
         log.warning("judge.model=%s: the environment variable %s is not set", settings.model, settings.key_variable)
     return replace(benchmark, judge=Judge(settings, settings.model, results.judge_dir))
 
 
 def provenance(replies: Sequence[Reply]) -> dict[str, Any]:
-    """Return what a score's details record about its judge.
+    """Return which models replied and when, and which official parameters were left out, for a score's details.
 
-    These are the models that replied (the model behind a name can change), the dates of the first and the last reply,
-    and the official parameters that were left out.
+    The model behind a name changes over time, so that the name alone does not say what graded.
     """
     if not replies:
         return {}
     dates = sorted(reply.created for reply in replies)
-    without = sorted({reply.without for reply in replies} - {""})
     served = sorted({reply.served for reply in replies})
+    without = sorted({reply.without for reply in replies} - {""})
     return {"served": served, "from": dates[0], "to": dates[-1], **({"without": without} if without else {})}
 
 
@@ -160,10 +152,8 @@ class Judge:
                     grades.append(None)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # on Ctrl-C, drop the waiting tasks
-        if pending := sum(grade is None for grade in grades):
-            log.warning(
-                "%s gave no reply to %d of %d requests: %s", self.model, pending, len(grades), self.failure_reason
-            )
+        if pending := grades.count(None):
+            log.warning("%s: %d gradings got no reply: %s", self.model, pending, self.failure_reason)
         return grades
 
     def reply(self, request: Request, repeat: str = "") -> Reply:
@@ -232,17 +222,15 @@ class Judge:
                 reason = f"judge.base_url or judge.model={self.model} does not exist"
             elif stops:
                 reason = "the judge's account has no quota left"
-            elif status < 500 and status not in RETRIED:
+            elif status < 500 and status not in (408, 409, 429):
                 # The endpoint works but rejects this request: it is too long, filtered, or has an unknown parameter.
                 return NoReplyError(f"the judge rejects the request ({message})")
             else:
                 reason = "the judge fails"
         else:
             stops = False
-            is_silent = isinstance(error, APIConnectionError)
-            reason = f"{host or 'judge.base_url'} " + (
-                "does not answer" if is_silent else "sent something that is not a chat completion"
-            )
+            problem = "does not answer" if isinstance(error, APIConnectionError) else "sent no chat completion"
+            reason = f"{host or 'judge.base_url'} {problem}"
         with self._lock:
             self._failures += not stops
             # As many consecutive failures as requests are sent at a time: the endpoint is dead.

@@ -27,7 +27,7 @@ TEMPERATURE, MAX_TOKENS = 0.2, 1024
 ATTEMPTS = 3  # requests for one review until the grades can be read; 1 with judge.official_failures
 FAILED = (-1.0, -1.0)  # the official script averages these for a reply that it cannot read
 
-# Used when LLaVA's rules are missing. A change of it makes cached reviews useless.
+# Used when LLaVA's rules are missing. Cached reviews are lost when it changes.
 OWN_RULE = {
     "role": "Assistant",
     "prompt": """The context describes an image that both assistants were asked about. Grade each answer from 1 to 10, \
@@ -40,7 +40,7 @@ Grades = tuple[float, float]  # of the reference and of the model, usually 1..10
 
 
 class Truth(NamedTuple):
-    """What the judge sees next to the question and the model's answer."""
+    """The context and the reference answer, which the judge sees next to the model's answer."""
 
     context: str  # a description of the image
     reference: str  # GPT-4's answer
@@ -61,6 +61,10 @@ class LLaVAWild(Judged):
     runs: int
     metric: ClassVar[str] = "relative score"
     formula: ClassVar[Formula] = Formula.ratio
+
+    def __post_init__(self) -> None:
+        if self.runs < 1:
+            raise UserError(f"benchmark.{self.name}.runs={self.runs}: give at least 1")
 
     def files(self) -> list[Path]:
         """Return the questions, the descriptions of the images, and GPT-4's answers."""

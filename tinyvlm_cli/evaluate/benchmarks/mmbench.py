@@ -43,7 +43,7 @@ ATTEMPTS = 3  # requests about one answer
 MAX_TOKENS = 2048  # of a reply, as in VLMEvalKit's client
 JUDGE_FILE = "multiple_choice.py"  # in vlmeval/dataset/utils/ of VLMEvalKit; it has the prompt
 
-# Used when VLMEvalKit's file is missing. A change of it makes cached replies useless.
+# Used when VLMEvalKit's file is missing. Cached replies are lost when it changes.
 OWN_PROMPT = """A question with lettered options was answered in free words. Name the option that the answer means.
 Reply with its capital letter alone, or with Z when the answer means none of the options.
 
@@ -99,9 +99,8 @@ class MMBench(Judged):
 
     def asked(self) -> list[Question]:
         """Return a question for each row, rotations too. Raises UserError for a row without a readable image."""
-        for item in self.known_items.values():
-            if item.image is None:
-                raise UserError(f"{self.files()[0]}: row {item.key} has no readable image; get the file again")
+        if key := next((key for key, item in self.known_items.items() if item.image is None), None):
+            raise UserError(f"{self.files()[0]}: row {key} has no readable image; get the file again")
         return super().asked()
 
     def items(self) -> list[Item]:
@@ -142,8 +141,7 @@ class MMBench(Judged):
             ability = texts.get("l2-category") or texts.get("L2-category", "")
             truth = Truth(texts["question"], options, texts.get("answer", ""), ability, texts.get("split", ""))
             hint = texts.get("hint", "")
-            # LLaVA stops at the first option that is not given.
-            letters = takewhile(lambda letter: letter in options, string.ascii_uppercase)  # noqa: B023 (used at once)
+            letters = takewhile(options.__contains__, string.ascii_uppercase)  # LLaVA stops at the first absent option
             lines = [texts["question"], *(f"{letter}. {options[letter]}" for letter in letters), self.suffix]
             item = Item(
                 key=str(index),
@@ -162,22 +160,23 @@ class MMBench(Judged):
 
     def check(self, items: Mapping[str, Item], answers: Sequence[Answer]) -> list[str]:
         """Reject a table that cannot be used for scoring."""
-        path = self.files()[0]
         for key, item in self.known_items.items():
-            base = str(int(key) % ROTATION)
-            if base not in self.known_items:
-                raise UserError(f"{path}: row {key} rotates row {base}, which is missing; get the file again")
+            first = str(int(key) % ROTATION)
+            if first not in self.known_items:
+                raise UserError(
+                    f"{self.files()[0]}: row {key} rotates row {first}, which is missing; get the file again"
+                )
             if not item.truth.answer:
-                raise UserError(f"{path}: the table has no answers; only its server can score it")
+                raise UserError(f"{self.files()[0]}: the table has no answers; only its server can score it")
         return []
 
     def headline(self, results: Sequence[Result]) -> Score:
         """Return the share of the questions that are correct in every row, in percent."""
         results = [result if result.answer else replace(result, meaning=None) for result in results]
         groups: dict[int, list[Result]] = defaultdict(list)
-        for result in sorted(results, key=lambda result: int(result.item.key)):
-            groups[int(result.item.key) % ROTATION].append(result)
-        groups = dict(sorted(groups.items()))
+        by_index = {int(result.item.key): result for result in results}
+        for index in sorted(by_index, key=lambda index: (index % ROTATION, index)):
+            groups[index % ROTATION].append(by_index[index])
         if self.judge is None:
             verdicts: list[Verdict | None] = [self._verdict(group) for group in groups.values()]
         else:
@@ -193,9 +192,7 @@ class MMBench(Judged):
             notes.append(f"{undecided} questions have an answer that {reader} and count as wrong: {reason}")
         own_prompt = bool(judged) and bool(self.wanted())
         if own_prompt:
-            notes.append(
-                f"some answers were judged with tinyvlm's own prompt; for the official one: {self.wanted()[0]}"
-            )
+            notes.append(f"some answers were judged with tinyvlm's own prompt: {self.wanted()[0]}")
         if pending and self.judge:
             notes.append(f"{pending} questions wait for the judge ({self.judge.failure_reason}); run again")
         firsts = {str(base): group[0] for base, group in groups.items()}
@@ -211,13 +208,12 @@ class MMBench(Judged):
         if not pending:
             items = {key: first.item for key, first in firsts.items()}
             details |= _table(items, hits)
-            splits = sorted({item.truth.split for item in items.values()})
             details["splits"] = {
                 split or "none": _table({key: i for key, i in items.items() if i.truth.split == split}, hits)
-                for split in splits
+                for split in sorted({item.truth.split for item in items.values()})
             }
-        tallies = {key: Tally(self.known_items[key].image_key, "", float(hit)) for key, hit in hits.items()}
-        points = {key: tally.value for key, tally in tallies.items()}
+        points = {key: float(hit) for key, hit in hits.items()}
+        tallies = {key: Tally(self.known_items[key].image_key, "", point) for key, point in points.items()}
         score = self.scored(details.get("overall"), results, points, details, tallies=tallies, notes=notes)
         judge = self.judge.model if self.judge and (judged or pending) else None
         return replace(score, n=len(groups), judge=judge, pending=pending)
@@ -225,6 +221,9 @@ class MMBench(Judged):
     def export(self, answers: Sequence[Answer], path: Path) -> None:
         """Write the sheet that the test server takes: every row, rotations too."""
         given = self.pair(self.known_items, answers).last
+        # A sheet cannot hold control characters or unpaired surrogates.
+        unwritable = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
+        texts = {key: unwritable.sub(" ", answer.text) for key, answer in given.items()}
         truths = {key: item.truth for key, item in self.known_items.items()}
         letters = sorted({*"ABCD", *(letter for truth in truths.values() for letter in truth.options)})
         table = pd.DataFrame(
@@ -232,10 +231,7 @@ class MMBench(Judged):
                 "index": int(key),
                 "question": truth.question,
                 **{letter: truth.options.get(letter) for letter in letters},
-                # A sheet cannot hold control characters or unpaired surrogates.
-                "prediction": re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]", " ", given[key].text)
-                if key in given
-                else "",
+                "prediction": texts.get(key, ""),
                 "answer": truth.answer,
                 "split": truth.split,
             }
@@ -267,9 +263,11 @@ class MMBench(Judged):
             letter = row.meaning
             if letter is None and self.judge:
                 truth = row.item.truth
-                options = "".join(f"{name}. {text}\n" for name, text in truth.options.items())
-                listed = f"There are several options: \n{options}"
-                prompt = self._judge_prompt.format(truth.question, listed, row.text or EMPTY_CELL)
+                options = [
+                    "There are several options: \n",
+                    *(f"{name}. {text}\n" for name, text in truth.options.items()),
+                ]
+                prompt = self._judge_prompt.format(truth.question, "".join(options), row.text or EMPTY_CELL)
                 request = Request((("user", prompt),), temperature=0.0, max_tokens=MAX_TOKENS)
                 for attempt in range(ATTEMPTS):
                     replies.append(self.judge.reply(request, str(attempt)))
@@ -287,9 +285,7 @@ class MMBench(Judged):
         path = self.folder / JUDGE_FILE
         template = python_string(path, "tmpl", inside="build_prompt")
         if template.count("{}") != OWN_PROMPT.count("{}"):
-            raise UserError(
-                f"{path}: the prompt has no places for question, options and answer; get VLMEvalKit's of 2024"
-            )
+            raise UserError(f"{path}: no places for question, options and answer in the prompt; get the file of 2024")
         return template
 
 

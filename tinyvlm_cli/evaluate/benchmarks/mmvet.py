@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Image, Item, Result, Score
 from tinyvlm_cli.evaluate.judge import Judged, Reply, Request
 from tinyvlm_cli.evaluate.sources import Record, first_of, python_string, read_json
@@ -25,7 +26,7 @@ MAX_TOKENS = 3
 TEMPERATURES = (0.0, 0.0, 0.5, 1.0, 1.5)
 RETRY = "\nPredict the correctness of the answer (digit): "  # added to the prompt after an unreadable reply
 
-# Used when the evaluator's file is missing. A change of it makes cached grades useless.
+# Used when the evaluator's file is missing. Cached grades are lost when it changes.
 OWN_PROMPT = """Grade how well a prediction agrees with the ground truth, from 0.0 (not at all) to 1.0 (fully) by 0.1.
 Parts of the ground truth joined by <AND> are all needed; of parts joined by <OR> one is enough.
 The last row lacks its grade: reply with that number alone.
@@ -39,7 +40,7 @@ What colour is the car? | red <OR> crimson | It is a blue car. | 0.0
 
 
 class Truth(NamedTuple):
-    """What a question is graded by."""
+    """The ground truth of a question."""
 
     answer: str
     capabilities: tuple[str, ...]  # that the question needs, sorted
@@ -59,6 +60,10 @@ class MMVet(Judged):
     runs: int
     metric: ClassVar[str] = "GPT-4 score"
 
+    def __post_init__(self) -> None:
+        if self.runs < 1:
+            raise UserError(f"benchmark.{self.name}.runs={self.runs}: give at least 1")
+
     def files(self) -> list[Path]:
         """Return the file of the questions with their ground truths."""
         return [self.folder / DATA_FILE]
@@ -71,27 +76,22 @@ class MMVet(Judged):
 
     def key_of(self, answer: Answer) -> str:
         """Return the official id. LLaVA's answers files have only the number in it."""
-        return answer.key or (
-            answer.question_id if answer.question_id.startswith("v1_") else f"v1_{answer.question_id}"
-        )
+        number = answer.question_id.removeprefix("v1_")
+        return answer.key or f"v1_{number}"
 
     def items(self) -> list[Item]:
         """Return the questions, without a suffix: MM-Vet adds none."""
         found: list[tuple[str, Record, Iterable[str], Image]]  # id, record, capabilities, image
         if self.parquet_files():
             rows = self.rows("question_id", "question", "answer", "capability", "image")
-            found = [
-                (row["question_id"], row, map(str.strip, row["capability"].split(",")), row["image"]) for row in rows
-            ]
+            found = [(row["question_id"], row, row["capability"].split(","), row["image"]) for row in rows]
         else:
             records = read_json(self.need(self.folder / DATA_FILE))
             images = self.folder / "images"
-            found = [
-                (key, record, record["capability"], images / record["imagename"]) for key, record in records.items()
-            ]
+            found = [(key, row, row["capability"], images / row["imagename"]) for key, row in records.items()]
         items = []
         for question_id, record, capabilities, image in found:
-            truth = Truth(record["answer"], tuple(sorted(set(capabilities))))
+            truth = Truth(record["answer"], tuple(sorted({name.strip() for name in capabilities})))
             item = Item(
                 key=self.key_of(Answer(question_id, "", "")),
                 question_id=question_id.removeprefix("v1_"),
