@@ -41,6 +41,7 @@ ABBREVIATIONS = {
 }
 ATTEMPTS = 3  # requests about one answer
 MAX_TOKENS = 2048  # of a reply, as in VLMEvalKit's client
+OPTIONS = "There are several options: \n"  # before the options in the prompt for the judge
 JUDGE_FILE = "multiple_choice.py"  # in vlmeval/dataset/utils/ of VLMEvalKit; it has the prompt
 
 # Used when VLMEvalKit's file is missing. Cached replies are lost when it changes.
@@ -125,7 +126,7 @@ class MMBench(Judged):
         images: dict[str, bytes | None] = {}  # decoded once: many rows share one
         items = []
         for record in records:
-            texts = {name: "" if value is None else str(value) for name, value in record.items() if name != "image"}
+            texts = defaultdict(str, {name: str(value) for name, value in record.items() if value is not None})
             index = int(texts["index"])
             image, image_key = record.get("image"), str(index % ROTATION)
             if isinstance(image, str):  # base64, or the index of the row that holds it
@@ -137,18 +138,17 @@ class MMBench(Judged):
                     except ValueError:
                         images[image_key] = None
                 image = images[image_key]
-            options = {name: texts[name] for name in string.ascii_uppercase if texts.get(name, "") not in ("", "nan")}
-            ability = texts.get("l2-category") or texts.get("L2-category", "")
-            truth = Truth(texts["question"], options, texts.get("answer", ""), ability, texts.get("split", ""))
-            hint = texts.get("hint", "")
+            options = {name: texts[name] for name in string.ascii_uppercase if texts[name] not in ("", "nan")}
+            ability = texts["l2-category"] or texts["L2-category"]
+            truth = Truth(texts["question"], options, texts["answer"], ability, texts["split"])
             letters = takewhile(options.__contains__, string.ascii_uppercase)  # LLaVA stops at the first absent option
             lines = [texts["question"], *(f"{letter}. {options[letter]}" for letter in letters), self.suffix]
             item = Item(
                 key=str(index),
-                text="\n".join(lines if hint.lower() in ("", "nan", "none") else [hint, *lines]),
+                text="\n".join(lines if texts["hint"].lower() in ("", "nan", "none") else [texts["hint"], *lines]),
                 image=image,
                 image_key=image_key,
-                category=texts.get("category", ""),
+                category=texts["category"],
                 truth=truth,
             )
             items.append(item)
@@ -163,9 +163,7 @@ class MMBench(Judged):
         for key, item in self.known_items.items():
             first = str(int(key) % ROTATION)
             if first not in self.known_items:
-                raise UserError(
-                    f"{self.files()[0]}: row {key} rotates row {first}, which is missing; get the file again"
-                )
+                raise UserError(f"{self.files()[0]}: row {key} rotates row {first}, which is missing; get it again")
             if not item.truth.answer:
                 raise UserError(f"{self.files()[0]}: the table has no answers; only its server can score it")
         return []
@@ -263,11 +261,8 @@ class MMBench(Judged):
             letter = row.meaning
             if letter is None and self.judge:
                 truth = row.item.truth
-                options = [
-                    "There are several options: \n",
-                    *(f"{name}. {text}\n" for name, text in truth.options.items()),
-                ]
-                prompt = self._judge_prompt.format(truth.question, "".join(options), row.text or EMPTY_CELL)
+                options = "".join(f"{name}. {text}\n" for name, text in truth.options.items())
+                prompt = self._judge_prompt.format(truth.question, f"{OPTIONS}{options}", row.text or EMPTY_CELL)
                 request = Request((("user", prompt),), temperature=0.0, max_tokens=MAX_TOKENS)
                 for attempt in range(ATTEMPTS):
                     replies.append(self.judge.reply(request, str(attempt)))
