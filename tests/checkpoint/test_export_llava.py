@@ -12,11 +12,10 @@ from safetensors import safe_open
 from support.random_runs import MLP, trained
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from tinyvlm_cli.checkpoint.llava_hf.export import check_llava, write_llava
-from tinyvlm_cli.checkpoint.llava_hf.probe import our_embeds, our_logits
+from tinyvlm_cli.checkpoint.export_parts import Source
+from tinyvlm_cli.checkpoint.llava_hf.export import check_llava, our_embeds, our_logits, write_llava
 from tinyvlm_cli.checkpoint.llava_hf.processor import QUESTION, asked, probe_image
 from tinyvlm_cli.checkpoint.parts import save_part
-from tinyvlm_cli.checkpoint.source import Source
 from tinyvlm_cli.config.schema import Tokens
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.vlm import meta_model

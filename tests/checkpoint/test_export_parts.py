@@ -10,7 +10,7 @@ from support.random_runs import MLP, trained
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tinyvlm_cli.checkpoint.export_parts import write_parts
-from tinyvlm_cli.checkpoint.llava_hf.probe import our_logits
+from tinyvlm_cli.checkpoint.llava_hf.export import our_logits
 from tinyvlm_cli.checkpoint.parts import build_model
 from tinyvlm_cli.config.build import build
 from tinyvlm_cli.config.schema import Train, from_yaml

@@ -1,7 +1,12 @@
-"""Connector sizes of the reference (facts B9)."""
+"""Connectors: the reference's sizes (facts B9), shapes, and what is checked of their settings and classes."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from support.composed import composed
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.connectors import (
@@ -14,6 +19,7 @@ from tinyvlm_cli.model.connectors import (
     QFormer,
     Resampler,
 )
+from tinyvlm_cli.model.vlm import meta_model
 
 PAPER = {"hidden_dim": 768, "num_heads": 12, "num_queries": 128, "num_layers": 3}
 FACTORY = {"head_dim": 64, "num_heads": 8, "num_queries": 128, "num_layers": 3}
@@ -80,6 +86,89 @@ def test_the_qformer_has_no_scale_in_its_first_norm_and_no_text_side() -> None:
     assert not any(name.startswith("model.encoder.layer.0.intermediate.") for name in names)
     assert "model.encoder.layer.0.crossattention.attention.key.weight" in names  # every second layer
     assert not any(name.startswith("model.encoder.layer.1.crossattention") for name in names)
+
+
+def test_the_width_of_feed_forward_blocks_is_a_setting() -> None:
+    for connector in (Resampler(6, 10, **SMALL, intermediate_dim=5), QFormer(6, 10, **SMALL, intermediate_dim=5)):
+        shapes = {tuple(p.shape) for p in connector.parameters()}
+        assert {(5, 8), (8, 5)} <= shapes and (32, 8) not in shapes
+
+
+@pytest.mark.parametrize(
+    ("build", "findings"),
+    [
+        (lambda: MLP(6, 10, depth=0), ["connector.depth"]),
+        (lambda: Resampler(6, 10, **{**SMALL, "num_heads": 3}), ["connector.num_heads"]),
+        (
+            lambda: Resampler(6, 10, **{**SMALL, "num_layers": 0, "num_queries": -1}),
+            ["connector.num_queries", "connector.num_layers"],
+        ),
+        (lambda: QFormer(6, 10, **{**SMALL, "num_heads": 3}), ["connector.num_heads"]),
+        (
+            lambda: QFormer(6, 10, **{**SMALL, "hidden_dim": 8.5}),
+            ["connector.hidden_dim", "connector.intermediate_dim"],
+        ),
+        (lambda: Perceiver(6, 10, head_dim=4, num_heads=0, num_queries=3, num_layers=2), ["connector.num_heads"]),
+    ],
+)
+def test_sizes_that_cannot_be_are_rejected(build: Callable[[], Connector], findings: list[str]) -> None:
+    with pytest.raises(UserError) as raised:
+        build()
+    assert [line.partition(":")[0] for line in str(raised.value).splitlines()] == findings
+
+
+MINE = """
+from torch import nn
+from tinyvlm_cli.model.connectors import Connector
+
+class Pooled(Connector):
+    def __init__(self, vision_dim: int, llm_dim: int, *, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.project = nn.Linear(factor * vision_dim, llm_dim)
+
+    def num_tokens(self, num_patches: int) -> int:
+        return num_patches // self.factor
+
+    def forward(self, features):
+        return self.project(features.unflatten(1, (-1, self.factor)).flatten(2))
+
+class Unannounced(Pooled):
+    def num_tokens(self, num_patches: int) -> int:
+        return num_patches
+
+class Silent(Connector):
+    def __init__(self, vision_dim: int, llm_dim: int, *, factor: int) -> None:
+        super().__init__()
+
+class Plain(nn.Module):
+    def __init__(self, vision_dim: int, llm_dim: int, *, factor: int) -> None:
+        super().__init__()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("Pooled", None),
+        ("Unannounced", r"connector: Unannounced returns shape \[1, 4, 128\] .* require \[1, 16, 128\]"),
+        ("Silent", r"connector: Silent cannot read features of shape \[1, 16, 96\] \(NotImplementedError"),
+        ("Plain", r"connector._target_: my_connectors.Plain is not a connector"),
+    ],
+)
+def test_a_class_of_ones_own_is_checked_before_weights_are_loaded(
+    name: str, says: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_connectors.py").write_text(MINE, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_connectors", raising=False)
+    config = composed("plan", "llm=tiny", "vision=tiny")
+    config.connector = {"name": "mine", "_target_": f"my_connectors.{name}", "factor": 4}
+    if says is None:
+        assert meta_model(config).connector.num_tokens(16) == 4
+        return
+    with pytest.raises(UserError, match=says):
+        meta_model(config)
 
 
 def test_identity_needs_equal_widths() -> None:

@@ -7,7 +7,7 @@ import torch
 from support.composed import composed
 from support.small import micro_batches, small_vlm
 
-from tinyvlm_cli.checkpoint.parts import _merge_adapters, load_part, save_part
+from tinyvlm_cli.checkpoint.parts import load_adapters, load_part, save_part
 from tinyvlm_cli.config.schema import Lora, Parts, Stage, Tune
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.tuning import ADAPTER_MARK, choose_trained, merge_adapters, untrainable
@@ -59,7 +59,7 @@ def test_merged_updates_answer_like_the_model_that_learned_them(tmp_path: Path) 
     save_part(tmp_path, "llm", state, scale=LORA.scale)
     merged = small_vlm("full")
     merged.connector.load_state_dict(learned.connector.state_dict())
-    _merge_adapters({"llm": merged.llm}, [tmp_path], [])
+    load_adapters({"llm": merged.llm}, [tmp_path])
     assert load_part([tmp_path], "llm") is None
     (micros,), _ = micro_batches(1, 1)
     torch.testing.assert_close(merged(micros[0]), learned(micros[0]))
@@ -75,9 +75,9 @@ def test_updates_older_than_whole_weights_are_in_them_already(tmp_path: Path) ->
     save_part(stages[1], "llm", {"layer.weight": torch.zeros(2, 2)})
     module = torch.nn.ModuleDict({"layer": torch.nn.Linear(2, 2, bias=False)})
     before = module["layer"].weight.clone()
-    _merge_adapters({"llm": module}, stages, [])
+    load_adapters({"llm": module}, stages)
     assert torch.equal(module["layer"].weight, before)
-    _merge_adapters({"llm": module}, stages[:1], [])
+    load_adapters({"llm": module}, stages[:1])
     assert torch.equal(module["layer"].weight, before + 1)
 
 
@@ -118,6 +118,32 @@ def test_the_upper_layers_of_an_llm_train_with_norm_and_head() -> None:
 def test_what_cannot_be_trained_is_said(changes: dict[str, object], says: str) -> None:
     with pytest.raises(UserError, match=says):
         choose_trained(small_vlm("full"), stage(**changes))
+
+
+def test_what_does_not_fit_together_is_reported_at_once() -> None:
+    config = composed("plan", "llm=tiny", "vision=tiny", "recipe=demo")
+    config.llm.pad_token = config.llm.chat.end = "<gone>"
+    finetune, pretrain = (config.recipe.stages[name] for name in ("finetune", "pretrain"))
+    finetune.train.vision, finetune.vision_from_layer = Tune.full, 4
+    pretrain.train.llm, pretrain.llm_from_layer = Tune.full, -1
+    lines = "\n".join(untrainable(config, config.recipe.stages)).splitlines()
+    assert sorted(line.partition(" ")[0] for line in lines) == [
+        "llm.chat.end:", "llm.pad_token:", "recipe.stages.finetune:", "recipe.stages.pretrain:"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override", "setting"),
+    [
+        ("vision.image_size=100", "vision.image_size"),
+        ("vision.feature_layer=9", "vision.feature_layer"),
+        ("vision.unused=[encoder]", "vision.unused"),
+        ("connector.depth=0", "connector.depth"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_reported_before_weights_are_loaded(override: str, setting: str) -> None:
+    (finding,) = untrainable(composed("plan", "llm=tiny", "vision=tiny", override), [])
+    assert finding.startswith(f"{setting}: ")
 
 
 def test_what_is_frozen_stays_bit_for_bit_the_same() -> None:

@@ -62,6 +62,31 @@ def test_two_encoders_on_one_image_take_turns(small_vision: Vision) -> None:
     assert features.shape[1] == encoder.num_patches == 8
 
 
+@pytest.mark.parametrize(
+    ("family", "name", "hint"),
+    [
+        ("clip_vision_model", "post_layrnorm", "did you mean 'post_layernorm'"),
+        ("clip_vision_model", "pre_layrnorm", "did you mean 'post_layernorm'"),
+        ("clip_vision_model", "embeddings", r"choose from \['post_layernorm'\]"),
+        ("siglip_vision_model", "encoder", r"choose from \['post_layernorm', 'head'\]"),
+        ("dinov2", "post_layernorm", "did you mean 'layernorm'"),
+    ],
+)
+def test_only_modules_after_the_layers_can_be_unused(small_vision: Vision, family: str, name: str, hint: str) -> None:
+    spec = replace(small_vision, path="", unused=[name], architecture={**CLIP, "model_type": family})
+    with pytest.raises(UserError, match=rf"^vision.unused: a \w+ has no module '{name}' after its last layer; {hint}"):
+        blank_vision(spec, planned=True)
+
+
+def test_every_mistake_of_both_encoders_is_reported(small_vision: Vision) -> None:
+    second = SecondEncoder(path="", unused=["norm"], architecture={**CLIP, "model_type": "dinov2"})
+    spec = replace(small_vision, path="", unused=["final"], mean=[0.5], second=second)
+    with pytest.raises(UserError) as raised:
+        blank_vision(spec, planned=True)
+    settings = [line.partition(":")[0] for line in str(raised.value).splitlines()]
+    assert settings == ["vision.mean", "vision.unused", "vision.second.unused"]
+
+
 def test_two_encoders_of_other_widths_are_refused(small_vision: Vision) -> None:
     wide = {**CLIP, "model_type": "dinov2", "hidden_size": 32}
     second = SecondEncoder(path="", unused=["layernorm"], architecture=wide)

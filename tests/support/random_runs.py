@@ -10,8 +10,8 @@ from transformers import MODEL_MAPPING, PreTrainedTokenizerFast
 
 from support.composed import composed
 from support.small import CLIP, LLAMA
+from tinyvlm_cli.checkpoint.export_parts import Source
 from tinyvlm_cli.checkpoint.parts import build_model, save_part
-from tinyvlm_cli.checkpoint.source import Source
 from tinyvlm_cli.config.schema import LLM, ImageMode, Resize, SecondEncoder, Tokens, Train, Vision
 from tinyvlm_cli.model.llm import blank_llm
 from tinyvlm_cli.model.pretrained import config_from_architecture

@@ -43,18 +43,19 @@ class Attention(nn.Module):
         return self.to_out((weights @ v).transpose(1, 2).flatten(2))
 
 
-def feed_forward(dim: int) -> nn.Sequential:
+def feed_forward(dim: int, inner: int | None = None) -> nn.Sequential:
+    inner = inner or 4 * dim
     return nn.Sequential(
-        nn.LayerNorm(dim), nn.Linear(dim, 4 * dim, bias=False), nn.GELU(), nn.Linear(4 * dim, dim, bias=False)
+        nn.LayerNorm(dim), nn.Linear(dim, inner, bias=False), nn.GELU(), nn.Linear(inner, dim, bias=False)
     )
 
 
 class FactoryResampler(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, inner: int | None = None) -> None:
         super().__init__()
         self.latents = nn.Parameter(torch.randn(3, LLM_DIM))
         self.linear = nn.Linear(VISION_DIM, LLM_DIM)
-        self.layers = nn.ModuleList(nn.ModuleList([Attention(LLM_DIM), feed_forward(LLM_DIM)]) for _ in range(2))
+        self.layers = nn.ModuleList(nn.ModuleList([Attention(LLM_DIM), feed_forward(LLM_DIM, inner)]) for _ in range(2))
         self.norm = nn.LayerNorm(LLM_DIM)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,13 +115,13 @@ class BertAttention(nn.Module):
 
 
 class BertLayer(nn.Module):
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, inner: int) -> None:
         super().__init__()
         self.attention = BertAttention(24)
         if number % 2 == 0:
             self.crossattention = BertAttention(VISION_DIM)
-        self.intermediate_query = nn.ModuleDict({"dense": nn.Linear(24, 96)})
-        self.output_query = nn.ModuleDict({"dense": nn.Linear(96, 24), "LayerNorm": nn.LayerNorm(24, eps=1e-12)})
+        self.intermediate_query = nn.ModuleDict({"dense": nn.Linear(24, inner)})
+        self.output_query = nn.ModuleDict({"dense": nn.Linear(inner, 24), "LayerNorm": nn.LayerNorm(24, eps=1e-12)})
 
     def forward(self, hidden: Tensor, image: Tensor) -> Tensor:
         hidden = self.attention(hidden, hidden)
@@ -131,9 +132,9 @@ class BertLayer(nn.Module):
 
 
 class QFormer(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, inner: int = 96) -> None:
         super().__init__()
-        layers = nn.ModuleList(BertLayer(i) for i in range(3))
+        layers = nn.ModuleList(BertLayer(i, inner) for i in range(3))
         self.bert = nn.ModuleDict({"encoder": nn.ModuleDict({"layer": layers})})
         self.query_tokens = nn.Parameter(torch.randn(1, 3, 24))
         self.projector = nn.Linear(24, LLM_DIM)
@@ -162,14 +163,15 @@ CONNECTORS = {
 
 
 class Reference:
-    """A model and how the reference runs it."""
+    """A model and how the reference runs it. inner: width inside its connector's feed-forward blocks."""
 
-    def __init__(self, llm: str, vision: str, connector: str, *, bench: bool = False) -> None:
+    def __init__(self, llm: str, vision: str, connector: str, *, bench: bool = False, inner: int | None = None) -> None:
         torch.manual_seed(0)
         architecture = {**LLAMA, "model_type": llm, "vocab_size": VOCAB, **LLMS[llm]}
         self.llm = AutoModelForCausalLM.from_config(AutoConfig.for_model(**architecture)).eval()
         self.vision = AutoModel.from_config(AutoConfig.for_model(**{**CLIP, "model_type": vision})).eval()
-        self.connector = BenchResampler() if bench and connector == "resampler" else CONNECTORS[connector]()
+        build = BenchResampler if bench and connector == "resampler" else CONNECTORS[connector]
+        self.connector = build(inner) if inner else build()
         self.kind = connector
         self.drop = 0 if bench and vision == "siglip_vision_model" else 1  # the Factory drops SigLIP's first patch too
         for module in (self.llm, self.vision, self.connector):

@@ -1,18 +1,45 @@
-"""Writing a model's parts as folders of their own: what every connector and every LLM can have."""
+"""Exports a run's parts as folders of their own, which works for every connector and every LLM.
+
+Also holds what every export needs: the run's model, its encoder as a whole model, and names that transformers 4 reads.
+"""
 
 import copy
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import yaml
 from huggingface_hub import save_torch_state_dict
-from transformers import PreTrainedModel
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.core_model_loading import revert_weight_conversion
 
-from tinyvlm_cli.checkpoint.llava_hf.old_transformers import add_old_settings, old_state
-from tinyvlm_cli.checkpoint.parts import save_part
-from tinyvlm_cli.checkpoint.source import FEATURE_LAYER, Source, closed_encoder, generation_config
-from tinyvlm_cli.config.schema import LLM, SecondEncoder, Train, Vision, to_yaml
+from tinyvlm_cli.checkpoint.parts import build_model, save_part
+from tinyvlm_cli.config.schema import LLM, Chat, ImageMode, SecondEncoder, Train, Vision, to_yaml
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.model.llm import load_tokenizer
+from tinyvlm_cli.model.vlm import VLM
+
+FEATURE_LAYER = -2  # of the model that `closed_encoder` returns
+_LEVEL = "vision_model."  # transformers 5 took it out of the names of these models' weights
+_WITH_LEVEL = ("clip_vision_model", "siglip_vision_model")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The run that is exported."""
+
+    config: Train
+    stage_dirs: tuple[Path, ...]  # first to last
+    image_mode: ImageMode  # of the last stage
+    dtype: torch.dtype  # of what is written
+    device: torch.device
+
+    def model(self) -> VLM:
+        """Build the run's model for inference."""
+        model = build_model(self.config, self.stage_dirs, dtype=self.dtype, attention="sdpa")
+        return model.to(self.device).eval().requires_grad_(False)
 
 
 def write_parts(source: Source, folder: Path, place: Path) -> None:
@@ -21,35 +48,99 @@ def write_parts(source: Source, folder: Path, place: Path) -> None:
     A run with two encoders has vision2/ too. `folder` is to be renamed to `place`.
     """
     model = source.model()
-    for encoder, name in zip(model.vision.models, ("vision", "vision2"), strict=False):
-        _save(closed_encoder(encoder), folder / name)
     tokenizer = load_tokenizer(source.config.llm)
     generation_config(tokenizer, source.config.llm.chat).save_pretrained(folder / "llm")
     tokenizer.save_pretrained(folder / "llm")
-    _save(model.llm, folder / "llm")
+    encoders = zip(("vision", "vision2"), map(closed_encoder, model.vision.models), strict=False)
+    for name, part in (("llm", model.llm), *encoders):
+        # Not the model's own `save_pretrained`, whose names for weights only its own version reads.
+        part.config.architectures = [type(part).__name__]
+        part.config.save_pretrained(folder / name)
+        save_torch_state_dict(old_state(part), folder / name)
+        add_old_settings(folder / name)
     node = {**source.config.connector, "vision_dim": model.vision.dim, "llm_dim": model.llm.config.hidden_size}
     write_text(folder / "connector" / "connector.yaml", yaml.safe_dump(node, sort_keys=False))
     save_part(folder / "connector", "connector", model.connector.state_dict())
-    write_text(folder / "config.yaml", to_yaml(_config(source.config, place)))
 
-
-def _config(config: Train, place: Path) -> Train:
-    """The run's configuration with its parts in `place`."""
-    config = copy.deepcopy(config)
+    config = copy.deepcopy(source.config)
     config.llm.path = str(place / "llm")
     config.vision.path, config.vision.feature_layer = str(place / "vision"), FEATURE_LAYER
     parts: list[LLM | Vision | SecondEncoder] = [config.llm, config.vision]
     if config.vision.second is not None:
         config.vision.second.path = str(place / "vision2")
         parts.append(config.vision.second)
-    for part in parts:
-        part.architecture = None  # of what was published
-    return config
+    for spec in parts:
+        spec.architecture = None  # it describes the published part
+    write_text(folder / "config.yaml", to_yaml(config))
 
 
-def _save(part: PreTrainedModel, folder: Path) -> None:
-    """Write a model of transformers; without its own `save_pretrained`, whose names only its own version reads."""
-    part.config.architectures = [type(part).__name__]
-    part.config.save_pretrained(folder)
-    save_torch_state_dict(old_state(part), folder)
-    add_old_settings(folder)
+def closed_encoder(model: PreTrainedModel) -> PreTrainedModel:
+    """Return an encoder that ends with its feature layer as a whole model of its class.
+
+    The whole model has one layer more, and what its class has after the layers, so that no reader fills anything in
+    with random weights. Features are those before that layer, because versions differ in whether a last hidden state is
+    one before the final norm. For a run that takes them there too, as the paper's do, this is the published
+    configuration. What is added is zero, and a layer of zeros passes its input on; so the published weights are not
+    needed, which for an imported checkpoint do not exist.
+    """
+    settings = model.config.to_dict()
+    for name in ("stage_names", "out_features", "out_indices"):
+        settings.pop(name, None)  # these follow from the number of layers
+    config = type(model.config)(**{**settings, "num_hidden_layers": model.config.num_hidden_layers + 1})
+    whole: PreTrainedModel = type(model)._from_config(config, dtype=model.dtype, attn_implementation="sdpa")
+    keys = whole.load_state_dict(model.state_dict(), strict=False)
+    assert not keys.unexpected_keys, keys.unexpected_keys
+    norms = {f"{name}.weight" for name, module in whole.named_modules() if isinstance(module, torch.nn.LayerNorm)}
+    parameters = dict(whole.named_parameters())
+    for name in keys.missing_keys:
+        if name in parameters and name not in norms:
+            torch.nn.init.zeros_(parameters[name])
+    return whole
+
+
+def generation_config(tokenizer: PreTrainedTokenizerFast, chat: Chat) -> GenerationConfig:
+    """Return settings of greedy answers up to the model's end token or the chat format's, as in `tinyvlm eval`."""
+    ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(chat.end)} - {None}
+    return GenerationConfig(
+        do_sample=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=sorted(ends),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def old_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return a model's weights under the names of its first published files, without those tied to others.
+
+    Version 4 of transformers would take a vision encoder under the names of version 5 for missing, and fill it with
+    random weights after a mere warning. Version 5 reads both.
+    """
+    vars(model).pop("_weight_conversions", None)  # names of the file that it came from, which may be of any version
+    level = _LEVEL if model.config.model_type in _WITH_LEVEL else ""
+    state = revert_weight_conversion(model, model.state_dict())
+    tied = model.all_tied_weights_keys
+    return {level + name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if name not in tied}
+
+
+def add_old_settings(folder: Path) -> None:
+    """Add to config.json and tokenizer_config.json the settings that transformers 4 looks for under other names.
+
+    Version 4 would otherwise use a rotary embedding of the default speed and not know the tokenizer's class.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for part in (config, config.get("text_config", {}), config.get("vision_config", {})):
+        part.pop("_name_or_path", None)  # a place on this machine
+        rotary = part.get("rope_parameters") or {}
+        for name in ("rope_theta", "partial_rotary_factor"):
+            if name in rotary:
+                part.setdefault(name, rotary[name])
+    changed = {"config.json": config}
+    if (folder / "tokenizer_config.json").exists():
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        if settings.get("tokenizer_class") == "TokenizersBackend":
+            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+            settings["model_input_names"] = ["input_ids", "attention_mask"]  # or some LLMs get token types too
+        changed["tokenizer_config.json"] = settings
+    for name, record in changed.items():
+        text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False)
+        (folder / name).write_text(text + "\n", encoding="utf-8")

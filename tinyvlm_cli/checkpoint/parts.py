@@ -4,7 +4,7 @@ A part that no stage has trained comes from its published weights, so a connecto
 part that learned low-rank updates only those are written; they are added to the weights when the model is built.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,13 +21,13 @@ from tinyvlm_cli.model.tuning import merge_adapters
 from tinyvlm_cli.model.vision import load_vision
 from tinyvlm_cli.model.vlm import VLM
 
-ADAPTERS = ".lora.safetensors"  # ends the file of a part's low-rank updates
+ADAPTERS = ".lora.safetensors"  # ends the name of a file with a part's low-rank updates
 
 
 def save_part(stage_dir: Path, part: str, state: dict[str, Tensor], *, scale: float | None = None) -> None:
-    """Write a part's weights in one step; the tensors share no memory.
+    """Atomically write a part's weights. The tensors must not share memory.
 
-    scale: alpha / rank of low-rank updates, when `state` holds those; None: whole weights.
+    scale: alpha / rank, when `state` holds low-rank updates; None: whole weights.
     """
     name = f"{part}.safetensors" if scale is None else f"{part}{ADAPTERS}"
     metadata = {"format": "pt"} if scale is None else {"format": "pt", "scale": str(scale)}
@@ -36,7 +36,7 @@ def save_part(stage_dir: Path, part: str, state: dict[str, Tensor], *, scale: fl
 
 
 def load_part(stage_dirs: Sequence[Path], part: str) -> dict[str, Tensor] | None:
-    """The part's weights from the last stage that trained it; None when none did."""
+    """Return the part's weights from the last stage that trained it; None when none did."""
     for stage_dir in reversed(stage_dirs):
         path = stage_dir / f"{part}.safetensors"
         if path.exists():
@@ -52,10 +52,11 @@ def build_model(
     attention: str,
     four_bit: Collection[str] = (),
 ) -> VLM:
-    """The model as the stages in `stage_dirs` (first to last) left it; none: published parts, a new connector.
+    """Build the model as the stages in `stage_dirs` (first to last) left it.
+
+    Without stages it has the published parts and a new connector, whose weights are a function of `config.seed`.
 
     four_bit: parts whose weights are kept in 4 bits, to train low-rank updates of them; GPU only.
-    The new connector's weights are a function of `config.seed`.
     """
     vision = load_vision(
         config.vision, dtype=dtype, state=load_part(stage_dirs, "vision"), four_bit="vision" in four_bit
@@ -63,7 +64,7 @@ def build_model(
     llm = load_llm(
         config.llm, dtype=dtype, attention=attention, state=load_part(stage_dirs, "llm"), four_bit="llm" in four_bit
     )
-    _merge_adapters({"vision": vision, "llm": llm}, stage_dirs, four_bit)
+    load_adapters({"vision": vision, "llm": llm}, stage_dirs, four_bit=four_bit)
     torch.manual_seed(config.seed)
     connector = build_connector(config.connector, vision_dim=vision.dim, llm_dim=llm.config.hidden_size)
     state = load_part(stage_dirs, "connector")
@@ -72,18 +73,25 @@ def build_model(
     return VLM(vision, connector.to(dtype), llm)
 
 
-def _merge_adapters(modules: dict[str, nn.Module], stage_dirs: Sequence[Path], four_bit: Collection[str]) -> None:
-    """Add the low-rank updates that stages learned since a part's weights were last written whole."""
+def load_adapters(
+    modules: Mapping[str, nn.Module], stage_dirs: Sequence[Path], *, four_bit: Collection[str] = ()
+) -> None:
+    """Add the low-rank updates that stages learned since a part's weights were last written whole.
+
+    modules: the parts by name. Raises UserError for a part in `four_bit`, whose weights cannot be changed.
+    """
     for part, module in modules.items():
         for number, stage_dir in enumerate(stage_dirs):
             path = stage_dir / f"{part}{ADAPTERS}"
-            is_older = any((later / f"{part}.safetensors").exists() for later in stage_dirs[number:])
-            if path.exists() and not is_older:
-                if part in four_bit:
-                    raise UserError(f"{path}: low-rank updates cannot be added to 4-bit weights; use lora, not qlora")
-                with safe_open(path, "pt") as file:
-                    scale = float(file.metadata()["scale"])
-                merge_adapters(module, _load(path), scale=scale)
+            is_in_weights = any((later / f"{part}.safetensors").exists() for later in stage_dirs[number:])
+            if not path.exists() or is_in_weights:
+                continue
+            if part in four_bit:
+                raise UserError(f"{path}: low-rank updates cannot be added to 4-bit weights; use lora, not qlora")
+            state = _load(path)
+            with safe_open(path, "pt") as file:
+                scale = float(file.metadata()["scale"])
+            merge_adapters(module, state, scale=scale)
 
 
 def _load(path: Path) -> dict[str, Tensor]:

@@ -70,7 +70,8 @@ def load_tokenizer(spec: LLM, *, num_embeddings: int | None = None) -> PreTraine
     """Load the model's tokenizer, with the YAML's pad token.
 
     num_embeddings: rows of the model's embedding table, where they are known. Raises UserError when the pad token or
-    the chat format's end token is not a single token that text is split at and the model has an embedding for.
+    the chat format's end token is not a token that the model has an embedding for, or the end token
+    is one that may merge with other text.
     """
     tokenizer = read_tokenizer(spec.path, where="llm.path")
     vocabulary = tokenizer.get_vocab()
@@ -87,10 +88,10 @@ def load_tokenizer(spec: LLM, *, num_embeddings: int | None = None) -> PreTraine
                 f"{setting}: '{token}' has the id {number}, and the model has {num_embeddings} embeddings; "
                 "choose another token"
             )
-        elif token == spec.chat.end and number not in tokenizer(f"Yes{token}No", add_special_tokens=False).input_ids:
+        elif token == spec.chat.end and token not in tokenizer.get_added_vocab():
             findings.append(
-                f"{setting}: the tokenizer of '{spec.path}' does not read '{token}' after an answer as one token, so "
-                f"no answer would end; its special tokens are {tokenizer.all_special_tokens}"
+                f"{setting}: '{token}' is an ordinary token of '{spec.path}', which may merge with the text before it, "
+                f"so that an answer would not end; its special tokens are {tokenizer.all_special_tokens}"
             )
     if findings:
         raise UserError("\n".join(findings))

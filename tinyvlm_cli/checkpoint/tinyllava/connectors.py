@@ -1,11 +1,12 @@
 """TinyLLaVA's connectors as ours: which class and sizes, and what their tensors are called.
 
 Names on the left are those of TinyLLaVA_Factory (tinyllava/model/connector) and TinyLLaVABench
-(tinyllava/model/multimodal_projector/builder.py); the bench has only linear, MLP and its own resampler.
+(tinyllava/model/multimodal_projector/builder.py); the bench has only linear, MLP and its own resampler. Sizes are read
+from the weights' shapes wherever these tell them.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from tinyvlm_cli.errors import UserError
 
 State = dict[str, Tensor]
+NOTHING: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -26,118 +28,123 @@ class ImportedConnector:
 
 
 def import_connector(kind: str, state: State, *, num_heads: int) -> ImportedConnector:
-    """The connector that a checkpoint calls `kind`, with `state` under our names.
+    """Return the connector that a checkpoint calls `kind`, with `state` under our names.
 
-    num_heads: of a Q-Former, whose weights do not say it.
+    num_heads: of a Q-Former, whose weights do not tell it. Raises UserError for other kinds and missing tensors.
     """
-    depth = re.fullmatch(r"mlp(\d+)x_gelu", kind)
-    if kind == "linear":
-        return _imported("linear", "connectors.Linear", {f"layers.0.{name}": tensor for name, tensor in state.items()})
-    if depth:
-        layers = {f"layers.{name}": tensor for name, tensor in state.items()}
-        return _imported("mlp", "connectors.MLP", layers, depth=int(depth[1]))
-    if kind == "identity":
-        return _imported("identity", "connectors.Identity", state)
-    if kind == "mof_mlp":
-        names = {"clip": "first.layers", "dinov2": "second.layers"}
-        out = _renamed(state, lambda name: _first_word(name, names))
-        return _imported("mof_mlp", "connectors.MoFMLP", out, depth=2)
-    if kind == "qformer":
-        return _qformer(state, num_heads)
-    if kind == "resampler":
-        return _resampler(state) if "final_proj.weight" in state else _perceiver(state)
-    raise UserError(f"connector_type: '{kind}' is none of TinyLLaVA's (linear, mlpNx_gelu, resampler, qformer, ...)")
+    try:
+        if kind == "linear":
+            layers = {f"layers.0.{name}": tensor for name, tensor in state.items()}
+            return _imported("linear", "Linear", layers)
+        if depth := re.fullmatch(r"mlp(\d+)x_gelu", kind):
+            layers = {f"layers.{name}": tensor for name, tensor in state.items()}
+            return _imported("mlp", "MLP", layers, depth=int(depth[1]))
+        if kind == "identity":
+            return _imported("identity", "Identity", state)
+        if kind == "mof_mlp":
+            out = _renamed(state, {"clip": "first.layers", "dinov2": "second.layers"})
+            depth_of_one = sum(tensor.ndim == 2 for name, tensor in out.items() if name.startswith("first."))
+            return _imported("mof_mlp", "MoFMLP", out, depth=depth_of_one)
+        if kind == "qformer":
+            return _qformer(state, num_heads)
+        if kind == "resampler":
+            return _resampler(state) if "final_proj.weight" in state else _perceiver(state)
+    except KeyError as error:
+        raise UserError(f"connector '{kind}': its tensor {error} is missing; get the checkpoint again") from None
+    raise UserError(
+        f"connector_type: '{kind}' is not one of TinyLLaVA's: linear, identity, mlpNx_gelu, mof_mlp, qformer, resampler"
+    )
 
 
 def _resampler(state: State) -> ImportedConnector:
-    """The bench's resampler, whose keys and values are two layers and ours one."""
+    """Import the bench's resampler, whose keys and values are two layers and ours one."""
     hidden_dim = state["queries"].shape[1]
-    names = {"resampler_blocks": "layers", "post_norm": "norm", "final_proj": "project_out"}
-    inner = {"to_q": "to_query", "to_k": "to_key", "to_v": "to_value"}
-    out = _renamed(state, lambda name: _words(_first_word(name, names), inner))
+    out = _renamed(
+        state,
+        {"resampler_blocks": "layers", "post_norm": "norm", "final_proj": "project_out"},
+        {"to_q": "to_query", "to_k": "to_key", "to_v": "to_value"},
+    )
+    for name in [name for name in out if ".to_key." in name]:
+        value_name, joined = name.replace(".to_key.", ".to_value."), name.replace(".to_key.", ".to_key_value.")
+        out[joined] = torch.cat([out.pop(name), out.pop(value_name)])
     return _imported(
         "resampler",
-        "connectors.Resampler",
-        _joined(out),
+        "Resampler",
+        out,
         hidden_dim=hidden_dim,
         num_heads=8 if hidden_dim == 512 else 12,  # as the bench's builder chooses
         num_queries=state["queries"].shape[0],
         num_layers=_count(out, "layers"),
+        **_intermediate(out["layers.0.feed_forward.1.weight"]),
     )
 
 
 def _perceiver(state: State) -> ImportedConnector:
-    """The Factory's resampler: a layer is a list of attention (0) and feed-forward block (1)."""
-    names = {"linear": "project_in", "latents": "queries"}
-    inner = {"norm_media": "norm_image", "norm_latents": "norm_hidden", "to_q": "to_query", "to_kv": "to_key_value"}
-
-    def ours(name: str) -> str:
-        words = _words(_first_word(name, names), inner)
-        in_layer = re.fullmatch(r"(layers\.\d+)\.([01])\.(.+)", words)
-        if not in_layer:
-            return words
-        layer, block, rest = in_layer.groups()
-        return f"{layer}.{rest}" if block == "0" else f"{layer}.feed_forward.{rest}"
-
-    out = _renamed(state, ours)
+    """Import the Factory's resampler, in which a layer is a list of attention (0) and feed-forward block (1)."""
+    out = _renamed(
+        state,
+        {"linear": "project_in", "latents": "queries"},
+        {"norm_media": "norm_image", "norm_latents": "norm_hidden", "to_q": "to_query", "to_kv": "to_key_value"},
+    )
+    out = {
+        re.sub(r"^(layers\.\d+)\.1\.", r"\1.feed_forward.", re.sub(r"^(layers\.\d+)\.0\.", r"\1.", name)): tensor
+        for name, tensor in out.items()
+    }
+    num_heads, rest = divmod(len(out["layers.0.to_query.weight"]), 64)  # its heads are 64 wide, whatever the width
+    if rest:
+        raise UserError("connector 'resampler': its attention is not a multiple of 64 wide, as TinyLLaVA_Factory's is")
     return _imported(
         "resampler_factory",
-        "connectors.Perceiver",
+        "Perceiver",
         out,
         head_dim=64,
-        num_heads=8,
+        num_heads=num_heads,
         num_queries=state["latents"].shape[0],
         num_layers=_count(out, "layers"),
+        **_intermediate(out["layers.0.feed_forward.1.weight"]),
     )
 
 
 def _qformer(state: State, num_heads: int) -> ImportedConnector:
-    """The Factory's Q-Former is BLIP-2's with BERT's names; its text side has no weights that count."""
-    names = {"query_tokens": "queries", "projector": "project_out", "bert": "model"}
-    kept = {
-        name: tensor
-        for name, tensor in state.items()
-        if not re.search(r"layer\.\d+\.(intermediate|output)\.|position_ids|^bert\.embeddings\.", name)
-    }
-    out = _renamed(kept, lambda name: _first_word(name, names).replace("attention.self.", "attention.attention."))
+    """Import the Factory's Q-Former, which is BLIP-2's with BERT's names; its text side has no weights that count."""
+    text_side = re.compile(r"layer\.\d+\.(intermediate|output)\.|position_ids|^bert\.embeddings\.")
+    kept = {name: tensor for name, tensor in state.items() if not text_side.search(name)}
+    out = _renamed(kept, {"query_tokens": "queries", "projector": "project_out", "bert": "model"})
+    out = {name.replace("attention.self.", "attention.attention."): tensor for name, tensor in out.items()}
     return _imported(
         "qformer",
-        "connectors.QFormer",
+        "QFormer",
         out,
         hidden_dim=state["query_tokens"].shape[2],
         num_heads=num_heads,
         num_queries=state["query_tokens"].shape[1],
         num_layers=_count(out, "model.encoder.layer"),
+        **_intermediate(out["model.encoder.layer.0.intermediate_query.dense.weight"]),
     )
 
 
-def _imported(name: str, target: str, state: State, **sizes: Any) -> ImportedConnector:
-    return ImportedConnector({"name": name, "_target_": f"tinyvlm_cli.model.{target}", **sizes}, state)
+def _imported(name: str, class_name: str, state: State, **sizes: Any) -> ImportedConnector:
+    return ImportedConnector({"name": name, "_target_": f"tinyvlm_cli.model.connectors.{class_name}", **sizes}, state)
 
 
-def _renamed(state: State, ours: Callable[[str], str]) -> State:
-    return {ours(name): tensor for name, tensor in state.items()}
-
-
-def _first_word(name: str, names: dict[str, str]) -> str:
-    first, point, rest = name.partition(".")
-    return names.get(first, first) + point + rest
-
-
-def _words(name: str, names: dict[str, str]) -> str:
-    return ".".join(names.get(word, word) for word in name.split("."))
-
-
-def _joined(state: State) -> State:
-    """Keys above values in one matrix."""
-    out = {name: tensor for name, tensor in state.items() if ".to_key." not in name and ".to_value." not in name}
-    for name, key in state.items():
-        if ".to_key." in name:
-            value = state[name.replace(".to_key.", ".to_value.")]
-            out[name.replace(".to_key.", ".to_key_value.")] = torch.cat([key, value])
+def _renamed(state: State, first: Mapping[str, str], others: Mapping[str, str] = NOTHING) -> State:
+    """Rename tensors: the first word of a name by `first`, all other words by `others`."""
+    out = {}
+    for name, tensor in state.items():
+        word, *rest = name.split(".")
+        out[".".join([first.get(word, word), *(others.get(one, one) for one in rest)])] = tensor
     return out
 
 
+def _intermediate(weight: Tensor) -> dict[str, int]:
+    """Return the setting of a feed-forward block's width, unless it is the default, 4 times the width outside.
+
+    weight: [width inside, width outside] of the block's first layer.
+    """
+    inside, outside = weight.shape
+    return {} if inside == 4 * outside else {"intermediate_dim": inside}
+
+
 def _count(state: State, stack: str) -> int:
-    """Layers of a stack."""
+    """Return the number of a stack's layers."""
     return len({found[1] for name in state if (found := re.match(rf"{re.escape(stack)}\.(\d+)\.", name))})

@@ -1,7 +1,7 @@
 """From a foreign checkpoint to a run of ours: its parts in a stage folder, and a configuration that names them."""
 
-import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from tinyvlm_cli.checkpoint.parts import save_part
-from tinyvlm_cli.checkpoint.tinyllava import layouts as prefixes
-from tinyvlm_cli.checkpoint.tinyllava.connectors import ImportedConnector, import_connector
-from tinyvlm_cli.checkpoint.tinyllava.layouts import CONNECTOR, VISION, Foreign
-from tinyvlm_cli.checkpoint.tinyllava.weights import refuse_leftovers
+from tinyvlm_cli.checkpoint.tinyllava.connectors import import_connector
+from tinyvlm_cli.checkpoint.tinyllava.layouts import CONNECTOR, VISION, Foreign, check_names, read_json
+from tinyvlm_cli.checkpoint.tinyllava.layouts import LLM as LLM_PREFIX
 from tinyvlm_cli.config.build import conf_dir
 from tinyvlm_cli.config.schema import LLM, Chat, Precision, Resize, SecondEncoder, Vision
 from tinyvlm_cli.errors import UserError
@@ -24,141 +23,115 @@ from tinyvlm_cli.model.llm import llm_class, read_tokenizer
 from tinyvlm_cli.model.pretrained import config_from_architecture, load_partly, read_config
 from tinyvlm_cli.model.vision import VisionEncoder, cut_config
 
-# Modules behind an encoder's last layer, which LLaVA's features do not pass through.
-BEHIND = ("post_layernorm", "layernorm", "head")
+# Modules after an encoder's last layer, which LLaVA's features do not pass through.
+AFTER_LAYERS = ("post_layernorm", "layernorm", "head")
 BUFFERS = ("position_ids", "rotary_emb.inv_freq")  # that old versions of transformers saved
 
 
 @dataclass(frozen=True)
 class ImportedParts:
-    """What the run's configuration says, and what was assumed for it."""
+    """The run's configuration, and what was assumed for it."""
 
     llm: LLM
     vision: Vision
     connector: dict[str, Any]
-    assumed: tuple[str, ...]  # sentences: values that the checkpoint does not hold
+    assumed: tuple[str, ...]  # sentences about values that the checkpoint does not hold
 
 
-def write_parts(
+def import_parts(
     foreign: Foreign, folder: Path, place: Path, *, second: Path | None, qformer: Path | None
 ) -> ImportedParts:
     """Write the parts of `foreign` into `folder`, which is to be renamed to `place`.
 
-    second: config folder of MoF's second encoder. qformer: of the Q-Former's BERT.
+    second: folder with the config of MoF's second encoder. qformer: with that of the Q-Former's BERT.
+
+    Raises UserError when a tensor is missing, has another shape, or belongs to nothing.
     """
-    known = (prefixes.LLM, VISION, CONNECTOR)
-    refuse_leftovers([name for name in foreign.weights if not name.startswith(known)], str(foreign.folder))
-    tokenizer = _write_llm(foreign, folder)
-    vision, encoder_dim, assumed = _write_vision(foreign, folder, place, second)
-    connector = _write_connector(foreign, folder, encoder_dim, qformer)
+    known = (LLM_PREFIX, VISION, CONNECTOR)
+    check_names([name for name in foreign.weights if not name.startswith(known)], (), str(foreign.folder))
+    tokenizer = read_tokenizer(str(foreign.folder), where="path")
+    tokenizer.save_pretrained(folder / "llm")
+    foreign.llm.save_pretrained(folder / "llm")
+    state = foreign.part(LLM_PREFIX)
+    save_part(folder, "llm", _unshared(_loaded(llm_class(foreign.llm), foreign.llm, state, "the LLM")))
+
+    vision, encoder, assumed = _import_vision(foreign, folder, place, second)
+    save_part(folder, "vision", _unshared(encoder))
+
     if foreign.connector == "qformer" and qformer is None:
-        assumed = (*assumed, "Q-Former: 12 attention heads, as BERT-base's (qformer_dir=DIR gives its config)")
+        assumed.append("Q-Former: 12 attention heads, as BERT-base's (qformer_dir=DIR gives its config)")
+    heads = read_config(str(qformer), where="qformer_dir").num_attention_heads if qformer else 12
+    connector = import_connector(foreign.connector, foreign.part(CONNECTOR), num_heads=heads)
+    module = build_connector(connector.node, vision_dim=encoder.dim, llm_dim=foreign.llm.hidden_size)
+    found, needed, where = connector.state, module.state_dict(), f"connector '{foreign.connector}'"
+    check_names(set(found) - set(needed), set(needed) - set(found), where)
+    for name, tensor in needed.items():
+        if found[name].shape != tensor.shape:
+            raise UserError(
+                f"{where}: {name} has the shape {list(found[name].shape)}, and {list(tensor.shape)} is needed; "
+                "is it a checkpoint of this vision encoder and this LLM?"
+            )
+    save_part(folder, "connector", connector.state)
+
+    # bf16 weights stay so. fp16 is not a precision of ours, and fp32 holds it exactly.
+    is_bf16 = {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
     llm = LLM(
-        name=_known("llm", foreign.llm_path, "name"),
-        label=_known("llm", foreign.llm_path, "label"),
+        # Not the published weights, so neither their name nor the measurements under it.
+        name=f"{_published('llm', foreign.llm_path, 'name')}+imported",
+        label=_published("llm", foreign.llm_path, "label"),
         path=str(place / "llm"),
         chat=_chat(tokenizer),
         pad_token=tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token,
         max_length=foreign.max_length,
-        precision=_precision(foreign),
+        precision=Precision.bf16 if is_bf16 else Precision.fp32,
         architecture=foreign.llm.to_diff_dict(),
     )
-    return ImportedParts(llm, vision, connector.node, assumed)
+    return ImportedParts(llm, vision, connector.node, tuple(assumed))
 
 
-def _write_llm(foreign: Foreign, folder: Path) -> PreTrainedTokenizerFast:
-    """Config, tokenizer and weights of the LLM."""
-    tokenizer = read_tokenizer(str(foreign.folder), where="path")
-    tokenizer.save_pretrained(folder / "llm")
-    foreign.llm.save_pretrained(folder / "llm")
-    model = _loaded(llm_class(foreign.llm), foreign.llm, foreign.part(prefixes.LLM), "the LLM", may_lack=False)
-    save_part(folder, "llm", _once(model))
-    return tokenizer
-
-
-def _write_vision(
+def _import_vision(
     foreign: Foreign, folder: Path, place: Path, second: Path | None
-) -> tuple[Vision, int, tuple[str, ...]]:
-    """Config and weights of the vision encoder, or of both. Returns its settings, width, and what was assumed."""
-    state = foreign.part(VISION)
-    is_pair = bool(foreign.second_path)
-    pieces = {"vision": _inner(state, "clip.") if is_pair else state}
-    configs = {"vision": foreign.vision}
-    assumed = []
-    if is_pair:
-        pieces["vision2"] = _inner(state, "dinov2.")
-        refuse_leftovers([name for name in state if not name.startswith(("clip.", "dinov2."))], VISION)
-        configs["vision2"], said = _second_config(foreign, second)
-        assumed += said
+) -> tuple[Vision, VisionEncoder, list[str]]:
+    """Write the config of the vision encoder, or of both; return its settings, the encoder, and what was assumed."""
+    states, configs, assumed = {"vision": foreign.part(VISION)}, {"vision": foreign.vision}, []
+    if foreign.second_path:  # a checkpoint holds the second encoder's weights but not its config
+        both = states["vision"]
+        check_names([name for name in both if not name.startswith(("clip.", "dinov2."))], (), VISION)
+        states = {"vision": foreign.part(f"{VISION}clip."), "vision2": foreign.part(f"{VISION}dinov2.")}
+        if second is None and Path(foreign.second_path).is_dir():
+            second = Path(foreign.second_path)
+        if second is not None:
+            configs["vision2"] = read_config(str(second), where="second_vision_dir")
+        else:
+            published = next(node["second"] for node in _shipped("vision") if "second" in node)
+            configs["vision2"] = config_from_architecture(published["architecture"])
+            assumed.append(f"second encoder: the config of {published['path']} (second_vision_dir=DIR gives another)")
     models = {}
     for name, config in configs.items():
         config.save_pretrained(folder / name)
         cut = cut_config(config, foreign.feature_layer, name)
-        models[name] = _loaded(MODEL_MAPPING[type(cut)], cut, pieces[name], name, may_lack=True)
-    settings, said = _settings(foreign, place, models)
-    encoder = VisionEncoder(models["vision"], settings, models.get("vision2"))
-    save_part(folder, "vision", _once(encoder))
-    return settings, encoder.dim, (*assumed, *said)
+        models[name] = _loaded(MODEL_MAPPING[type(cut)], cut, states[name], name, may_lack=_is_after_layers)
 
-
-def _write_connector(foreign: Foreign, folder: Path, vision_dim: int, qformer: Path | None) -> ImportedConnector:
-    heads = read_config(str(qformer), where="qformer_dir").num_attention_heads if qformer else 12
-    kind = foreign.connector
-    connector = import_connector(kind, foreign.part(CONNECTOR), num_heads=heads)
-    module = build_connector(connector.node, vision_dim=vision_dim, llm_dim=foreign.llm.hidden_size)
-    found, needed = set(connector.state), set(module.state_dict())
-    refuse_leftovers(found - needed, f"connector '{kind}'")
-    refuse_lacking(needed - found, f"connector '{kind}'")
-    module.load_state_dict(connector.state)
-    save_part(folder, "connector", connector.state)
-    return connector
-
-
-def _loaded(
-    kind: type[PreTrainedModel], config: PretrainedConfig, state: dict[str, Tensor], what: str, *, may_lack: bool
-) -> PreTrainedModel:
-    """The model with `state`, every tensor of which it takes, or is known not to need.
-
-    may_lack: what stands behind an encoder's last layer.
-    """
-    dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
-    model, missing, unused = load_partly(
-        kind, config, path=None, state=state, dtype=dtype, attention="sdpa", where=what
-    )
-    refuse_leftovers([name for name in unused if not _is_needless(name, config.num_hidden_layers)], what)
-    refuse_lacking({name for name in missing if not (may_lack and _is_behind(name))}, what)
-    return model
-
-
-def _is_needless(name: str, depth: int) -> bool:
-    """A buffer, a layer behind the last that is used, or what follows it."""
-    layer = re.search(r"\.layers?\.(\d+)\.", name)
-    return name.endswith(BUFFERS) or _is_behind(name) or (layer is not None and int(layer[1]) >= depth)
-
-
-def _is_behind(name: str) -> bool:
-    return any(f".{part}." in f".{name}" for part in BEHIND)
-
-
-def refuse_lacking(names: set[str], what: str) -> None:
-    """Raises UserError when tensors are needed that are not there."""
-    if names:
-        raise UserError(
-            f"{what}: {len(names)} weights are not there, the first is {min(names)}; get the checkpoint again"
-        )
-
-
-def _settings(foreign: Foreign, place: Path, models: dict[str, PreTrainedModel]) -> tuple[Vision, list[str]]:
-    """The encoder's settings. Its preprocessing is not in a checkpoint: it is that of the published encoder."""
-    shipped = _shipped_preprocessing(foreign.vision.model_type)
-    unused = {name: [part for part in BEHIND if hasattr(model, part)] for name, model in models.items()}
-    second = SecondEncoder(path=str(place / "vision2"), unused=unused["vision2"]) if "vision2" in models else None
-    own = foreign.folder / "preprocessor_config.json"
-    said = [] if own.is_file() else [f"images: {shipped['resize']}, mean {shipped['mean']}, std {shipped['std']}"]
-    preprocessing = _own_preprocessing(own) if own.is_file() else shipped
-    return Vision(
-        name=_known("vision", foreign.vision_path, "name"),
-        label=_known("vision", foreign.vision_path, "label"),
+    # Preprocessing is not in a Factory checkpoint: it is that of the published encoder.
+    kind = foreign.vision.model_type
+    alike = [node for node in _shipped("vision") if node["architecture"]["model_type"] == kind and "second" not in node]
+    if not alike:
+        raise UserError(f"vision_config.model_type: no conf/vision/*.yaml is of the type '{kind}'; add one")
+    shipped = alike[0]
+    preprocessing, own = shipped, foreign.folder / "preprocessor_config.json"
+    if own.is_file():
+        record = read_json(own)
+        resize = "crop" if record.get("do_center_crop") else "stretch"
+        preprocessing = {"resize": resize, "mean": record.get("image_mean"), "std": record.get("image_std")}
+        if not preprocessing["mean"] or not preprocessing["std"]:
+            raise UserError(f"{own}: image_mean or image_std is missing; get the file again, or delete it")
+    else:
+        assumed.append(f"images: {shipped['resize']}, mean {shipped['mean']}, std {shipped['std']}")
+    unused = {name: [part for part in AFTER_LAYERS if hasattr(model, part)] for name, model in models.items()}
+    is_pair = "vision2" in models
+    settings = Vision(
+        name=f"{_published('vision', foreign.vision_path, 'name')}+imported",
+        label=_published("vision", foreign.vision_path, "label"),
         path=str(place / "vision"),
         feature_layer=foreign.feature_layer,
         tokens=foreign.tokens,
@@ -169,37 +142,46 @@ def _settings(foreign: Foreign, place: Path, models: dict[str, PreTrainedModel])
         std=preprocessing["std"],
         partial_from_layer=shipped["partial_from_layer"],
         architecture=foreign.vision.to_diff_dict(),
-        second=second,
-    ), said
+        second=SecondEncoder(path=str(place / "vision2"), unused=unused["vision2"]) if is_pair else None,
+    )
+    return settings, VisionEncoder(models["vision"], settings, models.get("vision2")), assumed
 
 
-def _own_preprocessing(path: Path) -> dict[str, Any]:
-    record = json.loads(path.read_text(encoding="utf-8"))
-    resize = "crop" if record.get("do_center_crop") else "stretch"
-    return {"resize": resize, "mean": record["image_mean"], "std": record["image_std"]}
+def _loaded(
+    kind: type[PreTrainedModel],
+    config: PretrainedConfig,
+    state: dict[str, Tensor],
+    where: str,
+    *,
+    may_lack: Callable[[str], bool] = lambda name: False,
+) -> PreTrainedModel:
+    """Return the model with `state`, all of whose tensors it takes, or is known not to need.
+
+    may_lack: whether a tensor of that name may be missing.
+    """
+    if not state:
+        raise UserError(f"{where}: the checkpoint has no weights of it; get the checkpoint again")
+    dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
+    model, missing, unexpected = load_partly(
+        kind, config, path=None, state=state, dtype=dtype, attention="sdpa", where=where
+    )
+    needless = set()  # buffers, layers after the last that is used, and what follows them
+    for name in unexpected:
+        layer = re.search(r"\.layers?\.(\d+)\.", name)
+        is_cut_off = layer is not None and int(layer[1]) >= config.num_hidden_layers
+        if name.endswith(BUFFERS) or _is_after_layers(name) or is_cut_off:
+            needless.add(name)
+    check_names(set(unexpected) - needless, [name for name in missing if not may_lack(name)], where)
+    return model
 
 
-def _shipped_preprocessing(model_type: str) -> dict[str, Any]:
-    """The settings of the encoder of that type that comes with tinyvlm."""
-    for node in _shipped("vision"):
-        if node["architecture"]["model_type"] == model_type and "second" not in node:
-            return node
-    raise UserError(f"vision_config.model_type: no conf/vision/*.yaml is of the type '{model_type}'; add one")
+def _is_after_layers(name: str) -> bool:
+    """Return whether a tensor of that name belongs to a module after an encoder's last layer."""
+    return any(f".{part}." in f".{name}" for part in AFTER_LAYERS)
 
 
-def _second_config(foreign: Foreign, second: Path | None) -> tuple[PretrainedConfig, list[str]]:
-    """MoF's second encoder, which a checkpoint holds the weights of and not the config."""
-    if second is not None:
-        return read_config(str(second), where="second_vision_dir"), []
-    if Path(foreign.second_path).is_dir():
-        return read_config(foreign.second_path, where="second_vision_dir"), []
-    published = next(node["second"] for node in _shipped("vision") if "second" in node)
-    said = f"second encoder: the config of {published['path']} (second_vision_dir=DIR gives another)"
-    return config_from_architecture(published["architecture"]), [said]
-
-
-def _known(group: str, path: str, field: str) -> str:
-    """The name or label that tinyvlm has for a published part, else the last word of its path."""
+def _published(group: str, path: str, field: str) -> str:
+    """Return the name or label that tinyvlm has for a published part, otherwise the last word of its path."""
     for node in _shipped(group):
         if path and str(node.get("path")).lower() == path.lower():
             return str(node[field])
@@ -207,29 +189,19 @@ def _known(group: str, path: str, field: str) -> str:
 
 
 def _shipped(group: str) -> list[dict[str, Any]]:
-    """The options of a group as they stand in their files."""
+    """Return the members of a configuration group as their files have them, each with its name."""
     paths = sorted((conf_dir() / group).glob("*.yaml"))
     nodes: list[Any] = [OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(p), {"name": p.stem})) for p in paths]
     return nodes
 
 
 def _chat(tokenizer: PreTrainedTokenizerFast) -> Chat:
-    """All of TinyLLaVA's formats but for pretraining are one, with the tokenizer's own end token."""
+    """Return the chat format: all of TinyLLaVA's except for pretraining are one, with the tokenizer's own end token."""
     node = next(node for node in _shipped("llm/chat"))
     return Chat(system=node["system"], user=node["user"], assistant=node["assistant"], end=tokenizer.eos_token)
 
 
-def _precision(foreign: Foreign) -> Precision:
-    """bf16 weights stay so. fp16 is no precision of ours, and fp32 holds it exactly."""
-    dtypes = {tensor.dtype for tensor in foreign.part(prefixes.LLM).values()}
-    return Precision.bf16 if dtypes == {torch.bfloat16} else Precision.fp32
-
-
-def _inner(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def _once(module: nn.Module) -> dict[str, Tensor]:
-    """The module's tensors; one with two names (a head tied to the embeddings) is given once."""
+def _unshared(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's tensors; one with two names (a head tied to the embeddings) is given once."""
     once = {id(t): (name, t) for name, t in reversed(module.state_dict(keep_vars=True).items())}
     return {name: tensor.detach() for name, tensor in once.values()}

@@ -6,6 +6,7 @@ from pathlib import Path
 from tinyvlm_cli.config.commands import Export, ExportFormat
 from tinyvlm_cli.config.schema import Train, from_yaml
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.files import new_folder
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import TrainedModel, find_model
 
@@ -19,28 +20,23 @@ def run(config: Export) -> int:
         raise UserError(
             f"run={config.run}: {found.run.model} is a model folder already; give a run that was trained here"
         )
-    output = _output(config, found)
+    if config.output is not None:
+        output = Path(config.output)
+    else:
+        stage = "" if found.stage == list(found.run.stages)[-1] else f"-{found.stage}"
+        output = Path(config.exports_dir) / f"{found.run.folder.name}{stage}-{config.format.value}"
     if output.exists():
-        raise UserError(f"output={output}: is there already; move or delete it, or give another output")
+        raise UserError(f"output={output}: exists already; move or delete it, or give another output")
     _export(config, found, output)
     log.info("written to %s", output)
     return 0
 
 
-def _output(config: Export, found: TrainedModel) -> Path:
-    if config.output is not None:
-        return Path(config.output)
-    part = "" if found.stage == list(found.run.stages)[-1] else f"-{found.stage}"
-    return Path(config.exports_dir) / f"{found.run.folder.name}{part}-{config.format.value}"
-
-
 def _export(config: Export, found: TrainedModel, output: Path) -> None:
     import torch
 
-    from tinyvlm_cli.checkpoint.export_parts import write_parts
+    from tinyvlm_cli.checkpoint.export_parts import Source, write_parts
     from tinyvlm_cli.checkpoint.llava_hf.export import check_llava, write_llava
-    from tinyvlm_cli.checkpoint.source import Source
-    from tinyvlm_cli.files import new_folder
     from tinyvlm_cli.model.pretrained import DTYPES
     from tinyvlm_cli.model.vlm import meta_model
 
