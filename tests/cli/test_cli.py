@@ -79,7 +79,7 @@ def test_help_lists_the_groups_that_a_command_reads(
         ("train llm=phi2,tinyllama", "add -m to run one job for each"),
         ("train sweep=recipee", "sweep=recipee: no sweep of that name; did you mean 'recipe'?"),
         ("train sweep=llm,vision", "one sweep at a time"),
-        ("report table.llm.runs.seed=1", "table.llm: not chosen here; add table=llm"),
+        ("report table.others.runs.seed=1", "table.others: not chosen here; add table=others"),
         ("train llm", "llm: no value; write llm=VALUE"),
         ("data chekc data=llava15", "'chekc' is not an action of data; choose check or prepare"),
         ("eval", "run: not set; add run=..."),

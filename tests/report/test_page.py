@@ -1,4 +1,4 @@
-"""The page: one file that needs nothing else, whatever stands in the answers."""
+"""The page is one file that needs nothing else, whatever the answers contain."""
 
 import base64
 import io
@@ -12,11 +12,10 @@ import pytest
 from PIL import Image
 from support.from_conf import node_of
 from support.page_run import write_mmvet, write_run
-from support.score_rows import row, table
+from support.score_rows import built, row
 
-from tinyvlm_cli.report.charts import draw_charts
+from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.report.page import configuration, disagreements, page
-from tinyvlm_cli.report.tables import build
 from tinyvlm_cli.results.records import Run
 
 NASTY = "</script><b>bold</b> & \u2028 \U0001f600"
@@ -30,8 +29,8 @@ def runs(tmp_path: Path) -> list[Run]:
     ]
 
 
-def test_it_is_whole_and_holds_what_the_answers_say(runs: list[Run]) -> None:
-    sheet = build("variants", table("variants", published=[]), [row(value=58.4, name="<i>mine</i>")], [])
+def test_the_page_is_self_contained_and_escapes_answers(runs: list[Run]) -> None:
+    sheet = built("variants", [row(value=58.4, name="<i>mine</i>")], published=[])
     text = page([sheet], runs, charts=[("a chart", "<svg></svg>")])
     assert not re.search(r'(?:src|href)="(?!#|data:)', text)
     assert text.count("</script>") == 2 and "<b>bold" not in text.split('id="data">')[0]
@@ -40,13 +39,13 @@ def test_it_is_whole_and_holds_what_the_answers_say(runs: list[Run]) -> None:
     assert data["questions"]["gqa"][0]["runs"]["one"] == [1.0, NASTY]
 
 
-def test_questions_with_different_scores_are_those_that_both_answered(runs: list[Run]) -> None:
+def test_disagreements_are_questions_that_both_answered(runs: list[Run]) -> None:
     (question,) = disagreements(runs)[0]["gqa"]
     assert (question["key"], question["prompt"]) == ("1", "What is 1?")
     assert {name: score for name, (score, _) in question["runs"].items()} == {"one": 1.0, "two": 0.0}
 
 
-def test_questions_on_one_image_share_a_picture_and_a_missing_image_is_none(tmp_path: Path) -> None:
+def test_questions_on_one_image_share_a_picture_and_a_missing_image_has_none(tmp_path: Path) -> None:
     node = write_mmvet(tmp_path / "mm-vet", {"v1_0": "a.png", "v1_1": "a.png", "v1_2": "b.png"}, there=["a.png"])
     runs = [
         write_run(tmp_path, name, dict.fromkeys(("v1_0", "v1_1", "v1_2"), score), says="", benchmark="mmvet", node=node)
@@ -79,21 +78,27 @@ def test_a_results_folder_without_its_data_has_no_pictures(tmp_path: Path, node:
     assert ([one["picture"] for one in questions["mmvet"]], pictures) == ([None], [])
 
 
-def test_a_table_is_filtered_by_the_heads_that_differ() -> None:
+def test_a_table_is_filtered_by_the_headers_that_differ() -> None:
     rows = [row(value=50.0, run=llm, llm=llm) for llm in ("phi2", "tinyllama")]
-    text = page([build("variants", table("variants", published=[]), rows, [])], [], charts=[])
+    text = page([built("variants", rows, published=[])], [], charts=[])
     (select,) = re.findall(r"<select.*?</select>", text)
     assert re.findall(r"<option.*?>(.*?)</option>", select) == ["all", "phi2", "tinyllama"]
 
 
-def test_a_configuration_is_dotted_names(runs: list[Run]) -> None:
+def test_a_configuration_has_dotted_names(runs: list[Run]) -> None:
     assert configuration(runs[0]) == {"llm.name": "one", "llm.sizes": "[1, 2]", "made_with.python": "3"}
 
 
-def test_charts_need_scores(tmp_path: Path) -> None:
-    assert draw_charts(build("variants", table("variants", published=[]), [], []), tmp_path) == []
-    rows = [row(benchmark=name, value=50.0 + i) for i, name in enumerate(("gqa", "pope", "textvqa"))]
-    drawn = draw_charts(build("variants", table("variants", published=[]), rows, []), tmp_path)
-    assert [path.name for path in drawn] == [
-        "variants-bars.png", "variants-bars.svg", "variants-radar.png", "variants-radar.svg"
-    ]  # fmt: skip
+@pytest.mark.parametrize(("name", "text"), [("per_question.json", "[1]"), ("per_question.json", '{"1": "x"}')])
+def test_damaged_results_are_an_error_with_the_file(runs: list[Run], name: str, text: str) -> None:
+    path = runs[0].folder / "eval/finetune/gqa" / name
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=name):
+        disagreements(runs)
+
+
+def test_a_line_of_answers_that_was_cut_off_is_left_out(runs: list[Run]) -> None:
+    path = runs[0].folder / "eval/finetune/gqa/answers-0.jsonl"
+    path.write_text('{"prompt": "p", "key": "1", "te', encoding="utf-8")
+    (question,) = disagreements(runs)[0]["gqa"]
+    assert question["runs"]["one"] == (1.0, "") and question["prompt"] == "What is 1?"

@@ -1,4 +1,4 @@
-"""The page in a browser: a script drives a copy of it and leaves what it saw in the page, which Chromium prints."""
+"""The page in a browser: a script drives a copy of it and writes what it saw into the page, which Chromium prints."""
 
 import html
 import json
@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 from support.page_run import write_mmvet, write_run
-from support.score_rows import row, table
+from support.score_rows import built, row
 
 from tinyvlm_cli.report.page import page
-from tinyvlm_cli.report.tables import build
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CATCH = """<script>
@@ -59,7 +58,7 @@ const image = document.querySelector("#questions img");
 
 @pytest.fixture(scope="module")
 def saw(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What the script found in a page of three runs."""
+    """Return what the script found in a page of three runs."""
     if CHROMIUM is None:
         pytest.skip("needs Chromium, which is not installed here")
     folder = tmp_path_factory.mktemp("page")
@@ -73,7 +72,7 @@ def saw(tmp_path_factory: pytest.TempPathFactory) -> Any:
         row(run="two", llm="phi2", vision="siglip", name="phi2-large", value=70.0),
         row(run="three", llm="tinyllama", vision="siglip", name="tinyllama-small", value=60.0),
     ]
-    text = page([build("variants", table("variants", published=[]), rows, [])], runs, charts=[])
+    text = page([built("variants", rows, published=[])], runs, charts=[])
     driven = folder / "page.html"
     driven.write_text(text.replace("<head>", f"<head>{CATCH}").replace("</body>", f"{DRIVE}</body>"), encoding="utf-8")
     words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
@@ -87,13 +86,13 @@ def saw(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.e2e
-def test_a_click_sorts_and_another_turns_the_order_around(saw: Any) -> None:
+def test_a_click_sorts_and_another_reverses_the_order(saw: Any) -> None:
     order = ["phi2-large", "tinyllama-small", "phi2-small"]
     assert (saw["descending"], saw["ascending"]) == (order, order[::-1])
 
 
 @pytest.mark.e2e
-def test_a_line_is_shown_where_groups_and_words_agree(saw: Any) -> None:
+def test_a_row_is_shown_where_filters_and_words_agree(saw: Any) -> None:
     assert set(saw["of_llm"]) == {"phi2-small", "phi2-large"}
     assert saw["of_groups"] == ["phi2-large"]
     assert saw["of_both"] == ["phi2-small"] and saw["shown"] == "1 of 3 shown"

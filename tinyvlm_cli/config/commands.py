@@ -143,14 +143,15 @@ class Table:
     published: list[Published] = MISSING
     # Field of a score row -> the value, or list of values, that it must have; null: any.
     runs: dict[str, Any] = field(default=MISSING, metadata=OWN_KEYS)
-    # Field that says what a row is -> its title.
-    heads: dict[str, str] = field(default=MISSING, metadata=OWN_KEYS)
+    # Field that says what a table row is -> its title.
+    headers: dict[str, str] = field(default=MISSING, metadata=OWN_KEYS)
     columns: list[Column] = MISSING
-    # Setting -> value of the line that others are compared with, which are otherwise the same; none: nothing is marked.
+    own_benchmarks: bool = False  # only columns of benchmarks that own scores have, and one for each not in `columns`
+    # Setting -> value of the row that otherwise equal rows are compared with; none: nothing is marked.
     against: dict[str, str] = field(default_factory=dict, metadata=OWN_KEYS)
     between: list[str | None] | None = None  # the two runs whose differences are the rows; null: rows are runs
-    blind: bool = MISSING  # the blind control in a line under each run that has one
-    intervals: bool = MISSING  # each score's 95% interval in a line under each run of one seed
+    blind: bool = MISSING  # a row with the blind control under each run that has one
+    intervals: bool = MISSING  # a row with each score's 95% interval under each run
     footnotes: list[str] = MISSING
 
 
@@ -163,6 +164,8 @@ class Report:
     b: str | None = None
     format: Format = MISSING  # of what is printed; `output` gets all of them
     output: str | None = None  # folder for the files; null: print
+    verbose: bool = MISSING  # footnotes also say where published numbers were found
+    only_fitting: bool = False  # only the tables into which own runs fit; set by table=auto
     results_dir: str = MISSING
 
 

@@ -1,156 +1,229 @@
-"""A table as the paper's charts: bars for each benchmark, and a radar over all of them."""
+"""Charts: a table as bars for each benchmark and as a radar over all, and the training curves of its runs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import pi, sin
+from math import isnan, nan, pi, sin
 from pathlib import Path
 from typing import Any
 
-from tinyvlm_cli.report.sheet import Kind, Line, Sheet
+import pandas as pd
+
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.files import read_jsonl
+from tinyvlm_cli.report.sheet import COMPARED, Kind, Sheet
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.records import Run
 
 FORMATS = ("png", "svg")
-SHOWN = (Kind.published, Kind.ours)
-MOST = 12  # lines in a chart: more cannot be told apart
-IN_A_ROW = 6  # panels of bars
+MAX_SERIES = 12  # table rows in a chart: the colours of more are hard to tell apart
+PANELS_PER_ROW = 6  # of bars
+CURVE_PANEL = (4.2, 3.2)  # inches
+SMOOTHING = 50  # a curve is the running mean over this part of its steps: 1 / 50
+MAX_POINTS = 500  # of a running mean
+MAX_COLOURS = 7  # curves with a colour; the others are grey
 
 
 @dataclass(frozen=True)
-class Series:
-    """A line of the table, in the columns that a chart shows."""
+class Curve:
+    """A figure of a field of train.jsonl over the steps of each stage."""
 
-    name: str
-    values: tuple[float | None, ...]
-    is_ours: bool
+    name: str  # the end of the file's name
+    title: str
+    field: str
+    label: str  # of the y axis
+    scale: str
+
+
+CURVES = (
+    Curve("loss", "Training loss", "loss", "loss", "log"),
+    Curve("throughput", "Training throughput: real tokens, all GPUs", "tokens_per_s", "tokens a second", "linear"),
+)
 
 
 def draw_charts(sheet: Sheet, folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """Write the sheet's charts in each format; none where there are no scores. Returns the files."""
-    columns, series = _series(sheet)
-    charts: dict[str, Callable[[Any, Sequence[str], Sequence[Series]], None]] = {"bars": _bars}
-    if len(columns) >= 3:
+    """Draw the table's charts in each format, and return the files; there are none for a table without scores."""
+    values, is_ours = _series(sheet)
+    if values.empty:
+        return []
+    charts: dict[str, Callable[[Any, pd.DataFrame, list[bool]], None]] = {"bars": _bars}
+    if len(values.columns) >= 3:
         charts["radar"] = _radar
-    return [
-        path
-        for name, draw in charts.items()
-        if series
-        for path in _write(sheet, name, draw, columns, series, folder, formats)
+    across, down = min(len(values.columns), PANELS_PER_ROW), -(-len(values.columns) // PANELS_PER_ROW)
+    written = []
+    for name, draw in charts.items():
+        pyplot = _pyplot(sheet.name)
+        figure = pyplot.figure(figsize=(1.7 * across + 1, 3 * down) if name == "bars" else (7.5, 5.2))
+        draw(figure, values, is_ours)
+        _legend(figure, values, is_ours)
+        if name == "bars":
+            figure.tight_layout(rect=(0, 0.02, 1, 0.95))
+        figure.suptitle(sheet.title, fontsize=10, x=0.01, ha="left")
+        written += _save(figure, [folder / f"{sheet.name}-{name}.{suffix}" for suffix in formats])
+    return written
+
+
+def draw_curve(curve: Curve, stages: dict[str, dict[str, list[float]]], paths: Sequence[Path]) -> list[Path]:
+    """Draw what `read_curve` returns, with a panel for each stage, to every path; nothing without a stage.
+
+    Returns the files.
+    """
+    if not stages:
+        return []
+    width, height = CURVE_PANEL
+    figure, axes = _pyplot(curve.name).subplots(1, len(stages), figsize=(width * len(stages), height), squeeze=False)
+    for panel, (stage, lines) in zip(axes[0], stages.items(), strict=True):
+        for number, (label, values) in enumerate(lines.items()):
+            steps = range(1, len(values) + 1)
+            colour, order = (f"C{number}", 3) if number < MAX_COLOURS else ("0.6", 2)
+            names = label.splitlines()
+            shown = label if len(names) <= 3 else "\n".join([*names[:2], f"and {len(names) - 2} more runs"])
+            # Every step is pale, under the running mean; as pixels in an SVG too, where lines would take megabytes.
+            panel.plot(steps, values, color=colour, zorder=1, alpha=0.25, linewidth=0.8, rasterized=True)
+            every = max(1, len(values) // MAX_POINTS)
+            key = shown if number < MAX_COLOURS else None
+            panel.plot(steps[::every], running_mean(values)[::every], color=colour, zorder=order, label=key)
+        panel.set(title=stage, xlabel="optimizer step", ylabel=curve.label, yscale=curve.scale)
+        if curve.scale == "linear":
+            panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+    figure.suptitle(curve.title, fontsize=10, x=0.01, ha="left")
+    figure.tight_layout()
+    for panel, lines in zip(axes[0], stages.values(), strict=True):  # after the layout: it may be higher than a panel
+        more = f"grey: {len(lines) - MAX_COLOURS} more" if len(lines) > MAX_COLOURS else None
+        place = {"loc": "upper left", "bbox_to_anchor": (0, -0.22)}
+        panel.legend(fontsize=7, title=more, title_fontsize=7, frameon=False, alignment="left", **place)
+    return _save(figure, paths)
+
+
+def read_curve(curve: Curve, runs: Sequence[Run], results: Results) -> dict[str, dict[str, list[float]]]:
+    """Return for each stage's name the run folders of each training, one a line, and its value at every step.
+
+    Raises UserError for a damaged train.jsonl.
+    """
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        for folder in run.stages.values():
+            # Not the displayed name: runs with other seeds have the same, and one curve would hide the rest.
+            names.setdefault(folder, []).append(run.folder.name)
+    stages: dict[str, dict[str, list[float]]] = {}
+    for run in runs:
+        for stage, folder in run.stages.items():
+            path = results.stage_dir(folder) / "train.jsonl"
+            label = "\n".join(dict.fromkeys(names[folder]))
+            if label in stages.get(stage, {}) or not path.is_file():
+                continue
+            try:
+                values = [float(record[curve.field]) for record in read_jsonl(path)]
+            except UserError:
+                raise
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(f"{path}: a line has no {curve.field} ({error!r}); delete that line") from None
+            stages.setdefault(stage, {})[label] = values
+    return stages
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """Return the mean over the last `len / SMOOTHING` values at each place; over fewer at the beginning."""
+    window = max(1, len(values) // SMOOTHING)
+    total, means = 0.0, []
+    for place, value in enumerate(values):
+        total += value - (values[place - window] if place >= window else 0.0)
+        means.append(total / min(place + 1, window))
+    return means
+
+
+def _series(sheet: Sheet) -> tuple[pd.DataFrame, list[bool]]:
+    """Return the values [series, columns] of a chart and which series are ours, in the columns that have any score.
+
+    Ours come first, then published rows with at least half of the scores. A series is called by the first header of
+    its row, and by all where another row has the same first one.
+    """
+    is_shown = [kind in COMPARED for kind in sheet.kinds]
+    values = sheet.values[is_shown].dropna(axis="columns", how="all")
+    counts = values.notna().sum(axis="columns")
+    ours = pd.Series([sheet.kinds[place] == Kind.ours for place in values.index], values.index)
+    chosen = [*values.index[ours & (counts > 0)], *values.index[~ours & (2 * counts >= len(values.columns))]]
+    headers = sheet.text.loc[chosen, sheet.headers]
+    repeated = headers.iloc[:, 0].duplicated(keep=False)
+    names = [
+        ", ".join(filter(None, texts)) if is_repeated else texts[0]
+        for texts, is_repeated in zip(headers.to_numpy().tolist(), repeated, strict=True)
     ]
+    return values.loc[chosen].set_axis(names)[:MAX_SERIES], ours.loc[chosen].tolist()[:MAX_SERIES]
 
 
-def _series(sheet: Sheet) -> tuple[list[str], list[Series]]:
-    """The columns in which anyone has a score, and the lines: ours, then published ones with half of the scores."""
-    lines = [line for section in sheet.sections for line in section if line.kind in SHOWN]
-    places = [i for i in range(len(sheet.columns)) if any(line.cells[i].value is not None for line in lines)]
-    counts = {line: sum(line.cells[i].value is not None for i in places) for line in lines}
-    chosen = [line for line in lines if line.kind is Kind.ours and counts[line]]
-    chosen += [line for line in lines if line.kind is Kind.published and 2 * counts[line] >= len(places)]
-    return [sheet.columns[i] for i in places], [
-        Series(_name(line, chosen), tuple(line.cells[i].value for i in places), line.kind is Kind.ours)
-        for line in chosen[:MOST]
-    ]
-
-
-def _name(line: Line, lines: Sequence[Line]) -> str:
-    """The first head, and all of them where another line has the same first one."""
-    shared = [other for other in lines if other.heads[0] == line.heads[0]]
-    return line.heads[0] if len(shared) == 1 else ", ".join(head for head in line.heads if head)
-
-
-def _write(  # noqa: PLR0917
-    sheet: Sheet,
-    name: str,
-    draw: Callable[[Any, Sequence[str], Sequence[Series]], None],
-    columns: Sequence[str],
-    series: Sequence[Series],
-    folder: Path,
-    formats: Sequence[str],
-) -> list[Path]:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    mpl.rcParams["svg.hashsalt"] = sheet.name  # the same file for the same table
-    rows = -(-len(columns) // IN_A_ROW)
-    figure = pyplot.figure(figsize=(1.7 * min(len(columns), IN_A_ROW) + 1, 3 * rows) if name == "bars" else (7.5, 5.2))
-    draw(figure, columns, series)
-    figure.suptitle(sheet.title, fontsize=10, x=0.01, ha="left")
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{sheet.name}-{name}.{suffix}" for suffix in formats]
-    for path in paths:
-        figure.savefig(path, dpi=130, bbox_inches="tight", metadata={"Date": None} if path.suffix == ".svg" else None)
-    pyplot.close(figure)
-    return paths
-
-
-def _bars(figure: Any, columns: Sequence[str], series: Sequence[Series]) -> None:
-    """A panel for each benchmark, as their units differ; published values are hatched."""
-    across = min(len(columns), IN_A_ROW)
-    for place, column in enumerate(columns):
-        panel = figure.add_subplot(-(-len(columns) // across), across, place + 1)
-        values = [one.values[place] for one in series]
-        known = [value for value in values if value is not None]
-        for number, (one, value) in enumerate(zip(series, values, strict=True)):
-            if value is not None:
-                look = {} if one.is_ours else {"hatch": "//", "alpha": 0.6}
-                panel.bar(number, value, color=_colour(number), label=one.name, **look)
+def _bars(figure: Any, values: pd.DataFrame, is_ours: list[bool]) -> None:
+    """Draw a panel for each benchmark, as their units differ; published values are hatched."""
+    across = min(len(values.columns), PANELS_PER_ROW)
+    for place, (title, column) in enumerate(values.items(), 1):
+        panel = figure.add_subplot(-(-len(values.columns) // across), across, place)
+        for number, value in enumerate(column):
+            if not isnan(value):
+                look = {} if is_ours[number] else {"hatch": "//", "alpha": 0.6}
+                panel.bar(number, value, color=_colour(number), label=values.index[number], **look)
         # Differences of a point would vanish on an axis that begins at zero; each panel says where it begins.
-        low, high = min(known), max(known)
+        low, high = column.min(), column.max()
         margin = (high - low) * 0.25 or max(1.0, high * 0.05)
-        panel.set(title=column, ylim=(max(0.0, low - margin), high + margin), xlim=(-0.6, len(series) - 0.4), xticks=[])
+        panel.set(title=title, ylim=(max(0.0, low - margin), high + margin), xlim=(-0.6, len(values) - 0.4), xticks=[])
         panel.title.set_fontsize(9)
         panel.tick_params(labelsize=7)
-    _legend(figure, series)
-    figure.tight_layout(rect=(0, 0.02, 1, 0.95))
 
 
-def _radar(figure: Any, columns: Sequence[str], series: Sequence[Series]) -> None:
-    """Each axis from the lowest value shown (at a fifth of the radius) to the highest."""
+def _radar(figure: Any, values: pd.DataFrame, is_ours: list[bool]) -> None:
+    """Draw each axis from the lowest value shown (at a fifth of the radius) to the highest."""
     panel = figure.add_subplot(projection="polar")
-    angles = [2 * pi * place / len(columns) for place in range(len(columns))]
-    for number, one in enumerate(series):
-        radii = [_radius(one.values[place], [other.values[place] for other in series]) for place in range(len(columns))]
+    angles = [2 * pi * place / len(values.columns) for place in range(len(values.columns))]
+    low, high = values.min(), values.max()
+    radii = (0.2 + 0.8 * (values - low) / (high - low).where(high > low, nan)).mask(values.notna() & (high == low), 1.0)
+    for number, row in enumerate(radii.to_numpy().tolist()):
         panel.plot(
-            [*angles, angles[0]], [*radii, radii[0]], color=_colour(number), linestyle="-" if one.is_ours else "--",
+            [*angles, angles[0]], [*row, row[0]], color=_colour(number), linestyle="-" if is_ours[number] else "--",
             linewidth=1.4, marker="o", markersize=2.5,
         )  # fmt: skip
-    labels = []
-    for place, column in enumerate(columns):
-        known = [value for one in series if (value := one.values[place]) is not None]
-        labels.append(f"{column}\n{min(known):.1f} - {max(known):.1f}")
+    labels = [
+        f"{title}\n{lowest:.1f} - {highest:.1f}" for title, lowest, highest in zip(values, low, high, strict=True)
+    ]
     panel.set_xticks(angles, labels, fontsize=7)
     for angle, label in zip(angles, panel.get_xticklabels(), strict=True):
         side = round(sin(angle), 3)  # of the circle: the first axis points up, the others follow clockwise
         label.set_horizontalalignment("left" if side > 0 else "right" if side < 0 else "center")
     panel.set(yticks=[], ylim=(0, 1.05), theta_offset=pi / 2, theta_direction=-1)
-    _legend(figure, series)
 
 
-def _radius(value: float | None, column: Sequence[float | None]) -> float:
-    known = [other for other in column if other is not None]
-    if value is None:
-        return float("nan")  # a gap in the line
-    low, high = min(known), max(known)
-    return 0.2 + 0.8 * (value - low) / (high - low) if high > low else 1.0
+def _legend(figure: Any, values: pd.DataFrame, is_ours: list[bool]) -> None:
+    from matplotlib.patches import Patch
+
+    handles = [
+        Patch(facecolor=_colour(number), label=name, hatch=None if ours else "//", alpha=1 if ours else 0.6)
+        for number, (name, ours) in enumerate(zip(values.index, is_ours, strict=True))
+    ]
+    figure.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7, frameon=False)
 
 
 def _colour(number: int) -> Any:
-    """MOST colours that differ."""
+    """Return one of MAX_SERIES colours that differ."""
     from matplotlib import colormaps
 
     return colormaps["tab20"](2 * number % 20 + number // 10)
 
 
-def _legend(figure: Any, series: Sequence[Series]) -> None:
-    from matplotlib.patches import Patch
+def _pyplot(salt: str) -> Any:
+    """Return matplotlib without a window. salt: makes the SVG's ids, so that equal charts are equal files."""
+    import matplotlib as mpl
 
-    handles = [
-        Patch(
-            facecolor=_colour(number),
-            label=one.name,
-            hatch=None if one.is_ours else "//",
-            alpha=1 if one.is_ours else 0.6,
-        )
-        for number, one in enumerate(series)
-    ]
-    figure.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7, frameon=False)
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    mpl.rcParams["svg.hashsalt"] = salt
+    return pyplot
+
+
+def _save(figure: Any, paths: Sequence[Path]) -> list[Path]:
+    """Write the figure to every path, close it, and return the paths."""
+    from matplotlib import pyplot
+
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130, bbox_inches="tight", metadata={"Date": None} if path.suffix == ".svg" else None)
+    pyplot.close(figure)
+    return list(paths)

@@ -1,42 +1,227 @@
-"""How sure a table's scores and their differences are, from the answers behind them."""
+"""Differences between our runs: the marks of an ablation table, and two runs compared benchmark by benchmark."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
+
+from tinyvlm_cli.config.commands import Table
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.report.scores import CHOICES, DIFFERENCE, fits, in_columns, typed
+from tinyvlm_cli.report.sheet import BETTER, WORSE, Kind, Row, Sheet, finish
 from tinyvlm_cli.results.folder import Results
-from tinyvlm_cli.results.records import ScoreRow
-from tinyvlm_cli.statistics.intervals import Difference, difference, interval
+from tinyvlm_cli.results.records import REAL, Run
+from tinyvlm_cli.statistics.intervals import INTERVALS, PAIRED, SEEDS, Difference, difference, holm, interval
 from tinyvlm_cli.statistics.questions import FILE, Questions
 
-REAL_BELOW = 0.05  # of the corrected p
+SIGNIFICANCE = 0.05  # a difference is real where its corrected p is lower
+HOLM = (
+    "Holm: p corrected for the number of rows (Holm 1979); a difference is real, and bold, where that is below "
+    f"{SIGNIFICANCE}"
+)
+RULES = ["follows", "version", "split", "judge"]  # scores are comparable where these are equal
 
 
-def is_comparable(a: Sequence[ScoreRow], b: Sequence[ScoreRow]) -> bool:
-    """Whether all rows have a score, by the same rules, split and judge."""
-    rows = [*a, *b]
-    rules = {(row.follows, row.version, row.split, row.judge) for row in rows}
-    return bool(a) and bool(b) and len(rules) == 1 and all(row.value is not None for row in rows)
+@dataclass(frozen=True)
+class Marks:
+    """The marks of a table's scores, the footnotes about them, and the differences in the form of scores."""
+
+    marks: dict[tuple[int, str], str]  # number of the row, benchmark -> mark
+    notes: list[str]
+    records: pd.DataFrame
 
 
-def between(a: Sequence[ScoreRow], b: Sequence[ScoreRow], results: Results) -> Difference:
-    """Of b to a. The rows of one side differ in the seed alone; where both have the same seeds, only those count."""
-    common = {row.seed for row in a} & {row.seed for row in b}
-    sides = ([row for row in side if row.seed in common or not common] for side in (a, b))
-    ours, theirs = ([_read(_file(row, results)) for row in side] for side in sides)
-    return difference(ours, theirs)
+def compare_rows(table: Table, own: pd.DataFrame, benchmarks: Sequence[str], results: Results) -> Marks:
+    """Compare each row with the one that differs from it in nothing but the settings of `table.against`.
+
+    own: our scores with the number of their row (`line`).
+    """
+    found: dict[tuple[int, str], Difference] = {}
+    records: list[dict[str, Any]] = []
+    missing: list[str] = []
+    real = own[own["images"] == REAL]
+    for benchmark in benchmarks:
+        groups = {int(str(line)): scores for line, scores in real[real["benchmark"] == benchmark].groupby("line")}
+        for reference, others in _ablations(table, own):
+            for other in others:
+                a, b = groups.get(reference), groups.get(other)
+                if a is None or b is None or not is_comparable(a, b):
+                    continue
+                try:
+                    one = found[other, benchmark] = between(a, b, results)
+                except UserError:  # the table is worth showing without it
+                    missing += [*a["run"], *b["run"]]
+                    continue
+                records.append(_record(f"{b['shown'].iloc[0]} - {a['shown'].iloc[0]}", benchmark, one))
+    corrected = holm([one.p for one in found.values()])
+    marks = {
+        cell: BETTER if one.change > 0 else WORSE
+        for (cell, one), p in zip(found.items(), corrected, strict=True)
+        if p < SIGNIFICANCE
+    }
+    settings = " ".join(f"{choice}={value}" for choice, value in table.against.items())
+    notes = []
+    if found:
+        notes = [
+            f"{BETTER} {WORSE}: better or worse than the row with {settings} that is otherwise the same: p < "
+            f"{SIGNIFICANCE} after Holm's correction (1979) for the {len(found)} differences here. Without a mark "
+            "it may be noise",
+            *_methods(list(found.values())),
+        ]
+    elif settings and not missing and own["line"].nunique() > 1:
+        notes = [f"No score is marked: no two rows of ours, one with {settings}, are otherwise the same"]
+    if missing:
+        notes.append(
+            "Not compared, as a questions.json is missing or has other questions: "
+            f"{', '.join(dict.fromkeys(missing))}; repeat their `tinyvlm eval`"
+        )
+    return Marks(marks, notes, typed(records))
 
 
-def interval_of_mean(rows: Sequence[ScoreRow], results: Results) -> tuple[float, float] | None:
-    """Of scores that differ in the seed alone; None where the questions of one are not there, or are of one image."""
-    paths = [_file(row, results) for row in rows]
+def compare_runs(name: str, table: Table, scores: pd.DataFrame, results: Results) -> Sheet:
+    """Return the table of differences between the two runs of `table.between`.
+
+    Raises UserError where a run is not named, or where the two have no benchmark in common.
+    """
+    a, b = (_side(wanted, setting, results) for wanted, setting in zip(table.between or (), ("a", "b"), strict=True))
+    titles = [_title(a, b), _title(b, a)]
+    folders = [run.folder.name for run in (*a, *b)]
+    own = in_columns(scores[fits(table, scores) & scores["limit"].isna()], table.columns)
+    found: dict[str, Difference] = {}
+    notes, records = [], []
+    for column in [column for column in table.columns if not column.detail]:
+        of_column = own[own["column"] == column.label]
+        first, second = (of_column[of_column["run"].isin([run.folder.name for run in side])] for side in (a, b))
+        if is_comparable(first, second):
+            one = found[column.label] = between(first, second, results)
+            records.append(_record(f"{titles[1]} - {titles[0]}", column.benchmark, one))
+        elif len(first) and len(second) and not (first["value"].hasnans or second["value"].hasnans):
+            notes.append(f"{column.label}: left out, as the runs were scored by different rules, splits or judges")
+    if not found:
+        raise UserError(
+            f"table.{name}: {titles[0]} and {titles[1]} have no benchmark in common; "
+            "evaluate both on the same ones: tinyvlm eval run=RUN"
+        )
+    corrected = holm([one.p for one in found.values()])
+
+    def probability(p: float) -> str:
+        return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+    rows = [
+        Row(
+            Kind.benchmark,
+            0,
+            [label],
+            [
+                (f"{one.a:.1f}", one.a),
+                (f"{one.b:.1f}", one.b),
+                (f"{one.change:+.1f}", one.change),
+                (f"{one.low:+.1f} to {one.high:+.1f}", None),
+                (probability(one.p), one.p),
+                (probability(p), p),
+                (f"{one.num_questions:,}", one.num_questions),
+            ],
+        )
+        for (label, one), p in zip(found.items(), corrected, strict=True)
+    ]
+    sheet = finish(
+        name,
+        replace(table, title=f"{table.title}: a = {titles[0]}, b = {titles[1]}"),
+        rows,
+        ["a", "b", "b - a", "95% interval", "p", "Holm", "questions"],
+        notes=[*table.footnotes, *_methods(list(found.values()), [INTERVALS, PAIRED]), HOLM, *notes],
+        records=[own[own["run"].isin(folders)], typed(records)],
+        runs=folders,
+    )
+    is_real = pd.Series(corrected) < SIGNIFICANCE
+    return replace(sheet, ranks=sheet.ranks.assign(**{"b - a": is_real.map({True: "best", False: ""})}))
+
+
+def is_comparable(a: pd.DataFrame, b: pd.DataFrame) -> bool:
+    """Return whether both have scores, and all of them by the same rules, split and judge."""
+    both = pd.concat([a, b])
+    return len(a) > 0 and len(b) > 0 and len(both[RULES].drop_duplicates()) == 1 and not both["value"].hasnans
+
+
+def between(a: pd.DataFrame, b: pd.DataFrame, results: Results) -> Difference:
+    """Return the difference of b to a, whose scores on one benchmark differ only in the seed.
+
+    Where the two have seeds in common, only those count.
+    """
+    common = set(a["seed"]) & set(b["seed"])
+    sides = [side[side["seed"].isin(common or side["seed"])] for side in (a, b)]
+    first, second = ([_read(path) for path in _paths(side, results)] for side in sides)
+    return difference(first, second)
+
+
+def interval_of_mean(scores: pd.DataFrame, results: Results) -> tuple[float, float] | None:
+    """Return the 95% interval of the mean of scores that differ only in the seed.
+
+    None where the questions of one are missing, or are all on one image.
+    """
+    paths = _paths(scores, results)
     return interval([_read(path) for path in paths]) if all(path.is_file() for path in paths) else None
 
 
-def _file(row: ScoreRow, results: Results) -> Path:
-    return results.run_dir(row.run) / "eval" / row.stage / row.benchmark / FILE
+def _paths(scores: pd.DataFrame, results: Results) -> list[Path]:
+    """Return where the per-question results of these scores are."""
+    return [
+        results.answers_dir(results.run_dir(run), stage, benchmark) / FILE
+        for run, stage, benchmark in zip(scores["run"], scores["stage"], scores["benchmark"], strict=True)
+    ]
 
 
-@lru_cache(maxsize=16)  # one line is compared with several others in turn
+@lru_cache(maxsize=16)  # one row is compared with several others in turn
 def _read(path: Path) -> Questions:
     return Questions.read(path)
+
+
+def _ablations(table: Table, own: pd.DataFrame) -> list[tuple[int, list[int]]]:
+    """Return each row that has the settings of `table.against`, with the rows that are otherwise the same."""
+    firsts = own.drop_duplicates("line").sort_values("line")
+    found = []
+    kept = [choice for choice in CHOICES if choice not in table.against]
+    for _, group in firsts.groupby(["stage", *kept], sort=False):
+        has_settings = pd.Series(True, group.index)
+        for choice, value in table.against.items():
+            has_settings &= group[choice] == value
+        if has_settings.sum() == 1:  # nothing that the table shows distinguishes two
+            found.append((int(group.loc[has_settings, "line"].iloc[0]), group.loc[~has_settings, "line"].tolist()))
+    return found
+
+
+def _record(name: str, benchmark: str, one: Difference) -> dict[str, Any]:
+    """Return a difference as a record of the data frame of scores. name: "b - a"."""
+    return {
+        "origin": DIFFERENCE, "name": name, "images": REAL, "benchmark": benchmark, "value": one.change, "low": one.low,
+        "high": one.high, "p": one.p, "n": one.num_questions,
+    }  # fmt: skip
+
+
+def _methods(found: Sequence[Difference], paired: Sequence[str] = (PAIRED,)) -> list[str]:
+    """Return the footnotes on how the differences were computed. paired: those of runs of one seed."""
+    notes = list(paired) if any(one.num_seeds == 1 for one in found) else []
+    return [*notes, SEEDS] if any(one.num_seeds > 1 for one in found) else notes
+
+
+def _side(wanted: str | None, setting: str, results: Results) -> list[Run]:
+    """Return the run of this name, or all runs of this displayed name that differ only in the seed."""
+    if wanted is None:
+        raise UserError(f"{setting}: not set; table=compare needs two runs, a=RUN b=RUN")
+    named = [run for run in results.runs() if run.name == wanted]
+    choices = {tuple(getattr(run, choice) for choice in CHOICES) for run in named}
+    if len({run.seed for run in named}) == len(named) > 1 and len(choices) == 1:
+        return named
+    runs = results.find_runs(wanted, setting=setting)
+    if len(runs) > 1:
+        raise UserError(f"{setting}={wanted}: one run is compared with one other; name one run")
+    return runs
+
+
+def _title(side: Sequence[Run], other: Sequence[Run]) -> str:
+    """Return the displayed name, or the folder where both have the same, and the number of seeds."""
+    name = side[0].name if side[0].name != other[0].name else side[0].folder.name
+    return name if len(side) == 1 else f"{name} ({len(side)} seeds)"

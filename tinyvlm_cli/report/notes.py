@@ -1,134 +1,118 @@
-"""What has to be said under a table for its numbers to be read rightly."""
+"""Footnotes: what a reader must know to read a table's numbers."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tinyvlm_cli.config.commands import Table
-from tinyvlm_cli.report.ours import Claim, Entry, clashes, entries, number
-from tinyvlm_cli.report.published import PublishedScore
+import pandas as pd
+
+from tinyvlm_cli.config.commands import Column, Table
 from tinyvlm_cli.report.sheet import PLUS_MINUS
-from tinyvlm_cli.results.records import REAL, ScoreRow
+from tinyvlm_cli.results.records import REAL
 from tinyvlm_cli.statistics.intervals import INTERVALS, SEEDS
 
 
-def footnotes(
+def footnotes(  # noqa: PLR0917
     name: str,
     table: Table,
-    published: Sequence[PublishedScore],
-    ours: Sequence[ScoreRow],
+    columns: Sequence[Column],
+    cited: pd.DataFrame,
+    shown: pd.DataFrame,
+    limited: pd.DataFrame,
     *,
-    limited: Sequence[ScoreRow],
+    verbose: bool,
 ) -> list[str]:
-    """The table's own footnotes, then those on published scores, then those on ours."""
-    labels: dict[str, str] = {}
-    for column in table.columns:
-        labels.setdefault(column.benchmark, column.label + (", ours" if published else ""))
-    found = list(table.footnotes)
-    found += _sources(published)
-    if not published and not ours:
-        found.append("No run has scores for this table: train one (tinyvlm train), then answer benchmarks with it "
-                     "(tinyvlm eval)")  # fmt: skip
-    if table.intervals and any(row.interval for row in ours):
-        found += [INTERVALS, *([SEEDS] if any(len(line.seeds) > 1 for line in entries(ours)) else [])]
-    found += _scorers(ours, labels) + _judges(ours, labels) + _unjudged(ours)
-    found += _seeds(entries(ours), table)
-    found += [_clash(name, claim, runs) for claim, runs in clashes(ours).items()]
-    return found + _limited(limited)
+    """Return the table's own footnotes, then those on published scores, then those on ours.
+
+    cited, shown: the table's published scores and ours, in its columns; limited: ours of the first questions only.
+    verbose: also where published numbers were found, and what was odd about them.
+    """
+    found = [*table.footnotes, *_on_published(cited, verbose=verbose)]
+    if cited.empty and shown.empty:
+        found.append("No run has scores for this table: train one (tinyvlm train), then evaluate it (tinyvlm eval)")
+    lines = [line for _, line in shown.groupby("line")]
+    if table.intervals and shown["low"].notna().any():
+        found += [INTERVALS, *([SEEDS] if any(line["seed"].nunique() > 1 for line in lines) else [])]
+    found += _on_scoring(columns, shown, ", ours" if len(cited) else "")
+    if "not judged" in set(shown["state"]):
+        found.append("not judged: no judge was named; repeat `tinyvlm eval` with judge.model=MODEL")
+    if "pending" in set(shown["state"]):
+        found.append("pending: answers wait for the judge; repeat the same `tinyvlm eval`")
+    found += _on_seeds(columns, lines)
+    for _, scores in shown[shown["clash"]].groupby(["name", "stage", "seed"], sort=False):
+        runs, one = list(scores["run"].unique()), scores.iloc[0]
+        found.append(
+            f"{len(runs)} runs are {one['name']}, {one['stage']}, seed {one['seed']}: {' and '.join(runs)}; each has "
+            f"its own row. Compare their config.yaml, or choose one with table.{name}.runs.run={runs[0]}"
+        )
+    if len(limited):
+        names = ", ".join(limited["run"].unique())
+        found.append(f"Left out: {len(limited)} scores of the first questions only (limit) of {names}")
+    return found
 
 
-def _sources(published: Sequence[PublishedScore]) -> list[str]:
-    if not published:
+def _on_published(cited: pd.DataFrame, *, verbose: bool) -> list[str]:
+    """Return the sources, what changes how a published number must be read, and with `verbose` its provenance."""
+    if cited.empty:
         return []
-    sources = dict.fromkeys(part for score in published for part in score.source.split("; "))
+    sources = dict.fromkeys(part for source in cited["source"] for part in source.split("; "))
     found = [f"Published scores: {'; '.join(sources)}"]
-    models: dict[str, list[str]] = defaultdict(list)
-    for score in published:
-        for part in score.note.split("; ") if score.note else []:
-            if score.model not in models[part]:
-                models[part].append(score.model)
-    found += [f"{', '.join(named)}: {part}" for part, named in models.items()]
-    if any(score.is_seen for score in published):
+    for field in ("caveat", "note") if verbose else ("caveat",):
+        models: dict[str, dict[str, None]] = {}
+        for name, text in zip(cited["name"], cited[field], strict=True):
+            for part in text.split("; ") if text else []:
+                models.setdefault(part, {})[name] = None
+        found += [f"{', '.join(names)}: {part}" for part, names in models.items()]
+    if (cited["seen_in_training"] != "").any():
         found.append("* the publication says that training saw this benchmark's training set")
     return found
 
 
-def _scorers(ours: Iterable[ScoreRow], labels: dict[str, str]) -> list[str]:
-    rules: dict[str, dict[str, None]] = defaultdict(dict)
-    for row in ours:
-        rules[row.benchmark][f"{row.metric} on {row.split}, follows {row.follows}, version {row.version}"] = None
-    found = []
+def _on_scoring(columns: Sequence[Column], shown: pd.DataFrame, suffix: str) -> list[str]:
+    """Return each benchmark's metric, split and scorer, then the judges."""
+    rules, judges = [], []
+    labels: dict[str, str] = {}
+    for column in columns:
+        labels.setdefault(column.benchmark, column.label + suffix)
     for benchmark, label in labels.items():
-        if rules[benchmark]:
-            warning = " (runs differ: not comparable)" if len(rules[benchmark]) > 1 else ""
-            found.append(f"{label}: {' / '.join(rules[benchmark])}{warning}")
-    return found
+        scores = shown[shown["benchmark"] == benchmark]
+        by_rule = scores[["metric", "split", "follows", "version"]].drop_duplicates()
+        if len(by_rule):
+            texts = [f"{r.metric} on {r.split}, follows {r.follows}, version {r.version}" for r in by_rule.itertuples()]
+            warning = " (runs differ: not comparable)" if len(texts) > 1 else ""
+            rules.append(f"{label}: {' / '.join(texts)}{warning}")
+        judged = scores[scores["judge"] != ""]
+        texts = list(dict.fromkeys(map(_judge, judged["judge"], judged["details"])))
+        if texts:
+            judges.append(f"{label}: {' / '.join(texts)}")
+    return rules + judges
 
 
-def _judges(ours: Iterable[ScoreRow], labels: dict[str, str]) -> list[str]:
-    judges: dict[str, dict[str, None]] = defaultdict(dict)
-    for row in ours:
-        if row.judge:
-            judges[row.benchmark][_judge(row)] = None
-    return [f"{label}: {' / '.join(judges[name])}" for name, label in labels.items() if judges[name]]
-
-
-def _judge(row: ScoreRow) -> str:
-    reply: dict[str, Any] = row.details.get("judge") or {}
-    served = [name for name in reply.get("served", []) if name != row.judge]
-    text = f"judged by {row.judge}" + (f" (served as {', '.join(served)})" if served else "")
+def _judge(judge: str, details: dict[str, Any]) -> str:
+    """Return by which model and protocol a score was judged."""
+    reply = details.get("judge") or {}
+    served = [name for name in reply.get("served", []) if name != judge]
+    text = f"judged by {judge}" + (f" (served as {', '.join(served)})" if served else "")
     if "without" in reply:
         text += f", which takes no {', '.join(reply['without'])},"
-    protocol = row.details.get("protocol")
+    protocol = details.get("protocol")
     if protocol == "tinyvlm":
         return f"{text} in tinyvlm's own words, not comparable with published scores"
     return f"{text}, {protocol} protocol" if protocol else text
 
 
-def _unjudged(ours: Iterable[ScoreRow]) -> list[str]:
-    states = {row.state for row in ours}
-    found = []
-    if "not judged" in states:
-        found.append("not judged: no judge was named; repeat `tinyvlm eval` with judge.model=MODEL")
-    if "pending" in states:
-        found.append("pending: answers wait for the judge; repeat the same `tinyvlm eval`")
-    return found
-
-
-def _seeds(lines: Sequence[Entry], table: Table) -> list[str]:
-    """What is averaged, of lines with the same seeds together."""
-    alike: dict[str, list[str]] = defaultdict(list)
+def _on_seeds(columns: Sequence[Column], lines: Iterable[pd.DataFrame]) -> list[str]:
+    """Return which rows are means over seeds, with the columns in which fewer seeds have a score."""
+    lines = list(lines)
+    alike: dict[str, list[str]] = {}
     for line in lines:
-        if len(line.seeds) > 1:
-            seeds = ", ".join(map(str, line.seeds))
-            text = f"mean {PLUS_MINUS} standard deviation of {len(line.seeds)} seeds ({seeds})"
-            alike["; ".join([text, *_unjudged_seeds(line, table)])].append(line.shown)
-    if len(alike) == 1 and len(next(iter(alike.values()))) == len(lines) > 1:
+        seeds = sorted(line["seed"].unique())
+        if len(seeds) < 2:
+            continue
+        text = f"mean {PLUS_MINUS} standard deviation of {len(seeds)} seeds ({', '.join(map(str, seeds))})"
+        scored = line[line["images"] == REAL].groupby("column")["value"].count()
+        fewer = [column.label for column in columns if 0 < scored.get(column.label, 0) < len(seeds)]
+        parts = [text, ", ".join(f"{label} of {scored[label]}" for label in fewer)]
+        alike.setdefault("; ".join(part for part in parts if part), []).append(line["shown"].iloc[0])
+    if len(alike) == 1 and sum(map(len, alike.values())) == len(lines) > 1:
         return [f"All of ours: {next(iter(alike))}"]
-    return [f"{', '.join(shown)}: {text}" for text, shown in alike.items()]
-
-
-def _unjudged_seeds(line: Entry, table: Table) -> list[str]:
-    """The columns in which only some of the seeds have a score."""
-    fewer = []
-    for column in table.columns:
-        rows = [row for row in line.rows if row.benchmark == column.benchmark and row.images == REAL]
-        scored = sum(number(row, column) is not None for row in rows)
-        if 0 < scored < len(line.seeds):
-            fewer.append(f"{column.label} of {scored}")
-    return [", ".join(fewer)] if fewer else []
-
-
-def _clash(table: str, claim: Claim, runs: Sequence[str]) -> str:
-    name, stage, seed = claim
-    return (
-        f"{len(runs)} runs are {name}, {stage}, seed {seed}: {' and '.join(runs)}; each has its own line. "
-        f"Compare their config.yaml, or choose one with table.{table}.runs.run={runs[0]}"
-    )
-
-
-def _limited(limited: Sequence[ScoreRow]) -> list[str]:
-    if not limited:
-        return []
-    runs = ", ".join(dict.fromkeys(row.run for row in limited))
-    return [f"Left out: {len(limited)} scores of the first questions only (limit) of {runs}"]
+    return [f"{', '.join(names)}: {text}" for text, names in alike.items()]

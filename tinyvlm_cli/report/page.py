@@ -1,8 +1,10 @@
 """The report as one HTML file that opens from disk: tables, charts, configurations, and where two runs disagree."""
 
+import base64
+import io
 import json
-import re
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,134 +12,168 @@ import numpy as np
 import yaml
 from jinja2 import Environment, PackageLoader
 
-from tinyvlm_cli.report.sheet import Kind, Line, Sheet
-from tinyvlm_cli.report.thumbnails import thumbnails
+from tinyvlm_cli.config.build import build
+from tinyvlm_cli.data.images import open_image
+from tinyvlm_cli.report.sheet import MAIN, Sheet
+from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Run
 
-MAIN = (Kind.published, Kind.ours, Kind.benchmark)  # a line of another kind belongs to the one above it
-MOST = 200  # questions of a benchmark in the page
-LONGEST = 600  # characters of a prompt or an answer
+log = logging.getLogger(__name__)
+
+MAX_QUESTIONS = 200  # of a benchmark in the page
+MAX_CHARACTERS = 600  # of a prompt or an answer
 SEED = 0
-KEY = re.compile(rb'"key": ("(?:[^"\\\\]|\\\\.)*")')  # of an answer's line
+THUMBNAIL_SIDE = 112  # pixels of the longer side
+JPEG_QUALITY = 60
+# A results folder may be someone else's: its benchmark.yaml builds one of our benchmarks and nothing else.
+OUR_BENCHMARKS = "tinyvlm_cli.evaluate.benchmarks."
 
 
 def page(sheets: Sequence[Sheet], runs: Sequence[Run], *, charts: Iterable[tuple[str, str]]) -> str:
-    """The file's text. charts: title and SVG of each"""
-    template = Environment(loader=PackageLoader("tinyvlm_cli.report", "."), autoescape=True).get_template(
-        "page.html.j2"
-    )
+    """Return the file's text. charts: title and SVG of each."""
+    environment = Environment(loader=PackageLoader("tinyvlm_cli.report", "."), autoescape=True)
     questions, pictures = disagreements(runs)
     data = {
         "runs": {run.folder.name: configuration(run) for run in runs},
         "questions": questions,
         "pictures": pictures,
     }
-    return template.render(
-        sheets=[(sheet, _blocks(sheet), _choices(sheet)) for sheet in sheets],
+    return environment.get_template("page.html.j2").render(
+        sheets=[(sheet, _blocks(sheet), _filters(sheet)) for sheet in sheets],
         charts=list(charts),
-        # Inside of a script element nothing but its end is special.
+        # Nothing but its end is special in a script element.
         data=json.dumps(data, ensure_ascii=False).replace("</", "<\\/"),
         runs=[run.folder.name for run in runs],
     )
 
 
 def configuration(run: Run) -> dict[str, str]:
-    """A run's resolved configuration and versions, as dotted names and values."""
-    found: dict[str, str] = {}
-    path = run.folder / "config.yaml"
-    if path.is_file():
-        _flatten(yaml.safe_load(path.read_text(encoding="utf-8")), "", found)
-    _flatten(run.made_with, "made_with.", found)
-    return found
+    """Return a run's resolved configuration and versions, as dotted names and values."""
+
+    def flat(node: Any, name: str) -> Iterator[tuple[str, str]]:
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                yield from flat(value, f"{name}.{key}" if name else str(key))
+        else:
+            yield name, json.dumps(node, ensure_ascii=False) if isinstance(node, list) else str(node)
+
+    return dict([*flat(Results.read_config(run), ""), *flat(run.made_with, "made_with")])
 
 
 def disagreements(runs: Sequence[Run]) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-    """Benchmark -> questions whose scores are not the same for all runs, and the pictures of them all.
+    """Return for each benchmark questions whose scores differ between runs, and the pictures of them all.
 
-    At most MOST questions of each benchmark, drawn at random. A question has its prompt, for each run that was asked
-    it (score 0..1, answer), and its picture's place among the pictures, or none.
+    At most MAX_QUESTIONS of each benchmark, drawn at random. A question has its key, its prompt, (score 0..1, answer)
+    for each run that answered it, and the place of its picture among the pictures, or None.
     """
+    folders: dict[str, dict[str, Path]] = {}  # benchmark -> run folder -> where its answers are
+    for run in runs:
+        for benchmark, folder in Results.answered(run).items():
+            folders.setdefault(benchmark, {})[run.folder.name] = folder
     found = {}
     pictures: dict[str, int] = {}
-    for benchmark, of_runs in _folders(runs).items():
-        scores = {name: json.loads((path / "per_question.json").read_text("utf-8")) for name, path in of_runs.items()}
-        if keys := _differing(list(scores.values())):
-            texts = {name: _answers(path, keys) for name, path in of_runs.items()}
-            images = thumbnails(list(of_runs.values()), set(keys))
-            numbers = {key: pictures.setdefault(images[key], len(pictures)) for key in keys if key in images}
-            found[benchmark] = [{**_question(key, scores, texts), "picture": numbers.get(key)} for key in keys]
+    for benchmark, of_runs in folders.items():
+        scores = {name: Results.read_per_question(folder) for name, folder in of_runs.items()}
+        keys = _differing(list(scores.values()))
+        if not keys:
+            continue
+        answers = {name: Results.find_answers(folder, keys) for name, folder in of_runs.items()}
+        images = thumbnails(list(of_runs.values()), set(keys))
+        questions = []
+        for key in keys:
+            given = {name: answer for name, of_run in answers.items() if (answer := of_run.get(key))}
+            prompts = [answer.prompt for answer in given.values() if answer.prompt]
+            texts = {name: given[name].text[:MAX_CHARACTERS] if name in given else "" for name in scores}
+            questions.append(
+                {
+                    "key": key,
+                    "prompt": prompts[0][:MAX_CHARACTERS] if prompts else "",
+                    "runs": {name: (of_run[key], texts[name]) for name, of_run in scores.items() if key in of_run},
+                    "picture": pictures.setdefault(images[key], len(pictures)) if key in images else None,
+                }
+            )
+        found[benchmark] = questions
     return found, list(pictures)
 
 
-def _folders(runs: Sequence[Run]) -> dict[str, dict[str, Path]]:
-    """Benchmark -> run folder's name -> where the answers of its last stage that was asked lie."""
-    folders: dict[str, dict[str, Path]] = {}
-    for run in runs:
-        order = {stage: place for place, stage in enumerate(run.stages)}
-        paths = sorted(run.folder.glob("eval/*/*/per_question.json"))
-        for path in sorted(paths, key=lambda path: order.get(path.parts[-3], -1)):
-            if "." not in path.parent.name:  # not a blind control
-                folders.setdefault(path.parent.name, {})[run.folder.name] = path.parent
-    return folders
+def thumbnails(folders: Sequence[Path], keys: set[str]) -> dict[str, str]:
+    """Return the questions' images as data: URIs, by Question.key, without those that are missing or unreadable.
+
+    folders: of one benchmark's answers, each with or without a benchmark.yaml.
+    """
+    found: dict[str, str] = {}
+    tried = set()
+    for path in (folder / "benchmark.yaml" for folder in folders):
+        try:
+            text = path.read_text(encoding="utf-8") if path.is_file() else ""
+            if text not in tried:
+                tried.add(text)
+                found.update(_pictures(yaml.safe_load(text), keys - found.keys()))
+        except (ValueError, OSError, yaml.YAMLError) as error:
+            log.info("%s: its questions have no pictures in the page: %s", path, error)
+    return found
+
+
+def _pictures(node: Any, keys: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield keys and pictures of one benchmark's questions. An image of several questions is opened once.
+
+    node: a resolved benchmark configuration, or anything else that a file may hold.
+    """
+    if not keys or not isinstance(node, dict) or not str(node.get("_target_")).startswith(OUR_BENCHMARKS):
+        return
+    pictures: dict[str, str] = {}  # "" for an image that cannot be read
+    # In file order, as neighbours in a parquet file are read together.
+    for question in build(node).questions():
+        if question.key not in keys or question.image is None:
+            continue
+        if question.image_key not in pictures:
+            try:
+                image = open_image(question.encoded())
+                image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+                file = io.BytesIO()
+                image.save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
+                uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+            except (ValueError, OSError):  # UserError is one
+                uri = ""
+            pictures[question.image_key] = uri
+        if pictures[question.image_key]:
+            yield question.key, pictures[question.image_key]
+    if unreadable := list(pictures.values()).count(""):
+        log.info("%s: %d of %d images cannot be read for the page", node.get("name"), unreadable, len(pictures))
 
 
 def _differing(scores: Sequence[dict[str, float]]) -> list[str]:
-    """Keys with more than one score, drawn at random."""
+    """Return keys of questions with more than one score, drawn at random."""
     everything = list(dict.fromkeys(key for one in scores for key in one))
     chosen = []
     for place in np.random.default_rng(SEED).permutation(len(everything)):
         key = everything[place]
         if len({one[key] for one in scores if key in one}) > 1:
             chosen.append(key)
-            if len(chosen) == MOST:
+            if len(chosen) == MAX_QUESTIONS:
                 break
     return chosen
 
 
-def _question(
-    key: str, scores: dict[str, dict[str, float]], texts: dict[str, dict[str, tuple[str, str]]]
-) -> dict[str, Any]:
-    prompts = [prompt for answers in texts.values() for prompt, _ in [answers.get(key, ("", ""))] if prompt]
-    said = {name: (values[key], texts[name].get(key, ("", ""))[1]) for name, values in scores.items() if key in values}
-    return {"key": key, "prompt": prompts[0] if prompts else "", "runs": said}
-
-
-def _answers(folder: Path, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Prompt and answer of the questions with these keys. The other lines, mostly many more, are not parsed."""
-    wanted = {json.dumps(key, ensure_ascii=False).encode() for key in keys}
-    found = {}
-    for path in sorted(folder.glob("answers-*.jsonl")):
-        with path.open("rb") as file:
-            for line in file:
-                match = KEY.search(line)
-                if match and match[1] in wanted:
-                    record = json.loads(line)
-                    found[record["key"]] = (record["prompt"][:LONGEST], record["text"][:LONGEST])
-    return found
-
-
-def _blocks(sheet: Sheet) -> list[list[Line]]:
-    """Lines that stay together when the table is sorted."""
-    blocks: list[list[Line]] = []
-    for section in sheet.sections:
-        for line in section:
-            if line.kind in MAIN or not blocks:
-                blocks.append([line])
-            else:
-                blocks[-1].append(line)
+def _blocks(sheet: Sheet) -> list[list[dict[str, Any]]]:
+    """Return the rows in groups that stay together when the table is sorted."""
+    blocks: list[list[dict[str, Any]]] = []
+    for kind, texts, values, ranks in zip(
+        sheet.kinds, sheet.text.to_numpy(), sheet.values.to_numpy(), sheet.ranks.to_numpy(), strict=True
+    ):
+        width = len(sheet.headers)
+        cells = [
+            {"text": text, "value": None if np.isnan(value) else value, "rank": rank}
+            for text, value, rank in zip(texts[width:], values.tolist(), ranks, strict=True)
+        ]
+        if kind in MAIN or not blocks:
+            blocks.append([])
+        blocks[-1].append({"kind": kind.value, "headers": texts[:width], "cells": cells})
     return blocks
 
 
-def _choices(sheet: Sheet) -> list[tuple[int, str, list[str]]]:
-    """Place and title of the heads that a reader can filter by, with their values: all but the name."""
-    mains = [line for section in sheet.sections for line in section if line.kind in MAIN]
-    values = [sorted({line.heads[place] for line in mains}) for place in range(len(sheet.heads))]
-    return [(place, sheet.heads[place], known) for place, known in enumerate(values) if place and len(known) > 1]
-
-
-def _flatten(node: Any, name: str, into: dict[str, str]) -> None:
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            _flatten(value, f"{name}{key}.", into)
-    else:
-        into[name.rstrip(".")] = json.dumps(node, ensure_ascii=False) if isinstance(node, list) else str(node)
+def _filters(sheet: Sheet) -> list[tuple[int, str, list[str]]]:
+    """Return place, title and values of the headers that a reader can filter by: all but the first."""
+    texts = sheet.text.loc[[kind in MAIN for kind in sheet.kinds], sheet.headers]
+    values = [(place, title, sorted(set(texts[title]))) for place, title in enumerate(sheet.headers)]
+    return [(place, title, known) for place, title, known in values if place and len(known) > 1]

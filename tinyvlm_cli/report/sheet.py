@@ -1,100 +1,186 @@
-"""A finished table: what `tables.build` makes and `render` writes."""
+"""A finished table, and its text for the terminal, Markdown, LaTeX (booktabs) and CSV."""
 
+import io
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
-DASH = "-"  # nobody has measured it
-PLUS_MINUS = "\u00b1"
-BETTER, WORSE = "\u2191", "\u2193"  # than the line that this one is an ablation of
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from tinyvlm_cli.config.commands import Format, Table
+from tinyvlm_cli.report.scores import RECORD, typed
+
+DASH = "-"  # no score
+PLUS_MINUS, BETTER, WORSE = "\u00b1", "\u2191", "\u2193"
+SUFFIXES = {Format.terminal: "txt", Format.markdown: "md", Format.latex: "tex", Format.csv: "csv"}
+LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", PLUS_MINUS: r"$\pm$",
+    BETTER: r"$\uparrow$", WORSE: r"$\downarrow$", "\n": " ", "\r": " ",
+}  # fmt: skip
+
+Cell = tuple[str, float | None]  # text, and the value as shown (to one decimal); None: no score
 
 
-class Kind(Enum):
-    """What a line of a table holds."""
+class Kind(StrEnum):
+    """The content of a table row."""
 
     published = "published"
     ours = "ours"
-    interval = "interval"  # of ours: where 95% of repetitions with other questions would lie
-    blind = "blind"  # ours, answered with images shuffled between questions
-    difference = "difference"  # ours less published
-    benchmark = "benchmark"  # how two of our runs differ on one
+    interval = "interval"  # the 95% interval of the row above
+    blind = "blind"  # the row above with images shuffled between questions
+    difference = "difference"  # ours minus published
+    benchmark = "benchmark"  # the difference between two runs on one benchmark
 
 
-class Rank(Enum):
-    """Where a value stands in its column."""
-
-    best = "best"
-    second = "second"
-    other = "other"
+MAIN = (Kind.published, Kind.ours, Kind.benchmark)  # a row of another kind belongs to the row above it
+COMPARED = (Kind.published, Kind.ours)  # the best and the second value of a column are among these
+STYLES = {Kind.interval: "dim", Kind.blind: "dim", Kind.difference: "dim italic"}
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One score as it is shown."""
-
-    text: str
-    value: float | None = None  # to one decimal, as in the text; None: there is no score
-    rank: Rank = Rank.other
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row of the table."""
+class Row:
+    """A table row as it is printed."""
 
     kind: Kind
-    heads: tuple[str, ...]  # what the row is, one text for each of the sheet's heads
-    cells: tuple[Cell, ...]  # one for each of the sheet's columns
+    section: int  # a rule stands between two sections
+    headers: list[str]  # [H]
+    cells: list[Cell]  # [C]
 
 
-@dataclass(frozen=True)
-class Record:
-    """A raw score of the table, a line of its CSV. Fields that a score has not are empty there."""
-
-    table: str
-    origin: str  # published, ours, or difference
-    name: str
-    llm: str
-    vision: str
-    connector: str
-    data: str
-    recipe: str
-    size: str = ""
-    resolution: str = ""
-    run: str = ""  # run folder
-    seed: int | None = None
-    stage: str = ""
-    images: str = "real"
-    benchmark: str = ""
-    detail: str = ""  # keys into the score's details, joined with "/"
-    value: float | None = None
-    low: float | None = None  # 95% interval
-    high: float | None = None
-    p: float | None = None  # of a difference, not corrected
-    state: str = ""  # "not judged" or "pending" where `value` is empty
-    metric: str = ""
-    n: int | None = None
-    split: str = ""
-    follows: str = ""
-    version: int | None = None
-    judge: str = ""
-    seen_in_training: str = ""
-    source: str = ""
-    note: str = ""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sheet:
-    """A table with its notes."""
+    """A finished table of L rows, with H columns that say what a row is and C columns of scores."""
 
     name: str
     title: str
-    heads: tuple[str, ...]
-    columns: tuple[str, ...]
-    sections: tuple[tuple[Line, ...], ...]  # a rule stands between two sections
-    notes: tuple[str, ...]
-    records: tuple[Record, ...]
-    runs: tuple[str, ...]  # the run folders whose scores are in it
+    headers: list[str]  # [H] titles
+    columns: list[str]  # [C] titles
+    kinds: list[Kind]  # [L]
+    sections: list[int]  # [L] a rule stands between two sections
+    text: pd.DataFrame  # [L, H + C]
+    values: pd.DataFrame  # [L, C] as shown; NaN where there is no score
+    ranks: pd.DataFrame  # [L, C] "best", "second" or ""
+    notes: list[str]
+    records: pd.DataFrame  # the raw scores: scores.RECORD
+    runs: list[str]  # the run folders whose scores it shows
 
 
-def one_decimal(value: float) -> str:
-    """As the papers print scores."""
-    return f"{value:.1f}"
+def finish(
+    name: str,
+    table: Table,
+    rows: Sequence[Row],
+    columns: list[str],
+    *,
+    notes: Iterable[str],
+    records: Sequence[pd.DataFrame],
+    runs: Iterable[str],
+) -> Sheet:
+    """Return the table of these rows, with the best and second value of each column; equal values share a rank.
+
+    records: data frames of raw scores, of which those without a row may lack columns.
+    """
+    headers = list(table.headers.values())
+    values = pd.DataFrame([[value for _, value in row.cells] for row in rows], columns=columns, dtype="float64")
+    is_compared = [row.kind in COMPARED for row in rows]
+    places = values[is_compared].rank(method="dense", ascending=False).reindex(values.index)
+    return Sheet(
+        name=name,
+        title=table.title,
+        headers=headers,
+        columns=columns,
+        kinds=[row.kind for row in rows],
+        sections=[row.section for row in rows],
+        text=pd.DataFrame(
+            [[*row.headers, *(text for text, _ in row.cells)] for row in rows], columns=[*headers, *columns]
+        ),
+        values=values,
+        ranks=places.map(lambda place: {1: "best", 2: "second"}.get(place, "")),
+        notes=list(dict.fromkeys(notes)),
+        records=pd.concat([typed([]), *(frame for frame in records if len(frame))]).assign(table=name)[list(RECORD)],
+        runs=list(dict.fromkeys(runs)),
+    )
+
+
+def render(sheet: Sheet, kind: Format) -> str:
+    """Return the table's text in a format, without colours, ending in a newline."""
+    if kind is Format.csv:
+        return csv_text([sheet])
+    if kind is Format.markdown:
+        return _markdown(sheet)
+    if kind is Format.latex:
+        return _latex(sheet)
+    file = io.StringIO()
+    show(sheet, Console(file=file, width=1, color_system=None))
+    return file.getvalue()
+
+
+def show(sheet: Sheet, console: Console) -> None:
+    """Print the table for people. A table wider than the terminal is not squeezed: numbers stay whole."""
+    table = RichTable(
+        box=box.SIMPLE_HEAD, title=Text(sheet.title), title_justify="left", title_style="bold", pad_edge=False
+    )
+    for title in sheet.headers:
+        table.add_column(Text(title), no_wrap=True)
+    for title in sheet.columns:
+        table.add_column(Text(title), justify="right", no_wrap=True)
+    styles = {"best": "bold", "second": "underline"}
+    for place, (texts, ranks) in enumerate(zip(sheet.text.to_numpy(), sheet.ranks.to_numpy(), strict=True)):
+        if place and sheet.sections[place] != sheet.sections[place - 1]:
+            table.add_section()
+        marks = [""] * len(sheet.headers) + [styles.get(rank, "") for rank in ranks]
+        cells = [Text(text, style=mark) for text, mark in zip(texts, marks, strict=True)]
+        table.add_row(*cells, style=STYLES.get(sheet.kinds[place]))
+    wanted = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    console.width = max(wanted, console.width)
+    console.print(table)
+    for note in sheet.notes:
+        console.print(Text(f"- {note}"), soft_wrap=True)
+
+
+def _markdown(sheet: Sheet) -> str:
+    def plain(text: str) -> str:
+        # Nothing that Markdown reads: a star after a bold score would end up inside it.
+        return re.sub(r"([\\|*<])", r"\\\1", re.sub(r"[\r\n]", " ", text))
+
+    marks = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}
+    lines = [
+        [plain(title) for title in (*sheet.headers, *sheet.columns)],
+        ["---"] * len(sheet.headers) + ["---:"] * len(sheet.columns),
+    ]
+    for texts, ranks in zip(sheet.text.to_numpy(), sheet.ranks.to_numpy(), strict=True):
+        wrapped = ["{}"] * len(sheet.headers) + [marks[rank] for rank in ranks]
+        lines.append([mark.format(plain(text)) for mark, text in zip(wrapped, texts, strict=True)])
+    rows = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([f"### {plain(sheet.title)}", "", *rows, "", *(f"- {plain(note)}" for note in sheet.notes)]) + "\n"
+
+
+def _latex(sheet: Sheet) -> str:
+    commands = sheet.ranks.replace({"best": "textbf:--rwrap", "second": "underline:--rwrap"})
+    styler = sheet.text.style.format(escape).format_index(escape, axis="columns").hide(axis="index")
+    styler.apply(lambda _: commands.reindex(columns=sheet.text.columns, fill_value=""), axis=None)
+    widths = "l" * len(sheet.headers) + "r" * len(sheet.columns)
+    text = styler.to_latex(column_format=widths, caption=escape(sheet.title), hrules=True)
+    lines = text.splitlines()
+    first = lines.index(r"\midrule") + 1
+    for place in range(len(sheet.kinds) - 1, 0, -1):
+        if sheet.sections[place] != sheet.sections[place - 1]:
+            lines.insert(first + place, r"\midrule")
+    notes = [rf"\par\footnotesize {escape(note)}" for note in sheet.notes]
+    return "\n".join([r"% needs \usepackage{booktabs}", *lines[:-1], *notes, lines[-1]]) + "\n"
+
+
+def escape(text: object) -> str:
+    """Return the text as LaTeX prints it."""
+    return "".join(LATEX.get(character, character) for character in str(text))
+
+
+def csv_text(sheets: Iterable[Sheet]) -> str:
+    """Return one raw score a line, of all tables together: nothing is rounded, ranked or averaged."""
+    text: str = pd.concat([typed([]), *(sheet.records for sheet in sheets)]).to_csv(index=False, lineterminator="\n")
+    return text

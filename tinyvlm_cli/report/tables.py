@@ -1,204 +1,227 @@
-"""A table from scores: published rows in file order, ours under the published one of the same model or at the end."""
+"""A table of scores: which scores it shows, in which rows and cells, and which tables suit a user's runs.
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import partial
+Published models stand in file order, each with ours of the same components under it; the rest of ours follow.
+Runs that differ only in the seed share one row. Two runs of the same displayed name, stage and seed (they differ in a
+setting that the name does not show) each have their own row, called by the run folder.
+"""
 
-from tinyvlm_cli.config.commands import Published, Table
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from statistics import fmean, stdev
+
+import pandas as pd
+
+from tinyvlm_cli.config.commands import Column, Table
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.report import notes
-from tinyvlm_cli.report.marks import CHOICES, Marks, compare_lines
-from tinyvlm_cli.report.ours import Entry, cell, choices, entries, interval
-from tinyvlm_cli.report.published import PublishedScore
-from tinyvlm_cli.report.records import records
-from tinyvlm_cli.report.sheet import DASH, Cell, Kind, Line, Rank, Sheet, one_decimal
+from tinyvlm_cli.report.differences import Marks, compare_rows, interval_of_mean
+from tinyvlm_cli.report.notes import footnotes
+from tinyvlm_cli.report.scores import CHOICES, OURS, PUBLISHED, fits, in_columns
+from tinyvlm_cli.report.sheet import DASH, PLUS_MINUS, Cell, Kind, Row, Sheet, finish
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import REAL, SHUFFLED, ScoreRow
 
-HEADS = ("name", "llm", "vision", "connector", "data", "recipe", "size", "resolution", "seed", "stage")
-COMPARED = (Kind.published, Kind.ours)  # only these are best or second of a column
+HEADERS = ["name", *CHOICES, "size", "resolution", "seed", "stage"]
+NO_FILTERS = ("details", "interval")  # fields of a score row that `table.NAME.runs` cannot filter by
 SEEN = "*"  # after a published value whose training set was seen
 
-
-@dataclass(frozen=True)
-class Model:
-    """A published row."""
-
-    scores: dict[str, PublishedScore]  # by benchmark
-
-    @property
-    def any(self) -> PublishedScore:
-        """For what all of the row's scores say alike."""
-        return next(iter(self.scores.values()))
-
-    def head(self, field: str) -> str:
-        """What the line says under `field`; nothing where a published row has no such field."""
-        return self.any.model if field == "name" else str(getattr(self.any, field, ""))
+Cells = dict[tuple[int, Kind], list[Cell]]  # number of our row, content -> a cell for each column
 
 
-def build(
-    name: str,
-    table: Table,
-    rows: Iterable[ScoreRow],
-    published: Iterable[PublishedScore],
-    results: Results | None = None,
-) -> Sheet:
-    """The table `name`. Raises UserError for a table that asks for what there is not.
+def build(name: str, table: Table, scores: pd.DataFrame, results: Results, *, verbose: bool = False) -> Sheet:
+    """Return the table `name`. Raises UserError for a table that names an unknown field or published row.
 
-    results: where the questions behind the scores lie; None: no line is compared with another.
+    results: where the per-question results of our scores are. verbose: footnotes also say where published numbers
+    were found.
     """
-    published = list(published)
-    _check(name, table, published)
-    models = [model for chosen in table.published for model in _models(table, chosen, published)]
-    wanted = [row for row in rows if fits(row, table)]
-    ours = [row for row in wanted if row.limit is None]
-    own = entries(ours)
-    compared = compare_lines(name, table, own, results) if results else Marks()
-    sections = _sections(table, models, own, partial(_own_lines, table, compared, results))
-    cited = [score for model in models for score in model.scores.values()]
-    return Sheet(
-        name=name,
-        title=table.title,
-        heads=tuple(table.heads.values()),
-        columns=tuple(column.label for column in table.columns),
-        sections=tuple(tuple(section) for section in _ranked(sections) if section),
-        notes=tuple(
-            dict.fromkeys(
-                [
-                    *notes.footnotes(
-                        name, table, cited, ours, limited=[row for row in wanted if row.limit is not None]
-                    ),
-                    *compared.notes,
-                ]
-            )
-        ),
-        records=(*records(name, table, cited, ours), *compared.records),
-        runs=tuple(dict.fromkeys(row.run for row in ours)),
+    _check(name, table, scores)
+    wanted = scores[fits(table, scores)]
+    own = _with_lines(wanted[wanted["limit"].isna()])
+    columns = _columns(table, own)
+    cited = _cited(table, scores, columns)
+    shown = in_columns(own, columns)
+    compared = compare_rows(table, own, [column.benchmark for column in columns if not column.detail], results)
+    limited = wanted[wanted["limit"].notna()]
+    return finish(
+        name,
+        table,
+        _rows(table, columns, cited, own, _own_cells(table, columns, shown, compared, results)),
+        [column.label for column in columns],
+        notes=[*footnotes(name, table, columns, cited, shown, limited, verbose=verbose), *compared.notes],
+        # Without a value and a state: the score exists, and its details have nothing for this column.
+        records=[cited, shown[shown["value"].notna() | (shown["state"] != "")], compared.records],
+        runs=own["run"],
     )
 
 
-def _check(name: str, table: Table, published: Sequence[PublishedScore]) -> None:
-    where = f"table.{name}"
-    findings = [_unknown(f"{where}.heads", head, HEADS) for head in table.heads if head not in HEADS]
-    known = [field.name for field in fields(ScoreRow) if field.name != "details"]
-    findings += [_unknown(f"{where}.runs", key, known) for key in table.runs if key not in known]
-    findings += [_unknown(f"{where}.against", key, CHOICES) for key in table.against if key not in CHOICES]
-    tables = list(dict.fromkeys(score.table for score in published))
+def fitting(tables: Mapping[str, Table], scores: pd.DataFrame) -> list[str]:
+    """Return the names of the tables that show the user's own runs, in order; without own runs, of published tables.
+
+    A table of an ablation (`against`) fits when two rows of ours differ in nothing but one of its settings. A table
+    of all benchmarks (`own_benchmarks`) fits when the tables before it lack some of our scores. A table that would
+    show the same scores as an earlier one is left out.
+    """
+    own = scores[scores["origin"] == OURS]
+    if own.empty:
+        return [name for name, table in tables.items() if table.published and not table.against]
+    is_full = own["limit"].isna() & (own["images"] == REAL)
+    own = own[is_full | ~own["run"].isin(own.loc[is_full, "run"])]  # of a run without full scores, what it has
+    chosen: dict[str, frozenset[int]] = {}
+    for name, table in tables.items():
+        shown = own[fits(table, own)]
+        is_wanted = len(shown) > 0 and frozenset(shown.index) not in chosen.values()
+        if table.against:
+            models = shown[["stage", *CHOICES]].drop_duplicates()
+            is_wanted &= any(
+                models.duplicated([field for field in models if field != setting]).any() for setting in table.against
+            )
+        if table.own_benchmarks:
+            is_wanted &= not set(own.index) <= frozenset[int]().union(*chosen.values())
+        if is_wanted:
+            chosen[name] = frozenset(shown.index)
+    return list(chosen)
+
+
+def _check(name: str, table: Table, scores: pd.DataFrame) -> None:
+    """Raise UserError with every field and published row that the table names and that does not exist."""
+    published = scores[scores["origin"] == PUBLISHED]
+    tables = list(dict.fromkeys(published["table"]))
+    filters = [field.name for field in fields(ScoreRow) if field.name not in NO_FILTERS]
+    asked: list[tuple[str, Iterable[str], Sequence[str]]] = [
+        ("headers", table.headers, HEADERS),
+        ("runs", table.runs, filters),
+        ("against", table.against, CHOICES),
+        ("published", [chosen.table for chosen in table.published], tables),
+    ]
     for chosen in table.published:
-        if chosen.table not in tables:
-            findings.append(_unknown(f"{where}.published", chosen.table, tables))
-            continue
-        models = list(dict.fromkeys(score.model for score in published if score.table == chosen.table))
-        findings += [
-            _unknown(f"{where}.published.{chosen.table}.models", model, models)
-            for model in chosen.models or []
-            if model not in models
-        ]
+        if chosen.table in tables:
+            models = list(dict.fromkeys(published.loc[published["table"] == chosen.table, "name"]))
+            asked.append((f"published.{chosen.table}.models", chosen.models or [], models))
+    findings = [
+        f"table.{name}.{setting}: '{found}' does not exist; choose from {', '.join(allowed)}"
+        for setting, values, allowed in asked
+        for found in values
+        if found not in allowed
+    ]
+    titles = [*table.headers.values(), *(column.label for column in table.columns)]
+    findings += [
+        f"table.{name}: {titles.count(title)} columns are called '{title}'; give each a label of its own"
+        for title in dict.fromkeys(titles)
+        if titles.count(title) > 1
+    ]
     if findings:
         raise UserError("\n".join(findings))
 
 
-def _unknown(where: str, found: str, allowed: Sequence[str]) -> str:
-    return f"{where}: there is no '{found}'; choose from {', '.join(allowed)}"
+def _with_lines(own: pd.DataFrame) -> pd.DataFrame:
+    """Return our scores with their table row's number (`line`), its name (`shown`), and whether runs `clash` on it."""
+    clash = own.groupby(["name", "stage", "seed"])["run"].transform("nunique") > 1
+    found = own.assign(shown=own["run"].where(clash, own["name"]), clash=clash)
+    number = found.groupby(["shown", "stage", *CHOICES], sort=False).ngroup()
+    of_name = pd.factorize(own["name"])[0]  # rows of one name stand together, in order of first appearance
+    order = {line: place for place, (_, line) in enumerate(sorted(set(zip(of_name, number, strict=True))))}
+    return found.assign(line=[order[line] for line in number])
 
 
-def _models(table: Table, chosen: Published, published: Iterable[PublishedScore]) -> list[Model]:
-    """The published rows in file order; those without a score in any of the columns are left out."""
-    benchmarks = {column.benchmark for column in table.columns if not column.detail}
-    models: dict[str, dict[str, PublishedScore]] = {}
-    for score in published:
-        if score.table == chosen.table and score.benchmark in benchmarks:
-            models.setdefault(score.model, {})[score.benchmark] = score
-    return [Model(scores) for model, scores in models.items() if chosen.models is None or model in chosen.models]
+def _columns(table: Table, own: pd.DataFrame) -> list[Column]:
+    """Return the columns of scores; of a table of all benchmarks, one for each that our scores have."""
+    if not table.own_benchmarks:
+        return table.columns
+    found = set(own["benchmark"])
+    listed = [column for column in table.columns if column.benchmark in found]
+    others = dict.fromkeys(own["benchmark"]).keys() - {column.benchmark for column in listed}
+    return [*listed, *(Column(benchmark, benchmark) for benchmark in sorted(others))]
 
 
-def fits(row: ScoreRow, table: Table) -> bool:
-    """Whether the table shows the row's score."""
-    if row.benchmark not in {column.benchmark for column in table.columns}:
-        return False
-    for field, allowed in table.runs.items():
-        values = allowed if isinstance(allowed, list) else [allowed]
-        if allowed is not None and getattr(row, field) not in values:
-            return False
-    return table.blind or row.images == REAL
+def _cited(table: Table, scores: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
+    """Return the published scores of the table, with the number of their row (`line`) and their `column`."""
+    labels = {column.benchmark: column.label for column in reversed(columns) if not column.detail}
+    published = scores[(scores["origin"] == PUBLISHED) & scores["benchmark"].isin(labels)]
+    parts = [published[:0]]
+    for chosen in table.published:
+        part = published[published["table"] == chosen.table]
+        parts.append(part if chosen.models is None else part[part["name"].isin(chosen.models)])
+    cited = pd.concat(parts)
+    cited = cited[~cited.index.duplicated()]
+    line = cited.groupby(["table", "name"], sort=False).ngroup()
+    return cited.assign(line=line, column=cited["benchmark"].map(labels))
 
 
-def _sections(
-    table: Table, models: Iterable[Model], ours: Iterable[Entry], lines_of: Callable[[Entry], list[Line]]
-) -> list[list[Line]]:
-    """First the published rows, each with ours of the same model under it; then the rest of ours."""
-    rest = list(ours)
-    first = []
-    for model in models:
-        published = _published_line(table, model)
-        first.append(published)
-        for entry in [entry for entry in rest if choices(entry.rows[0]) == choices(model.any)]:
-            lines = lines_of(replace(entry, shown=f"{entry.shown}, ours"))
-            first += [*lines, _difference(table, published, lines[0])]
-            rest.remove(entry)
-    mark = ", ours" if first else ""
-    second = [line for entry in rest for line in lines_of(replace(entry, shown=entry.shown + mark))]
-    return [first, second]
+def _rows(table: Table, columns: Sequence[Column], cited: pd.DataFrame, own: pd.DataFrame, cells: Cells) -> list[Row]:
+    """Return first the published rows, each with ours of the same components under it, then the rest of ours."""
+    rest = {int(scores["line"].iloc[0]): scores for _, scores in own.groupby("line")}
+    rows: list[Row] = []
+
+    def headers(scores: pd.DataFrame, shown: str) -> list[str]:
+        first = scores.iloc[0]
+        seeds = ", ".join(str(seed) for seed in sorted(scores["seed"].dropna().unique()))
+        special = {"name": shown, "seed": seeds}
+        return [special[field] if field in special else str(first[field]) for field in table.headers]
+
+    def add(kind: Kind, section: int, title: str, texts: list[Cell]) -> None:
+        rows.append(Row(kind, section, [title, *[""] * (len(table.headers) - 1)], texts))
+
+    def add_own(line: int, section: int, suffix: str) -> None:
+        scores = rest.pop(line)
+        shown = scores["shown"].iloc[0] + suffix
+        rows.append(Row(Kind.ours, section, headers(scores, shown), cells[line, Kind.ours]))
+        if table.intervals:
+            add(Kind.interval, section, "95% interval", cells[line, Kind.interval])
+        if SHUFFLED in set(scores["images"]):
+            add(Kind.blind, section, "images shuffled", cells[line, Kind.blind])
+
+    for _, model in cited.groupby("line"):
+        values = {
+            column: (f"{value:.1f}{SEEN if seen else ''}", round(value, 1))
+            for column, value, seen in zip(model["column"], model["value"], model["seen_in_training"], strict=True)
+        }
+        published: list[Cell] = [values.get(column.label, (DASH, None)) for column in columns]
+        rows.append(Row(Kind.published, 0, headers(model, model["name"].iloc[0]), published))
+        is_same = {line: (scores[CHOICES].iloc[0] == model[CHOICES].iloc[0]).all() for line, scores in rest.items()}
+        for line in [line for line in rest if is_same[line]]:
+            add_own(line, 0, ", ours")
+            # Of the values as shown, so that a reader who subtracts them agrees. Adding zero makes 0.0 of -0.0.
+            changes: list[Cell] = [
+                (DASH if a is None or b is None else f"{round(b - a, 1) + 0.0:+.1f}", None)
+                for (_, a), (_, b) in zip(published, cells[line, Kind.ours], strict=True)
+            ]
+            add(Kind.difference, 0, "ours - published", changes)
+    suffix = ", ours" if rows else ""
+    for line in list(rest):
+        add_own(line, 1, suffix)
+    return rows
 
 
-def _published_line(table: Table, model: Model) -> Line:
-    cells = []
-    for column in table.columns:
-        score = None if column.detail else model.scores.get(column.benchmark)
-        mark = SEEN if score and score.is_seen else ""
-        cells.append(Cell(one_decimal(score.value) + mark, round(score.value, 1)) if score else Cell(DASH))
-    return Line(Kind.published, tuple(model.head(field) for field in table.heads), tuple(cells))
+def _own_cells(
+    table: Table, columns: Sequence[Column], shown: pd.DataFrame, compared: Marks, results: Results
+) -> Cells:
+    """Return the cells of our rows: scores, their intervals and their blind control.
 
+    A score is a value, or the mean and standard deviation over seeds, or the reason why there is none.
+    """
+    groups = {key: scores for key, scores in shown.groupby(["line", "column", "images"], sort=False)}
 
-def _own_lines(table: Table, compared: Marks, results: Results | None, entry: Entry) -> list[Line]:
-    """The scores, and where they are asked for their intervals and the blind control's."""
-    heads = tuple(entry.head(field) for field in table.heads)
-    scores = [cell(entry, column, REAL) for column in table.columns]
-    marked = [
-        score if column.detail else replace(score, text=compared.of(entry, column.benchmark) + score.text)
-        for score, column in zip(scores, table.columns, strict=True)
-    ]
-    lines = [Line(Kind.ours, heads, tuple(marked))]
-    if table.intervals:
-        cells = tuple(interval(entry, column, results) for column in table.columns)
-        lines.append(Line(Kind.interval, _called(table, "95% interval"), cells))
-    if table.blind and any(row.images == SHUFFLED for row in entry.rows):
-        cells = tuple(cell(entry, column, SHUFFLED) for column in table.columns)
-        lines.append(Line(Kind.blind, _called(table, "images shuffled"), cells))
-    return lines
+    def score(line: int, column: Column, images: str) -> Cell:
+        scores = groups.get((line, column.label, images), shown[:0])
+        values = scores["value"].dropna().tolist()
+        if not values:
+            return next((state for state in ("pending", "not judged") if state in set(scores["state"])), DASH), None
+        mark = "" if column.detail or images != REAL else compared.marks.get((line, column.benchmark), "")
+        deviation = f" {PLUS_MINUS} {stdev(values):.1f}" if len(values) > 1 else ""
+        return f"{mark}{' ' if mark else ''}{fmean(values):.1f}{deviation}", round(fmean(values), 1)
 
-
-def _difference(table: Table, published: Line, ours: Line) -> Line:
-    """Of the values as shown, so that a reader who subtracts them agrees."""
-    cells = []
-    for theirs, own in zip(published.cells, ours.cells, strict=True):
-        if theirs.value is None or own.value is None:
-            cells.append(Cell(DASH))
+    def interval(line: int, column: Column) -> Cell:
+        scores = groups.get((line, column.label, REAL), shown[:0])
+        scores = scores[scores["low"].notna()]  # no interval of a part of a score, or by an older version
+        if len(scores) > 1:
+            bounds = interval_of_mean(scores, results)
         else:
-            # Adding zero makes 0.0 of -0.0.
-            cells.append(Cell(f"{round(own.value - theirs.value, 1) + 0.0:+.1f}"))
-    return Line(Kind.difference, _called(table, "ours - published"), tuple(cells))
+            bounds = next(scores[["low", "high"]].itertuples(index=False, name=None), None)
+        return (" to ".join(f"{bound:.1f}" for bound in bounds), None) if bounds else (DASH, None)
 
-
-def _called(table: Table, text: str) -> tuple[str, ...]:
-    return (text,) + ("",) * (len(table.heads) - 1)
-
-
-def _ranked(sections: list[list[Line]]) -> list[list[Line]]:
-    """The same lines with the best and second values of each column marked; equal values share a mark."""
-    compared = [line for lines in sections for line in lines if line.kind in COMPARED]
-    ranks: list[dict[float, Rank]] = []
-    for column in zip(*(line.cells for line in compared), strict=True):
-        values = sorted({cell.value for cell in column if cell.value is not None}, reverse=True)
-        ranks.append(dict(zip(values, (Rank.best, Rank.second), strict=False)))
-
-    def mark(line: Line) -> Line:
-        if line.kind not in COMPARED:
-            return line
-        cells = [
-            replace(cell, rank=rank.get(cell.value, Rank.other)) if cell.value is not None else cell
-            for cell, rank in zip(line.cells, ranks, strict=True)
-        ]
-        return replace(line, cells=tuple(cells))
-
-    return [[mark(line) for line in lines] for lines in sections]
+    cells: Cells = {}
+    for line in shown["line"].unique():
+        cells[line, Kind.ours] = [score(line, column, REAL) for column in columns]
+        cells[line, Kind.blind] = [score(line, column, SHUFFLED) for column in columns]
+        if table.intervals:
+            cells[line, Kind.interval] = [interval(line, column) for column in columns]
+    return cells

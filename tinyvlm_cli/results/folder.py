@@ -25,6 +25,8 @@ results/
 
 import glob
 import hashlib
+import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -37,6 +39,7 @@ from tinyvlm_cli.files import append_jsonl, file_hash, read_jsonl, write_text
 from tinyvlm_cli.results.records import REAL, Answer, Run, ScoreRow, Stage, now
 
 WEIGHT_FILES = (".safetensors", ".json", ".model", ".txt")  # what from_pretrained reads
+ANSWER_KEY = re.compile(rb'"key": ("(?:[^"\\\\]|\\\\.)*")')  # of a line of an answers file
 
 
 class Results:
@@ -75,9 +78,9 @@ class Results:
         return self.root / "judge"
 
     @staticmethod
-    def answers_dir(run: Run, stage: str, benchmark: str, images: str = REAL) -> Path:
+    def answers_dir(run_dir: Path, stage: str, benchmark: str, images: str = REAL) -> Path:
         """Return where a benchmark's answers and per-question results are. images: REAL or SHUFFLED."""
-        return run.folder / "eval" / stage / (benchmark if images == REAL else f"{benchmark}.{images}")
+        return run_dir / "eval" / stage / (benchmark if images == REAL else f"{benchmark}.{images}")
 
     def same_stage(self, stage: str, digest: str) -> str | None:
         """Return the stage's folder with the hash `digest`, whatever it calls the components; None when there is none.
@@ -144,7 +147,10 @@ class Results:
         path = folder / "run.yaml"
         if not path.is_file():
             raise UserError(f"{folder}: not a run folder (no run.yaml)")
-        return Run(folder=folder, **yaml.safe_load(path.read_text(encoding="utf-8")))
+        try:
+            return Run(folder=folder, **yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+            raise UserError(f"{path}: not a run's record ({error}); restore it or delete the folder") from None
 
     @staticmethod
     def write_run(run: Run) -> None:
@@ -183,6 +189,16 @@ class Results:
                 raise UserError(f"{setting}={wanted}: matches {names}; choose one of them")
         known = ", ".join(run.folder.name for run in runs)
         raise UserError(f"{setting}={wanted}: no such run in {self.root}/runs; choose from {known}")
+
+    @staticmethod
+    def read_config(run: Run) -> dict[str, Any]:
+        """Return the run's resolved configuration as plain data; an empty one where the run has none."""
+        path = run.folder / "config.yaml"
+        try:
+            config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except (yaml.YAMLError, UnicodeDecodeError):
+            raise UserError(f"{path}: not YAML; restore the file or delete it") from None
+        return config if isinstance(config, dict) else {}
 
     # Scores and answers
 
@@ -239,6 +255,44 @@ class Results:
                 if asked.get(answer.key) == answer.prompt and limit == max_new_tokens:
                     answers[answer.key] = answer
         return answers
+
+    @staticmethod
+    def answered(run: Run) -> dict[str, Path]:
+        """Return where the run's answers to each benchmark are: of its last stage that was evaluated on it."""
+        order = {stage: place for place, stage in enumerate(run.stages)}
+        paths = sorted(
+            run.folder.glob("eval/*/*/per_question.json"), key=lambda path: (order.get(path.parts[-3], -1), path)
+        )
+        return {path.parent.name: path.parent for path in paths if "." not in path.parent.name}  # no blind control
+
+    @staticmethod
+    def read_per_question(answers_dir: Path) -> dict[str, float]:
+        """Return the score, 0..1, of each Question.key."""
+        path = answers_dir / "per_question.json"
+        try:
+            return {key: float(score) for key, score in json.loads(path.read_text(encoding="utf-8")).items()}
+        except (ValueError, TypeError, AttributeError):
+            raise UserError(f"{path}: not per-question results; delete it and repeat the same `tinyvlm eval`") from None
+
+    @staticmethod
+    def find_answers(answers_dir: Path, keys: Iterable[str]) -> dict[str, Answer]:
+        """Return the answers with these keys. The other lines, usually many more, are not parsed."""
+        wanted = {json.dumps(key, ensure_ascii=False).encode() for key in keys}
+        found = {}
+        for path in sorted(answers_dir.glob("answers-*.jsonl")):
+            with path.open("rb") as file:
+                for line in file:
+                    match = ANSWER_KEY.search(line)
+                    if match and match[1] in wanted:
+                        try:
+                            record = json.loads(line)
+                        except ValueError:  # a line that a kill cut off
+                            continue
+                        question_id, key = record.get("question_id", ""), record["key"]
+                        found[key] = Answer(
+                            question_id, str(record.get("prompt", "")), str(record.get("text", "")), key
+                        )
+        return found
 
 
 def _score_row(record: Any, path: Path) -> ScoreRow:

@@ -79,7 +79,7 @@ def _job(config: Eval, run: Run, results: Results) -> EvalJob:
         limit=config.limit,
         seed=config.seed,
         tasks=[
-            Task(node, image, str(Results.answers_dir(run, found.stage, name, image)))
+            Task(node, image, str(Results.answers_dir(run.folder, found.stage, name, image)))
             for name, node in config.benchmark.items()
             for image in images
         ],

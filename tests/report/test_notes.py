@@ -1,0 +1,50 @@
+"""Footnotes."""
+
+import re
+
+from support.score_rows import PAPER, built, row
+
+from tinyvlm_cli.report.scores import read_published
+from tinyvlm_cli.report.sheet import csv_text
+
+RESEARCH_NOTE = re.compile("check against|suspicious|conflicts|README prints|one reading|third party")
+
+
+def test_provenance_is_in_the_csv_and_with_verbose_only_in_the_footnotes() -> None:
+    plain, verbose = built("variants", []), built("variants", [], verbose=True)
+    assert not any(map(RESEARCH_NOTE.search, plain.notes))
+    assert any(map(RESEARCH_NOTE.search, verbose.notes)) and set(plain.notes) < set(verbose.notes)
+    assert RESEARCH_NOTE.search(csv_text([plain]))
+
+
+def test_no_default_footnote_of_any_published_score_is_a_research_note() -> None:
+    scores = read_published(PAPER)
+    assert not any(map(RESEARCH_NOTE.search, [*scores["caveat"], *scores["source"]]))
+
+
+def test_what_changes_how_a_published_number_is_read_stays() -> None:
+    assert any("resampler" in note and "approximate" in note for note in built("variants", [], published=[
+        {"table": "connector"}
+    ]).notes)  # fmt: skip
+    assert any("Qwen-VL-Chat" in note and "seen" in note for note in built("comparison", [], published=[
+        {"table": "other_models"}
+    ]).notes)  # fmt: skip
+
+
+def test_different_rules_of_one_benchmark_are_not_comparable() -> None:
+    rows = [row(), row(run="r2", name="other", version=2)]
+    (note,) = [note for note in built("variants", rows).notes if note.startswith("GQA, ours: ")]
+    assert "version 1" in note and "version 2" in note and "not comparable" in note
+
+
+def test_a_grade_by_our_own_prompt_is_not_comparable() -> None:
+    reply = {"served": ["m-1"], "without": ["temperature"]}
+    notes = built(
+        "variants", [row(benchmark="mmvet", judge="m", details={"protocol": "tinyvlm", "judge": reply})]
+    ).notes
+    (note,) = [note for note in notes if "judged by" in note]
+    assert all(part in note for part in ("MM-Vet", "judged by m", "m-1", "temperature", "not comparable"))
+
+
+def test_a_table_without_any_score_says_how_to_get_one() -> None:
+    assert any("tinyvlm train" in note and "tinyvlm eval" in note for note in built("demo", []).notes)

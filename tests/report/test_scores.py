@@ -1,0 +1,55 @@
+"""The data frame of published and own scores."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.score_rows import PAPER, built, row
+
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.report.scores import RECORD, all_scores, read_published
+from tinyvlm_cli.report.sheet import csv_text
+
+
+def test_published_scores_come_first_and_a_field_that_a_score_lacks_is_empty() -> None:
+    scores = all_scores([row(value=None)], PAPER)
+    assert list(scores["origin"].unique()) == ["published", "ours"]
+    assert scores["value"].notna().sum() == len(scores) - 1
+    first, last = scores.iloc[0], scores.iloc[-1]
+    assert (first["run"], last["size"], last["state"], last["judge"]) == ("", "", "not judged", "")
+
+
+def test_two_tables_are_one_csv_with_every_raw_score() -> None:
+    sheets = [built("variants", [row()]), built("demo", [row(benchmark="vqav2", data="easyvqa")])]
+    records = list(csv.DictReader(io.StringIO(csv_text(sheets))))
+    assert len(records) == sum(len(sheet.records) for sheet in sheets) and list(records[0]) == list(RECORD)
+    ours = [record for record in records if record["origin"] == "ours"]
+    assert [(r["table"], r["benchmark"], r["value"], r["n"], r["detail"]) for r in ours] == [
+        ("variants", "gqa", "58.4", "10", ""),
+        ("demo", "vqav2", "58.4", "10", ""),  # its details have no colour
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("x,y", "not as many cells"),
+        ("a,m" + "," * 7 + ",gqa,many,,s,,n", "value is not a number"),
+        ("a,m" + "," * 7 + ",gqa,1,no,s,,n", "seen_in_training"),
+        ("a,m" + "," * 7 + ",gqa,1,,s,,n\na,m" + "," * 7 + ",gqa,2,,s,,n", "a second value of gqa for m"),
+    ],
+)
+def test_a_broken_line_of_the_published_scores_is_named(tmp_path: Path, line: str, says: str) -> None:
+    header = PAPER.read_text(encoding="utf-8").splitlines()[0]
+    path = tmp_path / "p.csv"
+    path.write_text(f"{header}\n{line}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=rf"p\.csv:{1 + len(line.splitlines())}: .*{says}"):
+        read_published(path)
+
+
+@pytest.mark.parametrize("value", ["58", True, [1]])
+def test_a_value_that_is_not_a_number_is_an_error(value: Any) -> None:
+    with pytest.raises(UserError, match=r"runs/r1/scores\.jsonl.*gqa.*not a number"):
+        all_scores([row(value=value)], PAPER)

@@ -1,0 +1,69 @@
+"""The formats of a table say the same, and escape what they must."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.score_rows import built, row
+
+from tinyvlm_cli.config.commands import Format
+from tinyvlm_cli.report.sheet import Sheet, escape, render
+
+ODD = "50%_of & <i>a|b</i> $x$ \\y ^~#{z}\nline"
+
+
+@pytest.fixture
+def sheet() -> Sheet:
+    return built("variants", [row(value=70.0), row(run="r2", name=ODD, llm="phi2", connector="other")])
+
+
+def test_numbers_stay_whole_in_a_narrow_terminal(sheet: Sheet) -> None:
+    text = render(sheet, Format.terminal)
+    assert "TinyLLaVA-share-Sig-Phi" in text and "1464.9" in text and "\u2026" not in text
+
+
+def test_markdown_marks_best_and_second_and_stays_a_table(sheet: Sheet) -> None:
+    text = render(sheet, Format.markdown)
+    assert "**70.0**" in text and "<u>62.0</u>" in text  # GQA: ours, then the paper's best
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + len(sheet.text)
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in rows}) == 1
+
+
+def test_the_star_of_a_seen_benchmark_is_not_markdown() -> None:
+    text = render(built("comparison", []), Format.markdown)
+    assert r"**79.9\***" in text and "****" not in text
+    assert any(line.startswith(r"- \* ") for line in text.splitlines())
+
+
+def test_latex_is_booktabs_with_a_rule_between_sections(sheet: Sheet) -> None:
+    text = render(sheet, Format.latex)
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1 and text.count(r"\midrule") == 2
+    assert r"\textbf{70.0}" in text and r"\underline{62.0}" in text
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == 1 + len(sheet.text)
+    assert len({len(re.findall(r"(?<!\\)&", line)) for line in rows}) == 1
+    before, after = text.split(r"\end{tabular}")
+    assert "footnotesize" in after and after.rstrip().endswith(r"\end{table}") and "footnotesize" not in before
+
+
+def test_latex_prints_every_character() -> None:
+    assert escape("50% of a_b & c \u00b1 1") == r"50\% of a\_b \& c $\pm$ 1"
+    assert escape("\\^~{}") == r"\textbackslash{}\textasciicircum{}\textasciitilde{}\{\}"
+    assert escape("a\nb") == "a b"
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")
+def test_latex_compiles(sheet: Sheet, tmp_path: Path) -> None:
+    text = render(sheet, Format.latex)
+    whole = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n" + text + "\\end{document}\n"
+    (tmp_path / "t.tex").write_text(whole, encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("kind", [Format.terminal, Format.markdown, Format.latex, Format.csv])
+def test_a_table_without_rows_has_a_text(kind: Format) -> None:
+    assert render(built("runs", []), kind).strip()
