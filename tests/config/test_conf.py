@@ -42,7 +42,8 @@ def test_a_split_of_a_server_takes_its_benchmarks_place(word: str, name: str) ->
 
 @pytest.mark.parametrize("name", options("table"))
 def test_every_table_binds(name: str) -> None:
-    assert name in composed("report", f"table={name}").table
+    tables = composed("report", f"table={name}").table
+    assert name in tables or (name == "auto" and len(tables) > 1)
 
 
 def test_score_reads_the_folder_that_is_named() -> None:
