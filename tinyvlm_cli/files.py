@@ -77,7 +77,7 @@ def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a JSON-lines file of ours. A last line that was cut off by a kill is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # a text may hold other line separators
     for number, line in enumerate(lines, 1):
         try:
             yield json.loads(line)

@@ -3,7 +3,6 @@
 import csv
 import io
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.score_rows import PAPER, built, row
@@ -47,9 +46,3 @@ def test_a_broken_line_of_the_published_scores_is_named(tmp_path: Path, line: st
     path.write_text(f"{header}\n{line}\n", encoding="utf-8")
     with pytest.raises(UserError, match=rf"p\.csv:{1 + len(line.splitlines())}: .*{says}"):
         read_published(path)
-
-
-@pytest.mark.parametrize("value", ["58", True, [1]])
-def test_a_value_that_is_not_a_number_is_an_error(value: Any) -> None:
-    with pytest.raises(UserError, match=r"runs/r1/scores\.jsonl.*gqa.*not a number"):
-        all_scores([row(value=value)], PAPER)

@@ -42,18 +42,17 @@ def typed(records: Iterable[dict[str, Any]], columns: dict[str, str] = RECORD) -
 
 
 def all_scores(rows: Iterable[ScoreRow], published: Path) -> pd.DataFrame:
-    """Return published scores in file order, then ours. Raises UserError for a value that is not a number."""
+    """Return published scores in file order, then ours."""
     return pd.concat([read_published(published), own_scores(rows)], ignore_index=True)
 
 
 def own_scores(rows: Iterable[ScoreRow]) -> pd.DataFrame:
-    """Return the scores of a results folder. Raises UserError for a value that is not a number."""
+    """Return the scores of a results folder."""
     records = []
     for row in rows:
         record = {name: value for name in SCORE if (value := getattr(row, name, None)) is not None}
         low, high = row.interval or (math.nan, math.nan)
-        value = number(row.value, row.run, row.benchmark)
-        records.append({**record, "origin": OURS, "value": value, "low": low, "high": high})
+        records.append({**record, "origin": OURS, "low": low, "high": high})
     return typed(records, SCORE)
 
 
@@ -111,23 +110,14 @@ def in_columns(scores: pd.DataFrame, columns: Iterable[Column]) -> pd.DataFrame:
     found["detail"] = ["/".join(keys) for keys in found["keys"]]
     for place in found.index[found["detail"] != ""]:
         row = found.loc[place]
-        value: Any = row["details"] if isinstance(row["details"], dict) else {}
+        value: Any = row["details"]
         for key in row["keys"]:
             value = value.get(key) if isinstance(value, dict) else None
-        found.loc[place, "value"] = number(value, row["run"], row["benchmark"], row["keys"], row["column"])
-    found.loc[found["detail"] != "", ["low", "high"]] = math.nan
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise UserError(
+                f"runs/{row['run']}/scores.jsonl: the details {' / '.join(row['keys'])} of {row['benchmark']} are "
+                f"{type(value).__name__}, not a number; correct the column '{row['column']}' of the table, or "
+                "evaluate the run again"
+            )
+        found.loc[place, ["value", "low", "high"]] = [math.nan if value is None else value, math.nan, math.nan]
     return found.drop(columns="keys")
-
-
-def number(value: Any, run: str, benchmark: str, detail: Iterable[str] = (), column: str = "") -> float:
-    """Return a value as a float, NaN for None. Raises UserError for anything else than a number."""
-    if value is None:
-        return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        what = f"details {' / '.join(detail)}" if column else "value"
-        fix = f"correct the column '{column}' of the table, or evaluate" if column else "evaluate"
-        raise UserError(
-            f"runs/{run}/scores.jsonl: the {what} of {benchmark} is {type(value).__name__}, not a number; "
-            f"{fix} the run again"
-        )
-    return float(value)

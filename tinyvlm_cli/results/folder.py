@@ -39,6 +39,10 @@ from tinyvlm_cli.files import append_jsonl, file_hash, read_jsonl, write_text
 from tinyvlm_cli.results.records import REAL, Answer, Run, ScoreRow, Stage, now
 
 WEIGHT_FILES = (".safetensors", ".json", ".model", ".txt")  # what from_pretrained reads
+JSON_TYPES: dict[Any, tuple[type, ...]] = {  # type of a field of ScoreRow -> types that JSON has for it
+    str: (str,), int: (int,), float: (int, float), dict[str, Any]: (dict,), str | None: (str, type(None)),
+    int | None: (int, type(None)), float | None: (int, float, type(None)), list[float] | None: (list, type(None)),
+}  # fmt: skip
 ANSWER_KEY = re.compile(rb'"key": ("(?:[^"\\\\]|\\\\.)*")')  # of a line of an answers file
 
 
@@ -296,11 +300,18 @@ class Results:
 
 
 def _score_row(record: Any, path: Path) -> ScoreRow:
+    """Return a line of scores.jsonl as a row. Raises UserError for anything that `append_score` does not write."""
     if not isinstance(record, dict):
         raise UserError(f"{path}: a line is not a score row; delete it")
-    unknown = set(record) - {f.name for f in fields(ScoreRow)}
-    if unknown:
+    known = {f.name: f.type for f in fields(ScoreRow)}
+    if unknown := set(record) - set(known):
         raise UserError(f"{path}: a row has the unknown fields {sorted(unknown)}; was it written by a newer tinyvlm?")
+    for name, value in record.items():
+        if not isinstance(value, JSON_TYPES[known[name]]) or isinstance(value, bool):
+            raise UserError(f"{path}: a row's {name} is {value!r}; run `tinyvlm eval` for this run again")
+    interval = record.get("interval")
+    if interval is not None and [type(bound) in (int, float) for bound in interval] != [True, True]:
+        raise UserError(f"{path}: a row's interval is {interval!r}, not two numbers; run `tinyvlm eval` for it again")
     try:
         return ScoreRow(**record)
     except TypeError as error:

@@ -1,0 +1,83 @@
+"""The results folder of a demo that commit 3c652ba wrote: this version reads it, and prints what that one printed.
+
+The folder has no weights, five lines of each train.jsonl, and the answers of two benchmarks.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from support.composed import composed
+from support.score_rows import PAPER, texts
+
+from tinyvlm_cli.report.charts import CURVES, read_curve
+from tinyvlm_cli.report.page import disagreements
+from tinyvlm_cli.report.scores import all_scores
+from tinyvlm_cli.report.sheet import Sheet
+from tinyvlm_cli.report.tables import build, fitting
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.models import model_of
+from tinyvlm_cli.results.records import SHUFFLED
+
+RESULTS = Results(Path(__file__).parent / "written_by_3c652ba")
+DEMO = "TinyLLaVA-demo-tiny-tiny"
+
+
+@pytest.fixture(scope="module")
+def sheet() -> Sheet:
+    scores = all_scores(RESULTS.scores(), PAPER)
+    tables = composed("report").table
+    assert fitting(tables, scores) == ["demo"]
+    return build("demo", tables["demo"], scores, RESULTS)
+
+
+def test_runs_and_their_stages_are_read() -> None:
+    runs = RESULTS.runs()
+    assert [run.name for run in runs] == [f"{DEMO}-resampler_tiny", DEMO, "TinyLLaVA-demo_share-tiny-tiny"]
+    for run in runs:
+        model = model_of(run, None, RESULTS)
+        stages = [RESULTS.read_stage(folder) for folder in model.stage_dirs]
+        assert [stage.stage for stage in stages if stage] == list(run.stages) and model.stage == "finetune"
+        assert RESULTS.read_config(run)["recipe"]["name"] == run.recipe
+        assert {field: len(next(iter(read_curve(curve, [run], RESULTS)["pretrain"].values())))
+                for curve in CURVES for field in [curve.field]} == {"loss": 5, "tokens_per_s": 5}  # fmt: skip
+
+
+def test_answers_and_per_question_results_are_read() -> None:
+    run = RESULTS.find_runs(DEMO)[0]
+    folder = RESULTS.answers_dir(run.folder, "finetune", "scienceqa")
+    assert RESULTS.answered(run) == {
+        "scienceqa": folder, "mmvet": RESULTS.answers_dir(run.folder, "finetune", "mmvet")
+    }  # fmt: skip
+    scores = RESULTS.read_per_question(folder)
+    found = RESULTS.find_answers(folder, scores)
+    assert set(found) == set(scores) and len(scores) == 60
+    asked = {key: answer.prompt for key, answer in found.items()}
+    assert RESULTS.read_answers(folder, asked, max_new_tokens=1024) == found
+    assert found["1"].text == "A"
+    questions, _ = disagreements(RESULTS.runs())
+    assert set(questions) == {"scienceqa"}
+
+
+def test_scores_are_read() -> None:
+    rows = RESULTS.scores()
+    assert len(rows) == 55 and sum(row.images == SHUFFLED for row in rows) == 27
+    assert {row.state for row in rows if row.value is None} == {"not judged"}
+
+
+def test_the_table_has_the_numbers_that_were_printed(sheet: Sheet) -> None:
+    shown = [texts(sheet, name) for name in ("TinyLLaVA-demo_share-tiny-tiny", "images shuffled")]
+    assert [" ".join(cells.values()) for cells in shown] == [
+        "97.7 100.0 98.0 93.0 33.3 100.0 22.2 100.0 0.0 not judged not judged",
+        "32.7 11.5 36.0 39.5 31.7 18.3 22.2 100.0 0.0 not judged not judged",
+    ]
+
+
+def test_the_differences_are_the_same(sheet: Sheet) -> None:
+    found = sheet.records[sheet.records["origin"] == "difference"]
+    expected = [[5.0, -1.6666667, 13.3333333, 0.21639180], [5.0, -3.3333333, 13.3333333, 0.28360820]]
+    pd.testing.assert_frame_equal(
+        found[["value", "low", "high", "p"]].reset_index(drop=True),
+        pd.DataFrame(expected, columns=["value", "low", "high", "p"]),
+    )
+    assert set(found["benchmark"]) == {"scienceqa"}
