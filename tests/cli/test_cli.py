@@ -86,6 +86,8 @@ def test_help_lists_the_groups_that_a_command_reads(
         ("train seed=range(1,3)", "add -m to run one job for each"),
         ("train llm.path=<x", "llm.path=<x: not valid"),
         ("train then", "then: no setting"),
+        ("train recipe.stages.finetune.lora.rank=8", "recipe.stages.finetune.lora.rank=8: the setting above is null"),
+        ("train llm=null", "Config group override must be a string"),
     ],
 )
 def test_a_mistake_is_one_sentence(words: str, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

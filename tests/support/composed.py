@@ -4,14 +4,14 @@ from typing import Any
 
 from tinyvlm_cli.cli.commands import COMMANDS
 from tinyvlm_cli.cli.compose import points, prepare_hydra
-from tinyvlm_cli.cli.explain import with_text_quoted
+from tinyvlm_cli.cli.explain import read_arguments
 from tinyvlm_cli.config.build import conf_dir
 
 
 def composed(command: str, *overrides: str) -> Any:
     """Return the configuration of a command line."""
     prepare_hydra()
-    settings = with_text_quoted(list(overrides), COMMANDS[command].settings_class)
+    _, settings = read_arguments(list(overrides), COMMANDS[command].settings_class)
     (point,) = points(COMMANDS[command], settings, is_grid=False)
     return point.config()
 

@@ -13,7 +13,7 @@ import traceback
 import uuid
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -36,7 +36,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tinyvlm_cli.cli.commands import COMMANDS, Command
-from tinyvlm_cli.cli.explain import check_settings, explain, sorted_arguments, with_own_keys_added, with_text_quoted
+from tinyvlm_cli.cli.explain import explain, read_arguments
 from tinyvlm_cli.cli.names import name_members, with_differences
 from tinyvlm_cli.config.build import PACKAGE, conf_dir, sweeps_dir
 from tinyvlm_cli.console import set_up_logging
@@ -78,10 +78,9 @@ class Point:
         """
         schema = self.command.settings_class
         name_members(self.composed, self.hydra)
-        missing = sorted(OmegaConf.missing_keys(self.composed))
-        if missing:
-            raise UserError("\n".join(f"{key}: not set; add {key}=..." for key in missing))
         try:
+            if missing := sorted(OmegaConf.missing_keys(self.composed)):
+                raise UserError("\n".join(f"{key}: not set; add {key}=..." for key in missing))
             # Merging again rejects keys that `+key=` has added to the composition.
             plain = OmegaConf.to_container(self.composed, resolve=True)
             assert isinstance(plain, dict)
@@ -95,9 +94,7 @@ def run_command(command: Command, arguments: list[str]) -> int:
     """Compose the command's configuration from `arguments`, run it for every point, and return the exit code."""
     prepare_hydra()
     schema = command.settings_class
-    flags, settings = sorted_arguments(arguments)
-    check_settings(settings, schema)
-    settings = with_own_keys_added(with_text_quoted(settings, schema), schema)
+    flags, settings = read_arguments(arguments, schema)
     results_dir = dict(setting.partition("=")[::2] for setting in settings).get("results_dir", "results")
     _make_importable(Path.cwd(), Path(results_dir.strip("'\"")))
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
@@ -117,10 +114,13 @@ def run_command(command: Command, arguments: list[str]) -> int:
     except SystemExit as left:  # after --cfg, --info and arguments that argparse rejects
         return left.code if isinstance(left.code, int) else FAILED
     except Exception as error:
-        # A Slurm launcher raises errors of many types: no cluster here, a rejected request, a killed job.
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        if not str(frame.f_globals.get("__name__")).startswith("submitit."):
+        source = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if source in ("hydra", "omegaconf"):  # some overrides end in a ValueError or AssertionError
+            raise UserError(explain(error, schema, settings)) from error
+        if source != "submitit":
             raise
+        # A Slurm launcher raises errors of many types: no cluster here, a rejected request, a killed job.
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise WorkerError(f"hydra/launcher: {reason}") from error
     finally:
@@ -137,42 +137,50 @@ def points(command: Command, settings: list[str], *, is_grid: bool) -> Iterator[
     """
     with hydra.initialize_config_dir(str(conf_dir()), job_name=f"tinyvlm {command.name}", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides(settings)
-        if not is_grid and not any(override.is_sweep_override() for override in parsed):
+        parser = OverridesParser.create(config_loader=loader)
+        single = None
+        if not is_grid and not any(override.is_sweep_override() for override in parser.parse_overrides(settings)):
             single = loader.load_configuration(command.name, settings, run_mode=RunMode.RUN)
-            if single.hydra.mode is not RunMode.MULTIRUN:
-                yield _point(command, single)
-                return
-        whole = loader.load_configuration(command.name, settings, run_mode=RunMode.MULTIRUN)
-        if not is_grid and whole.hydra.mode is not RunMode.MULTIRUN:  # rejects the several values
-            loader.load_configuration(command.name, settings, run_mode=RunMode.RUN)
-        grid = [f"{key}={values}" for key, values in (whole.hydra.sweeper.params or {}).items()]
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides([*grid, *whole.hydra.overrides.task])
-        for overrides in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]:
-            yield _point(command, loader.load_sweep_config(whole, overrides))
+        if single is not None and single.hydra.mode is not RunMode.MULTIRUN:
+            configs = iter([single])
+        else:
+            whole = loader.load_configuration(command.name, settings, run_mode=RunMode.MULTIRUN)
+            if not is_grid and whole.hydra.mode is not RunMode.MULTIRUN:  # rejects several values without -m
+                loader.load_configuration(command.name, settings, run_mode=RunMode.RUN)
+            grid = [f"{key}={values}" for key, values in (whole.hydra.sweeper.params or {}).items()]
+            parsed = parser.parse_overrides([*grid, *whole.hydra.overrides.task])
+            jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+            configs = (loader.load_sweep_config(whole, overrides) for overrides in jobs)
+        for config in configs:
+            HydraConfig.instance().set_config(config)  # so that `${hydra:...}` in a setting means this point
+            own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+            yield Point(command, own, config.hydra)
 
 
-def _point(command: Command, config: DictConfig) -> Point:
-    HydraConfig.instance().set_config(config)  # so that `${hydra:...}` in a setting means this point
-    settings = [str(key) for key in config if key != "hydra"]
-    return Point(command, OmegaConf.masked_copy(config, settings), config.hydra)
-
-
+@dataclass
 class Job:
     """The function that Hydra calls for each point of a grid, in this process or in one that a launcher started.
 
     From a launcher's process the outcome comes back as a file in `folder`, which all nodes of a cluster see.
     """
 
-    def __init__(self, name: str, folder: Path, *, is_launched: bool = False) -> None:
-        self.name = name
-        self.folder = folder
-        self.is_launched = is_launched
-        self.done: list[Outcome] = []
+    name: str  # of the command
+    folder: Path
+    is_launched: bool = False
+    done: list[Outcome] = field(default_factory=list)
 
     def __call__(self, composed: DictConfig) -> None:
+        """Run the command for one point. Its error is kept, so that the other points of a grid run too."""
         point = Point(COMMANDS[self.name], composed, HydraConfig.get())
-        outcome = self._run(point)
+        try:
+            if point.command.takes_grid:
+                (outcome,) = point.command.run(iter([point]))
+            else:
+                outcome = Outcome(point.overrides, point.command.run(point.config()))
+        except UserError as error:
+            outcome = Outcome(point.overrides, MISTAKE, error)
+        except (WorkerError, BrokenPipeError) as error:  # the latter: `tinyvlm report | head`
+            outcome = Outcome(point.overrides, FAILED, error)
         if not self.is_launched:
             self.done.append(outcome)
         elif this_node().is_first:
@@ -181,21 +189,12 @@ class Job:
                 record |= {"kind": type(outcome.error).__name__, "message": str(outcome.error)}
             write_text(self.folder / f"{HydraConfig.get().job.num:06}.json", json.dumps(record))
 
-    def _run(self, point: Point) -> Outcome:
-        """Run the command. Its error is kept, so that the other points of a grid run too."""
-        try:
-            if point.command.takes_grid:
-                (outcome,) = point.command.run(iter([point]))
-                assert isinstance(outcome, Outcome)
-                return outcome
-            return Outcome(point.overrides, point.command.run(point.config()))
-        except UserError as error:
-            return Outcome(point.overrides, MISTAKE, error)
-        except (WorkerError, BrokenPipeError) as error:  # the latter: `tinyvlm report | head`
-            return Outcome(point.overrides, FAILED, error)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _launched_job, (self.name, self.folder)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Recreate the job in a launcher's process, where nothing is set up yet."""
+        self.__dict__ = {**state, "is_launched": True}
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        prepare_hydra()
+        set_up_logging()
 
     def outcomes(self) -> list[Outcome]:
         """Return the outcomes of all points that ended, in the grid's order."""
@@ -205,14 +204,6 @@ class Job:
             error = kinds.get(record["kind"], WorkerError)(record["message"]) if "kind" in record else None
             self.done.append(Outcome(record["overrides"], record["code"], error))
         return self.done
-
-
-def _launched_job(name: str, folder: Path) -> Job:
-    """Recreate a job in a launcher's process, where nothing is set up yet."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    prepare_hydra()
-    set_up_logging()
-    return Job(name, folder, is_launched=True)
 
 
 def _conclude(command: Command, outcomes: list[Outcome]) -> int:
@@ -238,7 +229,7 @@ def _print_help(command: Command) -> int:
     with hydra.initialize_config_dir(str(conf_dir()), job_name=f"tinyvlm {command.name}", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         node = hydra.compose(command.name, return_hydra_config=True).hydra
-        names = {*node.runtime.choices, *(field.name for field in fields(command.settings_class))}
+        names = {*node.runtime.choices, *(setting.name for setting in fields(command.settings_class))}
         options = {name: loader.get_group_options(name) for name in sorted(names) if "/" not in name}
         groups = [f"  {name}: {', '.join(found)}" for name, found in options.items() if found]
     if groups:
@@ -312,10 +303,6 @@ class SweepSource(FileConfigSource):
     def load_config(self, config_path: str) -> ConfigResult:
         """Return the content of `sweep/NAME`."""
         return super().load_config(PurePosixPath(config_path).name)
-
-    def available(self) -> bool:
-        """Return whether the folder exists."""
-        return super().is_group("")
 
     def is_group(self, config_path: str) -> bool:
         """Return whether the path is the root or `sweep`."""

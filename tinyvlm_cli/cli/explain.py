@@ -23,63 +23,50 @@ TAKE_ARGUMENT = frozenset(
 )
 
 
-def sorted_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Return (Hydra's flags with their arguments, the settings): Hydra reads them in that order only."""
+def read_arguments(arguments: list[str], schema: type) -> tuple[list[str], list[str]]:
+    """Return (Hydra's flags with their arguments, the settings as Hydra's grammar needs them).
+
+    Hydra reads flags and settings in that order only. Quotes are added to the values of text settings, such as a
+    question with commas, and to values with "=", such as the name of a run, unless they are enclosed already. Settings
+    that may add a key of the user's own to a mapping get Hydra's prefix `++`.
+    Raises UserError for an argument that is not `key=value` with a key of the command.
+    """
     flags: list[str] = []
     settings: list[str] = []
     for previous, argument in zip(["", *arguments], arguments, strict=False):
         (flags if argument.startswith("-") or previous in TAKE_ARGUMENT else settings).append(argument)
-    return flags, settings
-
-
-def check_settings(settings: list[str], schema: type) -> None:
-    """Raise UserError for an argument that is not `key=value` with a key of the command."""
-    allowed = [field.name for field in fields(schema)]
-    for setting in settings:
-        key = re.split(r"[=.@/]", setting.lstrip("+~"), maxsplit=1)[0]
-        if key not in (*allowed, "hydra", "sweep"):
-            raise UserError(f"{setting}: no setting '{key}'; {_near(key, allowed)}choose from {', '.join(allowed)}")
-        if "=" not in setting and not setting.startswith("~"):
-            raise UserError(f"{setting}: no value; write {setting}=VALUE")
-        if key == "sweep" and re.search(r"[,\[]", setting):
-            # Hydra would run each file once, as a single job without its grid.
-            raise UserError(f"{setting}: one sweep at a time; run the command once for each")
-
-
-def with_text_quoted(settings: list[str], schema: type) -> list[str]:
-    """Return the settings with quotes around values that Hydra's grammar would reject or split.
-
-    These are the values of text settings, such as a question with commas, and values with "=", such as the name of a
-    run. A value that is quoted already, a list in brackets and null stay as they are.
-    """
-    texts = {field.name for field in fields(schema) if field.metadata.get("text")}
-    quoted = []
-    for setting in settings:
-        key, _, value = setting.partition("=")
-        pieces = [value]
-        if key in texts:
-            is_enclosed = len(value) > 1 and value[0] + value[-1] in ("''", '""', "[]")
-            needs_quotes = not is_enclosed and value not in ("", "null")
-        else:
-            pieces = value.split(",")  # the points of a grid
-            needs_quotes = "=" in value and not re.search(r"[\"'\[({]", value)
-        value_quoted = ",".join(QuotedString(piece, Quote.double).with_quotes() for piece in pieces)
-        quoted.append(f"{key}={value_quoted}" if needs_quotes else setting)
-    return quoted
-
-
-def with_own_keys_added(settings: list[str], schema: type) -> list[str]:
-    """Return the settings, with Hydra's prefix `++` for those that may add a key of the user's own to a mapping."""
+    allowed = {field.name: field for field in fields(schema)}
     hints = get_type_hints(schema)
-    patterns = [
-        rf"{outer.name}\.[^.=]+\.{inner.name}[.=]"
-        for outer in fields(schema)
-        for argument in get_args(hints[outer.name])
+    own_keys = [
+        rf"{outer}\.[^.=]+\.{inner.name}[.=]"
+        for outer in allowed
+        for argument in get_args(hints[outer])
         if is_dataclass(argument)
         for inner in fields(argument)
         if inner.metadata.get("own_keys")
     ]
-    return [f"++{setting}" if any(re.match(p, setting) for p in patterns) else setting for setting in settings]
+    for index, setting in enumerate(settings):
+        group = re.split(r"[=.@/]", setting.lstrip("+~"), maxsplit=1)[0]
+        if group not in (*allowed, "hydra", "sweep"):
+            near = _near(group, list(allowed))
+            raise UserError(f"{setting}: no setting '{group}'; {near}choose from {', '.join(allowed)}")
+        if "=" not in setting and not setting.startswith("~"):
+            raise UserError(f"{setting}: no value; write {setting}=VALUE")
+        if group == "sweep" and re.search(r"[,\[]", setting):
+            # Hydra would run each file once, as a single job without its grid.
+            raise UserError(f"{setting}: one sweep at a time; run the command once for each")
+        key, _, value = setting.partition("=")
+        if key in allowed and allowed[key].metadata.get("text"):
+            pieces = [value]
+            is_plain = value in ("", "null") or (len(value) > 1 and value[0] + value[-1] in ("''", '""', "[]"))
+        else:
+            pieces = value.split(",")  # the points of a grid
+            is_plain = "=" not in value or re.search(r"[\"'\[({]", value) is not None
+        if not is_plain:
+            settings[index] = f"{key}={','.join(QuotedString(piece, Quote.double).with_quotes() for piece in pieces)}"
+        elif any(re.match(pattern, setting) for pattern in own_keys):
+            settings[index] = f"++{setting}"
+    return flags, settings
 
 
 def explain(error: Exception, schema: type, settings: list[str]) -> str:  # noqa: PLR0911 - one for each kind of error
@@ -90,6 +77,9 @@ def explain(error: Exception, schema: type, settings: list[str]) -> str:  # noqa
         group, _, name = path.rpartition("/")
         options = sorted(error.options or [])
         return f"{group}={name}: no {group} of that name; {_near(name, options)}choose from {', '.join(options)}"
+    if isinstance(error, AssertionError):  # OmegaConf's, for a key below null
+        nested = ", ".join(setting for setting in settings if "." in setting.partition("=")[0])
+        return f"{nested}: the setting above is null; set all of it, as in 'KEY={{rank: 8, alpha: 16}}'"
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__ or cause.__context__  # Hydra wraps OmegaConf's errors, some without `from`

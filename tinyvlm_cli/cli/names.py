@@ -5,6 +5,7 @@ phi2 and shown as Phi; `llm=phi2 llm.path=mydir` is named phi2+path=mydir and sh
 """
 
 import hashlib
+import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass, replace
@@ -29,6 +30,7 @@ NOT_COMPARED = re.compile(
     r"(\w+\.)*architecture\b.*|prepare\b.*|name|label|partial_from_layer|paper_data"
     r"|image_sources\b.*|splits\.[^.]+\.(images|count|source)"
 )
+UNNAMED = ("???", *(f"${{hydra:runtime.choices.{group}}}" for group in GROUPS))  # no file states a name
 MAX_SHOWN = 2  # differing settings in a name
 MAX_CHARACTERS = 24  # of a value in a name
 
@@ -45,13 +47,15 @@ def name_members(composed: DictConfig, hydra: Any) -> None:
         if not isinstance(member := composed.get(group), DictConfig):
             continue
         choice = hydra.runtime.choices.get(group)
-        name = str(choice).removesuffix(".yaml").replace("/", "-")
         if choice is None:  # the primary configuration states the member itself
             continue
-        file = _file(group, str(choice), hydra)
+        choice = posixpath.normpath(choice.removesuffix(".yaml"))
+        name = choice.replace("/", "-")
+        paths = [Path(source.path) / group / f"{choice}.yaml" for source in hydra.runtime.config_sources]
+        file = next(path for path in paths if path.is_file())  # the first one on Hydra's search path
         stated = OmegaConf.to_container(member, resolve=False, throw_on_missing=False)
         assert isinstance(stated, dict)
-        if stated.get("name", "???") not in ("???", name):
+        if stated.get("name", UNNAMED[0]) not in (*UNNAMED, name):
             findings.append(
                 f"{group}.name: found '{stated['name']}', but a member has the name of its file, {file}; remove the "
                 "setting `name`, also from a file that it inherits from, or rename the file"
@@ -78,8 +82,8 @@ def with_differences(config: Any) -> Any:
     compared = {group for group, member in named.items() if (conf_dir() / group / f"{_name(member)}.yaml").is_file()}
     # Packaged members refer to each other (${vision.partial_from_layer}) and to the folders of the command.
     folders = {key: getattr(config, key) for key in ("data_dir", "results_dir") if hasattr(config, key)}
-    own = {group: _plain(member) for group, member in named.items() if group not in compared}
-    published = OmegaConf.create({**folders, **own})
+    own = {group: OmegaConf.structured(member) if is_dataclass(member) else member for group, member in named.items()}
+    published = OmegaConf.create({**folders, **{group: node for group, node in own.items() if group not in compared}})
     for group in GROUPS:  # in the order of training.yaml: a recipe may change the settings of the other groups
         if group in compared:
             published.merge_with(packaged(group, _name(named[group])))
@@ -91,7 +95,7 @@ def with_differences(config: Any) -> Any:
         expected: Any = {**resolved[group], "name": ""}
         if is_dataclass(schema):
             expected = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), expected))
-        suffix = _suffix(dict(_settings(_plain(member))), dict(_settings(_plain(expected))))
+        suffix = _suffix(dict(_settings(member)), dict(_settings(expected)))
         if suffix and isinstance(member, dict):
             changes[group] = {**member, "name": member["name"] + suffix}
         elif suffix:
@@ -124,36 +128,20 @@ def packaged(group: str, name: str) -> DictConfig:
     return composed
 
 
-def _file(group: str, choice: str, hydra: Any) -> Path:
-    """Return the file of a group's member: the first one on Hydra's search path."""
-    for source in hydra.runtime.config_sources:
-        path = Path(source.path) / group / f"{choice.removesuffix('.yaml')}.yaml"
-        if source.schema == "file" and path.is_file():
-            return path
-    raise UserError(f"{group}={choice}: not a YAML file in a folder of the search path")
-
-
 def _name(member: Any) -> str:
     return str(member["name"] if isinstance(member, Mapping) else member.name)
 
 
-def _plain(value: Any) -> Any:
-    """Return nested dataclasses, mappings and enums as dicts and their values."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return value.value if isinstance(value, Enum) else value
-
-
-def _settings(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted path, value) of the settings that are compared."""
-    for key, value in node.items():
+def _settings(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, value) of the settings of a member that are compared."""
+    for key, value in (asdict(node) if is_dataclass(node) and not isinstance(node, type) else node).items():
         path = f"{prefix}{key}"
         if NOT_COMPARED.fullmatch(path):
             continue
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             yield from _settings(value, f"{path}.")
+        elif isinstance(value, Enum):
+            yield path, value.value
         else:
             yield path, Path(value).name if path.endswith(".annotations") else value
 
@@ -166,13 +154,11 @@ def _suffix(found: dict[str, Any], expected: dict[str, Any]) -> str:
         return f"+{len(paths)}-settings.{hashlib.sha256(values.encode()).hexdigest()[:4]}"
     suffix = ""
     for path in paths:
-        value = str(found[path]).replace(".", "/") if path == "_target_" and path in found else found.get(path)
-        suffix += f"+{re.sub(r'^(stages|splits)[.]|[.]annotations$|^_|_$', '', path)}={_short(value)}"
+        value = found.get(path)
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+        # The last part of a path or class, with a hash where that leaves something out.
+        last = text.rstrip("/").rpartition("." if path == "_target_" else "/")[2]
+        safe = re.sub(r"[^\w.-]+", "_", last).strip("_")[:MAX_CHARACTERS]
+        shown = safe if safe == text else f"{safe}.{hashlib.sha256(text.encode()).hexdigest()[:4]}"
+        suffix += f"+{re.sub(r'^(stages|splits)[.]|[.]annotations$|^_|_$', '', path)}={shown}"
     return suffix
-
-
-def _short(value: Any) -> str:
-    """Return a value for a name: the last part of a path or class, with a hash where something is left out."""
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    safe = re.sub(r"[^\w.-]+", "_", text.rstrip("/").rpartition("/")[2]).strip("_")[:MAX_CHARACTERS]
-    return safe if safe == text else f"{safe}.{hashlib.sha256(text.encode()).hexdigest()[:4]}"
