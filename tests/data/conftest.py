@@ -1,4 +1,4 @@
-"""A tokenizer of whole words, and the real ones of the paper's LLMs."""
+"""A tokenizer of characters, and the real ones of the paper's LLMs."""
 
 import gzip
 import shutil
@@ -27,13 +27,13 @@ def stablelm2(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFa
 
 @pytest.fixture(scope="session", params=["phi2", "stablelm2", "tinyllama"])
 def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
-    """The tokenizer of each of the paper's LLMs."""
+    """Return the tokenizer of each of the paper's LLMs."""
     return unpacked(request.param, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def words() -> PreTrainedTokenizerFast:
-    """Each distinct printable character is a token, and `</s>`."""
+    """Return a tokenizer with a token for each printable character, and `</s>`."""
     backend = Tokenizer(
         models.WordLevel({chr(i): i for i in range(3, 127)} | {"<unk>": 0, "</s>": 2}, unk_token="<unk>")
     )

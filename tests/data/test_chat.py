@@ -5,8 +5,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tinyvlm_cli.config.schema import Chat, Prompt
 from tinyvlm_cli.data.chat import IMAGE, Encoded, encode, encode_prompt
-from tinyvlm_cli.data.records import Record, Turn, parse_record
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.data.records import FaultError, Kind, Record, Turn
 
 CHAT = Chat(system="Be nice. ", user="USER: ", assistant=" ASSISTANT:", end="</s>")
 CUBS = "the chicago cubs sign outside wrigley field"
@@ -18,7 +17,7 @@ def one(record: Record, tokenizer: PreTrainedTokenizerFast, prompt: Prompt, chat
 
 
 def shown(encoded: Encoded, tokenizer: PreTrainedTokenizerFast) -> tuple[str, str]:
-    """The whole text with # for images, and the supervised text."""
+    """Return the whole text with # for images, and the supervised text."""
     pieces = ["#" if i == IMAGE else tokenizer.decode([int(i)]) for i in encoded.ids]
     return "".join(pieces), "".join(p for p, flag in zip(pieces, encoded.supervised, strict=True) if flag)
 
@@ -62,8 +61,8 @@ def test_a_question_to_answer_ends_at_the_assistant_mark(words: PreTrainedTokeni
     assert "".join("#" if i == IMAGE else words.decode([int(i)]) for i in ids) == "Be nice. USER: #\nWhat? ASSISTANT:"
 
 
-def test_a_conversation_goes_on_as_it_was_trained(words: PreTrainedTokenizerFast) -> None:
-    """The image stands in the first turn, and no space between an end token and the next question."""
+def test_a_follow_up_question_has_the_ids_of_training(words: PreTrainedTokenizerFast) -> None:
+    """The image is in the first turn, and there is no space between an end token and the next question."""
     turns = (Turn("<image>What?", "A cat."), Turn("Where?", "x"))
     ids = encode_prompt("Where?", has_image=True, tokenizer=words, chat=CHAT, history=[Turn("What?", "A cat.")])
     assert list(ids) == list(one(Record("1", ("a.png",), turns), words, Prompt.chat).ids[: len(ids)])
@@ -80,23 +79,29 @@ def test_the_space_before_an_answer_belongs_to_its_first_token(stablelm2: PreTra
 
 
 @pytest.mark.parametrize(
-    ("record", "says"),
+    ("images", "questions", "says"),
     [
-        (Record("7", ("a.jpg",), (Turn("no mark", "x"),)), "record 7: 0 questions hold <image> for 1 image"),
-        (
-            Record("7", ("a.jpg",), (Turn("<image>", "x"), Turn("<image>", "y"))),
-            "record 7: 2 questions hold <image> for 1 image",
-        ),
-        (Record("7", (), (Turn("<image>", "x"),)), "record 7: <image> in a question, but no image"),
+        (("a.jpg",), ("no mark",), "record 7: 0 questions hold <image> for 1 image"),
+        (("a.jpg",), ("<image>", "<image>"), "record 7: 2 questions hold <image> for 1 image"),
+        ((), ("<image>",), "record 7: <image> in a question, but no image"),
     ],
 )
-def test_marks_that_do_not_fit_the_image_are_refused(words: PreTrainedTokenizerFast, record: Record, says: str) -> None:
-    with pytest.raises(UserError, match=says):
-        one(record, words, Prompt.chat)
+def test_marks_that_do_not_fit_the_image_are_refused(
+    words: PreTrainedTokenizerFast, images: tuple[str, ...], questions: tuple[str, ...], says: str
+) -> None:
+    with pytest.raises(FaultError, match=says) as caught:
+        one(Record("7", images, tuple(Turn(question, "x") for question in questions)), words, Prompt.chat)
+    assert caught.value.kind is Kind.marks
 
 
-def test_messages_pair_up_by_position_as_in_the_reference() -> None:
-    messages = [{"from": "gpt", "value": "dropped"}, {"from": "human", "value": "q"}, {"from": "human", "value": "a"}]
-    assert parse_record({"id": 3, "conversations": messages}).turns == (Turn("q", "a"),)
-    with pytest.raises(UserError, match="record 3: a question without an answer"):
-        parse_record({"id": 3, "conversations": messages[1:2]})
+def test_only_a_question_with_an_image_is_stripped(words: PreTrainedTokenizerFast) -> None:
+    """As in LLaVA and TinyLLaVA_Factory."""
+    turns = (Turn(" <image>\n A ", "x"), Turn(" B\n", "y"))
+    trained = one(Record("1", ("a.png",), turns), words, Prompt.chat)
+    text = "Be nice. USER: #\nA ASSISTANT: x</s>USER:  B\n ASSISTANT: y</s>"
+    assert shown(trained, words)[0] == text
+    history = [Turn(" A ", "x")]
+    asked = encode_prompt(" B\n", has_image=True, tokenizer=words, chat=CHAT, history=history)
+    assert list(asked) == list(trained.ids[: len(asked)])
+    alone = encode_prompt(" B ", has_image=False, tokenizer=words, chat=CHAT)
+    assert "".join(words.decode([int(i)]) for i in alone) == "Be nice. USER:  B  ASSISTANT:"

@@ -35,7 +35,7 @@ FAULTS: list[tuple[Kind, dict[str, Any]]] = [
     (Kind.outside, {"image": "../a.png"}),
     (Kind.broken, {"conversations": []}),
     (Kind.broken, {"image": ["a.png", 7]}),
-    (Kind.broken, {"conversations": [TALK[0], {"from": "gpt", "value": "half \ud83d"}]}),
+    (Kind.broken, {"conversations": [TALK[0], {"from": "gpt", "value": "unpaired \ud83d"}]}),
     (Kind.no_answer, {"conversations": TALK[:1]}),
     (Kind.unequal, {"conversations": [*TALK, TALK[0]]}),
     (Kind.unequal, {"conversations": TALK[1:]}),
@@ -62,13 +62,13 @@ def write_images(folder: Path) -> None:
     image.save(folder / "camera.jpg", format="MPO", save_all=True, append_images=[image])
 
 
-def look_and_die(path: Path) -> None:
-    """What becomes of a process that the system kills for want of memory."""
+def be_killed(path: Path) -> None:
+    """End like a process that the system kills because memory runs out."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_killed_process_does_not_hang_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "look_at", look_and_die)
+    monkeypatch.setattr(check, "look_at", be_killed)
     (tmp_path / "records.json").write_text(json.dumps([{"id": 1, "image": "a.png", "conversations": TALK}]))
     split = Split(annotations=str(tmp_path / "records.json"), images=str(tmp_path), count=1, source="here")
     with pytest.raises(UserError, match="was killed"):
@@ -92,8 +92,8 @@ def test_every_planted_fault_is_found_and_nothing_else(tmp_path: Path) -> None:
     assert harmless == [Kind.other_type, Kind.marks, Kind.marks, Kind.speakers, Kind.empty_answer, Kind.repeated]
 
 
-def test_what_the_index_leaves_out_is_what_the_check_says(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
-    """With the skip list, training sees exactly the records that the check calls usable."""
+def test_the_index_leaves_out_what_the_check_reports(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
+    """With the skip list, training gets exactly the records that the check counts as usable."""
     write_images(tmp_path)
     records = [{"id": str(i), "image": "a.png", "conversations": TALK, **fault} for i, (_, fault) in enumerate(FAULTS)]
     (tmp_path / "records.json").write_text(json.dumps(records), encoding="utf-8")

@@ -1,6 +1,10 @@
-"""Images of every kind become the pixels of transformers' processors, or one sentence."""
+"""Images of every kind and from every place become the pixels of transformers' processors, or one sentence."""
 
+import io
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +14,9 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from tinyvlm_cli.config.schema import ImageMode, Resize, Vision
-from tinyvlm_cli.data.images import normalisation_table, open_image, pixels, resolve
+from tinyvlm_cli.data import images
+from tinyvlm_cli.data.images import image_source, normalisation_table, open_image, pixels, resolve
+from tinyvlm_cli.data.records import FaultError, Kind
 from tinyvlm_cli.errors import UserError
 
 CLIP = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size=336)
@@ -62,26 +68,80 @@ def test_any_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
 def test_what_is_no_whole_image_is_one_sentence(tmp_path: Path) -> None:
     picture(64, 64).save(tmp_path / "whole.png")
     whole = (tmp_path / "whole.png").read_bytes()
-    for name, content, says in (
-        ("half.png", whole[: len(whole) // 2], "cannot be read"),
-        ("empty.png", b"", "empty"),
-        ("page.jpg", b"<html>", "not an image"),
+    for name, content, kind in (
+        ("half.png", whole[: len(whole) // 2], Kind.damaged),
+        ("empty.png", b"", Kind.empty),
+        ("page.jpg", b"<html>", Kind.no_image),
+        ("absent.png", None, Kind.absent),
     ):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=says):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(FaultError, match=name) as caught:
             open_image(tmp_path / name)
-    with pytest.raises(UserError, match="no such file"):
-        open_image(tmp_path / "absent.png")
+        assert caught.value.kind is kind
 
 
 def test_a_decompression_bomb_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     picture(20, 20).save(tmp_path / "bomb.png")
-    with pytest.raises(UserError, match="decompression bomb"):
+    with pytest.raises(FaultError) as caught:
         open_image(tmp_path / "bomb.png")
+    assert caught.value.kind is Kind.bomb
 
 
 @pytest.mark.parametrize("path", ["../up.jpg", "a/../../up.jpg", "/etc/passwd"])
 def test_a_path_that_leaves_the_root_is_refused(tmp_path: Path, path: str) -> None:
     with pytest.raises(UserError, match="leaves the image root"):
         resolve(tmp_path, path)
+
+
+class Server(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        found = self.path.startswith("/image")
+        self.send_response(200 if found else 404)
+        self.end_headers()
+        if found:
+            self.wfile.write(b"x" * 100)
+
+    def log_message(self, *args: object) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_an_address_gives_its_bytes(address: str) -> None:
+    assert image_source(f"{address}/image?size=1") == b"x" * 100
+
+
+def test_an_address_without_an_image_is_one_sentence(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, says in (
+        (f"{address}/none", "the server answered 404 Not Found"),
+        ("http://127.0.0.1:1/a.png", "cannot be fetched"),
+        ("http://[", "cannot be fetched"),
+        ("ftp://example.org/a.png", "an address must start with http:// or https://"),
+    ):
+        with pytest.raises(UserError, match=says):
+            image_source(place)
+    monkeypatch.setattr(images, "MAX_BYTES", 99)
+    with pytest.raises(UserError, match="larger than"):
+        image_source(f"{address}/image")
+    monkeypatch.setattr(images, "MAX_BYTES", 100)
+    monkeypatch.setattr(images, "TIMEOUT_S", 0.0)
+    with pytest.raises(UserError):
+        image_source(f"{address}/image")
+
+
+def test_an_image_in_memory_is_lossless() -> None:
+    picture = Image.effect_noise((9, 5), 90).convert("CMYK")
+    assert open_image(image_source(picture)).tobytes() == picture.convert("RGB").tobytes()
+
+
+def test_standard_input_and_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xd8")))
+    assert image_source("-") == b"\xff\xd8"
+    assert image_source("~/a.png") == Path.home() / "a.png"

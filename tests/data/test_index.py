@@ -1,4 +1,4 @@
-"""The index gives back every usable sample, and lengths that agree with what the loader makes."""
+"""The index returns every usable sample, and lengths that agree with the loader's rows."""
 
 import json
 import pickle
@@ -35,7 +35,7 @@ BAD = [
     {"id": "none"},
     record("mark", "no mark", "x", "m.jpg"),
     "no object",
-    record("half", "q", "\ud83d"),
+    record("surrogate", "q", "\ud83d"),
 ]
 
 
@@ -50,7 +50,7 @@ def index_of(records: list[Any], folder: Path, words: PreTrainedTokenizerFast) -
     return open_index(split, tokenizer=words, chat=CHAT, prompt=Prompt.chat, results=Results(folder))
 
 
-def test_samples_come_back(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
+def test_samples_are_returned_as_written(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
     index = pickle.loads(pickle.dumps(index_of(GOOD, tmp_path, words)))
     found = [(sample.id, sample.images) for sample in map(index.sample, range(3))]
     assert found == [("a", ("x/a.jpg",)), ("b", ()), ("c", ("c.jpg",))]
@@ -63,7 +63,7 @@ def test_samples_come_back(tmp_path: Path, words: PreTrainedTokenizerFast) -> No
 def test_lengths_are_those_of_the_expanded_and_cut_samples(
     tmp_path: Path, words: PreTrainedTokenizerFast, tokens: int, limit: int
 ) -> None:
-    """A sample whose answers are all cut off has none."""
+    """The length is 0 where all answers are cut off."""
     index = index_of(GOOD, tmp_path, words)
     expected = []
     for sample in map(index.sample, range(3)):
@@ -73,7 +73,7 @@ def test_lengths_are_those_of_the_expanded_and_cut_samples(
     assert list(index.lengths(tokens, limit)) == expected
 
 
-def test_records_that_cannot_be_used_are_left_out_and_named(
+def test_records_that_cannot_be_used_are_left_out_and_listed(
     tmp_path: Path, words: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:
     index = index_of([*GOOD[:1], *BAD, *GOOD[1:]], tmp_path, words)
@@ -84,7 +84,7 @@ def test_records_that_cannot_be_used_are_left_out_and_named(
     assert index.num_left_out == 5
 
 
-def test_what_the_data_check_found_is_left_out_and_is_another_stage(
+def test_the_skip_list_of_the_data_check_is_obeyed_and_changes_the_stage(
     tmp_path: Path, words: PreTrainedTokenizerFast
 ) -> None:
     split = split_of(GOOD, tmp_path)
@@ -100,7 +100,7 @@ def test_what_the_data_check_found_is_left_out_and_is_another_stage(
     ("text", "says"),
     [("[", "not a JSON file"), ("{}", "not a list"), ("[]", "an empty list"), ('[{"id": 1}]', "no record can be used")],
 )
-def test_a_file_that_is_no_training_set_is_refused(
+def test_a_file_without_usable_records_is_an_error(
     tmp_path: Path, words: PreTrainedTokenizerFast, text: str, says: str
 ) -> None:
     split = split_of([], tmp_path)
@@ -110,7 +110,7 @@ def test_a_file_that_is_no_training_set_is_refused(
     assert not [path for path in (tmp_path / "index").iterdir() if path.is_dir() and "draft" not in path.name]
 
 
-def test_the_index_is_made_once_and_depends_on_the_chat_format(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
+def test_the_index_is_written_once_for_each_chat_format(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
     first = index_of(GOOD, tmp_path, words)
     made = (first.folder / "samples.npy").stat().st_mtime_ns
     assert (index_of(GOOD, tmp_path, words).folder / "samples.npy").stat().st_mtime_ns == made
@@ -118,3 +118,8 @@ def test_the_index_is_made_once_and_depends_on_the_chat_format(tmp_path: Path, w
     split = split_of(GOOD, tmp_path)
     index = open_index(split, tokenizer=words, chat=other, prompt=Prompt.chat, results=Results(tmp_path))
     assert index.folder != first.folder
+
+
+def test_texts_without_images_and_ids_have_an_index(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
+    sample = index_of([record("", "Hi", "Yo")], tmp_path, words).sample(0)
+    assert (sample.id, sample.images) == ("", ())

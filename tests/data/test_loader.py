@@ -1,4 +1,4 @@
-"""From samples to packed micro-batches."""
+"""The samples of a step: which they are, how they are spread over GPUs, and the packed rows that they become."""
 
 import json
 from dataclasses import replace
@@ -11,12 +11,63 @@ from transformers import PreTrainedTokenizerFast
 
 from tinyvlm_cli.config.schema import Chat, ImageMode, Prompt, Split, Vision
 from tinyvlm_cli.data.index import open_index
-from tinyvlm_cli.data.loader import StagePlan, pack, step_batches
+from tinyvlm_cli.data.loader import StagePlan, num_steps, pack, spread, step_batches, step_samples
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.folder import Results
 
 ONES = dict.fromkeys(range(4), 1.0)  # the weight of a token of each sample
+LENGTHS = np.random.default_rng(0).integers(1, 900, 1000).astype(np.int32)  # of 1,000 samples
 CUBS = "the chicago cubs sign outside wrigley field"
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_every_sample_of_a_step_is_computed_once_and_no_micro_batch_overflows(ranks: int) -> None:
+    samples = step_samples(np.arange(1000), 3, samples_per_step=128, seed=1)
+    plan = spread(samples, LENGTHS, ranks=ranks, micro_tokens=4096)
+    assert sorted(n for rank in plan for micro in rank for n in micro) == sorted(samples)
+    assert max(LENGTHS[list(micro)].sum() for rank in plan for micro in rank) <= 4096
+    assert len({len(rank) for rank in plan}) == 1
+
+
+def test_ranks_get_equal_work() -> None:
+    samples = step_samples(np.arange(1000), 0, samples_per_step=256, seed=0)
+    loads = [sum(LENGTHS[list(m)].sum() for m in rank) for rank in spread(samples, LENGTHS, ranks=4, micro_tokens=8192)]
+    assert max(loads) / min(loads) < 1.02
+
+
+def test_the_samples_of_a_step_do_not_depend_on_the_machine() -> None:
+    one, many = (
+        spread(step_samples(np.arange(1000), 5, samples_per_step=64, seed=7), LENGTHS, ranks=r, micro_tokens=2048)
+        for r in (1, 4)
+    )
+    assert {n for rank in one for m in rank for n in m} == {n for rank in many for m in rank for n in m}
+
+
+def test_an_epoch_has_each_sample_once_and_the_next_one_another_order() -> None:
+    usable = np.arange(0, 300, 3)
+    epochs = [
+        np.concatenate([step_samples(usable, s, samples_per_step=10, seed=0) for s in range(e * 10, e * 10 + 10)])
+        for e in (0, 1)
+    ]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(usable)
+    assert list(epochs[0]) != list(epochs[1])
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch", "steps"), [(558128, 256, 2180), (1246901, 256, 4870), (665298, 128, 5197)]
+)
+def test_steps_of_the_paper(samples: int, batch: int, steps: int) -> None:
+    assert num_steps(samples, samples_per_step=batch, epochs=1, max_steps=None) == steps
+
+
+def test_a_sample_longer_than_micro_tokens_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"engine.micro_tokens: 100 is less than a sample of"):
+        spread(np.arange(4), np.full(4, 101, np.int32), ranks=1, micro_tokens=100)
+
+
+def test_fewer_samples_than_micro_batches_leave_one_empty() -> None:
+    plan = spread(np.arange(3), np.full(3, 80, np.int32), ranks=2, micro_tokens=100)
+    assert sorted(len(m) for rank in plan for m in rank) == [0, 1, 1, 1]
 
 
 @pytest.fixture
@@ -61,7 +112,7 @@ def test_the_references_loss_is_a_mean_of_means(plan: StagePlan) -> None:
     assert batch.weights.tolist() == pytest.approx([weights[2]] * 2 + [weights[1]] * 2)
 
 
-def test_samples_of_a_row_begin_at_position_zero_and_predict_their_own_tokens(plan: StagePlan) -> None:
+def test_samples_of_a_row_start_at_position_zero_and_predict_their_own_tokens(plan: StagePlan) -> None:
     batch = pack(plan, (1, 2, 0), ONES)
     assert batch.lengths.tolist() == [int(plan.lengths[i]) for i in (1, 2, 0)]
     starts = np.flatnonzero(batch.positions[0].numpy() == 0)
@@ -70,7 +121,7 @@ def test_samples_of_a_row_begin_at_position_zero_and_predict_their_own_tokens(pl
     assert batch.pixels.shape == (2, 3, 16, 16) and (batch.pixels == 9).all()
 
 
-def test_several_images_of_a_sample_stand_where_their_questions_are(
+def test_the_images_of_a_sample_are_where_their_questions_are(
     plan: StagePlan, stablelm2: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     Image.new("RGB", (16, 16), (7, 7, 7)).save(tmp_path / "b.png")
@@ -88,13 +139,15 @@ def test_several_images_of_a_sample_stand_where_their_questions_are(
     assert cut.pixels[:, 0, 0, 0].tolist() == [9] and len(cut.image_at) == 5
 
 
-def test_an_image_that_is_cut_takes_nothing_from_the_next_one(
+def test_a_cut_image_takes_no_tokens_of_the_next_one(
     plan: StagePlan, stablelm2: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    """A later turn brings the first sample's image, and the cut goes through it."""
+    """The first sample has its image in a later turn, and the cut goes through it."""
     Image.new("RGB", (16, 16), (7, 7, 7)).save(tmp_path / "b.png")
     talks = {"a.png": ["hi", "yes", "<image>", "red"], "b.png": ["<image>", "red"]}
-    raw = [{"image": i, "conversations": [{"from": "human", "value": v} for v in said]} for i, said in talks.items()]
+    raw = [
+        {"image": i, "conversations": [{"from": "human", "value": v} for v in values]} for i, values in talks.items()
+    ]
     (tmp_path / "late.json").write_text(json.dumps(raw), encoding="utf-8")
     split = Split(annotations=str(tmp_path / "late.json"), images=str(tmp_path), count=2, source="here")
     chat = Chat(system="", user="USER: ", assistant=" ASSISTANT:", end="<|endoftext|>")
@@ -105,12 +158,12 @@ def test_an_image_that_is_cut_takes_nothing_from_the_next_one(
     assert stablelm2.decode(batch.targets) == " yes<|endoftext|> red<|endoftext|>"
 
 
-def test_a_row_without_image_brings_a_blank_one(plan: StagePlan) -> None:
+def test_a_row_without_images_has_a_blank_one(plan: StagePlan) -> None:
     batch = pack(plan, (2,), ONES)
     assert not len(batch.image_at) and batch.pixels.shape == (1, 3, 16, 16) and not batch.pixels.any()
 
 
-def test_a_rank_without_work_gets_a_row_that_predicts_nothing(plan: StagePlan) -> None:
+def test_a_rank_without_samples_gets_a_row_that_predicts_nothing(plan: StagePlan) -> None:
     batch = pack(plan, (), ONES)
     assert batch.ids.shape == (1, 1) and len(batch.targets) == 0
 
@@ -123,7 +176,7 @@ def test_a_bad_image_is_one_sentence_from_any_process(plan: StagePlan, workers: 
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_mistake_in_the_settings_is_one_sentence_from_a_loader_process_too(plan: StagePlan) -> None:
+def test_an_error_in_a_loader_process_is_one_sentence(plan: StagePlan) -> None:
     with pytest.raises(UserError, match=r"^engine.micro_tokens: 8 is less than [^\n]*$"):
         next(step_batches(plan, first=0, last=1, rank=0, ranks=1, micro_tokens=8, workers=1))
 

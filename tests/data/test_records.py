@@ -1,6 +1,7 @@
-"""The annotations are read as json.load would read them, wherever the pieces end."""
+"""The annotation file is read as json.load would read it, and its items are parsed as the reference parses them."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,11 @@ import pytest
 
 from tinyvlm_cli.config.schema import Split
 from tinyvlm_cli.data import records
-from tinyvlm_cli.data.records import read_annotations
+from tinyvlm_cli.data.records import FaultError, Kind, Turn, parse_record, read_annotations
 from tinyvlm_cli.errors import UserError
 
 TEXT = '\u00e9\u4e2d \U0001f600 " \\ \n'
-RECORDS: list[Any] = [{"id": 12, "conversations": [{"value": TEXT}]}, "text", 12345, -1.5e33, True, None, [[], {}]]
+ITEMS: list[Any] = [{"id": 12, "conversations": [{"value": TEXT}]}, "text", 12345, -1.5e33, True, None, [[], {}]]
 
 
 def read(content: bytes, folder: Path) -> list[Any]:
@@ -25,37 +26,60 @@ def read(content: bytes, folder: Path) -> list[Any]:
 def test_a_piece_can_end_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int, is_ascii: bool) -> None:
     monkeypatch.setattr(records, "PIECE", piece)
     for indent in (None, 1):
-        text = json.dumps(RECORDS, ensure_ascii=is_ascii, indent=indent)
-        assert read(text.encode("utf-8-sig") + b" \n", tmp_path) == RECORDS
+        text = json.dumps(ITEMS, ensure_ascii=is_ascii, indent=indent)
+        assert read(text.encode("utf-8-sig") + b" \n", tmp_path) == ITEMS
+
+
+def test_values_are_those_of_json(tmp_path: Path) -> None:
+    """Other streaming parsers change unpaired surrogates, NaN, floats or long integers."""
+    text = '["\\ud83d", "\\udc00", 123456789012345678901234567890, 0.1, 1e400, -0.0, {"a": 1, "a": 2}, NaN]'
+    found = read(text.encode(), tmp_path)
+    assert found[:-1] == json.loads(text)[:-1] and [type(item) for item in found[2:6]] == [int, float, float, float]
+    assert math.copysign(1, found[5]) == -1 and math.isnan(found[-1])
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
         (b"", "it is empty"),
-        (b'{"a": 1}', "it begins with '{', so it is not a list"),
+        (b'{"a": 1}', "it begins with '{'"),
         (b"[1, 2", "it ends after record 1"),
         (b'[1, {"a": "b', "it ends in record 1"),
         (b"[1 2]", "no comma after record 0"),
         (b"[1, {a: 2}, 3]", "Expecting property name enclosed in double quotes in record 1"),
         (b"[1, ]", "Expecting value in record 1"),
-        (b"[1] [2]", "text after the end of the list"),
+        (b"[1] [2]", "after the end of the list"),
         (b'["\xff"]', "can't decode byte 0xff"),
         (b"[" * 100_000, "nested too deeply"),
+        (b"[" + b"1" * 5000 + b"]", "not a JSON file"),
         (b"[]", "an empty list"),
     ],
 )
-def test_what_is_no_list_is_one_sentence(tmp_path: Path, content: bytes, says: str) -> None:
+def test_a_broken_file_is_one_sentence_with_the_record(tmp_path: Path, content: bytes, says: str) -> None:
     with pytest.raises(UserError, match=says) as caught:
         read(content, tmp_path)
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_mistake_is_told_before_the_rest_is_read(tmp_path: Path) -> None:
-    """A broken record in front does not make it look for its end in the whole file."""
-    seen: list[int] = []
+def test_a_folder_or_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
+    for path, says in ((tmp_path, "cannot be read"), (tmp_path / "r.json", "no such file; get it from here")):
+        with pytest.raises(UserError, match=says):
+            list(read_annotations(Split(annotations=str(path), images="", count=1, source="here")))
+
+
+def test_an_error_is_raised_before_the_rest_is_read(tmp_path: Path) -> None:
+    """The end of a broken record is not searched for in the whole file."""
+    num_bytes: list[int] = []
     (tmp_path / "r.json").write_text("[1, {a" + " " * 10 * records.PIECE, encoding="utf-8")
     split = Split(annotations=str(tmp_path / "r.json"), images="", count=1, source="here")
     with pytest.raises(UserError, match="record 1"):
-        list(read_annotations(split, seen.append))
-    assert sum(seen) < 3 * records.PIECE
+        list(read_annotations(split, num_bytes.append))
+    assert sum(num_bytes) < 3 * records.PIECE
+
+
+def test_messages_pair_up_by_position_as_in_the_reference() -> None:
+    messages = [{"from": "gpt", "value": "dropped"}, {"from": "human", "value": "q"}, {"from": "human", "value": "a"}]
+    assert parse_record({"id": 3, "conversations": messages}).turns == (Turn("q", "a"),)
+    with pytest.raises(FaultError, match="record 3: ") as caught:
+        parse_record({"id": 3, "conversations": messages[1:2]})
+    assert caught.value.kind is Kind.no_answer

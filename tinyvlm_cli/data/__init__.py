@@ -1,3 +1,4 @@
-"""Training data: records, chat text and labels, images, the index over a training set, packing and loading.
+"""Training data: records, chat text and labels, images, the check and the index of a split, packing and loading.
 
-Nothing here knows the model beyond the number of tokens that an image takes."""
+Of the model, this folder knows only the number of tokens of an image. It may not import any model code.
+"""

@@ -197,19 +197,15 @@ def split_hash(split: Split, results: Results) -> str:
 
 def read_skips(split: Split, results: Results) -> dict[int, str]:
     """Return record number -> reason; empty before the first check."""
-    path = _skip_path(split, results)
+    path = results.skip_path(Path(split.annotations), Path(split.images))
     return {line["number"]: line["reason"] for line in read_jsonl(path)} if path.exists() else {}
 
 
 def write_skips(split: Split, results: Results, skips: Iterable[tuple[int, str]]) -> Path:
     """Replace the list by these (record number, reason). Returns its file."""
-    path = _skip_path(split, results)
+    path = results.skip_path(Path(split.annotations), Path(split.images))
     write_jsonl(path, ({"number": number, "reason": reason} for number, reason in skips))
     return path
-
-
-def _skip_path(split: Split, results: Results) -> Path:
-    return results.skip_path(results.file_hash(Path(split.annotations)), Path(split.images))
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Made-up training samples of given lengths, and JPEGs for them: what `tinyvlm bench` trains on."""
+"""Synthetic training samples of given lengths, and JPEGs for them, on which `tinyvlm bench` trains."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ SHORTEST, LONGEST = 8, 2000  # tokens of a text
 
 @dataclass(frozen=True)
 class SyntheticIndex:
-    """`num` samples whose texts' lengths are log-normal. Used in place of a `SplitIndex`."""
+    """Samples whose texts have log-normal lengths, used in place of a `SplitIndex`. N: their number."""
 
-    texts: NDArray[np.int32]  # [num] tokens of each text
-    has_image: NDArray[np.bool_]  # [num]
-    supervised: float  # share of a text, at its end
+    texts: NDArray[np.int32]  # [N] tokens of each text
+    has_image: NDArray[np.bool_]  # [N]
+    supervised: float  # share of a text that is supervised, at its end
     vocabulary: int
-    images: tuple[str, ...]  # taken in turn
+    images: tuple[str, ...]  # of the samples, in turn
 
     @classmethod
     def draw(
         cls, mix: Mix, num: int, *, vocabulary: int, images: Sequence[str], max_length: int, seed: int
     ) -> "SyntheticIndex":
-        """Samples of `mix`; texts longer than `max_length` are cut there."""
+        """Draw `num` samples of `mix`. No text is longer than `max_length`."""
         random = np.random.default_rng(seed)
         middle = np.log(mix.text) - mix.spread**2 / 2
         texts = np.clip(random.lognormal(middle, mix.spread, num), SHORTEST, min(LONGEST, max_length))
@@ -37,7 +37,7 @@ class SyntheticIndex:
         return cls(texts.astype(np.int32), has_image, mix.supervised, vocabulary, tuple(images))
 
     def sample(self, number: int) -> Sample:
-        """The sample with that number."""
+        """Return the sample with that number: random ids, and for an image IMAGE before them."""
         random = np.random.default_rng(number)
         length = int(self.texts[number])
         ids = random.integers(0, self.vocabulary, length, dtype=np.int32)
@@ -47,14 +47,14 @@ class SyntheticIndex:
         return Sample(np.concatenate([before, ids]), np.pad(supervised, (len(images), 0)), images, str(number))
 
     def lengths(self, tokens_per_image: int, max_length: int) -> NDArray[np.int32]:
-        """[num] tokens with images written in and the tail cut."""
+        """Return [N] tokens of each sample, with images written in and the tail cut."""
         return np.minimum(self.texts + self.has_image * tokens_per_image, max_length).astype(np.int32)
 
 
 def write_jpegs(folder: Path, sizes: Sequence[Sequence[int]], *, count: int, seed: int) -> list[str]:
-    """Write `count` pictures of soft shapes, which JPEG treats like photographs (50-100 kB), and return their names.
+    """Write `count` pictures of soft shapes, JPEGs of the size of photographs (50-100 kB), and return their names.
 
-    sizes: width and height in pixels, taken in turn.
+    sizes: width and height in pixels, used in turn.
     """
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)

@@ -66,10 +66,10 @@ class Results:
         """Return the folder of a tokenised training set."""
         return self.root / "index" / digest
 
-    def skip_path(self, annotations_hash: str, images: Path) -> Path:
-        """Return the list of records that training skips, of an annotation file with that hash and an image root."""
+    def skip_path(self, annotations: Path, images: Path) -> Path:
+        """Return the list of records that training skips, of an annotation file and an image root."""
         root = hashlib.sha256(str(images.resolve()).encode()).hexdigest()
-        return self.root / "index" / "skip" / f"{annotations_hash[:16]}-{root[:8]}.jsonl"
+        return self.root / "index" / "skip" / f"{self.file_hash(annotations)[:16]}-{root[:8]}.jsonl"
 
     @property
     def bench_dir(self) -> Path:
