@@ -42,6 +42,8 @@ CURVES = (
 
 def draw_charts(sheet: Sheet, folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
     """Draw the table's charts in each format, and return the files; there are none for a table without scores."""
+    from matplotlib.patches import Patch
+
     values, is_ours = _series(sheet)
     if values.empty:
         return []
@@ -54,7 +56,11 @@ def draw_charts(sheet: Sheet, folder: Path, formats: Sequence[str] = FORMATS) ->
         pyplot = _pyplot(sheet.name)
         figure = pyplot.figure(figsize=(1.7 * across + 1, 3 * down) if name == "bars" else (7.5, 5.2))
         draw(figure, values, is_ours)
-        _legend(figure, values, is_ours)
+        handles = [
+            Patch(facecolor=_colour(number), label=label, hatch=None if ours else "//", alpha=1 if ours else 0.6)
+            for number, (label, ours) in enumerate(zip(values.index, is_ours, strict=True))
+        ]
+        figure.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7, frameon=False)
         if name == "bars":
             figure.tight_layout(rect=(0, 0.02, 1, 0.95))
         figure.suptitle(sheet.title, fontsize=10, x=0.01, ha="left")
@@ -188,16 +194,6 @@ def _radar(figure: Any, values: pd.DataFrame, is_ours: list[bool]) -> None:
         side = round(sin(angle), 3)  # of the circle: the first axis points up, the others follow clockwise
         label.set_horizontalalignment("left" if side > 0 else "right" if side < 0 else "center")
     panel.set(yticks=[], ylim=(0, 1.05), theta_offset=pi / 2, theta_direction=-1)
-
-
-def _legend(figure: Any, values: pd.DataFrame, is_ours: list[bool]) -> None:
-    from matplotlib.patches import Patch
-
-    handles = [
-        Patch(facecolor=_colour(number), label=name, hatch=None if ours else "//", alpha=1 if ours else 0.6)
-        for number, (name, ours) in enumerate(zip(values.index, is_ours, strict=True))
-    ]
-    figure.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7, frameon=False)
 
 
 def _colour(number: int) -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ HOLM = (
     "Holm: p corrected for the number of rows (Holm 1979); a difference is real, and bold, where that is below "
     f"{SIGNIFICANCE}"
 )
-RULES = ["follows", "version", "split", "judge"]  # scores are comparable where these are equal
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,22 @@ def compare_rows(table: Table, own: pd.DataFrame, benchmarks: Sequence[str], res
     found: dict[tuple[int, str], Difference] = {}
     records: list[dict[str, Any]] = []
     missing: list[str] = []
-    real = own[own["images"] == REAL]
+    groups: dict[tuple[int, str], list[Any]] = {}
+    real: list[Any] = list(own[own["images"] == REAL].itertuples())
+    for score in real:
+        groups.setdefault((score.line, score.benchmark), []).append(score)
+    ablations = _ablations(table, own)
     for benchmark in benchmarks:
-        groups = {int(str(line)): scores for line, scores in real[real["benchmark"] == benchmark].groupby("line")}
-        for reference, others in _ablations(table, own):
-            for other in others:
-                a, b = groups.get(reference), groups.get(other)
-                if a is None or b is None or not is_comparable(a, b):
-                    continue
-                try:
-                    one = found[other, benchmark] = between(a, b, results)
-                except UserError:  # the table is worth showing without it
-                    missing += [*a["run"], *b["run"]]
-                    continue
-                records.append(_record(f"{b['shown'].iloc[0]} - {a['shown'].iloc[0]}", benchmark, one))
+        for reference, other in ablations:
+            a, b = groups.get((reference, benchmark), []), groups.get((other, benchmark), [])
+            if not is_comparable(a, b):
+                continue
+            try:
+                one = found[other, benchmark] = between(a, b, results)
+            except UserError:  # the table is worth showing without it
+                missing += [score.run for score in (*a, *b)]
+                continue
+            records.append(_record(f"{b[0].shown} - {a[0].shown}", benchmark, one))
     corrected = holm([one.p for one in found.values()])
     marks = {
         cell: BETTER if one.change > 0 else WORSE
@@ -94,11 +96,12 @@ def compare_runs(name: str, table: Table, scores: pd.DataFrame, results: Results
     notes, records = [], []
     for column in [column for column in table.columns if not column.detail]:
         of_column = own[own["column"] == column.label]
-        first, second = (of_column[of_column["run"].isin([run.folder.name for run in side])] for side in (a, b))
+        sides = [of_column[of_column["run"].isin([run.folder.name for run in side])] for side in (a, b)]
+        first, second = (list[Any](side.itertuples()) for side in sides)
         if is_comparable(first, second):
             one = found[column.label] = between(first, second, results)
             records.append(_record(f"{titles[1]} - {titles[0]}", column.benchmark, one))
-        elif len(first) and len(second) and not (first["value"].hasnans or second["value"].hasnans):
+        elif first and second and not any(isnan(score.value) for score in (*first, *second)):
             notes.append(f"{column.label}: left out, as the runs were scored by different rules, splits or judges")
     if not found:
         raise UserError(
@@ -106,9 +109,6 @@ def compare_runs(name: str, table: Table, scores: pd.DataFrame, results: Results
             "evaluate both on the same ones: tinyvlm eval run=RUN"
         )
     corrected = holm([one.p for one in found.values()])
-
-    def probability(p: float) -> str:
-        return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
     rows = [
         Row(
@@ -120,8 +120,7 @@ def compare_runs(name: str, table: Table, scores: pd.DataFrame, results: Results
                 (f"{one.b:.1f}", one.b),
                 (f"{one.change:+.1f}", one.change),
                 (f"{one.low:+.1f} to {one.high:+.1f}", None),
-                (probability(one.p), one.p),
-                (probability(p), p),
+                *((f"{one_p:.3f}" if one_p >= 0.001 else "< 0.001", one_p) for one_p in (one.p, p)),
                 (f"{one.num_questions:,}", one.num_questions),
             ],
         )
@@ -140,24 +139,27 @@ def compare_runs(name: str, table: Table, scores: pd.DataFrame, results: Results
     return replace(sheet, ranks=sheet.ranks.assign(**{"b - a": is_real.map({True: "best", False: ""})}))
 
 
-def is_comparable(a: pd.DataFrame, b: pd.DataFrame) -> bool:
-    """Return whether both have scores, and all of them by the same rules, split and judge."""
-    both = pd.concat([a, b])
-    return len(a) > 0 and len(b) > 0 and len(both[RULES].drop_duplicates()) == 1 and not both["value"].hasnans
+def is_comparable(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Return whether both have scores, and all of them by the same rules, split and judge.
+
+    a, b: rows of the data frame of scores, as `itertuples` yields them.
+    """
+    rules = {(score.follows, score.version, score.split, score.judge) for score in (*a, *b)}
+    return bool(a) and bool(b) and len(rules) == 1 and not any(isnan(score.value) for score in (*a, *b))
 
 
-def between(a: pd.DataFrame, b: pd.DataFrame, results: Results) -> Difference:
+def between(a: Sequence[Any], b: Sequence[Any], results: Results) -> Difference:
     """Return the difference of b to a, whose scores on one benchmark differ only in the seed.
 
     Where the two have seeds in common, only those count.
     """
-    common = set(a["seed"]) & set(b["seed"])
-    sides = [side[side["seed"].isin(common or side["seed"])] for side in (a, b)]
+    common = {score.seed for score in a} & {score.seed for score in b}
+    sides = ([score for score in side if score.seed in common or not common] for side in (a, b))
     first, second = ([_read(path) for path in _paths(side, results)] for side in sides)
     return difference(first, second)
 
 
-def interval_of_mean(scores: pd.DataFrame, results: Results) -> tuple[float, float] | None:
+def interval_of_mean(scores: Sequence[Any], results: Results) -> tuple[float, float] | None:
     """Return the 95% interval of the mean of scores that differ only in the seed.
 
     None where the questions of one are missing, or are all on one image.
@@ -166,12 +168,10 @@ def interval_of_mean(scores: pd.DataFrame, results: Results) -> tuple[float, flo
     return interval([_read(path) for path in paths]) if all(path.is_file() for path in paths) else None
 
 
-def _paths(scores: pd.DataFrame, results: Results) -> list[Path]:
+def _paths(scores: Sequence[Any], results: Results) -> list[Path]:
     """Return where the per-question results of these scores are."""
-    return [
-        results.answers_dir(results.run_dir(run), stage, benchmark) / FILE
-        for run, stage, benchmark in zip(scores["run"], scores["stage"], scores["benchmark"], strict=True)
-    ]
+    folders = [results.answers_dir(results.run_dir(one.run), one.stage, one.benchmark) for one in scores]
+    return [folder / FILE for folder in folders]
 
 
 @lru_cache(maxsize=16)  # one row is compared with several others in turn
@@ -179,17 +179,15 @@ def _read(path: Path) -> Questions:
     return Questions.read(path)
 
 
-def _ablations(table: Table, own: pd.DataFrame) -> list[tuple[int, list[int]]]:
-    """Return each row that has the settings of `table.against`, with the rows that are otherwise the same."""
-    firsts = own.drop_duplicates("line").sort_values("line")
-    found = []
+def _ablations(table: Table, own: pd.DataFrame) -> list[tuple[int, int]]:
+    """Return each row that has the settings of `table.against`, with each row that is otherwise the same."""
     kept = [choice for choice in CHOICES if choice not in table.against]
-    for _, group in firsts.groupby(["stage", *kept], sort=False):
-        has_settings = pd.Series(True, group.index)
-        for choice, value in table.against.items():
-            has_settings &= group[choice] == value
+    found = []
+    for _, group in own.drop_duplicates("line").sort_values("line").groupby(["stage", *kept], sort=False):
+        has_settings = (group[list(table.against)] == pd.Series(table.against, dtype="str")).all(axis="columns")
         if has_settings.sum() == 1:  # nothing that the table shows distinguishes two
-            found.append((int(group.loc[has_settings, "line"].iloc[0]), group.loc[~has_settings, "line"].tolist()))
+            reference = group.loc[has_settings, "line"].item()
+            found += [(reference, other) for other in group.loc[~has_settings, "line"]]
     return found
 
 

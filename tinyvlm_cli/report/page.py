@@ -38,8 +38,13 @@ def page(sheets: Sequence[Sheet], runs: Sequence[Run], *, charts: Iterable[tuple
         "questions": questions,
         "pictures": pictures,
     }
+    filters_of_sheets = []  # place, title and values of the headers that differ between rows: all but the first
+    for sheet in sheets:
+        headers = sheet.text.loc[[kind in MAIN for kind in sheet.kinds], sheet.headers]
+        values = [(place, title, sorted(set(headers[title]))) for place, title in enumerate(sheet.headers)]
+        filters_of_sheets.append([one for one in values if one[0] and len(one[2]) > 1])
     return environment.get_template("page.html.j2").render(
-        sheets=[(sheet, _blocks(sheet), _filters(sheet)) for sheet in sheets],
+        sheets=[(sheet, _blocks(sheet), filters) for sheet, filters in zip(sheets, filters_of_sheets, strict=True)],
         charts=list(charts),
         # Nothing but its end is special in a script element.
         data=json.dumps(data, ensure_ascii=False).replace("</", "<\\/"),
@@ -170,10 +175,3 @@ def _blocks(sheet: Sheet) -> list[list[dict[str, Any]]]:
             blocks.append([])
         blocks[-1].append({"kind": kind.value, "headers": texts[:width], "cells": cells})
     return blocks
-
-
-def _filters(sheet: Sheet) -> list[tuple[int, str, list[str]]]:
-    """Return place, title and values of the headers that a reader can filter by: all but the first."""
-    texts = sheet.text.loc[[kind in MAIN for kind in sheet.kinds], sheet.headers]
-    values = [(place, title, sorted(set(texts[title]))) for place, title in enumerate(sheet.headers)]
-    return [(place, title, known) for place, title, known in values if place and len(known) > 1]

@@ -42,18 +42,16 @@ def typed(records: Iterable[dict[str, Any]], columns: dict[str, str] = RECORD) -
 
 
 def all_scores(rows: Iterable[ScoreRow], published: Path) -> pd.DataFrame:
-    """Return published scores in file order, then ours."""
-    return pd.concat([read_published(published), own_scores(rows)], ignore_index=True)
+    """Return published scores in file order, then ours.
 
-
-def own_scores(rows: Iterable[ScoreRow]) -> pd.DataFrame:
-    """Return the scores of a results folder."""
+    rows: of a results folder. published: the file published_scores.csv.
+    """
     records = []
     for row in rows:
         record = {name: value for name in SCORE if (value := getattr(row, name, None)) is not None}
         low, high = row.interval or (math.nan, math.nan)
         records.append({**record, "origin": OURS, "low": low, "high": high})
-    return typed(records, SCORE)
+    return pd.concat([read_published(published), typed(records, SCORE)], ignore_index=True)
 
 
 def read_published(path: Path) -> pd.DataFrame:

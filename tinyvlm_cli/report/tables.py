@@ -213,7 +213,7 @@ def _own_cells(
         scores = groups.get((line, column.label, REAL), shown[:0])
         scores = scores[scores["low"].notna()]  # no interval of a part of a score, or by an older version
         if len(scores) > 1:
-            bounds = interval_of_mean(scores, results)
+            bounds = interval_of_mean(list(scores.itertuples()), results)
         else:
             bounds = next(scores[["low", "high"]].itertuples(index=False, name=None), None)
         return (" to ".join(f"{bound:.1f}" for bound in bounds), None) if bounds else (DASH, None)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from tinyvlm_cli.statistics.questions import Questions, Sums, headline, summed
 
@@ -139,6 +138,8 @@ def _over_seeds(sums: Sums, sides: dict[int, slice]) -> tuple[float, float, floa
     Both images and seeds are sampled, so the variance is that over images plus that over seeds, minus what both
     contain: the variance of single answers.
     """
+    from scipy import stats  # half a second, which a report without several seeds saves
+
     headlines = sums.headlines()[:, 0]
     influence = np.einsum("rigk,rgk->ri", sums.sums, sums.gradients())  # [R, I] of an image on a run's headline
     center, of_answers = 0.0, 0.0
