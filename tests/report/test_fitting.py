@@ -1,5 +1,8 @@
 """The tables that `tinyvlm report` shows by default."""
 
+from functools import cache
+from typing import Any
+
 import pytest
 from support.composed import composed
 from support.score_rows import PAPER, built, row, texts
@@ -9,8 +12,13 @@ from tinyvlm_cli.report.tables import fitting
 from tinyvlm_cli.results.records import ScoreRow
 
 
+@cache
+def default() -> Any:
+    return composed("report")
+
+
 def chosen(*rows: ScoreRow) -> list[str]:
-    config = composed("report")
+    config = default()
     assert config.only_fitting
     return fitting(config.table, all_scores(rows, PAPER))
 

@@ -1,4 +1,4 @@
-"""Intervals cover and tests are wrong as often as they say, for every kind of headline."""
+"""Intervals cover and tests reject as often as they claim, for every kind of headline."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,12 +15,12 @@ Random = np.random.Generator
 
 
 def accuracy(random: Random, *, images: int = 150, level: float = 0.7) -> Questions:
-    """Three questions on an image, which is easy or hard for all of them."""
+    """Return three questions on each image, which is easy or hard for all of them."""
     return of_images(random, random.normal(0, 0.15, images), level)
 
 
 def of_images(random: Random, ease: NDArray[np.float64], level: float) -> Questions:
-    """Three questions on each image. ease: [I] by which they are more often right"""
+    """Return three questions on each image. ease: [I] added to their probability of being right."""
     right = random.random((len(ease), 3)) < np.clip(level + ease, 0, 1)[:, None]
     return Questions.of(
         Formula.mean, {f"{i}-{j}": Tally(str(i), "", float(right[i, j])) for i in range(len(ease)) for j in range(3)}
@@ -28,7 +28,7 @@ def of_images(random: Random, ease: NDArray[np.float64], level: float) -> Questi
 
 
 def yes_no(random: Random, *, images: int = 120) -> Questions:
-    """POPE: every image in three categories, half of the questions about what is there."""
+    """Return questions like POPE's: every image in three categories, half of the true answers yes."""
     items = {}
     for image in range(images):
         for group, caution in (("random", 0.9), ("popular", 0.85), ("adversarial", 0.75)):
@@ -39,7 +39,7 @@ def yes_no(random: Random, *, images: int = 120) -> Questions:
 
 
 def in_pairs(random: Random, *, images: int = 40) -> Questions:
-    """MME: two questions on each image of a subtask."""
+    """Return questions like MME's: two on each image of a subtask."""
     items = {}
     for group, level in (("existence", 0.9), ("count", 0.7), ("OCR", 0.6)):
         for image in range(images):
@@ -59,7 +59,7 @@ def headline(questions: Questions) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_intervals_cover_and_false_alarms_are_rare(kind: str, trials: int = 150) -> None:
-    """95 and 5 of a hundred; the bounds are those of so many trials."""
+    """95% and 5%, within what so many trials allow."""
     make: Callable[[Random], Questions] = KINDS[kind]
     random = np.random.default_rng(0)
     truth = np.mean([headline(make(random)) for _ in range(400)])
@@ -86,7 +86,7 @@ def test_headlines_by_hand() -> None:
     assert headline(Questions.of(Formula.pairs, said)) == pytest.approx(100 + 100 + 50 + 0)
 
 
-def test_a_real_difference_is_seen_and_a_run_equals_itself() -> None:
+def test_a_real_difference_is_found_and_a_run_equals_itself() -> None:
     random = np.random.default_rng(1)
     a, b = accuracy(random), accuracy(random, level=0.9)
     found = difference([a], [b])
@@ -97,7 +97,7 @@ def test_a_real_difference_is_seen_and_a_run_equals_itself() -> None:
 
 @pytest.mark.parametrize("between_seeds", [0.0, 0.02])
 def test_false_alarms_are_rare_over_seeds(between_seeds: float, trials: int = 200) -> None:
-    """Three models each, of which one may be luckier than the next; both answer the same hard and easy images."""
+    """Each side has three models of different luck; both answer the same hard and easy images."""
     random = np.random.default_rng(5)
     alarms = covered = inside = 0
     for _ in range(trials):
@@ -113,7 +113,7 @@ def test_false_alarms_are_rare_over_seeds(between_seeds: float, trials: int = 20
     assert covered == trials - alarms and inside / trials == pytest.approx(0.95, abs=0.05)
 
 
-def test_a_real_difference_is_seen_over_seeds() -> None:
+def test_a_real_difference_is_found_over_seeds() -> None:
     random = np.random.default_rng(6)
     ease = random.normal(0, 0.15, 150)
     a, b = ([of_images(random, ease, level) for _ in range(3)] for level in (0.55, 0.75))

@@ -15,14 +15,14 @@ IMAGES = 400
 
 
 def answered(random: np.random.Generator, level: float) -> Questions:
-    """Two questions on each image, right with probability `level`."""
+    """Return two questions on each image, right with probability `level`."""
     right = random.random((IMAGES, 2)) < level
     tallies = {f"{i}-{j}": Tally(str(i), "", float(right[i, j])) for i in range(IMAGES) for j in range(2)}
     return Questions.of(Formula.mean, tallies)
 
 
 def write_run(results: Path, folder: str, levels: dict[str, float], **changes: Any) -> None:
-    """A run's folder, called `folder` unless `changes` has a name. levels: benchmark -> share of right answers"""
+    """Write a run's folder, named `folder` unless `changes` has a name. levels: benchmark -> share of right answers"""
     path = results / "runs" / folder
     random = np.random.default_rng(zlib.crc32(folder.encode()))
     for benchmark, level in levels.items():

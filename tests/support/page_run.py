@@ -1,4 +1,4 @@
-"""A run's folder with what the page reads, and the data of a benchmark whose images it shows."""
+"""A run's folder with the files that the page reads, and the data of a benchmark whose images it shows."""
 
 import json
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from tinyvlm_cli.results.records import Run
 def write_run(
     folder: Path, name: str, scores: dict[str, float], *, says: str, benchmark: str = "gqa", node: Any = None
 ) -> Run:
-    """says: every answer; node: the text of benchmark.yaml as data"""
+    """Write a run's folder. says: every answer; node: the content of benchmark.yaml."""
     here = folder / name / "eval/finetune" / benchmark
     here.mkdir(parents=True)
     (here / "per_question.json").write_text(json.dumps(scores), encoding="utf-8")
@@ -28,9 +28,9 @@ def write_run(
 
 
 def write_mmvet(folder: Path, images: dict[str, str], there: Iterable[str]) -> dict[str, Any]:
-    """MM-Vet's files with one question for each key of `images`. Returns what benchmark.yaml says.
+    """Write MM-Vet's files with one question for each key of `images`. Returns the content of benchmark.yaml.
 
-    images: question -> the name of its image; there: those that have a file
+    images: question -> the name of its image; there: the images that have a file.
     """
     (folder / "images").mkdir(parents=True)
     items = {

@@ -1,6 +1,7 @@
-"""Writes a results folder of a whole study: 24 cells x 9 benchmarks x 3 seeds, with per-question files and answers.
+"""Write a results folder of a whole study: 24 cells x 9 benchmarks x 3 seeds, with per-question files and answers.
 
-python tests/synthetic_results.py FOLDER [SHARE]     SHARE: of the benchmarks' sizes; 1 unless said otherwise
+PYTHONPATH=.:tests python tests/support/synthetic_results.py FOLDER [SHARE]
+SHARE: of the benchmarks' sizes; default 1
 """
 
 import itertools
@@ -26,7 +27,7 @@ SEEDS = (0, 1, 2)
 
 
 def questions(benchmark: str, random: np.random.Generator, level: float, share: float) -> Questions:
-    """Answers that are right with probability `level`."""
+    """Return answers that are right with probability `level`."""
     count, on_one_image = SIZES[benchmark]
     formula = FORMULAS.get(benchmark, Formula.mean)
     right = random.random(max(on_one_image * 4, int(count * share))) < level
@@ -41,7 +42,7 @@ def questions(benchmark: str, random: np.random.Generator, level: float, share: 
 
 
 def write_run(results: Path, cell: tuple[str, ...], seed: int, share: float, *, draws: int) -> None:
-    """A run's folder with everything that `tinyvlm eval` leaves in it."""
+    """Write a run's folder with everything that `tinyvlm eval` leaves in it."""
     llm, vision, data, recipe = cell
     name = f"TinyLLaVA-{recipe}-{vision}-{llm}-{data}"
     folder = results / "runs" / f"{name}-s{seed}"

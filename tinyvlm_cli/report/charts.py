@@ -102,7 +102,7 @@ def draw_curve(curve: Curve, stages: dict[str, dict[str, list[float]]], paths: S
 
 
 def read_curve(curve: Curve, runs: Sequence[Run], results: Results) -> dict[str, dict[str, list[float]]]:
-    """Return for each stage's name the run folders of each training, one a line, and its value at every step.
+    """Return for each stage's name its trainings: run folders (one per line of text) -> a value for every step.
 
     Raises UserError for a damaged train.jsonl.
     """

@@ -37,7 +37,7 @@ class Marks:
 def compare_rows(table: Table, own: pd.DataFrame, benchmarks: Sequence[str], results: Results) -> Marks:
     """Compare each row with the one that differs from it in nothing but the settings of `table.against`.
 
-    own: our scores with the number of their row (`line`).
+    own: our scores with the number of their row (`row`).
     """
     found: dict[tuple[int, str], Difference] = {}
     records: list[dict[str, Any]] = []
@@ -45,7 +45,7 @@ def compare_rows(table: Table, own: pd.DataFrame, benchmarks: Sequence[str], res
     groups: dict[tuple[int, str], list[Any]] = {}
     real: list[Any] = list(own[own["images"] == REAL].itertuples())
     for score in real:
-        groups.setdefault((score.line, score.benchmark), []).append(score)
+        groups.setdefault((score.row, score.benchmark), []).append(score)
     ablations = _ablations(table, own)
     for benchmark in benchmarks:
         for reference, other in ablations:
@@ -73,7 +73,7 @@ def compare_rows(table: Table, own: pd.DataFrame, benchmarks: Sequence[str], res
             "it may be noise",
             *_methods(list(found.values())),
         ]
-    elif settings and not missing and own["line"].nunique() > 1:
+    elif settings and not missing and own["row"].nunique() > 1:
         notes = [f"No score is marked: no two rows of ours, one with {settings}, are otherwise the same"]
     if missing:
         notes.append(
@@ -183,11 +183,11 @@ def _ablations(table: Table, own: pd.DataFrame) -> list[tuple[int, int]]:
     """Return each row that has the settings of `table.against`, with each row that is otherwise the same."""
     kept = [choice for choice in CHOICES if choice not in table.against]
     found = []
-    for _, group in own.drop_duplicates("line").sort_values("line").groupby(["stage", *kept], sort=False):
+    for _, group in own.drop_duplicates("row").sort_values("row").groupby(["stage", *kept], sort=False):
         has_settings = (group[list(table.against)] == pd.Series(table.against, dtype="str")).all(axis="columns")
         if has_settings.sum() == 1:  # nothing that the table shows distinguishes two
-            reference = group.loc[has_settings, "line"].item()
-            found += [(reference, other) for other in group.loc[~has_settings, "line"]]
+            reference = group.loc[has_settings, "row"].item()
+            found += [(reference, other) for other in group.loc[~has_settings, "row"]]
     return found
 
 

@@ -1,6 +1,6 @@
 """Footnotes: what a reader must know to read a table's numbers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -29,15 +29,15 @@ def footnotes(  # noqa: PLR0917
     found = [*table.footnotes, *_on_published(cited, verbose=verbose)]
     if cited.empty and shown.empty:
         found.append("No run has scores for this table: train one (tinyvlm train), then evaluate it (tinyvlm eval)")
-    lines = [line for _, line in shown.groupby("line")]
+    own_rows = [row for _, row in shown.groupby("row")]
     if table.intervals and shown["low"].notna().any():
-        found += [INTERVALS, *([SEEDS] if any(line["seed"].nunique() > 1 for line in lines) else [])]
+        found += [INTERVALS, *([SEEDS] if any(row["seed"].nunique() > 1 for row in own_rows) else [])]
     found += _on_scoring(columns, shown, ", ours" if len(cited) else "")
     if "not judged" in set(shown["state"]):
         found.append("not judged: no judge was named; repeat `tinyvlm eval` with judge.model=MODEL")
     if "pending" in set(shown["state"]):
         found.append("pending: answers wait for the judge; repeat the same `tinyvlm eval`")
-    found += _on_seeds(columns, lines)
+    found += _on_seeds(columns, own_rows)
     for _, scores in shown[shown["clash"]].groupby(["name", "stage", "seed"], sort=False):
         runs, one = list(scores["run"].unique()), scores.iloc[0]
         found.append(
@@ -100,19 +100,18 @@ def _judge(judge: str, details: dict[str, Any]) -> str:
     return f"{text}, {protocol} protocol" if protocol else text
 
 
-def _on_seeds(columns: Sequence[Column], lines: Iterable[pd.DataFrame]) -> list[str]:
+def _on_seeds(columns: Sequence[Column], own_rows: Sequence[pd.DataFrame]) -> list[str]:
     """Return which rows are means over seeds, with the columns in which fewer seeds have a score."""
-    lines = list(lines)
     alike: dict[str, list[str]] = {}
-    for line in lines:
-        seeds = sorted(line["seed"].unique())
+    for row in own_rows:
+        seeds = sorted(row["seed"].unique())
         if len(seeds) < 2:
             continue
         text = f"mean {PLUS_MINUS} standard deviation of {len(seeds)} seeds ({', '.join(map(str, seeds))})"
-        scored = line[line["images"] == REAL].groupby("column")["value"].count()
+        scored = row[row["images"] == REAL].groupby("column")["value"].count()
         fewer = [column.label for column in columns if 0 < scored.get(column.label, 0) < len(seeds)]
         parts = [text, ", ".join(f"{label} of {scored[label]}" for label in fewer)]
-        alike.setdefault("; ".join(part for part in parts if part), []).append(line["shown"].iloc[0])
-    if len(alike) == 1 and sum(map(len, alike.values())) == len(lines) > 1:
+        alike.setdefault("; ".join(part for part in parts if part), []).append(row["shown"].iloc[0])
+    if len(alike) == 1 and sum(map(len, alike.values())) == len(own_rows) > 1:
         return [f"All of ours: {next(iter(alike))}"]
     return [f"{', '.join(names)}: {text}" for text, names in alike.items()]

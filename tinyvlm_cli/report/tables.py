@@ -35,7 +35,7 @@ def build(name: str, table: Table, scores: pd.DataFrame, results: Results, *, ve
     """
     _check(name, table, scores)
     wanted = scores[fits(table, scores)]
-    own = _with_lines(wanted[wanted["limit"].isna()])
+    own = _with_rows(wanted[wanted["limit"].isna()])
     columns = _columns(table, own)
     cited = _cited(table, scores, columns)
     shown = in_columns(own, columns)
@@ -112,14 +112,14 @@ def _check(name: str, table: Table, scores: pd.DataFrame) -> None:
         raise UserError("\n".join(findings))
 
 
-def _with_lines(own: pd.DataFrame) -> pd.DataFrame:
-    """Return our scores with their table row's number (`line`), its name (`shown`), and whether runs `clash` on it."""
+def _with_rows(own: pd.DataFrame) -> pd.DataFrame:
+    """Return our scores with their table row's number (`row`), its name (`shown`), and whether runs `clash` on it."""
     clash = own.groupby(["name", "stage", "seed"])["run"].transform("nunique") > 1
     found = own.assign(shown=own["run"].where(clash, own["name"]), clash=clash)
     number = found.groupby(["shown", "stage", *CHOICES], sort=False).ngroup()
     of_name = pd.factorize(own["name"])[0]  # rows of one name stand together, in order of first appearance
-    order = {line: place for place, (_, line) in enumerate(sorted(set(zip(of_name, number, strict=True))))}
-    return found.assign(line=[order[line] for line in number])
+    order = {row: place for place, (_, row) in enumerate(sorted(set(zip(of_name, number, strict=True))))}
+    return found.assign(row=[order[row] for row in number])
 
 
 def _columns(table: Table, own: pd.DataFrame) -> list[Column]:
@@ -133,7 +133,7 @@ def _columns(table: Table, own: pd.DataFrame) -> list[Column]:
 
 
 def _cited(table: Table, scores: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
-    """Return the published scores of the table, with the number of their row (`line`) and their `column`."""
+    """Return the published scores of the table, with the number of their row (`row`) and their `column`."""
     labels = {column.benchmark: column.label for column in reversed(columns) if not column.detail}
     published = scores[(scores["origin"] == PUBLISHED) & scores["benchmark"].isin(labels)]
     parts = [published[:0]]
@@ -142,13 +142,13 @@ def _cited(table: Table, scores: pd.DataFrame, columns: Sequence[Column]) -> pd.
         parts.append(part if chosen.models is None else part[part["name"].isin(chosen.models)])
     cited = pd.concat(parts)
     cited = cited[~cited.index.duplicated()]
-    line = cited.groupby(["table", "name"], sort=False).ngroup()
-    return cited.assign(line=line, column=cited["benchmark"].map(labels))
+    row = cited.groupby(["table", "name"], sort=False).ngroup()
+    return cited.assign(row=row, column=cited["benchmark"].map(labels))
 
 
 def _rows(table: Table, columns: Sequence[Column], cited: pd.DataFrame, own: pd.DataFrame, cells: Cells) -> list[Row]:
     """Return first the published rows, each with ours of the same components under it, then the rest of ours."""
-    rest = {int(scores["line"].iloc[0]): scores for _, scores in own.groupby("line")}
+    rest = {int(scores["row"].iloc[0]): scores for _, scores in own.groupby("row")}
     rows: list[Row] = []
 
     def headers(scores: pd.DataFrame, shown: str) -> list[str]:
@@ -160,34 +160,34 @@ def _rows(table: Table, columns: Sequence[Column], cited: pd.DataFrame, own: pd.
     def add(kind: Kind, section: int, title: str, texts: list[Cell]) -> None:
         rows.append(Row(kind, section, [title, *[""] * (len(table.headers) - 1)], texts))
 
-    def add_own(line: int, section: int, suffix: str) -> None:
-        scores = rest.pop(line)
+    def add_own(row: int, section: int, suffix: str) -> None:
+        scores = rest.pop(row)
         shown = scores["shown"].iloc[0] + suffix
-        rows.append(Row(Kind.ours, section, headers(scores, shown), cells[line, Kind.ours]))
+        rows.append(Row(Kind.ours, section, headers(scores, shown), cells[row, Kind.ours]))
         if table.intervals:
-            add(Kind.interval, section, "95% interval", cells[line, Kind.interval])
+            add(Kind.interval, section, "95% interval", cells[row, Kind.interval])
         if SHUFFLED in set(scores["images"]):
-            add(Kind.blind, section, "images shuffled", cells[line, Kind.blind])
+            add(Kind.blind, section, "images shuffled", cells[row, Kind.blind])
 
-    for _, model in cited.groupby("line"):
+    for _, model in cited.groupby("row"):
         values = {
             column: (f"{value:.1f}{SEEN if seen else ''}", round(value, 1))
             for column, value, seen in zip(model["column"], model["value"], model["seen_in_training"], strict=True)
         }
         published: list[Cell] = [values.get(column.label, (DASH, None)) for column in columns]
         rows.append(Row(Kind.published, 0, headers(model, model["name"].iloc[0]), published))
-        is_same = {line: (scores[CHOICES].iloc[0] == model[CHOICES].iloc[0]).all() for line, scores in rest.items()}
-        for line in [line for line in rest if is_same[line]]:
-            add_own(line, 0, ", ours")
+        is_same = {row: (scores[CHOICES].iloc[0] == model[CHOICES].iloc[0]).all() for row, scores in rest.items()}
+        for row in [row for row in rest if is_same[row]]:
+            add_own(row, 0, ", ours")
             # Of the values as shown, so that a reader who subtracts them agrees. Adding zero makes 0.0 of -0.0.
             changes: list[Cell] = [
                 (DASH if a is None or b is None else f"{round(b - a, 1) + 0.0:+.1f}", None)
-                for (_, a), (_, b) in zip(published, cells[line, Kind.ours], strict=True)
+                for (_, a), (_, b) in zip(published, cells[row, Kind.ours], strict=True)
             ]
             add(Kind.difference, 0, "ours - published", changes)
     suffix = ", ours" if rows else ""
-    for line in list(rest):
-        add_own(line, 1, suffix)
+    for row in list(rest):
+        add_own(row, 1, suffix)
     return rows
 
 
@@ -198,19 +198,19 @@ def _own_cells(
 
     A score is a value, or the mean and standard deviation over seeds, or the reason why there is none.
     """
-    groups = {key: scores for key, scores in shown.groupby(["line", "column", "images"], sort=False)}
+    groups = {key: scores for key, scores in shown.groupby(["row", "column", "images"], sort=False)}
 
-    def score(line: int, column: Column, images: str) -> Cell:
-        scores = groups.get((line, column.label, images), shown[:0])
+    def score(row: int, column: Column, images: str) -> Cell:
+        scores = groups.get((row, column.label, images), shown[:0])
         values = scores["value"].dropna().tolist()
         if not values:
             return next((state for state in ("pending", "not judged") if state in set(scores["state"])), DASH), None
-        mark = "" if column.detail or images != REAL else compared.marks.get((line, column.benchmark), "")
+        mark = "" if column.detail or images != REAL else compared.marks.get((row, column.benchmark), "")
         deviation = f" {PLUS_MINUS} {stdev(values):.1f}" if len(values) > 1 else ""
         return f"{mark}{' ' if mark else ''}{fmean(values):.1f}{deviation}", round(fmean(values), 1)
 
-    def interval(line: int, column: Column) -> Cell:
-        scores = groups.get((line, column.label, REAL), shown[:0])
+    def interval(row: int, column: Column) -> Cell:
+        scores = groups.get((row, column.label, REAL), shown[:0])
         scores = scores[scores["low"].notna()]  # no interval of a part of a score, or by an older version
         if len(scores) > 1:
             bounds = interval_of_mean(list(scores.itertuples()), results)
@@ -219,9 +219,9 @@ def _own_cells(
         return (" to ".join(f"{bound:.1f}" for bound in bounds), None) if bounds else (DASH, None)
 
     cells: Cells = {}
-    for line in shown["line"].unique():
-        cells[line, Kind.ours] = [score(line, column, REAL) for column in columns]
-        cells[line, Kind.blind] = [score(line, column, SHUFFLED) for column in columns]
+    for row in shown["row"].unique():
+        cells[row, Kind.ours] = [score(row, column, REAL) for column in columns]
+        cells[row, Kind.blind] = [score(row, column, SHUFFLED) for column in columns]
         if table.intervals:
-            cells[line, Kind.interval] = [interval(line, column) for column in columns]
+            cells[row, Kind.interval] = [interval(row, column) for column in columns]
     return cells

@@ -4,7 +4,7 @@ results/
   stages/<stage>/              one training, shared by every run that needs it
     stage.yaml                 everything that determines the weights, and what ran (versions, commit, data hashes)
     config.yaml                the resolved configuration of the run that trained it
-    train.jsonl                one line an optimizer step
+    train.jsonl                one line per optimizer step
     <part>.safetensors         the parts that this stage trained
     checkpoints/               while it trains
     DONE                       written last
@@ -178,7 +178,7 @@ class Results:
         if not runs and (Path(wanted) / "config.json").is_file():
             raise UserError(f"{setting}={wanted}: a TinyLLaVA checkpoint; import it with: tinyvlm import path={wanted}")
         if not runs:
-            raise UserError(f"{setting}={wanted}: there is no run in {self.root}/runs; train one with: tinyvlm train")
+            raise UserError(f"{setting}={wanted}: no run in {self.root}/runs; train one with: tinyvlm train")
         if wanted == "all":
             return runs
         for matches in (

@@ -72,7 +72,7 @@ class ScoreRow:
 
     @property
     def state(self) -> str:
-        """Why there is no value: "pending" and "not judged" wait for a judge; "" when there is one."""
+        """The reason for a missing value: "pending" and "not judged" wait for a judge; "" where there is a value."""
         if self.value is not None:
             return ""
         if not self.n:

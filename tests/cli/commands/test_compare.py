@@ -28,7 +28,7 @@ def test_a_real_difference_is_marked_and_noise_is_not(results: Path, capsys: pyt
     assert "Noreen 1989" in shown and "Holm 1979" in shown
 
 
-def test_the_files_have_no_chart_of_p(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_comparison_has_no_charts(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "table=compare", "a=first", "b=second", "output=out"]) == 0
     written = [Path(line).name for line in capsys.readouterr().out.splitlines()]
     assert written == [f"compare.{suffix}" for suffix in ("txt", "md", "tex", "csv")]
@@ -36,15 +36,15 @@ def test_the_files_have_no_chart_of_p(results: Path, capsys: pytest.CaptureFixtu
 
 def test_the_csv_has_both_scores_and_the_difference(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "table=compare", "a=first", "b=second", "format=csv"]) == 0
-    lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    values = {(line["origin"], line["name"]): line for line in lines if line["benchmark"] == "gqa"}
+    records = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    values = {(one["origin"], one["name"]): one for one in records if one["benchmark"] == "gqa"}
     change = values["difference", "second - first"]
     expected = float(values["ours", "second"]["value"]) - float(values["ours", "first"]["value"])
     assert float(change["value"]) == pytest.approx(expected)
     assert float(change["low"]) < expected < float(change["high"]) and float(change["p"]) < 0.001
 
 
-def test_a_name_of_several_seeds_stands_for_all_of_them(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_displayed_name_means_all_its_seeds(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (1, 2, 3):
         write_run(results, f"third-{seed}", {"gqa": 0.72}, name="third", seed=seed)
         write_run(results, f"fourth-{seed}", {"gqa": 0.60}, name="fourth", seed=seed)
@@ -55,7 +55,9 @@ def test_a_name_of_several_seeds_stands_for_all_of_them(results: Path, capsys: p
     assert "Noreen 1989" in capsys.readouterr().out
 
 
-def test_a_table_takes_own_filters_and_references(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_takes_filters_and_references_from_the_command_line(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_run(results, "third", {"gqa": 0.9}, recipe="share")
     write_run(results, "fourth", {"gqa": 0.9}, seed=7)
     own = ["table.variants.against.recipe=base", "table.variants.runs.seed=0", "table.variants.runs.run=[first,third]"]
