@@ -72,7 +72,7 @@ class Judged(Benchmark):
 
     def not_judged(self, results: Sequence[Result]) -> Score:
         """Return the score without a judge, which has no value."""
-        score = self.scored(None, results, {}, {}, notes=["not judged: judge.model names no model"])
+        score = self.scored(None, results, {}, {}, notes=["not judged: judge.model is not set"])
         return replace(score, valid=0.0)
 
     def judged(self, score: Score, replies: Sequence[Reply], *, pending: int) -> Score:

@@ -198,21 +198,20 @@ def _tables(categories: Sequence[str], grades: Sequence[Sequence[Grades | None]]
     for category, runs in zip(categories, grades, strict=True):
         members["all"].append(runs)
         members[category].append(runs)
-    table, means = {}, {}
+    table: dict[str, list[dict[str, float | None]]] = {}
+    means: dict[str, dict[str, float | None]] = {}
     for name, rows in members.items():
         table[name] = [relative(pairs) for pairs in zip(*rows, strict=True)]
-        columns = {column: [run[column] for run in table[name]] for column in table[name][0]}
-        known = {column: [value for value in values if value is not None] for column, values in columns.items()}
-        means[name] = {
-            column: round(fmean(values), 1) if len(values) == len(table[name]) else None
-            for column, values in known.items()
-        }
+        means[name] = {}
+        for column in table[name][0]:
+            known = [value for run in table[name] if (value := run[column]) is not None]
+            means[name][column] = round(fmean(known), 1) if len(known) == len(table[name]) else None
     totals = [run["relative"] for run in table["all"]]
-    known_totals = [total for total in totals if total is not None]
+    known = [total for total in totals if total is not None]
     return {
         "all": means["all"]["relative"],
         "runs": totals,
-        "std": round(pstdev(known_totals), 1) if known_totals else None,
+        "std": round(pstdev(known), 1) if known else None,
         "reference": means["all"]["reference"],
         "model": means["all"]["model"],
         "categories": {name: means[name] for name in sorted(means) if name != "all"},
