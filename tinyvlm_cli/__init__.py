@@ -18,13 +18,13 @@ def load(
     device: "str | torch.device | None" = None,
     dtype: "str | torch.dtype | None" = None,
 ) -> "Loaded":
-    """A trained model for a notebook.
+    """Load a trained model, for use in a notebook.
 
-    path_or_run: a run in `results_dir` by the names that `run=` takes, a run folder, or a model folder in Hugging
+    path_or_run: a run in `results_dir` by any name that `run=` accepts, a run folder, or a model folder in Hugging
     Face form. stage: one of the run's; None: its last. device: None: a GPU where there is one.
     dtype: "bf16", "fp32" or a torch.dtype; None: the run's precision.
     """
-    # torch comes in here only: the command line must start without it.
+    # torch is imported only here: the command line must start without it.
     from tinyvlm_cli.evaluate.loaded import Loaded
     from tinyvlm_cli.results.folder import Results
     from tinyvlm_cli.results.models import find_model

@@ -60,7 +60,13 @@ def unread(name: str, kind: type) -> set[str]:
         files += [path for folder in ("train", "plan") for path in sorted((PACKAGE / folder).rglob("*.py"))]
     groups = [path for field in fields(CLASSES[name]) for path in sorted((conf_dir() / field.name).glob("*.yaml"))]
     yaml = source([conf_dir() / f"{command.name}.yaml", *groups]).replace("${benchmark_dir:", "${eval_dir}")
-    return own - set(re.findall(r"\bconfig\.(\w+)", source(files))) - set(re.findall(r"\$\{(\w+)\}", yaml))
+    code = source(files)  # "name" for getattr
+    return (
+        own
+        - set(re.findall(r"\bconfig\.(\w+)", code))
+        - set(re.findall(r"\"(\w+)\"", code))
+        - set(re.findall(r"\$\{(\w+)\}", yaml))
+    )
 
 
 @pytest.mark.parametrize("name", CLASSES)

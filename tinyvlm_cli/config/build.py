@@ -14,13 +14,13 @@ from tinyvlm_cli.errors import UserError
 PACKAGE = Path(__file__).parents[1]
 # Where configurations in old results folders say that our classes are -> where they are now.
 FORMER_MODULES = {"tinyvlm_cli.model.resamplers": "tinyvlm_cli.model.connectors"}
-_SHOWN = ("_target_", "name", "label")  # describe the node; given to the class only if it takes them
+_SHOWN = ("_target_", "name", "label")  # describe the node; passed to the class only if it has such parameters
 
 
 def build(node: dict[str, Any], **more: Any) -> Any:
-    """The object that `node` describes: its `_target_` called with the node's other keys and `more`.
+    """Return the object that `node` describes: its `_target_`, called with the node's other keys and `more`.
 
-    Raises UserError with every unknown and missing key at once.
+    Raises UserError with all unknown and missing keys.
     """
     findings = check(node, set(more), where=str(node.get("name", "component")))
     if findings:
@@ -32,7 +32,7 @@ def build(node: dict[str, Any], **more: Any) -> Any:
 
 
 def check(node: dict[str, Any], given: set[str], *, where: str) -> list[str]:
-    """What would keep `build` from building `node` when it also gets the arguments named in `given`."""
+    """Return a sentence for each error in `node`, if `build` also gets the arguments named in `given`."""
     path = node.get("_target_")
     if not path:
         return [f"{where}: no _target_; name the class, as in _target_: tinyvlm_cli.model.connectors.MLP"]
@@ -47,10 +47,10 @@ def check(node: dict[str, Any], given: set[str], *, where: str) -> list[str]:
         if key not in takes and key not in _SHOWN:
             near = get_close_matches(key, settable, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(settable) or 'nothing'}"
-            findings.append(f"{where}.{key}: {path} has no such setting; {hint}")
+            findings.append(f"{where}.{key}: not a setting of {path}; {hint}")
     for key, parameter in takes.items():
         if parameter.default is inspect.Parameter.empty and key not in node and key not in given:
-            findings.append(f"{where}.{key}: not set, and {path} needs it")
+            findings.append(f"{where}.{key}: not set, but {path} requires it")
     return findings
 
 
@@ -75,9 +75,9 @@ def _shipped(name: str, in_checkout: Path) -> Path:
 
 
 def code_hash(module: str) -> str:
-    """Return a hash of what a user's own module computes: comments, docstrings, layout and place do not count.
+    """Return a hash of what a user's own module computes: comments, docstrings, formatting and location do not count.
 
-    The module is found and read, not imported. Raises UserError when there is no such module.
+    The module is found and read, not imported. Raises UserError when the module is not found.
     """
     try:
         spec = importlib.util.find_spec(module)

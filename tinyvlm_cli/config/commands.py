@@ -1,4 +1,4 @@
-"""The settings of the commands other than `train`; values live in conf/*.yaml."""
+"""The settings of the commands other than `train`. Values are in conf/*.yaml."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -8,8 +8,8 @@ from omegaconf import MISSING
 
 from tinyvlm_cli.config.schema import LLM, Data, Precision, Prompt, Train, Vision
 
-OWN_KEYS = {"own_keys": True}  # metadata of a mapping to which a person may add keys on the command line
-TEXT = {"text": True}  # metadata of a setting that a person words: taken as it is typed, commas and quotes included
+OWN_KEYS = {"own_keys": True}  # metadata of a mapping to which a user may add keys on the command line
+TEXT = {"text": True}  # metadata of a free-text setting: taken as typed, with commas and quotes
 
 
 @dataclass
@@ -22,12 +22,12 @@ class Judge:
     concurrency: int = MISSING  # requests in flight
     timeout_s: float = MISSING
     retries: int = MISSING  # of transport errors, with exponential back-off
-    official_failures: bool = MISSING  # LLaVA-W: a reply that cannot be read counts as -1; false: it is asked again
+    official_failures: bool = MISSING  # LLaVA-W: an unreadable reply counts as -1; false: the judge is asked again
 
 
 @dataclass
 class Eval:
-    """`tinyvlm eval`."""
+    """Settings of `tinyvlm eval`."""
 
     run: str = MISSING  # run folder name, its shown name, or "all"; or a model folder in Hugging Face form
     stage: str | None = None  # null: the run's last
@@ -45,7 +45,7 @@ class Eval:
 
 @dataclass
 class Score:
-    """`tinyvlm score`."""
+    """Settings of `tinyvlm score`."""
 
     benchmark: dict[str, Any] = MISSING
     answers: str = MISSING  # JSONL with question_id, prompt, text; or a folder of `tinyvlm eval` with such files
@@ -61,15 +61,15 @@ class Score:
 
 @dataclass
 class Ask:
-    """`tinyvlm ask`."""
+    """Settings of `tinyvlm ask`."""
 
     run: str = MISSING
     stage: str | None = None  # null: the run's last
     image: Any = field(default=MISSING, metadata=TEXT)  # file, http(s) address, "-" for standard input; or a list
     question: Any = field(default=None, metadata=TEXT)  # text or a list; null: from the terminal or a pipe
-    max_new_tokens: int = MISSING  # an answer is cut there
+    max_new_tokens: int = MISSING  # an answer is cut off there
     temperature: float = MISSING  # 0: greedy
-    top_p: float = MISSING  # sampling: only the likeliest tokens that together are this probable; 1: all
+    top_p: float = MISSING  # sampling: of the most likely tokens whose probabilities sum to this; 1: of all
     num_beams: int = MISSING  # 1: no beam search
     seed: int = MISSING  # of the sampling
     results_dir: str = MISSING
@@ -77,7 +77,7 @@ class Ask:
 
 @dataclass
 class Import:
-    """`tinyvlm import`."""
+    """Settings of `tinyvlm import`."""
 
     path: str = MISSING  # folder of the checkpoint
     name: str | None = None  # of the run; null: the folder's
@@ -88,28 +88,28 @@ class Import:
 
 
 class ExportFormat(Enum):
-    """In which form `tinyvlm export` writes."""
+    """Formats of `tinyvlm export`."""
 
     llava = "llava"  # a Hugging Face LlavaForConditionalGeneration folder
-    parts = "parts"  # vision, connector and llm each in a folder of its own
+    parts = "parts"  # vision, connector and llm, each in its own folder
 
 
 @dataclass
 class Export:
-    """`tinyvlm export`."""
+    """Settings of `tinyvlm export`."""
 
     run: str = MISSING  # run folder name, or its shown name
     stage: str | None = None  # null: the run's last
     format: ExportFormat = MISSING
     output: str | None = None  # folder to write, which must not exist; null: exports_dir/RUN-FORMAT
     precision: Precision | None = None  # of the weights; null: that of the run's training
-    lossy: bool = MISSING  # leave out what the format has no place for, and say how far the logits moved
+    lossy: bool = MISSING  # drop weights that the format cannot hold, and report how much the logits change
     exports_dir: str = MISSING
     results_dir: str = MISSING
 
 
 class Format(Enum):
-    """What `tinyvlm report` prints."""
+    """Output formats of `tinyvlm report`."""
 
     terminal = "terminal"
     markdown = "markdown"
@@ -157,7 +157,7 @@ class Table:
 
 @dataclass
 class Report:
-    """`tinyvlm report`."""
+    """Settings of `tinyvlm report`."""
 
     table: dict[str, Table] = MISSING  # name -> the table
     a: str | None = None  # with table=compare: the run that `b` is compared with
@@ -171,7 +171,7 @@ class Report:
 
 @dataclass
 class DataCommand:
-    """`tinyvlm data check` and `tinyvlm data prepare`."""
+    """Settings of `tinyvlm data check` and `tinyvlm data prepare`."""
 
     action: str = MISSING  # check or prepare
     data: Data | None = None
@@ -187,7 +187,7 @@ class DataCommand:
 
 @dataclass
 class Mix:
-    """Lengths of a training set's samples."""
+    """Sample lengths of a training set."""
 
     text: float = MISSING  # tokens of a sample on average, its images not counted
     spread: float = MISSING  # standard deviation of their logarithm
@@ -197,16 +197,16 @@ class Mix:
 
 @dataclass
 class Assumed:
-    """What a GPU is taken to have, and to reach where `tinyvlm bench train` has not measured a stage."""
+    """Assumed properties of a GPU, where `tinyvlm bench train` has not measured a stage."""
 
     tflops: float = MISSING  # 1e12 operations a second of a large matrix product on one GPU
-    mfu: float = MISSING  # share of them that the operations needed by training reach
+    mfu: float = MISSING  # share of them that training uses (model FLOPs utilization)
     memory_gib: float = MISSING  # of one GPU
 
 
 @dataclass
 class Plan(Train):
-    """`tinyvlm plan`."""
+    """Settings of `tinyvlm plan`."""
 
     mixes: dict[str, Mix] = MISSING  # split -> its samples
     assumed: Assumed = field(default_factory=Assumed)
@@ -214,17 +214,17 @@ class Plan(Train):
 
 @dataclass
 class Bench(Train):
-    """`tinyvlm bench train` and `tinyvlm bench data`."""
+    """Settings of `tinyvlm bench train` and `tinyvlm bench data`."""
 
     action: str = MISSING  # train or data
     stage: str = MISSING  # of the recipe
-    steps: int = MISSING  # optimizer steps that are timed, after three others
+    steps: int = MISSING  # timed optimizer steps, after three for warm-up
     mixes: dict[str, Mix] = MISSING  # split -> its samples
-    image_sizes: list[list[int]] = MISSING  # width and height in pixels of the JPEGs, taken in turn
+    image_sizes: list[list[int]] = MISSING  # width and height of the JPEGs in pixels, used in turn
 
 
 @dataclass
 class Demo:
-    """`tinyvlm demo`."""
+    """Settings of `tinyvlm demo`."""
 
-    commands: list[str] = MISSING  # the words after `tinyvlm`, one command a line
+    commands: list[str] = MISSING  # one command line each, without `tinyvlm`

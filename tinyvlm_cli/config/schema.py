@@ -17,21 +17,21 @@ from tinyvlm_cli.errors import UserError
 
 
 class Prompt(Enum):
-    """How a record becomes text (reference-system facts B4)."""
+    """Text format of a record (reference-system facts B4)."""
 
     plain = "plain"  # image, caption, newline: the loss is on the caption
     chat = "chat"  # the LLM's chat format: the loss is on the answers and their end token
 
 
 class ImageMode(Enum):
-    """What happens to an image that is not square."""
+    """Treatment of an image that is not square."""
 
     square = "square"  # the encoder's own resize: CLIP crops, SigLIP stretches
     pad = "pad"  # first pasted on a square canvas of the encoder's mean colour
 
 
 class Tune(Enum):
-    """What a stage does to one part of the model."""
+    """Training of one part of the model in a stage."""
 
     frozen = "frozen"
     full = "full"
@@ -44,21 +44,21 @@ ADAPTED = (Tune.lora, Tune.qlora)
 
 
 class Loss(Enum):
-    """What an optimizer step's loss is the mean of."""
+    """Weighting of the samples in an optimizer step's loss."""
 
-    token_mean = "token_mean"  # the step's supervised tokens, however they are spread
-    mean_of_means = "mean_of_means"  # groups of samples, each by its own mean: the reference's micro-batches
+    token_mean = "token_mean"  # mean over the step's supervised tokens
+    mean_of_means = "mean_of_means"  # mean over groups of samples of each group's mean: the reference's micro-batches
 
 
 class Resize(Enum):
-    """How an encoder's preprocessing reaches its input size."""
+    """Resizing of an image to the encoder's input size."""
 
     crop = "crop"  # shortest edge to the size, centre crop
     stretch = "stretch"  # both edges to the size, aspect ratio not kept
 
 
 class Tokens(Enum):
-    """Which positions of the vision encoder's output go to the connector."""
+    """Positions of the vision encoder's output that go to the connector."""
 
     all = "all"
     drop_first = "drop_first"  # the encoder has a CLS token
@@ -76,8 +76,8 @@ class Chat:
     """A chat format: system + (user + question + assistant + " " + answer + end) for each turn."""
 
     system: str = MISSING  # ends with the separator before the first turn
-    user: str = MISSING  # stands before a question
-    assistant: str = MISSING  # stands after a question; a prompt for inference ends here
+    user: str = MISSING  # precedes a question
+    assistant: str = MISSING  # follows a question; a prompt for inference ends here
     end: str = MISSING  # end token, written after each answer; the next turn follows without a space
 
 
@@ -91,7 +91,7 @@ class LLM:
     chat: Chat = field(default_factory=Chat)
     pad_token: str = MISSING
     max_length: int = MISSING  # tokens, image tokens included; longer samples lose their tail
-    precision: Precision = MISSING  # of its training, unless engine.precision says otherwise
+    precision: Precision = MISSING  # of its training, unless engine.precision is set
     architecture: dict[str, Any] | None = (
         None  # transformers config: sizes without the weights, for plan, bench and tests
     )
@@ -100,7 +100,7 @@ class LLM:
 
 @dataclass
 class SecondEncoder:
-    """A second vision encoder, which sees the same pixels: its tokens stand between those of the first."""
+    """A second vision encoder for the same pixels. Its tokens are interleaved with those of the first."""
 
     path: str = MISSING  # hub id, or a local folder that from_pretrained reads
     unused: list[str] = MISSING
@@ -116,12 +116,12 @@ class Vision:
     path: str = MISSING  # hub id, or a local folder that from_pretrained reads
     feature_layer: int = MISSING  # index into the hidden states, 0 = embeddings, -1 = last layer
     tokens: Tokens = MISSING
-    unused: list[str] = MISSING  # modules behind the last layer that the features do not pass through
+    unused: list[str] = MISSING  # modules after the last layer, which the features do not pass through
     image_size: int = MISSING  # pixels
     resize: Resize = MISSING
     mean: list[float] = MISSING  # of RGB in 0..1
     std: list[float] = MISSING
-    partial_from_layer: int = MISSING  # first encoder layer that learns where a recipe trains the encoder in part
+    partial_from_layer: int = MISSING  # first encoder layer that a recipe trains if it trains the encoder partially
     second: SecondEncoder | None = None  # same feature layer, kept tokens and pixels
     architecture: dict[str, Any] | None = None
     prepare: dict[str, Any] | None = None
@@ -133,8 +133,8 @@ class Split:
 
     annotations: str = MISSING
     images: str = MISSING
-    count: int = MISSING  # published number of records, for plans made before the files are there
-    source: str = MISSING  # where the files can be had, by public name
+    count: int = MISSING  # published number of records, for plans made before the files are downloaded
+    source: str = MISSING  # public name of the place that provides the files
 
 
 @dataclass
@@ -149,7 +149,7 @@ class Data:
 
 @dataclass
 class Parts:
-    """What a stage trains."""
+    """Training of each part in a stage."""
 
     vision: Tune = MISSING
     connector: Tune = MISSING  # frozen or full
@@ -158,7 +158,7 @@ class Parts:
 
 @dataclass
 class Rates:
-    """Peak learning rates of single parts; null: the stage's."""
+    """Peak learning rates of single parts; null: the stage's rate."""
 
     vision: float | None = None
     connector: float | None = None
@@ -167,7 +167,7 @@ class Rates:
 
 @dataclass
 class Lora:
-    """Low-rank updates: W + alpha / rank * B A, on every linear layer of a part but the LLM's head."""
+    """Low-rank updates: W + alpha / rank * B A, on every linear layer of a part except the LLM's head."""
 
     rank: int = MISSING
     alpha: int = MISSING
@@ -175,7 +175,7 @@ class Lora:
 
     @property
     def scale(self) -> float:
-        """What B A is multiplied with."""
+        """The factor of B A."""
         return self.alpha / self.rank
 
 
@@ -245,7 +245,7 @@ class Recipe:
     """An order of stages, given by each stage's `start`."""
 
     name: str = MISSING
-    paper_data: str | None = MISSING  # the data group that the paper trains it on; any other shows in a run's name
+    paper_data: str | None = MISSING  # the data group that the paper uses with it; any other appears in a run's name
     optim: Optim = field(default_factory=Optim)
     stages: dict[str, Stage] = MISSING
 
@@ -256,10 +256,8 @@ class Engine:
 
     zero: int = MISSING  # DeepSpeed ZeRO stage 1, 2 or 3
     precision: Precision = MISSING
-    micro_tokens: int | None = None  # of a micro-batch on one GPU at most; null: as many as memory allows and pay off
-    recompute: float | None = (
-        None  # share of the layers whose activations the backward pass computes again; null: as few as memory needs
-    )
+    micro_tokens: int | None = None  # most tokens of a micro-batch on one GPU; null: as many as fit and make it faster
+    recompute: float | None = None  # share of the layers with activation checkpointing; null: as few as memory requires
     compile: bool | None = None  # layers compiled by PyTorch; null: on a GPU, except with ZeRO-3
     workers: int | None = (
         None  # processes that load images, per GPU; 0: the training process itself; null: up to 16, on a CPU none
@@ -270,7 +268,7 @@ class Engine:
 
 @dataclass
 class Train:
-    """`tinyvlm train`; the settings of `plan` and `bench` begin with these."""
+    """Settings of `tinyvlm train`; `plan` and `bench` add to them."""
 
     llm: LLM = field(default_factory=LLM)
     vision: Vision = field(default_factory=Vision)
@@ -289,7 +287,7 @@ REMOVED = ("data.label",)  # settings that config.yaml of an earlier version sti
 
 
 def to_yaml(config: Any) -> str:
-    """A configuration object as YAML, every value in place."""
+    """Return a configuration object as YAML, with every value resolved."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 

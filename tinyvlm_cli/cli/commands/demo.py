@@ -1,4 +1,4 @@
-"""Run a small study from data to tables on the embedded parts, on a CPU, in minutes."""
+"""Run a small study, from data to tables, with the embedded models."""
 
 import shlex
 import time
@@ -12,17 +12,17 @@ from tinyvlm_cli.config.commands import Demo
 
 
 def run(config: Demo) -> int:
-    """Run the commands of conf/demo.yaml one after the other. Returns the first bad exit code, or 0."""
-    GlobalHydra.instance().clear()  # it is through with this command, and the commands within compose anew
+    """Run the commands of conf/demo.yaml one after the other. Returns the first exit code that is not 0, else 0."""
+    GlobalHydra.instance().clear()  # this command is composed; each command of the study is composed on its own
     console = Console(highlight=False)
     began = time.perf_counter()
-    for words in config.commands:
-        console.print(f"\n[bold]$ tinyvlm {words}[/bold]", soft_wrap=True)
-        code = cli.main(shlex.split(words))
+    for command in config.commands:
+        console.print(f"\n[bold]$ tinyvlm {command}[/bold]", soft_wrap=True)
+        code = cli.main(shlex.split(command))
         if code:
             return code
     took = time.perf_counter() - began
-    console.print(f"\nThe demo took {took:.0f} s. All of it lies in {Path('results').resolve()}.", soft_wrap=True)
+    console.print(f"\nThe demo took {took:.0f} s. Its results are in {Path('results').resolve()}.", soft_wrap=True)
     console.print(
         "Ask a model: tinyvlm ask run=TinyLLaVA-demo-tiny-tiny image=data/easyvqa/images/0.png "
         "question='Describe the image.'",
