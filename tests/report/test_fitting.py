@@ -84,3 +84,4 @@ def test_the_table_of_all_runs_has_the_benchmarks_that_they_have() -> None:
     assert sheet.columns == ["GQA", "POPE", "mine"]
     assert texts(sheet, "TinyLLaVA-base-C-TL") == {"GQA": "58.4", "POPE": "-", "mine": "1.0"}
     assert built("runs", []).columns == []
+    assert built("runs", [row(), row(benchmark="GQA")]).columns == ["GQA", "'GQA'"]  # a user's benchmark of that name

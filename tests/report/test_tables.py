@@ -108,6 +108,7 @@ def test_an_interval_stands_under_the_score_of_one_seed() -> None:
     [
         ({"headers": {"nam": "x"}}, "headers", "nam"),
         ({"runs": {"recip": "base"}}, "runs", "recip"),
+        ({"runs": {"interval": 1}}, "runs", "interval"),
         ({"against": {"recip": "base"}}, "against", "recip"),
         ({"published": [{"table": "variant"}]}, "published", "variant"),
         ({"published": [{"table": "variants", "models": ["TL"]}]}, "published.variants.models", "TL"),

@@ -86,6 +86,11 @@ def test_an_unknown_or_ambiguous_run_is_an_error_with_the_choices(tmp_path: Path
     [
         ("runs/r1/run.yaml", "[1", lambda results, run: results.runs()),
         ("runs/r1/run.yaml", "name: only", lambda results, run: results.runs()),
+        (
+            "runs/r1/run.yaml",
+            "{name: n, llm: l, vision: v, connector: c, data: d, recipe: r, seed: 0, stages: [f], made_with: {}}",
+            lambda results, run: results.runs(),
+        ),
         ("runs/r1/run.yaml", "", lambda results, run: results.runs()),
         ("runs/r1/config.yaml", "{a", lambda results, run: results.read_config(run)),
         ("runs/r1/scores.jsonl", "[1]\n[2]\n", lambda results, run: results.scores()),

@@ -89,7 +89,8 @@ def _on_scoring(columns: Sequence[Column], shown: pd.DataFrame, suffix: str) -> 
 
 def _judge(judge: str, details: dict[str, Any]) -> str:
     """Return by which model and protocol a score was judged."""
-    reply = details.get("judge") or {}
+    reply = details.get("judge")
+    reply = reply if isinstance(reply, dict) else {}
     served = [name for name in reply.get("served", []) if name != judge]
     text = f"judged by {judge}" + (f" (served as {', '.join(served)})" if served else "")
     if "without" in reply:

@@ -118,4 +118,5 @@ def in_columns(scores: pd.DataFrame, columns: Iterable[Column]) -> pd.DataFrame:
                 "evaluate the run again"
             )
         found.loc[place, ["value", "low", "high"]] = [math.nan if value is None else value, math.nan, math.nan]
+    found.loc[found["value"].notna(), "state"] = ""
     return found.drop(columns="keys")

@@ -21,7 +21,6 @@ from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import REAL, SHUFFLED, ScoreRow
 
 HEADERS = ["name", *CHOICES, "size", "resolution", "seed", "stage"]
-NO_FILTERS = ("details", "interval")  # fields of a score row that `table.NAME.runs` cannot filter by
 SEEN = "*"  # after a published value whose training set was seen
 
 Cells = dict[tuple[int, Kind], list[Cell]]  # number of our row, content -> a cell for each column
@@ -85,7 +84,7 @@ def _check(name: str, table: Table, scores: pd.DataFrame) -> None:
     """Raise UserError with every field and published row that the table names and that does not exist."""
     published = scores[scores["origin"] == PUBLISHED]
     tables = list(dict.fromkeys(published["table"]))
-    filters = [field.name for field in fields(ScoreRow) if field.name not in NO_FILTERS]
+    filters = [field.name for field in fields(ScoreRow) if field.name in scores and field.name != "details"]
     asked: list[tuple[str, Iterable[str], Sequence[str]]] = [
         ("headers", table.headers, HEADERS),
         ("runs", table.runs, filters),
@@ -128,8 +127,9 @@ def _columns(table: Table, own: pd.DataFrame) -> list[Column]:
         return table.columns
     found = set(own["benchmark"])
     listed = [column for column in table.columns if column.benchmark in found]
-    others = dict.fromkeys(own["benchmark"]).keys() - {column.benchmark for column in listed}
-    return [*listed, *(Column(benchmark, benchmark) for benchmark in sorted(others))]
+    others = sorted(found - {column.benchmark for column in listed})
+    taken = {*table.headers.values(), *(column.label for column in listed)}
+    return [*listed, *(Column(name, f"'{name}'" if name in taken else name) for name in others)]
 
 
 def _cited(table: Table, scores: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:

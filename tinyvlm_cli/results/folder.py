@@ -152,7 +152,10 @@ class Results:
         if not path.is_file():
             raise UserError(f"{folder}: not a run folder (no run.yaml)")
         try:
-            return Run(folder=folder, **yaml.safe_load(path.read_text(encoding="utf-8")))
+            run = Run(folder=folder, **yaml.safe_load(path.read_text(encoding="utf-8")))
+            if not isinstance(run.stages, dict) or not isinstance(run.before, list):
+                raise TypeError("stages or before")
+            return run
         except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
             raise UserError(f"{path}: not a run's record ({error}); restore it or delete the folder") from None
 

@@ -55,6 +55,13 @@ def test_provenance_is_shown_with_verbose(capsys: pytest.CaptureFixture[str]) ->
     assert "check against the PDF" in shown(capsys, "verbose=true")
 
 
+def test_runs_without_scores_are_mentioned(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(folder)
+    (folder / "results/runs/r1/scores.jsonl").unlink()
+    assert main(["report"]) == 0
+    assert "tinyvlm eval" in capsys.readouterr().err
+
+
 def test_output_gets_every_format(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(folder)
     training = folder / "results/stages/p/train.jsonl"

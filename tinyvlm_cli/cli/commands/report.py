@@ -13,15 +13,13 @@ from tinyvlm_cli.files import write_text
 from tinyvlm_cli.report.charts import CURVES, FORMATS, draw_charts, draw_curve, read_curve
 from tinyvlm_cli.report.differences import compare_runs
 from tinyvlm_cli.report.page import page
-from tinyvlm_cli.report.scores import all_scores
+from tinyvlm_cli.report.scores import OURS, all_scores
 from tinyvlm_cli.report.sheet import SUFFIXES, Sheet, csv_text, render, show
 from tinyvlm_cli.report.tables import build, fitting
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Run
 
 log = logging.getLogger(__name__)
-
-PAGE = "report.html"
 
 
 def run(config: Report) -> int:
@@ -54,6 +52,8 @@ def _sheets(config: Report, results: Results) -> list[Sheet]:
         overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
         changed = {word.split(".")[1] for word in overrides if word.lstrip("+~").startswith("table.")}
         names = [name for name in names if name in changed] or fitting(config.table, scores)
+        if not (scores["origin"] == OURS).any() and (runs := results.runs()):
+            log.warning("no scores yet for %d runs in %s; add them with: tinyvlm eval run=all", len(runs), results.root)
     return [
         build(name, table, scores, results, verbose=config.verbose)
         if (table := config.table[name]).between is None
@@ -87,7 +87,7 @@ def _write_page(sheets: list[Sheet], folder: Path, results: Results) -> Path:
         texts = [(title, path.read_text(encoding="utf-8")) for title, path in paths]
     # Without the XML declaration, which only a file of its own needs.
     charts = [(title, text[text.index("<svg") :]) for title, text in texts]
-    path = folder / PAGE
+    path = folder / "report.html"
     write_text(path, page(sheets, runs, charts=charts))
     return path
 
