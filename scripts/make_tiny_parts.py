@@ -27,8 +27,7 @@ from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerF
 
 from tinyvlm_cli.console import set_up_logging
 from tinyvlm_cli.data.images import normalisation_table, open_image
-from tinyvlm_cli.demo.easyvqa import instruct_record, long_caption
-from tinyvlm_cli.demo.easyvqa_pictures import COLOURS, SHAPES, Picture, read_pictures
+from tinyvlm_cli.demo.easyvqa import COLOURS, SHAPES, Picture, instruct_record, long_caption, read_pictures
 from tinyvlm_cli.model.pretrained import config_from_architecture
 
 CONF = Path(__file__).parents[1] / "conf"

@@ -10,8 +10,8 @@ import pytest
 from support.from_conf import from_conf
 
 from tinyvlm_cli.data.records import parse_record
-from tinyvlm_cli.demo import easyvqa, easyvqa_pictures
-from tinyvlm_cli.demo.easyvqa_pictures import QA, WORD_SUFFIX, picture_of, read_pictures
+from tinyvlm_cli.demo import easyvqa, easyvqa_files
+from tinyvlm_cli.demo.easyvqa import QA, WORD_SUFFIX, picture_of, read_pictures
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Question
 from tinyvlm_cli.evaluate.runner import take_inventory
@@ -30,7 +30,7 @@ SIZES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepared = tmp_path_factory.mktemp("easyvqa")
-    easyvqa.prepare(prepared)
+    easyvqa_files.prepare(prepared)
     return prepared
 
 
@@ -129,6 +129,6 @@ def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
     def absent(name: str) -> None:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(easyvqa_pictures, "distribution", absent)
+    monkeypatch.setattr(easyvqa, "distribution", absent)
     with pytest.raises(UserError, match=r"pip install easy-vqa==1\.0"):
         read_pictures("train")

@@ -10,7 +10,7 @@ from support.composed import composed
 
 from tinyvlm_cli.config.build import PACKAGE
 from tinyvlm_cli.config.schema import Train
-from tinyvlm_cli.demo.easyvqa_pictures import COLOURS, SHAPES, read_pictures
+from tinyvlm_cli.demo.easyvqa import COLOURS, SHAPES, read_pictures
 from tinyvlm_cli.model.llm import llm_config, load_llm, load_tokenizer
 from tinyvlm_cli.model.vision import load_vision, vision_config
 

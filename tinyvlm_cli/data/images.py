@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -176,3 +176,21 @@ def _fetch(address: str) -> bytes:
         reason = str(getattr(error, "reason", error)) or type(error).__name__
         raise UserError(f"image {address}: cannot be fetched ({reason})") from None
     return bytes(data)
+
+
+def write_jpegs(folder: Path, sizes: Sequence[Sequence[int]], *, count: int, seed: int) -> list[str]:
+    """Write `count` pictures of soft shapes, JPEGs of the size of photographs (50-100 kB), and return their names.
+
+    sizes: width and height in pixels, used in turn.
+    """
+    random = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for number in range(count):
+        width, height = sizes[number % len(sizes)]
+        coarse = random.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+        soft = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.int16)
+        noisy = (soft + random.normal(0, 8, soft.shape)).clip(0, 255).astype(np.uint8)
+        names.append(f"{number}.jpg")
+        Image.fromarray(noisy).save(folder / names[-1], quality=90)
+    return names

@@ -1,6 +1,6 @@
-"""A split, tokenised once and mapped into memory, so that a worker process holds no copy of the JSON.
+"""Training samples by number: those of a split, tokenised once and mapped into memory, or synthetic ones.
 
-The index of a split is in results/index/<hash>/:
+A worker process holds no copy of the JSON. The index of a split is in results/index/<hash>/:
 ids.bin, supervised.bin, texts.bin   the samples' token ids, flags, and image paths and record ids, one after another
 samples.npy                          where each sample is in them, and what its length depends on
 left_out.jsonl                       records that cannot be used, with the reason
@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyvlm_cli.config.commands import Mix
 from tinyvlm_cli.config.schema import Chat, Prompt, Split
 from tinyvlm_cli.console import progress
 from tinyvlm_cli.data.chat import IMAGE, Encoded, encode
@@ -47,6 +48,7 @@ SAMPLE = np.dtype(
         ("id_bytes", np.int32),
     ]
 )
+SHORTEST, LONGEST = 8, 2000  # tokens of a synthetic text
 EncodeAll = Callable[[Sequence[Record]], list[Encoded]]
 
 
@@ -58,16 +60,6 @@ class Sample:
     supervised: NDArray[np.bool_]  # [T] never the first: no token comes before it
     images: tuple[str, ...]  # paths relative to the image root
     id: str
-
-
-class Samples(Protocol):
-    """Training samples by number: those of a split, or synthetic ones."""
-
-    def sample(self, number: int) -> Sample:
-        """Return the sample with that number."""
-
-    def lengths(self, tokens_per_image: int, max_length: int) -> NDArray[np.int32]:
-        """Return each sample's tokens, with images written in and the tail cut; 0 if none of them is supervised."""
 
 
 class SplitIndex:
@@ -120,6 +112,45 @@ class SplitIndex:
         """Records of the split that cannot be used."""
         with (self.folder / "left_out.jsonl").open(encoding="utf-8") as file:
             return sum(1 for _ in file)
+
+
+@dataclass(frozen=True)
+class SyntheticIndex:
+    """Samples whose texts have log-normal lengths, used in place of a `SplitIndex`. N: their number."""
+
+    texts: NDArray[np.int32]  # [N] tokens of each text
+    has_image: NDArray[np.bool_]  # [N]
+    supervised: float  # share of a text that is supervised, at its end
+    vocabulary: int
+    images: tuple[str, ...]  # of the samples, in turn
+
+    @classmethod
+    def draw(
+        cls, mix: Mix, num: int, *, vocabulary: int, images: Sequence[str], max_length: int, seed: int
+    ) -> "SyntheticIndex":
+        """Draw `num` samples of `mix`. No text is longer than `max_length`."""
+        random = np.random.default_rng(seed)
+        middle = np.log(mix.text) - mix.spread**2 / 2
+        texts = np.clip(random.lognormal(middle, mix.spread, num), SHORTEST, min(LONGEST, max_length))
+        has_image = random.random(num) >= mix.text_only
+        return cls(texts.astype(np.int32), has_image, mix.supervised, vocabulary, tuple(images))
+
+    def sample(self, number: int) -> Sample:
+        """Return the sample with that number: random ids, and for an image IMAGE before them."""
+        random = np.random.default_rng(number)
+        length = int(self.texts[number])
+        ids = random.integers(0, self.vocabulary, length, dtype=np.int32)
+        images = (self.images[number % len(self.images)],) if self.has_image[number] else ()
+        supervised = np.arange(length) >= max(1, round(length * (1 - self.supervised)))
+        before = np.full(len(images), IMAGE, np.int32)
+        return Sample(np.concatenate([before, ids]), np.pad(supervised, (len(images), 0)), images, str(number))
+
+    def lengths(self, tokens_per_image: int, max_length: int) -> NDArray[np.int32]:
+        """As `SplitIndex.lengths`: [N]."""
+        return np.minimum(self.texts + self.has_image * tokens_per_image, max_length).astype(np.int32)
+
+
+Samples = SplitIndex | SyntheticIndex
 
 
 def open_index(

@@ -1,34 +1,33 @@
-"""easy-VQA as training sets in LLaVA's form, and as small benchmarks in the official layouts.
+"""The contents of the package easy-vqa, and training records of them.
 
-prepare() writes
-  images/           the training images
-  captions.json     image and a short caption: connector pretraining
-  captions_long.json  image and some sentences: the share recipe's caption pretraining
-  instruct.json     one record for each image with all its questions: instruction tuning
-  eval/             nine benchmarks from the package's test images, which are in no training set
+The package easy-vqa 1.0 (Victor Zhou, MIT licence) has drawings of one coloured shape, 64 x 64 pixels: 4000 to train on
+and 1000 to test. About ten questions on each have one-word answers, three in four yes or no.
 """
 
 import json
 import random
+import re
+import shutil
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from tinyvlm_cli.demo.easyvqa_eval import write_benchmarks
-from tinyvlm_cli.demo.easyvqa_pictures import (
-    COLOURS,
-    DESCRIBE,
-    LETTER_SUFFIX,
-    LETTERS,
-    OCR_LINE,
-    WORD_SUFFIX,
-    Picture,
-    choice_text,
-    choices,
-    copy_image,
-    read_pictures,
-)
-from tinyvlm_cli.files import write_text
+from tinyvlm_cli.errors import UserError
+
+COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+SHAPES = ("circle", "rectangle", "triangle")
+
+# Texts that the training sets and the benchmarks share.
+DESCRIBE = "Describe the image."
+WORD_SUFFIX = "Answer the question using a single word or phrase."
+LETTER_SUFFIX = "Answer with the option's letter from the given choices directly."
+OCR_LINE = "Reference OCR token: \n"  # TextVQA's, of an image without text
+LETTERS = "ABCD"
+COLOUR_QUESTION = "what color is the shape?"
+SHAPE_QUESTION = "what shape is in the image?"
 
 OPENINGS = ("The image shows {}.", "There is {} in the image.", "This is a picture of {}.", "I see {}.")
 DESCRIBED_EVERY = 6  # every 6th image begins with a description
@@ -36,20 +35,104 @@ OCR_EVERY = 10  # every 10th has TextVQA's line of OCR tokens, which is empty he
 CHOICE_EVERY = 2  # every 2nd has a multiple-choice question
 
 
-def prepare(folder: Path) -> None:
-    """Write the training sets and the benchmarks into `folder`."""
-    pictures = read_pictures("train")
-    captioned = [picture for picture in pictures if picture.caption]
-    sets = {
-        "captions": [_record(picture, [(DESCRIBE, str(picture.caption))]) for picture in captioned],
-        "captions_long": [_record(picture, [(DESCRIBE, long_caption(picture))]) for picture in captioned],
-        "instruct": [instruct_record(picture) for picture in pictures],
-    }
-    for name, records in sets.items():
-        write_text(folder / f"{name}.json", json.dumps(records))
-    for picture in pictures:
-        copy_image(picture.image, folder / "images" / picture.image.name)
-    write_benchmarks(read_pictures("test"), folder / "eval")
+@dataclass(frozen=True)
+class QA:
+    """A question about an image, and its answer."""
+
+    number: int  # of the image
+    image: Path
+    question: str
+    answer: str
+
+    @property
+    def words(self) -> list[str]:
+        """The words of the question."""
+        return re.findall("[a-z]+", self.question)
+
+    @property
+    def about(self) -> str:
+        """The colour or shape that the answer names, or else the question."""
+        return next(word for word in (self.answer, *self.words) if word in COLOURS + SHAPES)
+
+    @property
+    def kind(self) -> str:
+        """The kind of the answer: colour, shape or yes/no."""
+        return "colour" if self.answer in COLOURS else "shape" if self.answer in SHAPES else "yes/no"
+
+    @property
+    def negated(self) -> bool:
+        """Whether the question is about what is not in the image."""
+        return "no" in self.words or "not" in self.words
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image, all questions about it, and what they say."""
+
+    number: int
+    image: Path
+    questions: tuple[QA, ...]
+    colour: str | None  # None: no question says it
+    shape: str | None
+    absent: tuple[str, ...]  # colours and shapes that a question denies
+
+    @property
+    def caption(self) -> str | None:
+        """The colour and the shape; None unless the questions say both."""
+        return f"a {self.colour} {self.shape}" if self.colour and self.shape else None
+
+
+def read_pictures(split: str) -> list[Picture]:
+    """Read the pictures of "train" or "test", by number. Raises UserError where the package is not installed."""
+    try:
+        package = distribution("easy-vqa")
+    except PackageNotFoundError:
+        raise UserError("data=easyvqa: the package easy-vqa is not installed; pip install easy-vqa==1.0") from None
+    folder = Path(str(package.locate_file("easy_vqa/data"))) / split
+    questions: dict[int, list[QA]] = defaultdict(list)
+    for question, answer, number in json.loads((folder / "questions.json").read_text(encoding="utf-8")):
+        questions[number].append(QA(number, folder / "images" / f"{number}.png", question, answer))
+    return [picture_of(questions[number]) for number in sorted(questions)]
+
+
+def picture_of(questions: Sequence[QA]) -> Picture:
+    """Gather what the questions about one image say."""
+    present: set[str] = set()
+    absent: set[str] = set()
+    for qa in questions:
+        if qa.kind == "yes/no":
+            (present if (qa.answer == "yes") != qa.negated else absent).add(qa.about)
+        else:
+            present.update((qa.answer, *qa.words))
+    return Picture(
+        number=questions[0].number,
+        image=questions[0].image,
+        questions=tuple(questions),
+        colour=next((word for word in COLOURS if word in present), None),
+        shape=next((word for word in SHAPES if word in present), None),
+        absent=tuple(sorted(absent)),
+    )
+
+
+def copy_image(image: Path, path: Path) -> None:
+    """Copy an image file to `path`, whose folder is created."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(image, path)
+
+
+def choices(picture: Picture, kind: str, draw: random.Random) -> tuple[str, list[str], str]:
+    """Return a question about "colour" or "shape", its options in random order, and the right one."""
+    answer, others = (picture.colour, COLOURS) if kind == "colour" else (picture.shape, SHAPES)
+    assert answer is not None
+    wrong = draw.sample([word for word in others if word != answer], min(3, len(others) - 1))
+    options = [answer, *wrong]
+    draw.shuffle(options)
+    return (COLOUR_QUESTION if kind == "colour" else SHAPE_QUESTION), options, answer
+
+
+def choice_text(question: str, options: Sequence[str]) -> str:
+    """Return the question with its lettered options, in LLaVA's form."""
+    return "\n".join([question, *(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))])
 
 
 def long_caption(picture: Picture) -> str:
@@ -80,10 +163,10 @@ def instruct_record(picture: Picture) -> dict[str, Any]:
         turns.insert(place, (text, LETTERS[options.index(answer)]))
     if picture.caption and picture.number % DESCRIBED_EVERY == 0:
         turns.insert(0, (DESCRIBE, long_caption(picture)))
-    return _record(picture, turns)
+    return record_of(picture, turns)
 
 
-def _record(picture: Picture, turns: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def record_of(picture: Picture, turns: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Return an item of LLaVA's JSON list: the image mark comes before the first of the questions."""
     conversations = []
     for number, (question, answer) in enumerate(turns):

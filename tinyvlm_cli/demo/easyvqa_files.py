@@ -1,7 +1,14 @@
-"""Small benchmarks in the official layouts, from easy-VQA's test images, which are in no training set.
+"""Writes easy-VQA as training sets in LLaVA's form, and as small benchmarks in the official layouts.
 
-Their scores are comparable with each other only. Yes/no questions say little here: four in five can be answered without
-the image, because most things that the questions name are not in the image.
+prepare() writes
+  images/             the training images
+  captions.json       image and a short caption: connector pretraining
+  captions_long.json  image and some sentences: the share recipe's caption pretraining
+  instruct.json       one record for each image with all its questions: instruction tuning
+  eval/               nine benchmarks from the package's test images, which are in no training set
+
+Scores on these benchmarks are comparable with each other only. Yes/no questions say little here: four in five can be
+answered without the image, because most things that the questions name are not in the image.
 """
 
 import base64
@@ -12,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyvlm_cli.demo.easyvqa_pictures import (
+from tinyvlm_cli.demo.easyvqa import (
     COLOUR_QUESTION,
     COLOURS,
     DESCRIBE,
@@ -26,6 +33,10 @@ from tinyvlm_cli.demo.easyvqa_pictures import (
     choice_text,
     choices,
     copy_image,
+    instruct_record,
+    long_caption,
+    read_pictures,
+    record_of,
 )
 from tinyvlm_cli.files import write_jsonl, write_text
 
@@ -37,6 +48,22 @@ KINDS = ("colour", "shape")  # of multiple-choice questions, in turn
 MMBENCH_COLUMNS = (
     "index", "question", "hint", *LETTERS, "answer", "category", "image", "source", "l2-category", "comment", "split"
 )  # fmt: skip
+
+
+def prepare(folder: Path) -> None:
+    """Write the training sets and the benchmarks into `folder`."""
+    pictures = read_pictures("train")
+    captioned = [picture for picture in pictures if picture.caption]
+    sets = {
+        "captions": [record_of(picture, [(DESCRIBE, str(picture.caption))]) for picture in captioned],
+        "captions_long": [record_of(picture, [(DESCRIBE, long_caption(picture))]) for picture in captioned],
+        "instruct": [instruct_record(picture) for picture in pictures],
+    }
+    for name, records in sets.items():
+        write_text(folder / f"{name}.json", json.dumps(records))
+    for picture in pictures:
+        copy_image(picture.image, folder / "images" / picture.image.name)
+    write_benchmarks(read_pictures("test"), folder / "eval")
 
 
 def write_benchmarks(pictures: Sequence[Picture], folder: Path) -> None:
