@@ -122,14 +122,17 @@ def test_what_cannot_be_trained_is_said(changes: dict[str, object], says: str) -
 
 def test_what_does_not_fit_together_is_reported_at_once() -> None:
     config = composed("plan", "llm=tiny", "vision=tiny", "recipe=demo")
-    config.llm.pad_token = config.llm.chat.end = "<gone>"
     finetune, pretrain = (config.recipe.stages[name] for name in ("finetune", "pretrain"))
     finetune.train.vision, finetune.vision_from_layer = Tune.full, 4
     pretrain.train.llm, pretrain.llm_from_layer = Tune.full, -1
-    lines = "\n".join(untrainable(config, config.recipe.stages)).splitlines()
-    assert sorted(line.partition(" ")[0] for line in lines) == [
-        "llm.chat.end:", "llm.pad_token:", "recipe.stages.finetune:", "recipe.stages.pretrain:"
+    findings = untrainable(config, config.recipe.stages)
+    assert sorted(finding.partition(":")[0] for finding in findings) == [
+        "recipe.stages.finetune", "recipe.stages.pretrain"
     ]  # fmt: skip
+    config.llm.pad_token = config.llm.chat.end = "<gone>"
+    config.vision.image_size = 100
+    lines = "\n".join(untrainable(config, config.recipe.stages)).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["vision.image_size", "llm.pad_token", "llm.chat.end"]
 
 
 @pytest.mark.parametrize(

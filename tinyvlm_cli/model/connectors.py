@@ -73,10 +73,7 @@ def require_positive(**settings: Any) -> None:
 
 
 class MLP(Connector):
-    """The connector of LLaVA-1.5 (arXiv 2310.03744): `depth` linear layers with GELU between them.
-
-    [B, N, vision_dim] -> [B, N, llm_dim]
-    """
+    """The connector of LLaVA-1.5 (arXiv 2310.03744): `depth` linear layers with GELU between them."""
 
     def __init__(self, vision_dim: int, llm_dim: int, *, depth: int) -> None:
         super().__init__()
@@ -93,20 +90,14 @@ class MLP(Connector):
 
 
 class Linear(MLP):
-    """The connector of the first LLaVA (arXiv 2304.08485): one linear layer.
-
-    [B, N, vision_dim] -> [B, N, llm_dim]
-    """
+    """The connector of the first LLaVA (arXiv 2304.08485): one linear layer."""
 
     def __init__(self, vision_dim: int, llm_dim: int) -> None:
         super().__init__(vision_dim, llm_dim, depth=1)
 
 
 class Identity(Connector):
-    """No connector, for a vision encoder that is as wide as the LLM.
-
-    [B, N, D] -> [B, N, D]
-    """
+    """No connector, for a vision encoder that is as wide as the LLM."""
 
     def __init__(self, vision_dim: int, llm_dim: int) -> None:
         super().__init__()
@@ -124,7 +115,7 @@ class Identity(Connector):
 class MoFMLP(Connector):
     """The connector of interleaved mixture of features (arXiv 2401.06209): an MLP for each of two encoders.
 
-    [B, N, vision_dim] -> [B, N, llm_dim]. Even positions are of the first encoder, odd ones of the second.
+    Even positions are of the first encoder, odd ones of the second.
     """
 
     needs_two_encoders = True
@@ -143,16 +134,27 @@ class QueryConnector(Connector):
     """A connector whose learned queries read the image by cross-attention: as many tokens whatever the image's size."""
 
     queries: nn.Parameter  # [Q, D] or [1, Q, D]
+    project_in: nn.Module
+    layers: nn.ModuleList
+    norm: nn.Module
+    project_out: nn.Module
 
     def num_tokens(self, num_patches: int) -> int:
         """Return Q."""
         return self.queries.shape[-2]
 
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, N, vision_dim] -> [B, Q, llm_dim]"""
+        image = self.project_in(features)
+        hidden = self.queries.expand(len(features), -1, -1)
+        for layer in self.layers:
+            hidden = layer(hidden, image)
+        out: Tensor = self.project_out(self.norm(hidden))
+        return out
+
 
 class Resampler(QueryConnector):
     """The resampler of the TinyLLaVA paper (section 3.1), whose width is a setting.
-
-    [B, N, vision_dim] -> [B, num_queries, llm_dim]
 
     intermediate_dim: width inside the feed-forward blocks; None: 4 * hidden_dim.
     """
@@ -172,6 +174,7 @@ class Resampler(QueryConnector):
         require_positive(hidden_dim=hidden_dim, num_heads=num_heads, num_queries=num_queries, num_layers=num_layers)
         if hidden_dim % num_heads:
             raise UserError(f"connector.num_heads: {num_heads} does not divide connector.hidden_dim={hidden_dim}")
+        self.project_in = nn.Identity()
         self.queries = nn.Parameter(torch.randn(num_queries, hidden_dim))
         self.layers = nn.ModuleList(
             ResamplerLayer(vision_dim, hidden_dim, hidden_dim, num_heads, intermediate_dim) for _ in range(num_layers)
@@ -179,21 +182,11 @@ class Resampler(QueryConnector):
         self.norm = nn.LayerNorm(hidden_dim)
         self.project_out = nn.Linear(hidden_dim, llm_dim, bias=False)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, N, vision_dim] -> [B, Q, llm_dim]"""
-        hidden = self.queries.expand(len(features), -1, -1)
-        for layer in self.layers:
-            hidden = layer(hidden, features)
-        out: Tensor = self.project_out(self.norm(hidden))
-        return out
-
 
 class Perceiver(QueryConnector):
     """The resampler of TinyLLaVA_Factory, a Perceiver as in Flamingo (arXiv 2204.14198), at the LLM's width.
 
     Its queries attend to the image and to themselves.
-
-    [B, N, vision_dim] -> [B, num_queries, llm_dim]
 
     intermediate_dim: width inside the feed-forward blocks; None: 4 * llm_dim.
     """
@@ -215,25 +208,31 @@ class Perceiver(QueryConnector):
         self.queries = nn.Parameter(torch.randn(num_queries, llm_dim))
         inner_dim = num_heads * head_dim
         self.layers = nn.ModuleList(
-            ResamplerLayer(llm_dim, llm_dim, inner_dim, num_heads, intermediate_dim) for _ in range(num_layers)
+            ResamplerLayer(llm_dim, llm_dim, inner_dim, num_heads, intermediate_dim, attends_to_queries=True)
+            for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(llm_dim)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, N, vision_dim] -> [B, Q, llm_dim]"""
-        image = self.project_in(features)
-        hidden = self.queries.expand(len(features), -1, -1)
-        for layer in self.layers:
-            hidden = layer(hidden, image, attends_to_queries=True)
-        out: Tensor = self.norm(hidden)
-        return out
+        self.project_out = nn.Identity()
 
 
 class ResamplerLayer(nn.Module):
-    """Attention from the queries to the image, then a feed-forward block, each with a residual connection."""
+    """Attention from the queries to the image, then a feed-forward block, each with a residual connection.
 
-    def __init__(self, image_dim: int, dim: int, inner_dim: int, num_heads: int, intermediate_dim: int | None) -> None:
+    attends_to_queries: the queries are keys and values too, after the image's; then image_dim = dim.
+    """
+
+    def __init__(
+        self,
+        image_dim: int,
+        dim: int,
+        inner_dim: int,
+        num_heads: int,
+        intermediate_dim: int | None,
+        *,
+        attends_to_queries: bool = False,
+    ) -> None:
         super().__init__()
+        self.attends_to_queries = attends_to_queries
         intermediate_dim = intermediate_dim if intermediate_dim is not None else 4 * dim
         require_positive(intermediate_dim=intermediate_dim)
         self.num_heads = num_heads
@@ -249,14 +248,11 @@ class ResamplerLayer(nn.Module):
             nn.Linear(intermediate_dim, dim, bias=False),
         )
 
-    def forward(self, hidden: Tensor, image: Tensor, *, attends_to_queries: bool = False) -> Tensor:
-        """hidden: [B, Q, dim], image: [B, N, image_dim] -> [B, Q, dim]
-
-        attends_to_queries: the queries are keys and values too, after the image's; then image_dim = dim.
-        """
+    def forward(self, hidden: Tensor, image: Tensor) -> Tensor:
+        """hidden: [B, Q, dim], image: [B, N, image_dim] -> [B, Q, dim]"""
         normed = self.norm_hidden(hidden)
         sources = self.norm_image(image)
-        if attends_to_queries:
+        if self.attends_to_queries:
             sources = torch.cat([sources, normed], dim=1)
         # Queries, keys and values as [B, heads, Q or N, D].
         query, key, value = (
@@ -274,8 +270,6 @@ class QFormer(QueryConnector):
 
     As in TinyLLaVA_Factory, it has BERT-base's size and random weights, and the norm of the queries has no learned
     scale.
-
-    [B, N, vision_dim] -> [B, num_queries, llm_dim]
 
     intermediate_dim: width inside the feed-forward blocks; None: 4 * hidden_dim.
     """

@@ -54,11 +54,8 @@ def load(
 
     Raises UserError when a weight that the model needs is missing: transformers would only warn and use a random one.
     """
-    if not four_bit:
-        model, missing, _ = load_partly(
-            model_class, config, path=path, state=state, dtype=dtype, attention=attention, where=where
-        )
-    else:
+    more: dict[str, Any] = {}
+    if four_bit:
         check_four_bit(where)
         quantized = BitsAndBytesConfig(  # NF4 with quantised constants, as in the QLoRA paper (arXiv 2305.14314)
             load_in_4bit=True,
@@ -66,17 +63,10 @@ def load(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-        model, missing, _ = load_partly(
-            model_class,
-            config,
-            path=path,
-            state=state,
-            dtype=dtype,
-            attention=attention,
-            where=where,
-            quantization_config=quantized,
-            device_map={"": torch.cuda.current_device()},
-        )
+        more = {"quantization_config": quantized, "device_map": {"": torch.cuda.current_device()}}
+    model, missing, _ = load_partly(
+        model_class, config, path=path, state=state, dtype=dtype, attention=attention, where=where, **more
+    )
     if missing:
         raise UserError(
             f"{where}: {path} lacks {len(missing)} weights of a {type(model).__name__}, the first is {missing[0]}; "

@@ -2,16 +2,14 @@
 
 import copy
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tinyvlm_cli.config.schema import PARTS, Lora, Stage, Train, Tune
+from tinyvlm_cli.config.schema import PARTS, Stage, Train, Tune
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.attention.packed import unsupported
-from tinyvlm_cli.model.llm import load_tokenizer
 from tinyvlm_cli.model.pretrained import check_four_bit
 from tinyvlm_cli.model.vision import layers_of
 from tinyvlm_cli.model.vlm import VLM, meta_model
@@ -20,10 +18,7 @@ ADAPTER_MARK = ".lora_"  # in the names of an adapter's tensors, by peft
 
 
 def untrainable(config: Train, stages: Iterable[str]) -> list[str]:
-    """Return a sentence for everything that keeps the model, or one of `stages`, from being trained.
-
-    Needs no weights. The tokenizer is checked where it is in a folder of this machine.
-    """
+    """Return a sentence for everything that keeps the model, or one of `stages`, from being trained."""
     try:
         model = meta_model(config)
     except UserError as error:
@@ -35,11 +30,6 @@ def untrainable(config: Train, stages: Iterable[str]) -> list[str]:
             f"llm.path: {config.llm.path} has {setting}={value}, which attention over packed samples does not compute"
             f"{f'; set llm.max_length={value}' if setting == 'sliding_window' else '; choose another LLM'}"
         )
-    if (Path(config.llm.path) / "tokenizer.json").is_file():
-        try:
-            load_tokenizer(config.llm, num_embeddings=model.llm.get_input_embeddings().num_embeddings)
-        except UserError as error:
-            findings.append(str(error))
     for name in stages:
         stage = config.recipe.stages[name]
         try:
@@ -54,66 +44,61 @@ def untrainable(config: Train, stages: Iterable[str]) -> list[str]:
 def choose_trained(model: VLM, stage: Stage) -> None:
     """Set requires_grad on every parameter as the stage says, and add the adapters that it asks for.
 
-    Raises UserError for settings that do not fit the model.
+    Adapters are low-rank updates, zero at first, of every linear layer but an LLM's head; of their part only they are
+    trained. Raises UserError for settings that do not fit the model.
     """
-    findings = []
-    for part, first in (("vision", stage.vision_from_layer), ("llm", stage.llm_from_layer)):
-        models = model.vision.models if part == "vision" else [model.llm]
-        depth = min(len(layers_of(one)) for one in models)
-        if getattr(stage.train, part) is Tune.full and not 0 <= first < depth:
-            findings.append(
-                f"{part}_from_layer: {first} is not one of the {depth} layers that the model uses, which are numbered "
-                f"0 to {depth - 1}"
-            )
-    if "connector" in stage.adapted_parts:
-        findings.append("train.connector: frozen or full; a connector is too small for low-rank updates")
-    elif stage.adapted_parts:
-        findings += lora_findings(stage.lora, stage.adapted_parts)
-    if findings:
+    if findings := stage_findings(model, stage):
         raise UserError("\n".join(findings))
     for part in PARTS:
         module = getattr(model, part)
         module.requires_grad_(getattr(stage.train, part) is Tune.full)
         if part in stage.adapted_parts and stage.lora is not None:
-            add_adapters(module, stage.lora)
+            from peft import LoraConfig, inject_adapter_in_model
+
+            lora, targets = stage.lora, adaptable_layers(module)
+            config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+            inject_adapter_in_model(config, module)
     if stage.train.vision is Tune.full and stage.vision_from_layer > 0:
         model.vision.requires_grad_(False)
         for encoder in model.vision.models:
             layers_of(encoder)[stage.vision_from_layer :].requires_grad_(True)
-    if stage.train.llm is Tune.full and stage.llm_from_layer > 0:
-        # The layers from the first on, and what follows them: the final norm and the head.
-        llm, embeddings = model.llm, model.llm.get_input_embeddings()
-        if llm.get_output_embeddings().weight is embeddings.weight:
-            raise UserError("llm_from_layer: this LLM's head is its embeddings, which come before its layers; use 0")
-        lower = layers_of(llm)[: stage.llm_from_layer]
-        for module in (embeddings, *lower):
+    if stage.train.llm is Tune.full and stage.llm_from_layer > 0:  # with what follows the layers: final norm and head
+        for module in (model.llm.get_input_embeddings(), *layers_of(model.llm)[: stage.llm_from_layer]):
             module.requires_grad_(False)
 
 
-def lora_findings(lora: Lora | None, parts: list[str]) -> list[str]:
-    """Return a sentence for each setting of low-rank updates that is missing or out of its range."""
-    if lora is None:
-        return [f"train.{part}: lora needs the stage's lora.rank, lora.alpha and lora.dropout" for part in parts]
-    findings = [
-        f"lora.{name}: {value} is not allowed; give 1 or more"
-        for name, value in (("rank", lora.rank), ("alpha", lora.alpha))
-        if value < 1
-    ]
-    if not 0 <= lora.dropout < 1:
-        findings.append(f"lora.dropout: {lora.dropout:g} is not allowed; give 0 or more and less than 1")
-    return findings
-
-
-def add_adapters(module: nn.Module, lora: Lora) -> None:
-    """Add low-rank updates, zero at first, to every linear layer but an LLM's head; only they are trained."""
-    from peft import LoraConfig, inject_adapter_in_model
-
+def adaptable_layers(module: nn.Module) -> list[str]:
+    """Return the names of a part's linear layers, except an LLM's head."""
     head = module.get_output_embeddings() if isinstance(module, PreTrainedModel) else None
-    targets = [name for name, inner in module.named_modules() if isinstance(inner, nn.Linear) and inner is not head]
-    if not targets:
-        raise UserError("lora: the model has no linear layers to adapt; train it in full, or choose another model")
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
-    inject_adapter_in_model(config, module)
+    return [name for name, inner in module.named_modules() if isinstance(inner, nn.Linear) and inner is not head]
+
+
+def stage_findings(model: VLM, stage: Stage) -> list[str]:
+    """Return a sentence for each setting of a stage that is out of its range or does not fit the model."""
+    findings = []
+    for part, first in (("vision", stage.vision_from_layer), ("llm", stage.llm_from_layer)):
+        depth = min(len(layers_of(one)) for one in (model.vision.models if part == "vision" else [model.llm]))
+        if getattr(stage.train, part) is Tune.full and not 0 <= first < depth:
+            findings.append(
+                f"{part}_from_layer: {first} is not one of the {depth} layers that the model uses, which are numbered "
+                f"0 to {depth - 1}"
+            )
+    is_tied = model.llm.get_output_embeddings().weight is model.llm.get_input_embeddings().weight
+    if stage.train.llm is Tune.full and stage.llm_from_layer > 0 and is_tied:
+        findings.append("llm_from_layer: this LLM's head is its embeddings, which come before its layers; use 0")
+    for part in stage.adapted_parts:
+        if part == "connector":
+            findings.append("train.connector: frozen or full; a connector is too small for low-rank updates")
+        elif stage.lora is None:
+            findings.append(f"train.{part}: lora needs the stage's lora.rank, lora.alpha and lora.dropout")
+        elif not adaptable_layers(getattr(model, part)):
+            findings.append(f"train.{part}: the model has no linear layers to adapt; use full")
+    if stage.lora is not None and stage.adapted_parts:
+        sizes = {"rank": stage.lora.rank, "alpha": stage.lora.alpha}
+        findings += [f"lora.{name}: {size} is not allowed; give 1 or more" for name, size in sizes.items() if size < 1]
+        if not 0 <= stage.lora.dropout < 1:
+            findings.append(f"lora.dropout: {stage.lora.dropout:g} is not allowed; give 0 or more and less than 1")
+    return findings
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from tinyvlm_cli.data.batch import MicroBatch
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.attention import packed as attention
 from tinyvlm_cli.model.connectors import Connector, build_connector
-from tinyvlm_cli.model.llm import blank_llm
+from tinyvlm_cli.model.llm import blank_llm, load_tokenizer
 from tinyvlm_cli.model.vision import VisionEncoder, blank_vision
 
 LOGITS_AT_ONCE = 4096  # positions
@@ -147,9 +147,23 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def meta_model(config: Train) -> VLM:
-    """Build the whole model on the meta device: shapes without memory. Raises UserError where parts do not fit."""
+    """Build the whole model on the meta device: shapes without memory.
+
+    Raises UserError where parts do not fit each other, or the tokenizer, which is read where it is on this machine.
+    """
     model = random_model(config, torch.device("meta"), dtype=torch.float32, attention="sdpa")
-    model.check_shapes(config.vision.image_size)
+    findings = []
+    try:
+        model.check_shapes(config.vision.image_size)
+    except UserError as error:
+        findings.append(str(error))
+    if (Path(config.llm.path) / "tokenizer.json").is_file():
+        try:
+            load_tokenizer(config.llm, num_embeddings=model.llm.get_input_embeddings().num_embeddings)
+        except UserError as error:
+            findings.append(str(error))
+    if findings:
+        raise UserError("\n".join(findings))
     return model
 
 

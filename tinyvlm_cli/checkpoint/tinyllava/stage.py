@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 
 from tinyvlm_cli.checkpoint.parts import save_part
 from tinyvlm_cli.checkpoint.tinyllava.connectors import import_connector
@@ -73,6 +73,7 @@ def import_parts(
             )
     save_part(folder, "connector", connector.state)
 
+    (chat,) = _shipped("llm/chat")  # of all TinyLLaVA's models, each with its tokenizer's own end token
     # bf16 weights stay so. fp16 is not a precision of ours, and fp32 holds it exactly.
     is_bf16 = {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
     llm = LLM(
@@ -80,7 +81,7 @@ def import_parts(
         name=f"{_published('llm', foreign.llm_path, 'name')}+imported",
         label=_published("llm", foreign.llm_path, "label"),
         path=str(place / "llm"),
-        chat=_chat(tokenizer),
+        chat=Chat(system=chat["system"], user=chat["user"], assistant=chat["assistant"], end=tokenizer.eos_token),
         pad_token=tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token,
         max_length=foreign.max_length,
         precision=Precision.bf16 if is_bf16 else Precision.fp32,
@@ -193,12 +194,6 @@ def _shipped(group: str) -> list[dict[str, Any]]:
     paths = sorted((conf_dir() / group).glob("*.yaml"))
     nodes: list[Any] = [OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(p), {"name": p.stem})) for p in paths]
     return nodes
-
-
-def _chat(tokenizer: PreTrainedTokenizerFast) -> Chat:
-    """Return the chat format: all of TinyLLaVA's except for pretraining are one, with the tokenizer's own end token."""
-    node = next(node for node in _shipped("llm/chat"))
-    return Chat(system=node["system"], user=node["user"], assistant=node["assistant"], end=tokenizer.eos_token)
 
 
 def _unshared(module: nn.Module) -> dict[str, Tensor]:

@@ -83,14 +83,14 @@ class Graphs:
             with torch.cuda.device(shape.device):
                 self.handles[shape.device] = cudnn.create_handle()
         self.handle = self.handles[shape.device]
-        self.forward_graph = self._build(
+        self.forward = self._build(
             ("q", "k", "v"),
             ("out", "sums"),
             lambda graph, ports, masks: graph.sdpa(
                 q=ports["q"], k=ports["k"], v=ports["v"], generate_stats=True, **masks
             ),
         )
-        self.backward_graph = self._build(
+        self.backward = self._build(
             ("q", "k", "v", "out", "grad", "sums"),
             ("dq", "dk", "dv"),
             lambda graph, ports, masks: graph.sdpa_backward(
@@ -106,21 +106,25 @@ class Graphs:
             ),
         )
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the output, [T, H, D], and the logarithms of the softmax's sums: [H, T] numbers in cuDNN's order."""
-        out = torch.empty_like(query)
-        sums = query.new_empty(query.shape[1], query.shape[0], dtype=torch.float32)
-        self._run(self.forward_graph, {"q": query, "k": key, "v": value, "out": out, "sums": sums}, ends)
-        return out, sums
+    def run(self, built: tuple[Any, dict[str, Any]], tensors: dict[str, Tensor], ends: Tensor) -> None:
+        """Run a graph on a row.
 
-    def backward(  # noqa: PLR0917 - the operation's own tensors
-        self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, sums: Tensor, ends: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradients of query, key and value."""
-        dq, dk, dv = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-        given = {"q": query, "k": key, "v": value, "out": out, "sums": sums, "grad": grad}
-        self._run(self.backward_graph, {**given, "dq": dq, "dk": dk, "dv": dv}, ends)
-        return dq, dk, dv
+        built: `forward` or `backward`. tensors: its inputs and outputs by name, each [T, H or K, D], and `sums`, the
+        logarithms of the softmax's sums, H * T numbers in cuDNN's order. ends: [S + 1], where the samples end.
+        """
+        import cudnn
+
+        (graph, ports), shape = built, self.shape
+        places = {
+            "sizes": ends.diff(),
+            "at_query": ends * (shape.heads * shape.width),
+            "at_key": ends * (shape.key_heads * shape.width),
+            "at_sums": ends * shape.heads,
+        }
+        workspace = torch.empty(graph.get_workspace_size(), device=shape.device, dtype=torch.uint8)
+        cudnn.set_stream(handle=self.handle, stream=torch.cuda.current_stream(shape.device).cuda_stream)
+        buffers = {ports[name]: tensor for name, tensor in (tensors | places).items()}
+        graph.execute(buffers, workspace, handle=self.handle)
 
     def _build(
         self, inputs: tuple[str, ...], outputs: tuple[str, ...], operation: Callable[[Any, dict[str, Any], Any], Any]
@@ -177,19 +181,3 @@ class Graphs:
         heads = shape.key_heads if is_key else shape.heads
         strides = [shape.longest * heads * shape.width, shape.width, heads * shape.width, 1]
         return [shape.slots, heads, shape.longest, shape.width], strides, "at_key" if is_key else "at_query"
-
-    def _run(self, built: tuple[Any, dict[str, Any]], tensors: dict[str, Tensor], ends: Tensor) -> None:
-        """Run a graph on a row. ends: [S + 1], where its samples end."""
-        import cudnn
-
-        (graph, ports), shape = built, self.shape
-        places = {
-            "sizes": ends.diff(),
-            "at_query": ends * (shape.heads * shape.width),
-            "at_key": ends * (shape.key_heads * shape.width),
-            "at_sums": ends * shape.heads,
-        }
-        workspace = torch.empty(graph.get_workspace_size(), device=shape.device, dtype=torch.uint8)
-        cudnn.set_stream(handle=self.handle, stream=torch.cuda.current_stream(shape.device).cuda_stream)
-        buffers = {ports[name]: tensor for name, tensor in (tensors | places).items()}
-        graph.execute(buffers, workspace, handle=self.handle)

@@ -124,7 +124,9 @@ def attend(  # noqa: PLR0917 - an operation's tensors
         return _padded(query, key, value, row, scale), query.new_empty(*query.shape[1::-1], dtype=torch.float32)
     graphs = attention_cudnn.graphs(attention_cudnn.shape_of(query, key, ends, longest, scale))
     if graphs is not None:
-        return graphs.forward(query, key, value, ends)
+        out, sums = torch.empty_like(query), query.new_empty(*query.shape[1::-1], dtype=torch.float32)
+        graphs.run(graphs.forward, {"q": query, "k": key, "v": value, "out": out, "sums": sums}, ends)
+        return out, sums
     most = int(longest)
     out, sums, *_ = torch.ops.aten._flash_attention_forward(
         query, key, value, ends, ends, most, most, 0.0, True, False, scale=scale
@@ -148,7 +150,10 @@ def attend_backward(  # noqa: PLR0917
     if _has_kernel(query):
         graphs = attention_cudnn.graphs(attention_cudnn.shape_of(query, key, ends, longest, scale))
         if graphs is not None:
-            return graphs.backward(grad, query, key, value, out, sums, ends)
+            dq, dk, dv = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+            given = {"q": query, "k": key, "v": value, "out": out, "sums": sums, "grad": grad}
+            graphs.run(graphs.backward, {**given, "dq": dq, "dk": dk, "dv": dv}, ends)
+            return dq, dk, dv
         most = int(longest)
         seed = torch.zeros(2, dtype=torch.uint64, device=query.device)  # of the dropout, which is zero
         dq, dk, dv = torch.ops.aten._flash_attention_backward(
