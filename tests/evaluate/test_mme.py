@@ -182,3 +182,15 @@ def test_a_broken_question_file_is_named(bench: Any, tmp_path: Path) -> None:
     (tmp_path / "MME_Benchmark_release_version/count/1.txt").write_text(f"Is it so? {REQUEST}\tYes\n")
     with pytest.raises(UserError, match=r"count/1.txt: not two lines"):
         bench.questions()
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("Yes", "yes"), ("NO.", "no"), ("None", "no"), ("Not", "no"), ("Know", "no"), ("snow", "no"), ("i no", "no"),
+        ("yes no", "yes"), ("Yep", None), ("y", None), ("n", None),
+        ("The answer is yes", None), ("", None), ("   no", None),
+    ],
+)  # fmt: skip
+def test_the_first_four_characters_are_read(text: str, word: str | None, tmp_path: Path) -> None:
+    assert from_conf("mme", tmp_path).read(text, None) == word

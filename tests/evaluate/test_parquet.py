@@ -126,6 +126,52 @@ def test_questions_images_and_score(name: str, tmp_path: Path) -> None:
     assert score.value == (pytest.approx(value) if value else None)  # nobody judges
 
 
+# name -> value and number of questions where only the first question has an answer
+PARTIAL: dict[str, tuple[float | None, int]] = {
+    "vqav2": (50, 2),  # an answer that is missing is ''
+    "gqa": (100, 1),
+    "scienceqa": (100, 1),
+    "textvqa": (100, 1),
+    "pope": (100, 1),
+    "mme": (50, 2),  # wrong, as the other question on the image has an answer
+    "mmvet": (None, 1),  # nobody judges
+    "llavaw": (None, 1),
+    "mmbench": (0, 1),  # a question whose rotation has no answer is wrong
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_answers_that_do_not_cover_the_benchmark(name: str, tmp_path: Path) -> None:
+    files, _, replies, _ = CASES[name]
+    for path, rows in files.items():
+        write(tmp_path / path, rows)
+    bench = from_conf(name, tmp_path)
+    question, other = bench.questions()
+    first = [Answer(question.question_id, question.text, replies[0], question.key)]
+    with pytest.raises(UserError, match=f"only 1 of 2 questions.*{other.key}.*partial=true"):
+        bench.score(first)
+    score = bench.score(first, partial=True)
+    assert score.partial and any("1 of 2 questions" in note for note in score.notes)
+    assert (score.value, score.n) == (
+        pytest.approx(PARTIAL[name][0]) if PARTIAL[name][0] else PARTIAL[name][0],
+        PARTIAL[name][1],
+    )
+    assert not bench.score(first, {question.key}).partial  # a limited run: nothing else was asked
+
+
+def test_a_missing_column_is_named_with_those_found(tmp_path: Path) -> None:
+    rows = [{"question": "Is it?", "answer": "yes", "image": image("a"), "category": "random"}]
+    write(tmp_path / "data/test-0.parquet", rows)
+    with pytest.raises(UserError, match=r"test-0\.parquet: no column image_source; found question, answer"):
+        from_conf("pope", tmp_path).questions()
+
+
+def test_a_missing_field_is_named_with_those_found(tmp_path: Path) -> None:
+    (tmp_path / "testdev_balanced_questions.json").write_text('{"1": {"isBalanced": true, "semantic": []}}')
+    with pytest.raises(UserError, match=r"questions\.json: .*no field 'answer'.* isBalanced, semantic"):
+        from_conf("gqa", tmp_path).questions()
+
+
 def test_an_image_is_found_by_its_row(tmp_path: Path) -> None:
     for path, rows in CASES["gqa"][0].items():
         write(tmp_path / path, rows)

@@ -137,3 +137,15 @@ def test_a_limited_run_is_scored_on_what_was_asked(bench: Any) -> None:
 
 def test_only_images_lack(bench: Any) -> None:
     assert findings(bench).startswith("2 of 2 images are missing")
+
+
+@pytest.mark.parametrize("text", ["No", "no", "No, there is none.", "There is not one", "Yes, not far", "no, yes. yes"])
+def test_a_no_within_the_first_sentence_is_no(text: str, tmp_path: Path) -> None:
+    assert from_conf("pope", tmp_path).read(text, None) == "no"
+
+
+@pytest.mark.parametrize(
+    "text", ["NO", "No!", "No\nthere", "Nope", "Not", "It isn't", "No,there", "Yes. There is no other"]
+)
+def test_everything_else_is_yes(text: str, tmp_path: Path) -> None:
+    assert from_conf("pope", tmp_path).read(text, None) == "yes"

@@ -9,11 +9,8 @@ from tinyvlm_cli.evaluate.reading import (
     CONTRACTIONS,
     leave_one_out,
     m4c_words,
-    mme_word,
     one_line,
-    pope_says_no,
-    scienceqa_choice,
-    vqa_accuracy,
+    vqa_accuracies,
     vqa_words,
 )
 
@@ -85,60 +82,12 @@ def test_an_annotator_is_not_compared_with_himself(agreeing: int, score: float) 
     ("answer", "score"), [("Two", 1), ("two", 0), ("2", 0), ("Two.", 0), ("the Two", 0), (" Two\n", 1)]
 )
 def test_nothing_is_normalised_where_all_agree(answer: str, score: float) -> None:
-    assert vqa_accuracy(answer, ["Two"] * 10) == score
-    assert vqa_accuracy(answer, ["Two"] * 9 + ["three"]) == 1
+    assert vqa_accuracies([answer], ["Two"] * 10) == [score]
+    assert vqa_accuracies([answer], ["Two"] * 9 + ["three"]) == [1]
 
 
 def test_all_agree_when_their_answers_do_once_stripped() -> None:
-    assert vqa_accuracy("Two dogs", [" Two\ndogs"] * 5 + ["Two\tdogs "] * 5) == 1
-    assert vqa_accuracy("two dogs", [" Two\ndogs"] * 5 + ["Two\tdogs "] * 5) == 0
-
-
-@pytest.mark.parametrize("text", ["No", "no", "No, there is none.", "There is not one", "Yes, not far", "no, yes. yes"])
-def test_pope_reads_no(text: str) -> None:
-    assert pope_says_no(text)
-
-
-@pytest.mark.parametrize(
-    "text", ["NO", "No!", "No\nthere", "Nope", "Not", "", "It isn't", "No,there", "Yes. There is no other"]
-)
-def test_pope_reads_everything_else_as_yes(text: str) -> None:
-    assert not pope_says_no(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "word"),
-    [
-        ("Yes", "yes"), ("NO.", "no"), ("None", "no"), ("Not", "no"), ("Know", "no"), ("snow", "no"), ("i no", "no"),
-        ("yes no", "yes"), ("Yep", "other"), ("y", "other"), ("n", "other"),
-        ("The answer is yes", "other"), ("", "other"), ("   no", "other"),
-    ],
-)  # fmt: skip
-def test_mme_looks_at_four_characters(text: str, word: str) -> None:
-    assert mme_word(text) == word
-
-
-@pytest.mark.parametrize(
-    ("text", "choice"),
-    [
-        ("B", 1), ("B. blue", 1), ("The answer is B.", 1), ("So. The answer is C, I think", 2),
-        ("The answer is Blue.", 1),  # the point is a wildcard
-        ("The answer is B", None),  # and needs a character
-        ("The answer is A. The answer is B.", None),  # not exactly one
-        ("b", None), ("(B)", None), ("B)", None), ("B.", None), ("B.blue", None), (" B", None), ("", None),
-        ("A. The answer is B.", 0),  # a letter at the start comes first
-        ("The answer is F. The answer is B.", None),  # two, though F is no option
-        ("The answer is B\n", None),  # the wildcard is no line break
-        ("D", None), ("The answer is D.", None),  # not among the choices
-        ("Apple", None), ("Z", None),
-    ],
-)  # fmt: skip
-def test_scienceqa_choice(text: str, choice: int | None) -> None:
-    assert scienceqa_choice(text, 3) == choice
-
-
-def test_scienceqa_knows_five_letters() -> None:
-    assert [scienceqa_choice(letter, 6) for letter in ("E", "E. x", "F")] == [4, 4, None]
+    assert vqa_accuracies(["Two dogs", "two dogs"], [" Two\ndogs"] * 5 + ["Two\tdogs "] * 5) == [1, 0]
 
 
 @pytest.mark.parametrize(

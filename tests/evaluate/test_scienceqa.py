@@ -1,6 +1,7 @@
 """ScienceQA: who counts as an image question, prompts, and what a missing answer costs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,27 @@ def test_an_unreadable_answer_is_wrong_and_never_drawn(bench: Any) -> None:
 def test_a_limited_run_is_scored_on_what_was_asked(bench: Any) -> None:
     score = bench.score(answers({"5": "B", "7": "C"}), {"5", "7"})
     assert (score.value, score.n, score.details["questions"]) == (100, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "choice"),
+    [
+        ("B", 1), ("B. blue", 1), ("The answer is B.", 1), ("So. The answer is C, I think", 2),
+        ("The answer is Blue.", 1),  # the point is a wildcard
+        ("The answer is B", None),  # and needs a character
+        ("The answer is A. The answer is B.", None),  # not exactly one
+        ("b", None), ("(B)", None), ("B)", None), ("B.", None), ("B.blue", None), (" B", None), ("", None),
+        ("A. The answer is B.", 0),  # a letter at the start comes first
+        ("The answer is F. The answer is B.", None),  # two, though F is no option
+        ("The answer is B\n", None),  # the wildcard is no line break
+        ("D", None), ("The answer is D.", None),  # not among the choices
+        ("Apple", None), ("Z", None),
+    ],
+)  # fmt: skip
+def test_the_choice_that_an_answer_names(text: str, choice: int | None, bench: Any) -> None:
+    assert bench.read(text, bench.known_items["7"]) == choice  # one of three
+
+
+def test_letters_end_at_e(bench: Any) -> None:
+    six = replace(bench.known_items["7"], truth=bench.known_items["7"].truth._replace(num_choices=6))
+    assert [bench.read(letter, six) for letter in ("E", "E. x", "F")] == [4, 4, None]

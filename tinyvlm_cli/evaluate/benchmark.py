@@ -148,8 +148,9 @@ class Benchmark(ABC):
     server: str = ""  # where this split is scored; "" when its answers are public
     llava_file: str = ""  # LLaVA's question file, which is asked as it is where it is present; "": there is none
     images: str = ""  # folder of the images
+    suffix: str = ""  # what is added to official questions; LLaVA's end with it, but for those of multiple choice
 
-    metric: ClassVar[str]
+    metric: ClassVar[str] = "accuracy"  # for a table's footnote
     formula: ClassVar[Formula] = Formula.mean
     upload_suffix: ClassVar[str] = ""  # of the file that `export` writes
     keeps_unanswered: ClassVar[bool] = False  # `headline` also gets the items without an answer

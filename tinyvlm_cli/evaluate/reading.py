@@ -1,4 +1,4 @@
-"""How the official scorers read an answer. Their slips are kept: they are part of every published number.
+"""Official rules of reading answers that several benchmarks share. Their slips are kept: published numbers have them.
 
 VQA rules: vqaEval.py of github.com/GT-Vision-Lab/VQA. m4c rules: EvalAIAnswerProcessor of mmf, as LLaVA-1.5 uses it
 for TextVQA and to convert VQAv2 answers before upload.
@@ -20,7 +20,7 @@ NUMBERS = dict(
 )
 ARTICLES = frozenset(("a", "an", "the"))
 
-# A word without its apostrophe gets it back; of a word with several, the forms that lack one of them.
+# A word without its apostrophe gets it back; a word with several has an entry for each form that lacks one of them.
 APOSTROPHES = (
     "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd "
     "he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've "
@@ -37,89 +37,50 @@ CONTRACTIONS = {
 
 
 def one_line(text: str) -> str:
-    """What the VQA scorer does to every answer first."""
+    """Return the text as the VQA scorer first makes it: on one line, without outer white space."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 @lru_cache(maxsize=1 << 17)
 def vqa_words(text: str) -> str:
-    """Punctuation, numerals, articles and contractions after the VQA scorer's rules, in its order."""
-    words = [str(NUMBERS.get(word, word)) for word in _drop_marks(text).lower().split()]
+    """Normalise punctuation, numerals, articles and contractions by the VQA scorer's rules, in its order."""
+    # A mark that touches a space is deleted, another becomes a space; one digit-comma-digit anywhere deletes them all.
+    if ANY_MARK.search(text):
+        deletes_all = DIGIT_COMMA_DIGIT.search(text) is not None
+        source = text
+        for mark in MARKS:
+            if mark in source:
+                is_deleted = deletes_all or f"{mark} " in source or f" {mark}" in source
+                text = text.replace(mark, "" if is_deleted else " ")
+    text = PERIOD.sub("", text, count=MAX_PERIODS)
+    words = [str(NUMBERS.get(word, word)) for word in text.lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
 @lru_cache(maxsize=1 << 17)
 def m4c_words(text: str) -> str:
-    """The answer after mmf's rules: like `vqa_words`, but commas and question marks go first and 's stands alone."""
+    """Normalise by mmf's rules: as `vqa_words`, but commas and question marks are deleted first and 's is set apart."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     return vqa_words(one_line(text.strip()))
 
 
-def _drop_marks(text: str) -> str:
-    """A mark that touches a space goes, another becomes a space; one digit-comma-digit anywhere makes them all go."""
-    if ANY_MARK.search(text):
-        all_go = DIGIT_COMMA_DIGIT.search(text) is not None
-        source = text
-        for mark in MARKS:
-            if mark in source:
-                goes = all_go or f"{mark} " in source or f" {mark}" in source
-                text = text.replace(mark, "" if goes else " ")
-    return PERIOD.sub("", text, count=MAX_PERIODS)
-
-
 def leave_one_out(answer: str, truths: Sequence[str]) -> float:
-    """VQA accuracy: the mean over the annotators of min(1, agreeing others / 3)."""
+    """Return the VQA accuracy: the mean over the annotators of min(1, agreeing others / 3)."""
     agreeing = truths.count(answer)
     if not agreeing:
         return 0.0
     return sum(min(1, float(agreeing - (truth == answer)) / 3) for truth in truths) / len(truths)
 
 
-def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:
-    """The VQA scorer's accuracy of one answer. Where all annotators agree nothing is normalised: case counts."""
-    return prepared_accuracy(answer, prepare_truths(truths))
+def vqa_accuracies(answers: Sequence[str], truths: Sequence[str]) -> list[float]:
+    """Return the VQA scorer's accuracy of each of several answers to one question.
 
-
-def prepare_truths(truths: Sequence[str]) -> tuple[bool, tuple[str, ...]]:
-    """Whether answers are to be normalised for these annotators, and the annotators' answers as they are compared."""
-    lines = tuple(one_line(truth) for truth in truths)
-    differ = len(set(lines)) > 1
-    return differ, tuple(vqa_words(line) for line in lines) if differ else lines
-
-
-def prepared_accuracy(answer: str, prepared: tuple[bool, tuple[str, ...]]) -> float:
-    """`vqa_accuracy` for truths that went through `prepare_truths`."""
-    normalise, truths = prepared
-    line = one_line(answer)
-    return leave_one_out(vqa_words(line) if normalise else line, truths)
-
-
-def pope_says_no(text: str) -> bool:
-    """POPE's reader: a bare "No", "no" or "not" in the first sentence means no, anything else means yes."""
-    words = text.split(".", maxsplit=1)[0].replace(",", "").split(" ")
-    return not {"No", "not", "no"}.isdisjoint(words)
-
-
-def mme_word(text: str) -> str:
-    """MME's reader: "yes" or "no" within the first four characters, else "other"."""
-    start = text.lower()[:4]
-    return next((word for word in ("yes", "no") if word in start), "other")
-
-
-SCIENCEQA_LETTERS = "ABCDE"
-# The point is a wildcard: "The answer is B" at the very end is not found, "The answer is Blue" gives B.
-THE_ANSWER_IS = re.compile(r"The answer is ([A-Z]).")
-
-
-def scienceqa_choice(text: str, choices: int) -> int | None:
-    """The index of the option that an answer names, after LLaVA's rule; None when it names none of `choices`."""
-    if text and text[0] in SCIENCEQA_LETTERS and (len(text) == 1 or text[1:3] == ". "):
-        letter = text[0]
-    else:
-        named = THE_ANSWER_IS.findall(text)
-        letter = named[0] if len(named) == 1 else ""
-    index = SCIENCEQA_LETTERS.find(letter) if letter else -1
-    return index if 0 <= index < choices else None
+    truths: the annotators' answers. Where they are all equal nothing is normalised: case counts.
+    """
+    given, known = [one_line(answer) for answer in answers], [one_line(truth) for truth in truths]
+    if len(set(known)) > 1:
+        given, known = [vqa_words(line) for line in given], [vqa_words(line) for line in known]
+    return [leave_one_out(answer, known) for answer in given]
 
 
 NO_OPTION = "Z"  # the answer refuses to choose

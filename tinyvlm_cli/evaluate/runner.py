@@ -72,6 +72,8 @@ def take_inventory(benchmark: Benchmark) -> Inventory:
         return Inventory(0, 0, 0, (f"{missing} not in {benchmark.folder}; get {benchmark.source}",))
     try:
         questions = benchmark.questions()
+        if not benchmark.server:
+            _ = benchmark.known_items  # reads the truths: a broken file is reported before anything is answered
     except UserError as error:
         return Inventory(0, 0, 0, (str(error),))
     images = {question.image_key: question.image for question in questions if question.image is not None}

@@ -5,7 +5,7 @@ LLaVA runs on testdev: without consistency, validity and plausibility, whose fil
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -14,6 +14,7 @@ from tinyvlm_cli.evaluate.benchmark import Benchmark, Item, Result, Score, perce
 from tinyvlm_cli.evaluate.sources import first_of, read_json, read_rows
 
 COLUMNS = ("id", "question", "imageId", "answer", "isBalanced", "types", "semantic", "groups")
+TABLES = ("structural", "semantic", "steps", "words")
 NO_STEP = ("exist", "query: name", "choose name")  # operations that the official code does not count as steps
 
 
@@ -33,9 +34,7 @@ class GQA(Benchmark):
     """The balanced questions of a split."""
 
     questions_file: str  # official, with the answers
-    suffix: str  # added to official questions
     parquet_images: str  # Hugging Face form: pattern of the images' files
-    metric: ClassVar[str] = "accuracy"
     unanswered: ClassVar[str] = "the score is over the others (the official eval.py gives none)"
 
     def files(self) -> list[Path]:
@@ -56,17 +55,23 @@ class GQA(Benchmark):
             stored = {row["id"]: row["image"] for row in read_rows(paths, "id", "image")}
         else:
             records = read_json(self.need(self.files()[0]))
-        return [
-            Item(
-                key=key,
-                truth=_truth(record),
-                text=f"{record['question']}\n{self.suffix}",
-                image=stored.get(record["imageId"], self.image_dir / f"{record['imageId']}.jpg"),
-                image_key=record["imageId"],
+        items = []
+        for key, record in records.items():
+            if not record["isBalanced"]:
+                continue
+            steps = [f"{step['operation']}: {step['argument']}" for step in record["semantic"]]
+            truth = Truth(
+                answer=record["answer"],
+                structural=record["types"]["structural"],
+                semantic=record["types"]["semantic"],
+                steps=sum(not any(word in step for word in NO_STEP) for step in steps),
+                words=len(record["question"].split()),
+                group=record["groups"]["global"],
             )
-            for key, record in records.items()
-            if record["isBalanced"]
-        ]
+            name, text = record["imageId"], f"{record['question']}\n{self.suffix}"
+            image = stored.get(name, self.image_dir / f"{name}.jpg")
+            items.append(Item(key=key, truth=truth, text=text, image=image, image_key=name))
+        return items
 
     def read(self, text: str, item: Item) -> str | None:
         """Return the answer as LLaVA converts it: without the points at its end, in lower case."""
@@ -76,35 +81,21 @@ class GQA(Benchmark):
     def headline(self, results: Sequence[Result]) -> Score:
         """Return the accuracy in percent, with the official tables."""
         points = {result.item.key: float(result.meaning == result.item.truth.answer) for result in results}
-
-        def accuracy(belongs: Callable[[Truth], bool]) -> float:
-            return percent(points[r.item.key] for r in results if belongs(r.item.truth)) or 0.0  # 0 of nothing: eval.py
-
-        def table(kind: str) -> dict[str, Any]:
-            hits: dict[Any, list[float]] = defaultdict(list)
-            for result in results:
-                hits[getattr(result.item.truth, kind)].append(points[result.item.key])
-            return {str(name): {"accuracy": percent(hits[name]), "n": len(hits[name])} for name in sorted(hits)}
-
-        details = {
-            "binary": accuracy(lambda truth: truth.structural != "query"),
-            "open": accuracy(lambda truth: truth.structural == "query"),
+        groups: dict[str, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for result in results:
+            truth, point = result.item.truth, points[result.item.key]
+            groups["form"]["open" if truth.structural == "query" else "binary"].append(point)
+            for kind in TABLES:
+                groups[kind][getattr(truth, kind)].append(point)
+        details: dict[str, Any] = {
+            "binary": percent(groups["form"]["binary"]) or 0.0,  # 0 of nothing, as in eval.py
+            "open": percent(groups["form"]["open"]) or 0.0,
             "distribution": _distribution(results),
-            **{kind: table(kind) for kind in ("structural", "semantic", "steps", "words")},
         }
+        for kind in TABLES:
+            table = sorted(groups[kind].items())
+            details[kind] = {str(name): {"accuracy": percent(hits), "n": len(hits)} for name, hits in table}
         return self.scored(percent(points.values()), results, points, details)
-
-
-def _truth(record: Mapping[str, Any]) -> Truth:
-    steps = [f"{step['operation']}: {step['argument']}" for step in record["semantic"]]
-    return Truth(
-        answer=record["answer"],
-        structural=record["types"]["structural"],
-        semantic=record["types"]["semantic"],
-        steps=sum(not any(word in step for word in NO_STEP) for step in steps),
-        words=len(record["question"].split()),
-        group=record["groups"]["global"],
-    )
 
 
 def _distribution(results: Iterable[Result]) -> float | None:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Benchmark, Image, Item, Result, Score
-from tinyvlm_cli.evaluate.reading import mme_word
+from tinyvlm_cli.evaluate.benchmark import Benchmark, Item, Result, Score
 from tinyvlm_cli.evaluate.sources import first_of
 from tinyvlm_cli.results.records import Answer
 from tinyvlm_cli.statistics.questions import Formula, Tally
@@ -34,7 +33,6 @@ class MME(Benchmark):
     """
 
     release: str  # official folder with one folder for each subtask
-    suffix: str  # stands in place of the official request
     metric: ClassVar[str] = "perception"
     formula: ClassVar[Formula] = Formula.pairs
     keeps_unanswered: ClassVar[bool] = True
@@ -52,19 +50,29 @@ class MME(Benchmark):
 
     def items(self) -> list[Item]:
         """Return every question of the subtasks that are present, image by image."""
-        items: list[Item] = []
+        columns = ("category", "question_id", "image", "question", "answer")
+        rows = [tuple(row[column] for column in columns) for row in self.rows(*columns)]
         for subtask in (*PERCEPTION, *COGNITION):
             if (self.image_dir / subtask).is_dir():
-                items += self._subtask(self.image_dir / subtask)
-        for row in self.rows("question_id", "question", "answer", "category", "image"):
-            truth = row["answer"].strip().lower()
-            items.append(self._item(row["category"], row["question_id"], row["image"], row["question"], truth))
-        return list({item.key: item for item in items}.values())  # as in the official converter the last one counts
+                rows += self._subtask(self.image_dir / subtask)
+        items: dict[str, Item] = {}
+        for subtask, image_id, image, question, answer in rows:
+            key = self.key_of(Answer(image_id, question, ""))
+            items[key] = Item(  # as in the official converter the last one counts
+                key=key,
+                truth=answer.strip().lower(),
+                text=f"{self._bare(question)}\n{self.suffix}",
+                image=image,
+                image_key=image_id,
+                question_id=image_id,
+                category=subtask,
+            )
+        return list(items.values())
 
     def read(self, text: str, item: Item) -> str | None:
-        """Return "yes" or "no" from the first four characters."""
-        word = mme_word(text)
-        return word if word != "other" else None
+        """Return "yes" or "no", whichever is within the first four characters."""
+        start = text.lower()[:4]
+        return next((word for word in ("yes", "no") if word in start), None)
 
     def headline(self, results: Sequence[Result]) -> Score:
         """Return the perception total, with cognition and the subtasks in the details.
@@ -89,7 +97,7 @@ class MME(Benchmark):
             if absent and len(results) == len(self.known_items):
                 notes.append(f"{', '.join(absent)}: no questions or no answers; the {kind} total is over the others")
         counted = [r for r in results if r.item.image_key in answered and r.item.category in PERCEPTION]
-        points = {result.item.key: float(_is_right(result)) for result in counted}
+        points = {result.item.key: float(result.meaning == result.item.truth) for result in counted}
         tallies = {
             result.item.key: Tally(result.item.image_key, result.item.category, points[result.item.key])
             for result in counted
@@ -132,26 +140,14 @@ class MME(Benchmark):
             notes.append(f"{broken} answers hold a tab or a line break, at which the official tool stops")
         return notes
 
-    def _item(self, subtask: str, image_id: str, image: Image, question: str, truth: str) -> Item:
-        return Item(
-            key=self.key_of(Answer(image_id, question, "")),
-            truth=truth,
-            text=f"{self._bare(question)}\n{self.suffix}",
-            image=image,
-            image_key=image_id,
-            question_id=image_id,
-            category=subtask,
-        )
-
     def _bare(self, question: str) -> str:
         return question.replace(self.suffix, "").replace(REQUEST, "").strip()
 
-    def _subtask(self, folder: Path) -> Iterator[Item]:
-        """Yield the two questions of each text file, with yes or no."""
+    def _subtask(self, folder: Path) -> Iterator[tuple[str, str, Path, str, str]]:
+        """Yield the two questions of each text file: subtask, image id, image, question, answer."""
         is_flat = not (folder / QUESTIONS_FOLDER).is_dir()
         texts, images = (folder, folder) if is_flat else (folder / QUESTIONS_FOLDER, folder / IMAGES_FOLDER)
         names = {_stem(path.name): path.name for path in images.glob("[!.]*") if path.suffix != ".txt"}
-        prefix = images.relative_to(self.image_dir).as_posix()
         paths = sorted(texts.glob("[!.]*.txt"))
         by_stem = {_stem(path.name): path for path in paths}
         for path in paths:
@@ -162,35 +158,32 @@ class MME(Benchmark):
             rows = [line.strip().split("\t") for line in lines if line.strip()]
             if [len(row) for row in rows] != [2, 2] or any(row[1].strip().lower() not in ("yes", "no") for row in rows):
                 raise UserError(f"{path}: not two lines of a question, a tab, Yes or No; get {self.source}")
-            image_id = f"{prefix}/{names.get(_stem(path.name), f'{path.stem}.jpg')}"
-            for question, truth in rows:
-                place = self.image_dir / image_id
-                yield self._item(folder.name, image_id, place, question.strip(), truth.strip().lower())
+            image = images / names.get(_stem(path.name), f"{path.stem}.jpg")
+            for question, answer in rows:
+                image_id = image.relative_to(self.image_dir).as_posix()
+                yield folder.name, image_id, image, question.strip(), answer
 
 
 def _stem(name: str) -> str:
     return name.split(".", maxsplit=1)[0]
 
 
-def _is_right(result: Result) -> bool:
-    """Return whether the answer is right; one that cannot be read is wrong."""
-    return bool(result.meaning == result.item.truth)
-
-
 def _figures(images: Sequence[Sequence[Result]]) -> dict[str, Any]:
     """Return the official figures of a subtask; precision and recall of yes are over the answers that can be read."""
     results = [result for image in images for result in image]
-    accuracy = sum(map(_is_right, results)) / len(results)
-    # Two, not all: an image of which `limit=` left one question is not won.
-    both = sum(sum(map(_is_right, image)) == 2 for image in images) / len(images)
+    hits = [
+        sum(result.meaning == result.item.truth for result in image) for image in images
+    ]  # an unreadable one is wrong
+    accuracy = sum(hits) / len(results)
+    both = hits.count(2) / len(images)  # not all: an image of which `limit=` left one question is not won
     counts = Counter((result.meaning, result.item.truth) for result in results)
-    hits = counts["yes", "yes"]
+    yes = counts["yes", "yes"]
     return {
         "score": accuracy * 100 + both * 100,
         "acc": accuracy,
         "acc_plus": both,
-        "precision": hits / max(hits + counts["yes", "no"], 1),
-        "recall": hits / max(hits + counts["no", "yes"], 1),
+        "precision": yes / max(yes + counts["yes", "no"], 1),
+        "recall": yes / max(yes + counts["no", "yes"], 1),
         "other": sum(result.meaning is None for result in results),
         "n": len(results),
     }

@@ -4,16 +4,19 @@ All questions of the split are asked, those without image as text. Answers are r
 eval_science_qa.py, the further tables are those of the ScienceQA repository's evaluate_acc.py.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
-from tinyvlm_cli.evaluate.benchmark import Benchmark, Item, Question, Result, Score, percent
-from tinyvlm_cli.evaluate.reading import SCIENCEQA_LETTERS, scienceqa_choice
+from tinyvlm_cli.evaluate.benchmark import Benchmark, Image, Item, Question, Result, Score, percent
 from tinyvlm_cli.evaluate.sources import StoredImage, read_json
 
 IMAGE_MARK = "<image>"
+LETTERS = "ABCDE"
+# The point is a wildcard: "The answer is B" at the very end is not found, "The answer is Blue" gives B.
+THE_ANSWER_IS = re.compile(r"The answer is ([A-Z]).")
 LOWER_GRADES = tuple(f"grade{number}" for number in range(1, 7))
 UPPER_GRADES = tuple(f"grade{number}" for number in range(7, 13))
 
@@ -48,7 +51,6 @@ class ScienceQA(Benchmark):
     problems_file: str  # official
     splits_file: str  # official: ids by split
     image_name: str  # a format of the question's id
-    suffix: str  # added to every question
     metric: ClassVar[str] = "IMG accuracy"
     keeps_unanswered: ClassVar[bool] = True
     unanswered: ClassVar[str] = "wrong in the accuracy over all, left out of the accuracy on images"
@@ -60,28 +62,57 @@ class ScienceQA(Benchmark):
     def asked(self) -> list[Question]:
         """Return LLaVA's questions, or the official ones made like them; the option suffix comes after either."""
         path = self.folder / self.llava_file
-        if not path.exists():
-            return [self._question(i.key, i.text, i.image, i.image_key) for i in self.known_items.values()]
+        if path.exists():
+            asked = []
+            for line in read_json(path):
+                name = line.get("image") or ""
+                image: Image = self.image_dir / name if name else None
+                asked.append((str(line["id"]), line["conversations"][0]["value"], image, name))
+        else:
+            asked = [(item.key, item.text, item.image, item.image_key) for item in self.known_items.values()]
         questions = []
-        for line in read_json(path):
-            name = line.get("image")
-            image = self.image_dir / name if name else None
-            questions.append(self._question(str(line["id"]), line["conversations"][0]["value"], image, name or ""))
+        for key, text, image, image_key in asked:
+            prompt = f"{text.replace(IMAGE_MARK, '').strip()}\n{self.suffix}"
+            questions.append(Question(key, key, prompt, image, image_key, "image" if image else "text"))
         return questions
 
     def items(self) -> list[Item]:
         """Return the problems of the split, with the text of LLaVA's file: hint, question, lettered choices."""
         if self.parquet_files():
             columns = ("question", "choices", "answer", "image")
-            rows = self.rows(*columns, optional=("hint", "subject", "grade"))
+            rows = enumerate(self.rows(*columns, optional=("hint", "subject", "grade")))
             # There are no official ids. Ids of our own keep anybody from pairing them by mistake.
-            return [self._item(f"{self.split}-{number}", row) for number, row in enumerate(rows)]
-        problems, splits = (read_json(self.need(path)) for path in self.files())
-        return [self._item(str(key), problems[str(key)]) for key in splits[self.split]]
+            records = {f"{self.split}-{number}": row for number, row in rows}
+        else:
+            problems, splits = (read_json(self.need(path)) for path in self.files())
+            records = {str(key): problems[str(key)] for key in splits[self.split]}
+        items = []
+        for key, record in records.items():
+            image, hint, choices = record.get("image"), record.get("hint") or "", record["choices"]
+            if image and not isinstance(image, StoredImage):
+                image = self.image_dir / self.image_name.format(key)
+            truth = Truth(
+                answer=record["answer"],
+                num_choices=len(choices),
+                has_hint=bool(hint),
+                has_image=bool(image),
+                subject=record.get("subject") or "",
+                grade=record.get("grade") or "",
+            )
+            options = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
+            text = "\n".join([*([f"Context: {hint}"] if hint else []), record["question"], *options])
+            items.append(Item(key=key, truth=truth, text=text, image=image, image_key=key if image else ""))
+        return items
 
     def read(self, text: str, item: Item) -> int | None:
-        """Return the index of the choice."""
-        return scienceqa_choice(text, item.truth.num_choices)
+        """Return the index of the choice, after LLaVA's rule."""
+        if text and text[0] in LETTERS and (len(text) == 1 or text[1:3] == ". "):
+            letter = text[0]
+        else:
+            named = THE_ANSWER_IS.findall(text)
+            letter = named[0] if len(named) == 1 else ""
+        index = LETTERS.find(letter) if letter else -1
+        return index if 0 <= index < item.truth.num_choices else None
 
     def headline(self, results: Sequence[Result]) -> Score:
         """Return the accuracy in percent on the questions whose prompt has an image mark.
@@ -102,27 +133,3 @@ class ScienceQA(Benchmark):
         points = {result.item.key: hits[result.item.key] for result in shown}
         details = {"accuracy": percent(hits.values()), "questions": len(results), "tables": tables}
         return self.scored(percent(points.values()), shown, points, details, notes=notes)
-
-    def _question(self, key: str, text: str, image: Any, image_key: str) -> Question:
-        prompt = f"{text.replace(IMAGE_MARK, '').strip()}\n{self.suffix}"
-        return Question(key, key, prompt, image, image_key, "image" if image else "text")
-
-    def _item(self, key: str, record: Mapping[str, Any]) -> Item:
-        image, hint = record.get("image"), record.get("hint") or ""
-        if image and not isinstance(image, StoredImage):
-            image = self.image_dir / self.image_name.format(key)
-        choices = [f"{letter}. {choice}" for letter, choice in zip(SCIENCEQA_LETTERS, record["choices"], strict=False)]
-        return Item(
-            key=key,
-            truth=Truth(
-                answer=record["answer"],
-                num_choices=len(record["choices"]),
-                has_hint=bool(hint),
-                has_image=bool(image),
-                subject=record.get("subject") or "",
-                grade=record.get("grade") or "",
-            ),
-            text="\n".join([*([f"Context: {hint}"] if hint else []), record["question"], *choices]),
-            image=image,
-            image_key=key if image else "",
-        )

@@ -28,8 +28,6 @@ class TextVQA(Benchmark):
     """The validation set of release 0.5.1."""
 
     annotations_file: str  # official
-    suffix: str  # ends LLaVA's questions; added to the Hugging Face form's
-    metric: ClassVar[str] = "accuracy"
     each_answer_counts: ClassVar[bool] = True  # as in the official script
     keeps_unanswered: ClassVar[bool] = True
     unanswered: ClassVar[str] = "the score is over the others, as in the official script"

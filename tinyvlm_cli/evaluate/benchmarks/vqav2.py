@@ -7,13 +7,13 @@ people agree, because the rule then compares letter by letter.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from tinyvlm_cli.evaluate.benchmark import Benchmark, Item, Question, Result, Score
-from tinyvlm_cli.evaluate.reading import m4c_words, prepare_truths, prepared_accuracy
+from tinyvlm_cli.evaluate.reading import m4c_words, vqa_accuracies
 from tinyvlm_cli.evaluate.sources import Record, first_of, read_json, read_lines
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.results.records import Answer
@@ -34,10 +34,8 @@ class VQAv2(Benchmark):
     questions_file: str  # official, read when LLaVA's is absent
     annotations_file: str
     image_name: str  # for official questions: a format of image_id
-    suffix: str  # added to official questions
     upload_file: str  # LLaVA's questions of all of test2015: the server wants an answer to each
     official_upload_file: str  # the same from the official release
-    metric: ClassVar[str] = "accuracy"
     upload_suffix: ClassVar[str] = ".json"
     keeps_unanswered: ClassVar[bool] = True
     unanswered: ClassVar[str] = "taken as ''"
@@ -55,7 +53,12 @@ class VQAv2(Benchmark):
             return super().asked()
         else:
             records = read_json(self.files()[0])["questions"]
-        return [self._question(record) for record in records]
+        questions = []
+        for record in records:
+            key, name = str(record["question_id"]), self.image_name.format(record["image_id"])
+            image = record.get("image", self.image_dir / name)
+            questions.append(Question(key, key, f"{record['question']}\n{self.suffix}", image, name))
+        return questions
 
     def items(self) -> list[Item]:
         """Return the annotated questions, without their texts. Of a repeated one the last annotation counts."""
@@ -84,35 +87,25 @@ class VQAv2(Benchmark):
 
     def headline(self, results: Sequence[Result]) -> Score:
         """Return the accuracy in percent, rounded as the official code does."""
-        converted, raw = {}, {}
+        raw, converted = {}, {}
         for result in results:
-            prepared = prepare_truths(result.item.truth.answers)
-            raw[result.item.key] = prepared_accuracy(result.text, prepared)
-            converted[result.item.key] = prepared_accuracy(result.meaning or "", prepared)
+            both = vqa_accuracies([result.text, result.meaning or ""], result.item.truth.answers)
+            raw[result.item.key], converted[result.item.key] = both
 
-        def rounded(points: Mapping[str, float], keys: Iterable[str]) -> float:
-            chosen = [points[key] for key in keys]
-            return round(100 * float(sum(chosen)) / len(chosen), 2)
+        def figures(keys: Collection[str]) -> dict[str, Any]:
+            value, raw_value = (
+                round(100 * float(sum(points[key] for key in keys)) / len(keys), 2) for points in (converted, raw)
+            )
+            return {"accuracy": value, "raw_accuracy": raw_value, "n": len(keys)}
 
-        def table(kind: str) -> dict[str, Any]:
-            keys = defaultdict(list)
+        total = figures(converted)
+        details: dict[str, Any] = {"raw_accuracy": total["raw_accuracy"]}
+        for kind in ("answer_type", "question_type"):
+            groups = defaultdict(list)
             for result in results:
-                keys[getattr(result.item.truth, kind)].append(result.item.key)
-            return {
-                name: {
-                    "accuracy": rounded(converted, keys[name]),
-                    "raw_accuracy": rounded(raw, keys[name]),
-                    "n": len(keys[name]),
-                }
-                for name in sorted(keys)
-            }
-
-        details = {
-            "raw_accuracy": rounded(raw, raw),
-            "answer_types": table("answer_type"),
-            "question_types": table("question_type"),
-        }
-        return self.scored(rounded(converted, converted), results, converted, details)
+                groups[getattr(result.item.truth, kind)].append(result.item.key)
+            details[f"{kind}s"] = {name: figures(groups[name]) for name in sorted(groups)}
+        return self.scored(total["accuracy"], results, converted, details)
 
     def export(self, answers: Sequence[Answer], path: Path) -> None:
         """Write the array that the server takes, with every question of test2015 in order, answered or not."""
@@ -128,8 +121,3 @@ class VQAv2(Benchmark):
     @property
     def _upload_path(self) -> Path:
         return first_of(self.folder / self.upload_file, self.folder / self.official_upload_file)
-
-    def _question(self, record: Mapping[str, Any]) -> Question:
-        key, name = str(record["question_id"]), self.image_name.format(record["image_id"])
-        image = record.get("image", self.image_dir / name)
-        return Question(key, key, f"{record['question']}\n{self.suffix}", image, name)
