@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.from_conf import findings, from_conf, worked_out
+from support.from_conf import findings, from_conf, headline_of
 from support.scripted_endpoint import endpoint
 
 from tinyvlm_cli.errors import UserError
@@ -87,7 +87,7 @@ def test_the_score_is_the_ratio_of_means_rounded_twice(bench: Any, tmp_path: Pat
     with endpoint(graded("10 1", "2 2", "9 7")) as server:
         score = bench(judge=server.judge(tmp_path)).score(ANSWERS)
     assert score.value == 47.6  # 10/21; the mean of ratios would be 62.6
-    assert worked_out(score) == pytest.approx(100 * 10 / 21)
+    assert headline_of(score) == pytest.approx(100 * 10 / 21)
     assert (score.details["reference"], score.details["model"]) == (70.0, 33.3)
     assert score.details["categories"]["conv"] == {"relative": 25.0, "reference": 60.0, "model": 15.0}
     assert score.per_question == {"0": 0.1, "1": 0.2, "2": 0.7}

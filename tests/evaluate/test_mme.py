@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.from_conf import SUFFIX, findings, from_conf, worked_out, write_lines
+from support.from_conf import SUFFIX, findings, from_conf, headline_of, write_lines
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmarks.mme import COGNITION, PERCEPTION
@@ -79,7 +79,7 @@ def test_a_subtask_is_accuracy_plus_images_with_both_right(bench: Any) -> None:
     score = bench.score(wrong)
     count = score.details["subtasks"]["count"]
     assert (count["acc"], count["acc_plus"], count["score"], count["n"]) == (0.75, 0.5, 125, 4)
-    assert worked_out(score) == pytest.approx(score.value)
+    assert headline_of(score) == pytest.approx(score.value)
 
 
 def test_what_cannot_be_read_is_wrong_and_leaves_precision_and_recall(bench: Any) -> None:

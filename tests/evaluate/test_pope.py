@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.from_conf import SUFFIX, answers, findings, from_conf, worked_out, write_lines
+from support.from_conf import SUFFIX, answers, findings, from_conf, headline_of, write_lines
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.records import Answer
@@ -54,7 +54,7 @@ def test_the_value_is_the_mean_of_the_categories_f1(bench: Any) -> None:
     score = bench.score(answers({**ALL_RIGHT, "2": "Yes", "20000001": "No"}))
     assert [score.details["categories"][name]["f1"] for name in LABELS] == pytest.approx([2 / 3, 1, 0])
     assert score.value == pytest.approx(100 * (2 / 3 + 1 + 0) / 3)  # neither pooled F1 (75) nor accuracy (71)
-    assert worked_out(score) == pytest.approx(score.value)
+    assert headline_of(score) == pytest.approx(score.value)
     adversarial = score.details["categories"]["adversarial"]
     assert adversarial == pytest.approx(
         {"accuracy": 2 / 3, "precision": 0.5, "recall": 1, "f1": 2 / 3, "yes_ratio": 2 / 3, "n": 3}

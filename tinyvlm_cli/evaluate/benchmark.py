@@ -83,20 +83,6 @@ class Score:
         return Questions.of(self.formula, self.tallies)
 
 
-@dataclass(frozen=True)
-class Paired:
-    """Answers by the question that they belong to."""
-
-    given: list[tuple[str, Answer]]  # (key, answer) of every answer to a known question, in file order
-    missing: list[str]  # keys without an answer, in the order of the questions
-    notes: list[str]
-
-    @property
-    def last(self) -> dict[str, Answer]:
-        """Question.key -> the last answer to it."""
-        return dict(self.given)
-
-
 Parsed = TypeVar("Parsed", Item, Question)
 
 
@@ -108,11 +94,11 @@ class Benchmark(ABC):
     object, when it is first needed. The data is in LLaVA's layout or, where those files are absent, in the Hugging
     Face form (parquet).
 
-    A new benchmark is one YAML, whose keys are the fields below and the class's own, and a class with three methods:
+    A new benchmark is one YAML, whose keys are the fields below, and a class with three methods. Where the class has
+    fields of its own, it is a `@dataclass(frozen=True, kw_only=True)` too.
 
-        class ChartQA(Benchmark):
+        class ChartQA(Benchmark):  # conf/benchmark/chartqa.yaml: _target_: my_benchmarks.ChartQA, name: chartqa, ...
             metric = "relaxed accuracy"
-            suffix: str
 
             def items(self) -> list[Item]:
                 rows = enumerate(self.rows("question", "answer", "type", "image"))
@@ -148,7 +134,7 @@ class Benchmark(ABC):
     server: str = ""  # where this split is scored; "" when its answers are public
     llava_file: str = ""  # LLaVA's question file, which is asked as it is where it is present; "": there is none
     images: str = ""  # folder of the images
-    suffix: str = ""  # what is added to official questions; LLaVA's end with it, but for those of multiple choice
+    suffix: str = ""  # added to official questions; LLaVA's have it already, except for multiple choice
 
     metric: ClassVar[str] = "accuracy"  # for a table's footnote
     formula: ClassVar[Formula] = Formula.mean
@@ -263,33 +249,32 @@ class Benchmark(ABC):
         Raises UserError where answers are missing without `partial`, or belong to other questions.
         """
         items = {key: item for key, item in self.known_items.items() if asked is None or key in asked}
-        paired = self.pair(items, answers)
-        notes = [*paired.notes, *self.check(items, answers)]
-        if paired.missing and not partial:
-            first = ", ".join(paired.missing[:3])
+        given, notes = self.pair(items, answers)
+        notes += self.check(items, answers)
+        last = dict(given)
+        missing = [key for key in items if key not in last]
+        if missing and not partial:
             raise UserError(
-                f"{self.name}: only {len(items) - len(paired.missing):,} of {len(items):,} questions have an answer "
-                f"(first without: {first}); answer the others too, or add partial=true for a score that is not "
+                f"{self.name}: only {len(last):,} of {len(items):,} questions have an answer (first without: "
+                f"{', '.join(missing[:3])}); answer the others too, or add partial=true for a score that is not "
                 "comparable with others"
             )
-        if paired.missing:
+        if missing:
             notes.append(
-                f"{len(paired.missing):,} of {len(items):,} questions have no answer (first: {paired.missing[0]}): "
-                f"{self.unanswered}; the score is not comparable with others"
+                f"{len(missing):,} of {len(items):,} questions have no answer (first: {missing[0]}): {self.unanswered}"
             )
-        last: Mapping[str, Answer | None] = {
-            **dict.fromkeys(paired.missing if self.keeps_unanswered else ()),
-            **paired.last,
-        }
-        chosen: list[tuple[str, Answer | None]] = [(key, last[key]) for key in items if key in last]
-        if self.each_answer_counts:
-            chosen = [*paired.given, *((key, None) for key in last if last[key] is None)]
-        results = [
-            Result(items[key], answer, text := answer.text if answer else "", self.read(text, items[key]))
-            for key, answer in chosen
-        ]
+        chosen: list[tuple[str, Answer | None]] = list(given if self.each_answer_counts else last.items())
+        if self.keeps_unanswered:
+            chosen += [(key, None) for key in missing]
+        if not self.each_answer_counts:
+            place = {key: number for number, key in enumerate(items)}
+            chosen.sort(key=lambda pair: place[pair[0]])
+        results = []
+        for key, answer in chosen:
+            text = answer.text if answer else ""
+            results.append(Result(items[key], answer, text, self.read(text, items[key])))
         score = self.headline(results)
-        return replace(score, notes=(*notes, *score.notes), partial=bool(paired.missing))
+        return replace(score, notes=(*notes, *score.notes), partial=bool(missing))
 
     def scored(
         self,
@@ -320,23 +305,25 @@ class Benchmark(ABC):
             notes=tuple(notes),
         )
 
-    def pair(self, keys: Collection[str], answers: Sequence[Answer]) -> Paired:
-        """Return the answers to the questions `keys`. Raises UserError when no answer belongs to one of them."""
-        given = [(self.key_of(answer), answer) for answer in answers]
-        known = [(key, answer) for key, answer in given if key in keys]
-        unknown = [key for key, _ in given if key not in keys]
-        if not known:
+    def pair(self, keys: Collection[str], answers: Sequence[Answer]) -> tuple[list[tuple[str, Answer]], list[str]]:
+        """Return the key of its question with each answer to one of `keys`, in the answers' order, and notes.
+
+        Raises UserError when no answer belongs to one of the questions.
+        """
+        keyed = [(self.key_of(answer), answer) for answer in answers]
+        given = [(key, answer) for key, answer in keyed if key in keys]
+        unknown = [key for key, _ in keyed if key not in keys]
+        if not given:
             found = f"the first is to question '{unknown[0]}'" if unknown else "there are none"
             like = next(iter(keys), "")
             raise UserError(f"{self.name}: no answer belongs to a question, {found}; questions are named like '{like}'")
-        answered = {key for key, _ in known}
         notes = []
-        if repeated := len(known) - len(answered):
+        if repeated := len(given) - len(dict(given)):
             which = "each" if self.each_answer_counts else "the last one"
             notes.append(f"{repeated:,} answers repeat a question; {which} counts")
         if unknown:
             notes.append(f"{len(unknown):,} answers belong to no question (first: {unknown[0]}); they do not count")
-        return Paired(known, [key for key in keys if key not in answered], notes)
+        return given, notes
 
     def parquet_files(self) -> list[Path]:
         """Return the files of the Hugging Face form; none where an official file is present."""
@@ -353,15 +340,6 @@ class Benchmark(ABC):
         if not path.is_file():
             raise UserError(f"{path} is missing; get {self.source}")
         return path
-
-
-def questions_of(score: Score, asked: Iterable[Question]) -> Questions:
-    """Return the questions of the headline. asked: for their images, where the score has no tallies."""
-    if score.tallies:
-        return score.questions
-    images = {question.key: question.image_key for question in asked}
-    tallies = {key: Tally(images.get(key) or key, "", value) for key, value in score.per_question.items()}
-    return Questions.of(Formula.mean, tallies)
 
 
 def percent(points: Iterable[float]) -> float | None:

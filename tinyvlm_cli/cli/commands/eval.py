@@ -12,7 +12,7 @@ from rich.table import Table
 from tinyvlm_cli.config.build import build
 from tinyvlm_cli.config.commands import Eval
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Benchmark, Score, questions_of
+from tinyvlm_cli.evaluate.benchmark import Benchmark, Score
 from tinyvlm_cli.evaluate.judge import PENDING, with_judge
 from tinyvlm_cli.evaluate.runner import EvalJob, Task, answered, take_inventory
 from tinyvlm_cli.files import write_text
@@ -110,7 +110,7 @@ def _score(benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Re
         asked = None if job.limit is None else {answer.key for answer in answers}
         score = benchmark.score(answers, asked, partial=True)
         notes += [f"{benchmark.label}: {note}" for note in score.notes]
-        questions = questions_of(score, benchmark.questions())
+        questions = score.questions
         write_text(folder / "per_question.json", json.dumps(score.per_question))
         questions.write(folder / FILE)
         write_text(folder / "benchmark.yaml", yaml.safe_dump(task.benchmark, sort_keys=False))  # report finds images

@@ -218,7 +218,7 @@ class MMBench(Judged):
 
     def export(self, answers: Sequence[Answer], path: Path) -> None:
         """Write the sheet that the test server takes: every row, rotations too."""
-        given = self.pair(self.known_items, answers).last
+        given = dict(self.pair(self.known_items, answers)[0])
         # A sheet cannot hold control characters or unpaired surrogates.
         unwritable = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
         texts = {key: unwritable.sub(" ", answer.text) for key, answer in given.items()}

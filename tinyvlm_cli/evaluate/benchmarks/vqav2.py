@@ -113,8 +113,8 @@ class VQAv2(Benchmark):
         is_llavas = questions.name == self.upload_file
         records = read_lines(questions, "question_id") if is_llavas else read_json(questions)["questions"]
         ids = [record["question_id"] for record in records]
-        given = self.pair({str(number) for number in ids}, answers).last
-        texts = {key: answer.text for key, answer in given.items()}
+        given, _ = self.pair(dict.fromkeys(map(str, ids)), answers)
+        texts = {key: answer.text for key, answer in given}
         upload = [{"question_id": number, "answer": m4c_words(texts.get(str(number), ""))} for number in ids]
         write_text(path, json.dumps(upload))
 
