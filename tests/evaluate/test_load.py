@@ -93,7 +93,7 @@ def test_a_record_is_encoded_as_training_sees_it(
     assert len(sample.pixels) == (TALKS[number][0] is not None)
 
 
-def test_marks_labels_and_the_cut(model: Loaded, folder: Path, samples: list[TrainingSample]) -> None:
+def test_image_tokens_labels_and_truncation(model: Loaded, folder: Path, samples: list[TrainingSample]) -> None:
     ids, labels, pixels = samples[0]
     assert int((ids == IMAGE).sum()) == 16 and pixels.shape == (1, 3, 64, 64) and pixels.dtype == torch.uint8
     said = labels[labels != IGNORE]
@@ -120,7 +120,7 @@ def test_logits_and_loss_are_those_of_a_step(
     torch.testing.assert_close(model.loss(samples[0]), means[0])
 
 
-def test_an_answer_is_evaluations_and_its_pieces_add_up(model: Loaded, folder: Path, config: Train) -> None:
+def test_an_answer_equals_evaluations_and_its_pieces_add_up(model: Loaded, folder: Path, config: Train) -> None:
     stages = [folder / "results/stages" / name for name in ("pretrain-x", "finetune-x")]
     evaluated = load_answerer(model.run, "finetune", stages)
     images = {"red": folder / "red.png", "wide": folder / "wide.png", "": None}
@@ -143,7 +143,7 @@ def test_sampling_is_a_function_of_its_seed(model: Loaded, folder: Path) -> None
     assert [model.ask(None, "is it?", num_beams=3, on_text=beams.append, max_new_tokens=9)] == beams
 
 
-def test_a_picture_can_come_in_any_form(model: Loaded, folder: Path) -> None:
+def test_an_image_can_have_any_form(model: Loaded, folder: Path) -> None:
     path = folder / "wide.png"
     forms = (path, str(path), path.read_bytes(), Image.open(path))
     assert len({model.ask(form, "is it blue?", max_new_tokens=5) for form in forms}) == 1

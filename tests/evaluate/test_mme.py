@@ -49,7 +49,7 @@ def without(*places: int) -> list[Answer]:
     return [answer for place, answer in enumerate(ALL_RIGHT) if place not in places]
 
 
-def test_keys_are_unique_and_the_request_gives_way_to_the_suffix(bench: Any, tmp_path: Path) -> None:
+def test_keys_are_unique_and_the_suffix_replaces_the_request(bench: Any, tmp_path: Path) -> None:
     questions = bench.questions()
     assert len({question.key for question in questions}) == 8
     first, second = [question for question in questions if question.category == "artwork"]
@@ -82,7 +82,7 @@ def test_a_subtask_is_accuracy_plus_images_with_both_right(bench: Any) -> None:
     assert headline_of(score) == pytest.approx(score.value)
 
 
-def test_what_cannot_be_read_is_wrong_and_leaves_precision_and_recall(bench: Any) -> None:
+def test_unreadable_answers_are_wrong_and_not_in_precision_and_recall(bench: Any) -> None:
     score = bench.score([*without(2), reply("count/1.png", "so", "The answer is yes")])
     count = score.details["subtasks"]["count"]
     assert (count["acc"], count["other"], count["precision"], count["recall"]) == (0.75, 1, 1, 1)
@@ -102,7 +102,7 @@ def test_ocr_is_perception_and_the_lists_are_the_papers() -> None:
     assert COGNITION == ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
 
-def test_precision_is_over_what_was_said_and_recall_over_what_is_true(bench: Any) -> None:
+def test_precision_is_over_answers_and_recall_over_truths(bench: Any) -> None:
     count = bench.score([*without(2, 5), reply("count/1.png", "so", "No"), reply("count/2.png", "not so", "no")])
     figures = count.details["subtasks"]["count"]
     assert (figures["precision"], figures["recall"]) == (1, 0.5)
@@ -137,7 +137,7 @@ def test_pairs_are_by_image_not_by_line(bench: Any) -> None:
     assert any("not in pairs" in note for note in score.notes)
 
 
-def test_half_an_image_is_wrong_and_shifts_nothing(bench: Any) -> None:
+def test_an_image_with_one_answer_is_half_wrong_and_shifts_nothing(bench: Any) -> None:
     score = bench.score(without(2), partial=True)
     assert score.details["subtasks"]["count"]["score"] == 75 + 50
 

@@ -67,7 +67,7 @@ def test_nothing_predicted_yes_is_zero_and_no_crash(bench: Any) -> None:
     assert (score.value, score.details["categories"]["random"]["precision"]) == (0, 0)
 
 
-def test_an_answer_that_says_nothing_is_yes_but_not_readable(bench: Any) -> None:
+def test_an_empty_answer_is_yes_but_not_readable(bench: Any) -> None:
     score = bench.score(answers({**ALL_RIGHT, "1": ""}))
     assert (score.value, score.valid) == (100, pytest.approx(6 / 7))
 
@@ -109,7 +109,7 @@ def test_answers_to_another_release_are_refused(bench: Any) -> None:
     assert bench.score([*answers(ALL_RIGHT), Answer("2", prompt, "No")]).value == 100
 
 
-def test_a_question_that_stands_twice_takes_its_labels_in_turn(bench: Any, tmp_path: Path) -> None:
+def test_a_repeated_question_takes_its_labels_in_turn(bench: Any, tmp_path: Path) -> None:
     write_labels(tmp_path, random=[("a.jpg", "cat", "yes"), ("a.jpg", "cat", "no")])
     assert bench.score(answers(ALL_RIGHT)).value == 100
 
@@ -135,7 +135,7 @@ def test_a_limited_run_is_scored_on_what_was_asked(bench: Any) -> None:
         bench.score(answers({"1": "Yes", "2": "No"}))
 
 
-def test_only_images_lack(bench: Any) -> None:
+def test_missing_images_are_counted(bench: Any) -> None:
     assert findings(bench).startswith("2 of 2 images are missing")
 
 

@@ -1,4 +1,4 @@
-"""Each official reading of an answer, slips included. Expected values are what the official code gives."""
+"""Official rules of reading an answer, slips included. Expected values are those of the official code."""
 
 import hashlib
 
@@ -73,7 +73,7 @@ def test_m4c_words(text: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(("agreeing", "score"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)])
-def test_an_annotator_is_not_compared_with_himself(agreeing: int, score: float) -> None:
+def test_an_annotator_is_not_compared_with_their_own_answer(agreeing: int, score: float) -> None:
     truths = ["yes"] * agreeing + [f"other {i}" for i in range(10 - agreeing)]
     assert leave_one_out("yes", truths) == pytest.approx(score)
 

@@ -1,17 +1,24 @@
-"""How questions are shared, grouped, shuffled and taken up again."""
+"""Questions are shared between ranks, batched, shuffled and resumed."""
 
 from pathlib import Path
 
 import pytest
 
 from tinyvlm_cli.evaluate.benchmark import Question
-from tinyvlm_cli.evaluate.runner import answered, batches, share_of, shuffle_images
+from tinyvlm_cli.evaluate.runner import EvalJob, Task, answered, batches, share_of, shuffle_images
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Answer
 
 QUESTIONS = [
     Question(f"q{i}", f"q{i}", "word " * (i % 5 + 1), Path(f"{i // 4}.png"), f"{i // 4}.png") for i in range(22)
 ] + [Question("text", "text", "no image", None, "")]
+
+
+def test_workers_read_the_job_that_the_parent_wrote(tmp_path: Path) -> None:
+    tasks = [Task({"name": "pope", "version": 1}, images, str(tmp_path)) for images in ("real", "shuffled")]
+    job = EvalJob("run", "finetune", ["pretrain-x", "finetune-x"], batch_size=2, limit=None, seed=7, tasks=tasks)
+    job.write(tmp_path)
+    assert EvalJob.read(tmp_path) == job
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 5, 30])
@@ -37,7 +44,7 @@ def test_the_blind_control_gives_no_image_its_own_questions() -> None:
     assert shuffled == shuffle_images(QUESTIONS, seed=0) != shuffle_images(QUESTIONS, seed=1)
 
 
-def test_answers_are_taken_up_again_after_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
+def test_an_evaluation_resumes_after_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
     given = [Answer(q.question_id, q.text, f"a{q.key}", q.key) for q in QUESTIONS[:3]]
     Results.append_answers(tmp_path, 0, given, model_id="m", max_new_tokens=5)
     with (tmp_path / "answers-0.jsonl").open("a", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""ScienceQA: who counts as an image question, prompts, and what a missing answer costs."""
+"""ScienceQA: image questions, prompts, tables and missing answers."""
 
 import json
 from dataclasses import replace
@@ -38,7 +38,7 @@ def test_hint_options_and_suffix_make_the_prompt(bench: Any, tmp_path: Path) -> 
     assert (first.image, second.image) == (tmp_path / "images/test/5/image.png", None)
 
 
-def test_llavas_file_lacks_the_suffix_and_has_a_mark(bench: Any, tmp_path: Path) -> None:
+def test_llavas_file_has_an_image_mark_and_no_suffix(bench: Any, tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "<image>\nWhich?\nA. x\nB. y"}, {"from": "gpt", "value": "B"}]
     line = {"id": "5", "image": "5/image.png", "conversations": turns}
     (tmp_path / "llava_test_CQM-A.json").write_text(json.dumps([line]))

@@ -1,4 +1,4 @@
-"""Answers files: what is read as it is, and which line of a broken one is named."""
+"""Answers files: texts are kept unchanged, and errors name the broken line."""
 
 from pathlib import Path
 
@@ -48,11 +48,11 @@ def test_the_first_broken_line_is_named(tmp_path: Path, line: bytes, finding: st
 @pytest.mark.parametrize(
     ("content", "finding"), [(b"", "no answer in it"), (b"\xef\xbb\xbf" + GOOD, "UTF-8"), (b"\xff\xfe{\0", "UTF-16")]
 )
-def test_files_that_are_no_answers(tmp_path: Path, content: bytes, finding: str) -> None:
+def test_other_files_are_rejected(tmp_path: Path, content: bytes, finding: str) -> None:
     with pytest.raises(UserError, match=finding):
         read(tmp_path, content)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read_answers(tmp_path / "none.jsonl")

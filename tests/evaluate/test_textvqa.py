@@ -56,7 +56,7 @@ def test_answers_are_found_by_their_prompt_and_always_normalised(bench: Any) -> 
     assert score.value == pytest.approx(95)
 
 
-def test_the_mean_is_over_the_answers_and_says_what_lacks(bench: Any) -> None:
+def test_a_partial_score_is_over_the_answers_given(bench: Any) -> None:
     score = bench.score([Answer("img", YEAR, "1999"), Answer("img", "Who?\nx", "y")], partial=True)
     assert (score.value, score.n) == (pytest.approx(90), 1)
     assert any("1 answers belong to no question" in note for note in score.notes)
@@ -75,7 +75,7 @@ def test_scoring_needs_no_question_file_but_asking_does(bench: Any, tmp_path: Pa
     assert "llava_textvqa_val_v051_ocr.jsonl" in findings(bench)
 
 
-def test_ten_people_answer(bench: Any, tmp_path: Path) -> None:
+def test_another_number_of_annotators_is_rejected(bench: Any, tmp_path: Path) -> None:
     truths = [{"question": "q", "image_id": "img", "answers": ["x"] * 9}]
     (tmp_path / "TextVQA_0.5.1_val.json").write_text(json.dumps({"data": truths}))
     with pytest.raises(UserError, match="9 answers, not 10"):

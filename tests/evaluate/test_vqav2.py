@@ -1,4 +1,4 @@
-"""VQAv2: both accuracies, what counts when answers lack, and the upload file."""
+"""VQAv2: both accuracies, missing answers, and the upload file."""
 
 import json
 from pathlib import Path
@@ -91,7 +91,7 @@ def test_the_upload_takes_mmfs_words_and_the_official_file_too(bench: Any, tmp_p
     assert json.loads((tmp_path / "upload.json").read_text()) == [{"question_id": 1, "answer": "dog 's"}]
 
 
-def test_no_question_at_all_is_said(bench: Any, tmp_path: Path) -> None:
+def test_files_without_questions_are_reported(bench: Any, tmp_path: Path) -> None:
     (tmp_path / "v2_mscoco_val2014_annotations.json").write_text('{"annotations": []}')
     with pytest.raises(UserError, match="there are no questions"):
         bench.score(answers({"1": "yes"}))

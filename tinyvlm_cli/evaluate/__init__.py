@@ -1,3 +1,3 @@
-"""Benchmarks, answering their questions with a model, and scoring the answers.
+"""Benchmarks: their questions, a model's answers to them, and the official score of the answers.
 
-Nothing here imports training; the two meet in the results folder."""
+Nothing here imports training, which it meets in the results folder; scoring imports no torch."""

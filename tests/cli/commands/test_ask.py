@@ -56,7 +56,7 @@ def test_each_question_is_asked_about_each_image(capsys: pytest.CaptureFixture[s
     assert lines[1::4] == answers("red.png", "is it red?", "what is it?")
 
 
-def test_lines_of_a_pipe_are_asked_each_anew(
+def test_each_line_of_a_pipe_is_asked_on_its_own(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     type_in(monkeypatch, b"is it red?\n\n what is it? \n")

@@ -1,4 +1,4 @@
-"""`tinyvlm score`: one benchmark, no images, no torch; what it prints and writes."""
+"""`tinyvlm score`: one benchmark, no images, no torch; its output on the screen and in a file."""
 
 import json
 import logging
@@ -58,6 +58,16 @@ def test_the_output_holds_every_question(pope: Path) -> None:
         "benchmark", "metric", "value", "n", "valid", "partial", "follows", "version", "details", "per_question"
     ]  # fmt: skip
     assert (record["benchmark"], record["value"], record["per_question"]) == ("pope", 100, {"1": 1, "2": 1})
+
+
+def test_a_partial_score_is_marked(pope: Path, capsys: Any) -> None:
+    write_lines(pope / "answers.jsonl", [{"question_id": 1, "text": "Yes"}])
+    with pytest.raises(UserError, match=r"only 1 of 2 questions.*partial=true"):
+        score.run(settings(pope, "pope", output=str(pope / "score.json")))
+    assert not (pope / "score.json").exists()
+    score.run(settings(pope, "pope", output=str(pope / "score.json"), partial=True))
+    assert json.loads((pope / "score.json").read_text())["partial"] is True
+    assert "not comparable" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("names", [(), ("pope", "gqa")])
@@ -120,7 +130,7 @@ def test_a_split_of_a_server_is_exported_and_not_scored(tmp_path: Path, capsys: 
     assert capsys.readouterr().out == ""
 
 
-def test_what_no_server_takes_is_not_exported(pope: Path) -> None:
+def test_a_benchmark_without_a_server_has_no_upload(pope: Path) -> None:
     with pytest.raises(UserError, match="POPE has no server"):
         score.run(settings(pope, "pope", upload=str(pope / "up.json")))
 

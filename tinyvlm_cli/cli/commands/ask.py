@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,8 @@ def run(config: Ask) -> int:
     model = Loaded(found, device=None, dtype=None)
 
     def ask(image: Path | bytes, question: str, history: History) -> str:
-        def say(piece: str) -> None:
-            print(piece, end="", flush=True)
-
-        text = model.ask(image, question, history=history, on_text=say, **vars(decoding))
+        show = partial(print, end="", flush=True)
+        text = model.ask(image, question, history=history, on_text=show, **vars(decoding))
         print()
         return text
 

@@ -34,7 +34,10 @@ def run(config: Eval) -> int:
     results = Results(config.results_dir)
     runs = find_runs_to_score(results, config.run)
     jobs = [_job(config, one, results) for one in runs]
-    benchmarks = check(config)
+    benchmarks = {name: with_judge(build(node), config.judge, results) for name, node in config.benchmark.items()}
+    findings = [finding for benchmark in benchmarks.values() for finding in take_inventory(benchmark).findings]
+    if findings:
+        raise UserError("\n".join(findings))
     pending = 0
     for one, job in zip(runs, jobs, strict=True):
         waiting = []
@@ -56,16 +59,6 @@ def run(config: Eval) -> int:
         log.warning("%d answers wait for the judge; run the same command again to grade them", pending)
         return PENDING
     return 0
-
-
-def check(config: Eval) -> dict[str, Benchmark]:
-    """Return the benchmarks by name. Raises UserError with every missing and broken file."""
-    results = Results(config.results_dir)
-    benchmarks = {name: with_judge(build(node), config.judge, results) for name, node in config.benchmark.items()}
-    findings = [finding for benchmark in benchmarks.values() for finding in take_inventory(benchmark).findings]
-    if findings:
-        raise UserError("\n".join(findings))
-    return benchmarks
 
 
 def _job(config: Eval, run: Run, results: Results) -> EvalJob:

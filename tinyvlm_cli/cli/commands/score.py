@@ -99,10 +99,8 @@ def show(benchmark: Benchmark, score: BenchmarkScore) -> None:
     console = Console(markup=False, highlight=False)
     value = f"{score.value:.2f}" if score.value is not None else "pending" if score.pending else "no score"
     partial = "; partial, not comparable with other scores" if score.partial else ""
-    console.print(
-        f"{benchmark.label}: {score.metric} {value} ({score.n:,} questions, {score.valid:.1%} readable{partial})",
-        style="bold",
-    )
+    headline = f"{benchmark.label}: {score.metric} {value} ({score.n:,} questions, {score.valid:.1%} readable{partial})"
+    console.print(headline, style="bold", soft_wrap=True)
     console.print(f"as {benchmark.follows}, version {benchmark.version}")
     found = list(rows(score.details))
     for group in dict.fromkeys(row.group for row in found):
