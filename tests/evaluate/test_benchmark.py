@@ -83,7 +83,7 @@ def test_a_tenth_benchmark_is_scored(bench: Any) -> None:
     assert (score.metric, score.value, score.n) == ("relaxed accuracy", pytest.approx(200 / 3), 3)
     assert (score.valid, score.details["human"]) == (pytest.approx(2 / 3), 50)
     assert score.per_question == {"0": 1, "1": 1, "2": 0}
-    assert score.questions.keys == ["0", "1", "2"] and score.questions.values.tolist() == [1, 1, 0]
+    assert [(key, tally.value) for key, tally in score.tallies.items()] == [("0", 1), ("1", 1), ("2", 0)]
     assert take_inventory(bench).findings == () and take_inventory(bench).images == 3
 
 

@@ -46,7 +46,8 @@ def test_the_first_broken_line_is_named(tmp_path: Path, line: bytes, finding: st
 
 
 @pytest.mark.parametrize(
-    ("content", "finding"), [(b"", "no answer in it"), (b"\xef\xbb\xbf" + GOOD, "UTF-8"), (b"\xff\xfe{\0", "UTF-16")]
+    ("content", "finding"),
+    [(b"", "the file has no answers"), (b"\xef\xbb\xbf" + GOOD, "UTF-8"), (b"\xff\xfe{\0", "UTF-16")],
 )
 def test_other_files_are_rejected(tmp_path: Path, content: bytes, finding: str) -> None:
     with pytest.raises(UserError, match=finding):

@@ -12,7 +12,7 @@ from tinyvlm_cli.evaluate.benchmark import Benchmark, Score
 from tinyvlm_cli.evaluate.judge import Judge
 from tinyvlm_cli.evaluate.runner import take_inventory
 from tinyvlm_cli.results.records import Answer
-from tinyvlm_cli.statistics.questions import summed
+from tinyvlm_cli.statistics.questions import Questions, summed
 
 CONF = Path(__file__).parents[2] / "conf/benchmark"
 SUFFIX = "Answer the question using a single word or phrase."
@@ -49,4 +49,4 @@ def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> Path:
 
 def headline_of(score: Score) -> float:
     """Return the headline that statistics compute from the per-question results."""
-    return float(summed([score.questions]).headlines()[0, 0])
+    return float(summed([Questions.of(score.formula, score.tallies)]).headlines()[0, 0])

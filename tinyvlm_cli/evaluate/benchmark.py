@@ -12,7 +12,7 @@ from tinyvlm_cli.data.records import Turn
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.sources import Record, StoredImage, read_lines, read_rows
 from tinyvlm_cli.results.records import Answer
-from tinyvlm_cli.statistics.questions import Formula, Questions, Tally
+from tinyvlm_cli.statistics.questions import Formula, Tally
 
 Image = Path | bytes | StoredImage | None  # a file, an encoded image, where one is stored, or no image
 
@@ -76,11 +76,6 @@ class Score:
     notes: tuple[str, ...] = ()  # oddities worth a line: duplicate, missing or unknown ids
     pending: int = 0  # answers that a judge has yet to grade
     partial: bool = False  # some questions have no answer: not comparable with other scores
-
-    @property
-    def questions(self) -> Questions:
-        """The questions of the headline, in the form that statistics take."""
-        return Questions.of(self.formula, self.tallies)
 
 
 Parsed = TypeVar("Parsed", Item, Question)

@@ -12,9 +12,9 @@ from functools import lru_cache
 MARKS = ';/[]"{}()=+\\_-><@`,?!'  # the apostrophe, colon, %, &, $, # and * stay
 ANY_MARK = re.compile(f"[{re.escape(MARKS)}]")
 DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
-# Meant to spare the point after a digit, but it spares only the one before: "3." loses it, "3.5" and ".5" do not.
+# The official look-behind for a digit is misspelt and has no effect: "3." loses its point, "3.5" and ".5" keep it.
 PERIOD = re.compile(r"\.(?!\d)")
-MAX_PERIODS = 32  # re.UNICODE stands where re.sub takes its count
+MAX_PERIODS = 32  # the official code passes re.UNICODE as the count of re.sub
 NUMBERS = dict(
     zip("none zero one two three four five six seven eight nine ten".split(), (0, *range(11)), strict=True)  # noqa: SIM905
 )
@@ -33,7 +33,7 @@ APOSTROPHES = (
 )
 CONTRACTIONS = {
     word[:at] + word[at + 1 :]: word for word in APOSTROPHES.split() for at, letter in enumerate(word) if letter == "'"
-} | {"somebody'd": "somebodyd"}  # the official table has this one the wrong way round
+} | {"somebody'd": "somebodyd"}  # key and value are swapped in the official table
 
 
 def one_line(text: str) -> str:

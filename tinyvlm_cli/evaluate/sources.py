@@ -175,16 +175,17 @@ def read_answers(path: Path) -> list[Answer]:
                 where = f"{one}:{number}"
                 if len(line) > MAX_LINE:
                     raise UserError(f"{where}: the line is longer than {MAX_LINE >> 20} MiB; no answer is, remove it")
-                mark = next((mark for mark in BYTE_ORDER_MARKS if number == 1 and line.startswith(mark)), None)
+                mark = next(
+                    (name for mark, name in BYTE_ORDER_MARKS.items() if number == 1 and line.startswith(mark)), ""
+                )
                 if mark:
                     raise UserError(
-                        f"{where}: begins with a byte-order mark ({BYTE_ORDER_MARKS[mark]}); save the file as UTF-8 "
-                        "without it"
+                        f"{where}: begins with a byte-order mark ({mark}); save the file as UTF-8 without it"
                     )
                 if line.strip():
                     answers.append(_answer(line, where))
     if not answers:
-        raise UserError(f"answers={path}: there is no answer in it; a line is a JSON record with question_id and text")
+        raise UserError(f"answers={path}: the file has no answers; a line is a JSON record with question_id and text")
     return answers
 
 

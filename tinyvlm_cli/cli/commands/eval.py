@@ -22,7 +22,7 @@ from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import find_runs_to_score, model_of
 from tinyvlm_cli.results.records import REAL, SHUFFLED, Answer, Run, ScoreRow, now
 from tinyvlm_cli.statistics.intervals import interval
-from tinyvlm_cli.statistics.questions import FILE
+from tinyvlm_cli.statistics.questions import FILE, Questions
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def _score(benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Re
         asked = None if job.limit is None else {answer.key for answer in answers}
         score = benchmark.score(answers, asked, partial=True)
         notes += [f"{benchmark.label}: {note}" for note in score.notes]
-        questions = score.questions
+        questions = Questions.of(score.formula, score.tallies)
         write_text(folder / "per_question.json", json.dumps(score.per_question))
         questions.write(folder / FILE)
         write_text(folder / "benchmark.yaml", yaml.safe_dump(task.benchmark, sort_keys=False))  # report finds images

@@ -122,7 +122,7 @@ class MME(Benchmark):
                 "image apart; add the prompt"
             )
         subtask, *_, name = answer.question_id.split("/")
-        return f"{subtask}/{_stem(name)}: {self._bare(answer.prompt)}"
+        return f"{subtask}/{name.partition('.')[0]}: {self._bare(answer.prompt)}"
 
     def check(self, items: Mapping[str, Item], answers: Sequence[Answer]) -> list[str]:
         """Return notes on where the official tool would stop or mix images up."""
@@ -147,25 +147,21 @@ class MME(Benchmark):
         """Yield the two questions of each text file: subtask, image id, image, question, answer."""
         is_flat = not (folder / QUESTIONS_FOLDER).is_dir()
         texts, images = (folder, folder) if is_flat else (folder / QUESTIONS_FOLDER, folder / IMAGES_FOLDER)
-        names = {_stem(path.name): path.name for path in images.glob("[!.]*") if path.suffix != ".txt"}
+        names = {path.name.partition(".")[0]: path.name for path in images.glob("[!.]*") if path.suffix != ".txt"}
         paths = sorted(texts.glob("[!.]*.txt"))
-        by_stem = {_stem(path.name): path for path in paths}
+        by_stem = {path.name.partition(".")[0]: path for path in paths}
         for path in paths:
-            other = by_stem[_stem(path.name)]
+            other = by_stem[path.name.partition(".")[0]]
             if other != path:
                 raise UserError(f"{path}, {other.name}: one name up to the first point; rename one of them")
             lines = path.read_bytes().decode("utf-8-sig", errors="replace").split("\n")
             rows = [line.strip().split("\t") for line in lines if line.strip()]
             if [len(row) for row in rows] != [2, 2] or any(row[1].strip().lower() not in ("yes", "no") for row in rows):
                 raise UserError(f"{path}: not two lines of a question, a tab, Yes or No; get {self.source}")
-            image = images / names.get(_stem(path.name), f"{path.stem}.jpg")
+            image = images / names.get(path.name.partition(".")[0], f"{path.stem}.jpg")
             for question, answer in rows:
                 image_id = image.relative_to(self.image_dir).as_posix()
                 yield folder.name, image_id, image, question.strip(), answer
-
-
-def _stem(name: str) -> str:
-    return name.split(".", maxsplit=1)[0]
 
 
 def _figures(images: Sequence[Sequence[Result]]) -> dict[str, Any]:
