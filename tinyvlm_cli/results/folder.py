@@ -273,6 +273,12 @@ class Results:
         return {path.parent.name: path.parent for path in paths if "." not in path.parent.name}  # no blind control
 
     @staticmethod
+    def write_per_question(answers_dir: Path, scores: dict[str, float], benchmark: dict[str, Any]) -> None:
+        """Write the score, 0..1, of each Question.key, and the benchmark's configuration next to it."""
+        write_text(answers_dir / "per_question.json", json.dumps(scores))
+        write_text(answers_dir / "benchmark.yaml", yaml.safe_dump(benchmark, sort_keys=False))
+
+    @staticmethod
     def read_per_question(answers_dir: Path) -> dict[str, float]:
         """Return the score, 0..1, of each Question.key."""
         path = answers_dir / "per_question.json"

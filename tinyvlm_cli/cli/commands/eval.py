@@ -5,7 +5,6 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -15,7 +14,6 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Benchmark, Score
 from tinyvlm_cli.evaluate.judge import PENDING, with_judge
 from tinyvlm_cli.evaluate.runner import EvalJob, Task, answered, take_inventory
-from tinyvlm_cli.files import write_text
 from tinyvlm_cli.launch import workers as launch
 from tinyvlm_cli.launch.slurm import this_node
 from tinyvlm_cli.results.folder import Results
@@ -104,9 +102,8 @@ def _score(benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Re
         score = benchmark.score(answers, asked, partial=True)
         notes += [f"{benchmark.label}: {note}" for note in score.notes]
         questions = Questions.of(score.formula, score.tallies)
-        write_text(folder / "per_question.json", json.dumps(score.per_question))
         questions.write(folder / FILE)
-        write_text(folder / "benchmark.yaml", yaml.safe_dump(task.benchmark, sort_keys=False))  # report finds images
+        Results.write_per_question(folder, score.per_question, task.benchmark)
         row = _row(run, job, task, benchmark, score)
         if score.value is not None and questions.keys:
             bounds = interval([questions])
