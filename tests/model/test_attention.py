@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from tinyvlm_cli.config.schema import LLM
-from tinyvlm_cli.model.attention.packed import PACKED, register, set_lengths, unsupported
+from tinyvlm_cli.model.attention import cudnn as attention_cudnn
+from tinyvlm_cli.model.attention.packed import PACKED, Row, attend, register, set_lengths, unsupported
 from tinyvlm_cli.model.llm import blank_llm
 
 LENGTHS = [5, 11, 1, 7]
@@ -78,3 +79,27 @@ def test_attention_that_packing_lacks_is_known(config: dict[str, Any], lacks: st
 
 def test_registering_twice_is_harmless() -> None:
     assert register() == register() == PACKED
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kernel", ["cudnn", "flash"])
+@pytest.mark.parametrize("lengths", [(700, 3, 1, 130, 512), (90, 3, 1, 128), (9, 1500)])
+@pytest.mark.parametrize("shape", [(8, 8, 80), (8, 2, 64), (4, 1, 256)])
+def test_gpu_attention_equals_the_padded_one(
+    shape: tuple[int, int, int], lengths: tuple[int, ...], kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads, key_heads, width = shape
+    if kernel == "flash":
+        monkeypatch.setattr(attention_cudnn, "graphs", lambda shape: None)
+    torch.manual_seed(0)
+    tensors = [torch.randn(sum(lengths), n, width) for n in (heads, key_heads, key_heads, heads)]
+    found = []
+    for device, dtype in ((torch.device("cpu"), torch.float32), (torch.device("cuda"), torch.bfloat16)):
+        row = Row.of_lengths(torch.tensor(lengths), device)
+        q, k, v, grad = (tensor.to(device, dtype) for tensor in tensors)
+        inputs = [x.requires_grad_() for x in (q, k, v)]
+        out, _ = attend(*inputs, row.ends, row.longest, width**-0.5)
+        found.append([out, *torch.autograd.grad(out, inputs, grad)])
+    for expected, ours in zip(*found, strict=True):
+        error = (ours.float().cpu() - expected).norm() / expected.norm()
+        assert error < 1e-2
