@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from support.small_run import NAME, write_small_run
+from support.small_run import write_small_run
 from torch.nn.functional import cross_entropy
 
 import tinyvlm_cli
@@ -22,6 +22,7 @@ from tinyvlm_cli.evaluate.benchmark import Question
 from tinyvlm_cli.evaluate.loaded import IGNORE, Loaded, TrainingSample
 from tinyvlm_cli.model.attention.packed import register
 from tinyvlm_cli.model.vlm import VLM
+from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.train.loop import plan_stage, stage_index
 
 TALKS = [
@@ -59,7 +60,8 @@ def config(folder: Path) -> Train:
 
 @pytest.fixture(scope="module")
 def model(folder: Path, config: Train) -> Loaded:
-    return tinyvlm_cli.load(NAME, results_dir=folder / "results", device="cpu")
+    name = Results.read_run(folder / "results/runs/small").name  # the displayed name
+    return tinyvlm_cli.load(name, results_dir=folder / "results", device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A run on the embedded parts whose stages are as if trained: connector and LLM have random weights."""
+"""A run of the embedded parts whose stages count as trained: connector and LLM have random weights."""
 
 from pathlib import Path
 
@@ -10,11 +10,9 @@ from tinyvlm_cli.cli.commands.train import _write_run
 from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.train.stages import StageNode
 
-NAME = "TinyLLaVA-base-tiny-tiny-easyvqa"
-
 
 def write_small_run(results: Path, *words: str) -> Train:
-    """Write it to `results`; words: further settings of `train`."""
+    """Write the run to `results` and return its configuration. words: further settings of `train`"""
     chosen = ["llm=tiny", "vision=tiny", "data=easyvqa", "recipe=base", f"results_dir={results}", *words]
     config: Train = composed("train", *chosen)
     model = build_model(config, [], dtype=torch.float32, attention="sdpa")
