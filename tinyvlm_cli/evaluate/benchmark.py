@@ -63,9 +63,7 @@ class Score:
     """A benchmark's result."""
 
     metric: str  # what `value` is, for a table's footnote: "accuracy", "mean F1", "perception"
-    value: (
-        float | None
-    )  # the papers' headline in the papers' unit; None: not judged, or none of its questions was asked
+    value: float | None  # the papers' headline in their unit; None: not judged, or none of its questions was asked
     n: int  # questions in the headline
     valid: float  # share of those whose answer the rule could read
     details: dict[str, Any] = field(default_factory=dict)  # JSON: categories, further official figures
@@ -85,9 +83,8 @@ Parsed = TypeVar("Parsed", Item, Question)
 class Benchmark(ABC):
     """A benchmark: a class in evaluate/benchmarks/, built from conf/benchmark/<name>.yaml.
 
-    Constructing it reads no file, so that a configuration can be checked first. Each file is read once for each
-    object, when it is first needed. The data is in LLaVA's layout or, where those files are absent, in the Hugging
-    Face form (parquet).
+    Constructing it reads no file, so that a configuration can be checked first. An object reads each file once, when it
+    is first needed. The data is in LLaVA's layout or, where those files are absent, in the Hugging Face form (parquet).
 
     A new benchmark is one YAML, whose keys are the fields below, and a class with three methods. Where the class has
     fields of its own, it is a `@dataclass(frozen=True, kw_only=True)` too.
