@@ -14,7 +14,7 @@ SYSTEM = (
 )
 CLEAN = {
     "one turn": ("x.jpg", [("<image>\nWhat is it?", "A cat, on 12345 mats.")]),
-    "mark behind": ("x.jpg", [("What is it?\n<image>", "It's a cat.")]),
+    "mark after the question": ("x.jpg", [("What is it?\n<image>", "It's a cat.")]),
     "no question": ("x.jpg", [("<image>", "A red  car\n\nand a\ttree")]),
     "several turns": ("x.jpg", [("<image>\nHow many?", "Three"), ("Sure?", "Yes."), ("Colour?", "Don't know.")]),
     "later mark": ("x.jpg", [("Hello", "Hi"), ("<image>\nThis?", "Yes")]),
@@ -52,7 +52,7 @@ def procedure(record: Record, tokenizer: PreTrainedTokenizerFast) -> tuple[list[
     labels[:at] = [-100] * at
     for number, text in enumerate(prompt.split(tokenizer.eos_token)[:-1]):
         question = text.split(" ASSISTANT: ")[0] + " ASSISTANT: "
-        # At the start of a text Llama's "USER" is two tokens, behind an end token one.
+        # At the start of a text Llama's "USER" is two tokens, after an end token one.
         split = number > 0 and adds_bos
         round_len = len(tokenised(text, tokenizer)) - adds_bos + 1 - split
         asked = len(tokenised(question, tokenizer)) - adds_bos - 1 - split

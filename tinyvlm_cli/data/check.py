@@ -128,7 +128,7 @@ def gif_of(path: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class Converted:
-    """What was done with a split's images that have a JPEG's name."""
+    """The result of converting a split's images that have a JPEG's name."""
 
     num_images: int
     num_converted: int

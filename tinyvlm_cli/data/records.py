@@ -144,7 +144,7 @@ class Kind(StrEnum):
 
     @property
     def training(self) -> str:
-        """What training does with such records."""
+        """The use of such records in training, for people."""
         if self is Kind.marks:
             return "left out of chat, used as captions"
         return "used" if self in USED else "left out"
