@@ -29,7 +29,9 @@ LINEAR = {"name": "linear", "_target_": "tinyvlm_cli.model.connectors.Linear"}
 
 
 def exported(source: Source, *, lossy: bool = False) -> Path:
-    processor = check_llava(meta_model(source.config), source, lossy=lossy)
+    processor = check_llava(
+        meta_model(source.config.llm, source.config.vision, source.config.connector), source, lossy=lossy
+    )
     folder = source.stage_dirs[0].with_name("out")
     folder.mkdir()
     write_llava(source, processor, folder, lossy=lossy)

@@ -23,7 +23,10 @@ def test_a_run_of_the_parts_is_the_same_model(encoder: str, connector: dict[str,
     source = trained(tmp_path, "phi", encoder, connector=connector)
     write_parts(source, tmp_path / "out", tmp_path / "out")
     config = from_yaml(Train, tmp_path / "out/config.yaml")
-    again = build_model(config, [tmp_path / "out" / "connector"], dtype=torch.float32, attention="sdpa").eval()
+    again = build_model(
+        config.llm, config.vision, config.connector, [tmp_path / "out" / "connector"], seed=0, dtype=torch.float32,
+        attention="sdpa",
+    ).eval()  # fmt: skip
     expected = our_logits(source.model(), source.config, source.image_mode)
     assert torch.equal(our_logits(again, config, source.image_mode), expected)
 

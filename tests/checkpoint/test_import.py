@@ -30,15 +30,16 @@ def imported(folder: Path, results: Path, **more: Any) -> tuple[VLM, Train]:
     assert command.run(Import(path=str(folder), name="m", results_dir=str(results), **more)) == 0
     (run,) = Results(results).find_runs("m")
     config = from_yaml(Train, run.folder / "config.yaml")
+    stage_dirs = model_of(run, "import", Results(results)).stage_dirs
     model = build_model(
-        config, model_of(run, "import", Results(results)).stage_dirs, dtype=torch.float32, attention="sdpa"
+        config.llm, config.vision, config.connector, stage_dirs, seed=0, dtype=torch.float32, attention="sdpa"
     )
     return model.eval(), config
 
 
 @torch.no_grad()
 def logits(model: VLM, ids: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    tokens = model.connector.num_tokens(model.vision.num_patches)
+    tokens = model.tokens_per_image
     row = torch.cat([t.expand(tokens) if t == -200 else t[None] for t in ids])[None]
     return model.llm(
         inputs_embeds=model.embed(row.clamp_min(0), (row == -200).flatten().nonzero()[:, 0], pixels), use_cache=False

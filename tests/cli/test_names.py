@@ -11,7 +11,7 @@ from tinyvlm_cli.config.schema import to_yaml
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Run
-from tinyvlm_cli.train.stages import continued, recipe_name, run_name, stage_nodes
+from tinyvlm_cli.train.stages import resolve
 
 PAPER = ("llm=phi2", "vision=siglip")
 
@@ -32,8 +32,8 @@ def names(*overrides: str) -> dict[str, str]:
 
 
 def test_the_papers_model_has_the_papers_name() -> None:
-    assert run_name(composed("train", *PAPER)) == "TinyLLaVA-base-Sig-Phi"
-    assert run_name(composed("train", *PAPER, "recipe=share")) == "TinyLLaVA-share-Sig-Phi"
+    assert resolve(composed("train", *PAPER)).name == "TinyLLaVA-base-Sig-Phi"
+    assert resolve(composed("train", *PAPER, "recipe=share")).name == "TinyLLaVA-share-Sig-Phi"
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_the_papers_model_has_the_papers_name() -> None:
 def test_an_override_that_changes_the_weights_is_in_the_name(override: str, group: str, name: str, shown: str) -> None:
     config = composed("train", *PAPER, override)
     assert names(*PAPER, override) == {**names(*PAPER), group: name}
-    assert run_name(config).startswith(shown)
+    assert resolve(config).name.startswith(shown)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_derived_member_has_the_name_of_its_file_and_no_label_of_its_parent(co
     chosen = {"llm": "myphi", "vision": "deep", "connector": "deeper", "data": "few", "recipe": "long"}
     overrides = [f"{group}={name}" for group, name in chosen.items()]
     assert names(*overrides) == chosen
-    assert run_name(composed("train", *overrides)) == "TinyLLaVA-long-deep-myphi-deeper-few"
+    assert resolve(composed("train", *overrides)).name == "TinyLLaVA-long-deep-myphi-deeper-few"
     grandchild = "defaults: [myphi, _self_]\nlabel: Mine\n"
     (conf / "llm/theirs.yaml").write_text(grandchild, encoding="utf-8")
     assert composed("train", "llm=theirs").llm.label == "Mine"
@@ -142,20 +142,20 @@ def test_a_run_that_continues_another_is_not_the_papers(tmp_path: Path) -> None:
     )  # fmt: skip
     results.write_run(run)
     (run.folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    started = continued(replace(config, start="r1"))
-    assert recipe_name(config) == "base" and recipe_name(started) == "base+start=mine"
-    assert run_name(started) == "TinyLLaVA-base-Sig-Phi-from-mine"
+    started = resolve(replace(config, start="r1"))
+    assert (resolve(config).recipe, started.recipe) == ("base", "base+start=mine")
+    assert started.name == "TinyLLaVA-base-Sig-Phi-from-mine"
 
 
 def test_a_stage_is_found_by_its_hash_under_other_names(tmp_path: Path) -> None:
     config = composed("train", *PAPER, "llm.max_length=2048", f"results_dir={tmp_path}")
-    named = stage_nodes(config)[0].folder
+    named = resolve(config).stages[0].folder.name
     assert named.startswith("pretrain-siglip-mlp-phi2+max_length=2048-")
     earlier = f"pretrain-siglip-mlp-phi2-{named.rsplit('-', 1)[1]}"  # as the first version named it
     (tmp_path / "stages" / earlier).mkdir(parents=True)
     Results.mark_done(tmp_path / "stages" / earlier)
-    assert stage_nodes(config)[0].folder == earlier
-    assert stage_nodes(config)[1].before == (earlier,)
+    first, second = resolve(config).stages
+    assert first.folder.name == earlier and second.before == (first.folder,)
 
 
 def test_a_name_can_be_typed(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from tinyvlm_cli.cli.commands import COMMANDS
 from tinyvlm_cli.cli.compose import points, prepare_hydra
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.config.build import check, sweeps_dir
-from tinyvlm_cli.train.stages import run_name
+from tinyvlm_cli.train.stages import resolve
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from tinyvlm_cli.train.stages import run_name
 )
 def test_every_option_of_train_binds(word: str) -> None:
     config = composed("train", word)
-    assert "+" not in run_name(config)  # nothing differs from the file as `packaged` reads it
+    assert "+" not in resolve(config).name  # nothing differs from the file as `packaged` reads it
     assert not check(config.connector, {"vision_dim", "llm_dim"}, where="connector")
 
 
@@ -71,11 +71,11 @@ def test_the_users_own_files_come_first(tmp_path: Path, monkeypatch: pytest.Monk
 def test_every_sweep_composes(name: str) -> None:
     prepare_hydra()
     first, second = islice(points(COMMANDS["train"], [f"sweep={name}"], is_grid=False), 2)
-    assert run_name(first.config()) != run_name(second.config())
+    assert resolve(first.config()).name != resolve(second.config()).name
 
 
 def test_the_users_own_example_is_the_papers_share_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "llm=phi2", "vision=siglip", "recipe=share", "data=sharegpt4v"]) == 0
     shown = capsys.readouterr().out
-    for figure in ("2,180", "4,870", "5,197", "9,507,840", "213,353,056", "729 tokens an image"):
+    for figure in ("2,180", "4,870", "5,197", "9,507,840", "213,353,056", "729 tokens per image"):
         assert figure in shown, figure

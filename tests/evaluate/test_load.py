@@ -23,7 +23,8 @@ from tinyvlm_cli.evaluate.loaded import IGNORE, Loaded, TrainingSample
 from tinyvlm_cli.model.attention.packed import register
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.results.folder import Results
-from tinyvlm_cli.train.loop import plan_stage, stage_index
+from tinyvlm_cli.train.loop import stage_index, stage_plan
+from tinyvlm_cli.train.stages import stage_job
 
 TALKS = [
     ("red.png", ["<image>\nwhat color is the shape?", "red", "is there a circle?", "no"]),
@@ -74,8 +75,8 @@ def training(config: Train, model: Loaded) -> tuple[VLM, StagePlan]:
     """The model with training's attention, and the samples as training packs them."""
     answerer = load_answerer(model.run, "finetune", sorted((Path(config.results_dir) / "stages").glob("*-x"))[::-1])
     answerer.model.llm.set_attn_implementation(register())
-    stage = config.recipe.stages["finetune"]
-    return answerer.model, plan_stage(config, stage, stage_index(config, stage), tokens_per_image=16)
+    job = stage_job(config, "finetune")
+    return answerer.model, stage_plan(job, stage_index(job), tokens_per_image=16)
 
 
 def test_the_import_is_light() -> None:

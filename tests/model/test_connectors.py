@@ -165,10 +165,10 @@ def test_a_class_of_ones_own_is_checked_before_weights_are_loaded(
     config = composed("plan", "llm=tiny", "vision=tiny")
     config.connector = {"name": "mine", "_target_": f"my_connectors.{name}", "factor": 4}
     if says is None:
-        assert meta_model(config).connector.num_tokens(16) == 4
+        assert meta_model(config.llm, config.vision, config.connector).connector.num_tokens(16) == 4
         return
     with pytest.raises(UserError, match=says):
-        meta_model(config)
+        meta_model(config.llm, config.vision, config.connector)
 
 
 def test_identity_needs_equal_widths() -> None:

@@ -13,6 +13,7 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.tuning import ADAPTER_MARK, choose_trained, merge_adapters, untrainable
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.plan.estimate import Models
+from tinyvlm_cli.train.stages import stage_job
 
 LORA = Lora(rank=4, alpha=8, dropout=0.0)
 
@@ -48,7 +49,11 @@ def test_adapters_stand_beside_every_linear_layer_but_the_head() -> None:
 
 def test_phi2_has_the_references_number_of_low_rank_parameters() -> None:
     config = composed("plan", "llm=phi2", "vision=siglip", "recipe=lora")
-    assert Models().sizes(config, "finetune").trained == {"vision": 0, "connector": 9_507_840, "llm": 188_743_680}
+    assert Models().sizes(stage_job(config, "finetune")).trained == {
+        "vision": 0,
+        "connector": 9_507_840,
+        "llm": 188_743_680,
+    }
 
 
 def test_merged_updates_answer_like_the_model_that_learned_them(tmp_path: Path) -> None:
@@ -125,13 +130,13 @@ def test_what_does_not_fit_together_is_reported_at_once() -> None:
     finetune, pretrain = (config.recipe.stages[name] for name in ("finetune", "pretrain"))
     finetune.train.vision, finetune.vision_from_layer = Tune.full, 4
     pretrain.train.llm, pretrain.llm_from_layer = Tune.full, -1
-    findings = untrainable(config, config.recipe.stages)
+    findings = untrainable(config.llm, config.vision, config.connector, config.recipe.stages)
     assert sorted(finding.partition(":")[0] for finding in findings) == [
         "recipe.stages.finetune", "recipe.stages.pretrain"
     ]  # fmt: skip
     config.llm.pad_token = config.llm.chat.end = "<gone>"
     config.vision.image_size = 100
-    lines = "\n".join(untrainable(config, config.recipe.stages)).splitlines()
+    lines = "\n".join(untrainable(config.llm, config.vision, config.connector, config.recipe.stages)).splitlines()
     assert [line.partition(":")[0] for line in lines] == ["vision.image_size", "llm.pad_token", "llm.chat.end"]
 
 
@@ -145,7 +150,8 @@ def test_what_does_not_fit_together_is_reported_at_once() -> None:
     ],
 )
 def test_a_setting_that_does_not_fit_is_reported_before_weights_are_loaded(override: str, setting: str) -> None:
-    (finding,) = untrainable(composed("plan", "llm=tiny", "vision=tiny", override), [])
+    config = composed("plan", "llm=tiny", "vision=tiny", override)
+    (finding,) = untrainable(config.llm, config.vision, config.connector, {})
     assert finding.startswith(f"{setting}: ")
 
 
@@ -164,7 +170,7 @@ def test_four_bits_need_a_gpu() -> None:
     from tinyvlm_cli.model.llm import load_llm
 
     config = composed("plan", "llm=tiny", "vision=tiny", "recipe=qlora")
-    (finding,) = untrainable(config, config.recipe.stages)
+    (finding,) = untrainable(config.llm, config.vision, config.connector, config.recipe.stages)
     assert finding.startswith("recipe.stages.finetune: train.llm: qlora keeps weights in 4 bits, which needs a GPU")
     with pytest.raises(UserError, match="qlora keeps weights in 4 bits, which needs a GPU"):
         load_llm(config.llm, dtype=torch.float32, attention="sdpa", four_bit=True)

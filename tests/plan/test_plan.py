@@ -6,17 +6,20 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support.composed import composed
 
 from tinyvlm_cli.cli.commands import COMMANDS
 from tinyvlm_cli.cli.commands.plan import run_together
 from tinyvlm_cli.cli.compose import points, prepare_hydra
 from tinyvlm_cli.cli.main import main
-from tinyvlm_cli.config.schema import Engine, Parts, Precision, Stage, Tune
-from tinyvlm_cli.plan.bench_result import Result
-from tinyvlm_cli.plan.figures import Estimate, Row, held_bytes, written_bytes
-from tinyvlm_cli.train.stages import stage_nodes
+from tinyvlm_cli.config.commands import Bench
+from tinyvlm_cli.config.schema import Engine, Parts, Precision, Stage, Tune, to_yaml
+from tinyvlm_cli.plan.cost import Estimate, Result, Row, held_bytes, last_result, trains, written_bytes
+from tinyvlm_cli.plan.estimate import Models
+from tinyvlm_cli.train.stages import resolve
 
 TINY = ["llm=tiny", "vision=tiny", "data=easyvqa"]
 
@@ -42,8 +45,8 @@ def test_crossed_shares_connector_pretraining_over_data_and_recipes(
     distinct = models * (1 + data * (base + share - 2))
     prepare_hydra()
     cells = list(points(COMMANDS["plan"], ["sweep=crossed"], is_grid=False))
-    nodes = [node for cell in cells for node in stage_nodes(cell.config())]
-    assert (len(cells), len(nodes), len({node.folder for node in nodes})) == (24, needed, distinct) == (24, 60, 42)
+    jobs = [job for cell in cells for job in resolve(cell.config()).stages]
+    assert (len(cells), len(jobs), len({job.folder for job in jobs})) == (24, needed, distinct) == (24, 60, 42)
     assert [outcome.code for outcome in run_together(iter(cells))] == [0] * 24
     shown = "\n".join(" ".join(line.split()) for line in capsys.readouterr().out.splitlines())
     assert shown.count("TinyLLaVA-") == 24 and shown.count(" shared ") == 18
@@ -71,7 +74,7 @@ def test_tokens_operations_memory_and_disk_are_those_of_a_hand_computation(capsy
     assert found == pytest.approx([samples * tokens / 1e6, operations / 1e15], rel=0.01)
     assert f"{operations / (0.6 * 780e12) / 3600:.3g} GPU-hours assumed" in shown
     every, trained = 397_745_440 + 9_507_840 + 2_779_683_840, 9_507_840 + 2_779_683_840
-    assert f"held all the time: {(2 * every + 16 * trained) / 2**30:.3g} GiB (ZeRO-1 on 1 GPU)" in shown
+    assert f"held at all times: {(2 * every + 16 * trained) / 2**30:.3g} GiB (ZeRO-1 on 1 GPU)" in shown
     assert f"weights on disk: {2 * trained / 1e9:.3g} GB" in shown
     row = 24576 * 32 * 16.5 * 2560 * 2 + 3 * 4096 * 51200 * 2  # activations kept, and the logits of a piece
     peak = f"fits: at most about {(2 * every + 16 * trained + row) / 2**30:.0f} of 140 GiB"
@@ -109,33 +112,80 @@ def test_zero_spreads_optimizer_then_gradients_then_weights(zero: int, held: flo
     assert written_bytes(figure, stage, engine) == 2 * 4
 
 
-def test_done_stages_and_measured_hours_are_told_apart(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    prepare_hydra()
-    (cell,) = points(COMMANDS["plan"], [*TINY, "recipe=demo"], is_grid=False)
-    folder = tmp_path / "results" / "stages" / stage_nodes(cell.config())[0].folder
+def write_result(*words: str, **changes: Any) -> None:
+    """Write a measurement of `tinyvlm bench train`: 100 samples per second on two GPUs."""
+    config: Bench = composed("bench", "action=train", *words)
+    stage = config.recipe.stages[config.stage]
+    record = dict.fromkeys((f.name for f in fields(Result)), 1) | {
+        "llm": config.llm.name, "vision": config.vision.name, "connector": config.connector["name"],
+        "stage": config.stage, "split": stage.split, "trains": trains(stage), "device": "Some GPU", "gpus": 2,
+        "samples_per_s": 100.0, "made_with": {"time": "2026-01-02"}, "parameters": {},
+    }  # fmt: skip
+    folder = Path("results/bench/any")
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    (folder / "bench.json").write_text(json.dumps(record | changes), encoding="utf-8")
+
+
+def test_done_stages_and_measured_hours_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = resolve(composed("plan", *TINY, "recipe=demo")).stages[0].folder
     folder.mkdir(parents=True)
     (folder / "DONE").touch()
-    work = {"llm": "tiny", "vision": "tiny", "connector": "mlp", "split": "finetune", "device": "Some GPU", "gpus": 2}
-    more = {"trains": {"connector": "full", "llm": "full"}, "samples_per_s": 100.0, "made_with": {"time": "2026-01-02"}}
-    bench = tmp_path / "results" / "bench" / "any"
-    bench.mkdir(parents=True)
-    (bench / "bench.json").write_text(json.dumps(dict.fromkeys((f.name for f in fields(Result)), 1) | work | more))
+    write_result(*TINY, "recipe=demo")
     shown = planned(capsys, "-m", *TINY, "recipe=demo,demo_share")
-    assert (
-        "TinyLLaVA-demo-tiny-tiny done to do" in shown and "TinyLLaVA-demo_share-tiny-tiny shared to do to do" in shown
-    )
+    assert "TinyLLaVA-demo-tiny-tiny done to do" in shown
+    assert "TinyLLaVA-demo_share-tiny-tiny shared to do to do" in shown
     assert "stages 5 1 4 1 3" in shown and "GPU-hours of 2 stages as measured on Some GPU" in shown
     assert "\nto do: 1 stage, " in planned(capsys, *TINY, "recipe=demo")
     hours = f"{125 * 16 / 100 * 2 / 3600:.3g} GPU-hours on Some GPU, 1 GiB (measured 2026-01-02)"
     assert hours in " ".join(planned(capsys, *TINY, "recipe=demo").split())
 
 
+@pytest.mark.parametrize(
+    ("measured", "changes", "is_same"),
+    [
+        ([], {}, True),
+        (["recipe.stages.finetune.lr=1", "engine.zero=2", "seed=7"], {}, True),
+        (["llm.path=elsewhere"], {}, False),
+        (["vision.path=elsewhere"], {}, False),
+        (["vision.feature_layer=-1"], {}, False),
+        (["llm.architecture.num_hidden_layers=1"], {}, False),
+        (["connector.depth=1"], {}, False),
+        (["llm.max_length=64"], {}, False),
+        (["mixes.finetune.text=7"], {}, False),
+        (["recipe.stages.finetune.train.vision=full"], {}, False),
+        ([], {"parameters": {"vision": 1, "connector": 1, "llm": 1}}, False),
+        ([], {"samples_per_step": None, "surplus": 1}, False),  # a file of another version
+    ],
+)
+def test_measured_hours_are_those_of_the_same_work(measured: list[str], changes: dict[str, Any], is_same: bool) -> None:
+    """Names do not count: a derived model that keeps its parent's name has other weights."""
+    words = [*TINY, "recipe=demo"]
+    write_result(*words, *[f"++{word}" for word in measured], **changes)
+    config = composed("plan", *words)
+    job = resolve(config).stages[-1]
+    every = Models().sizes(job).parameters
+    assert (last_result(job, config.mixes["finetune"], every) is not None) == is_same
+
+
+def test_a_damaged_measurement_counts_as_none(tmp_path: Path) -> None:
+    write_result(*TINY, "recipe=demo")
+    config = composed("plan", *TINY, "recipe=demo")
+    job = resolve(config).stages[-1]
+    assert last_result(job, None, {}) is not None
+    for text in ("a: [", "stage: finetune", "\x00"):
+        (tmp_path / "results/bench/any/config.yaml").write_text(text, encoding="utf-8")
+        assert last_result(job, None, {}) is None
+    (tmp_path / "results/bench/any/config.yaml").unlink()
+    assert last_result(job, None, {}) is None
+
+
 def test_a_split_without_mix_has_no_tokens_and_hours(capsys: pytest.CaptureFixture[str]) -> None:
     shown = planned(capsys, *TINY, "recipe=base", "~mixes.finetune")
-    assert "tokens, PFLOP and GPU-hours not known: mixes says nothing about split" in shown
+    assert "tokens, PFLOP and GPU-hours not known: mixes has no entry for split" in shown
     assert shown.count("PFLOP needed") == 1
     shown = planned(capsys, "-m", *TINY, "recipe=base,share", "~mixes.finetune")
-    assert "without tokens and PFLOP of 2 stages" in shown and "about split finetune" in shown
+    assert "without tokens and PFLOP of 2 stages" in shown and "entry for split finetune" in shown
 
 
 def test_a_run_that_cannot_be_planned_hides_no_other(capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,8 +193,7 @@ def test_a_run_that_cannot_be_planned_hides_no_other(capsys: pytest.CaptureFixtu
     words = [*TINY, "recipe=demo", f"{finetune}.train.vision=full", f"{finetune}.vision_from_layer=0,77"]
     shown = planned(capsys, "-m", *words, code=1)
     assert f"{finetune}.vision_from_layer=77: {finetune}: vision_from_layer: 77 is not one of the" in shown
-    assert "\nTinyLLaVA-demo+finetune.train.vision=full-tiny-tiny to do to do\n" in shown
-    assert "stages 2 0 2 0 2" in shown
+    assert "-tiny-tiny to do to do\n" in shown and "stages 2 0 2 0 2" in shown
 
 
 def test_runs_of_one_name_show_their_folders(capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,6 +201,6 @@ def test_runs_of_one_name_show_their_folders(capsys: pytest.CaptureFixture[str])
     assert "TinyLLaVA-demo-tiny-tiny-s1-" in shown and "TinyLLaVA-demo-tiny-tiny-s2-" in shown
 
 
-def test_torch_is_left_to_the_other_process() -> None:
+def test_torch_is_imported_while_hydra_composes() -> None:
     code = "import sys, tinyvlm_cli.cli.commands.plan; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

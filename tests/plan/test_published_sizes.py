@@ -8,8 +8,9 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.llm import blank_llm, llm_config
 from tinyvlm_cli.model.vision import layers_of
 from tinyvlm_cli.model.vlm import VLM, meta_model
-from tinyvlm_cli.plan.estimate import estimate, sizes
+from tinyvlm_cli.plan.estimate import estimate_stage, sizes
 from tinyvlm_cli.train.optim import count
+from tinyvlm_cli.train.stages import stage_job
 
 PHI_SIGLIP_SHARE = ("llm=phi2", "vision=siglip", "recipe=share")
 SYSTEM = (
@@ -19,8 +20,13 @@ SYSTEM = (
 
 
 def model_of(*words: str) -> VLM:
-    """A small LLM's model where the LLM does not matter."""
-    return meta_model(composed("plan", "llm=smollm2", *words))
+    """Return the model with a small LLM, where the LLM does not matter."""
+    return model_with("llm=smollm2", *words)
+
+
+def model_with(*words: str) -> VLM:
+    config = composed("plan", *words)
+    return meta_model(config.llm, config.vision, config.connector)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +44,7 @@ def test_llms_have_their_published_sizes(llm: str, size: int) -> None:
 
 def test_a_model_that_transformers_has_not_is_said() -> None:
     with pytest.raises(UserError, match="has no 'openelm', and code from the hub is not run"):
-        meta_model(composed("plan", "llm=tinyllama", "llm.architecture.model_type=openelm"))
+        model_with("llm=tinyllama", "llm.architecture.model_type=openelm")
 
 
 @pytest.mark.parametrize(("llm", "share"), [("phi2", 0.4), ("stablelm2", 0.25)])
@@ -60,7 +66,7 @@ def test_the_rotary_share_reaches_the_model(llm: str, share: float) -> None:
     ],
 )
 def test_connectors_have_their_published_sizes(words: tuple[str, ...], size: int) -> None:
-    assert count(meta_model(composed("plan", *words)).connector)[0] == size
+    assert count(model_with(*words).connector)[0] == size
 
 
 @pytest.mark.parametrize(
@@ -78,14 +84,16 @@ def test_connectors_have_their_published_sizes(words: tuple[str, ...], size: int
     ],
 )
 def test_tokens_of_an_image(words: tuple[str, ...], tokens: int) -> None:
-    model = model_of(*words)
-    assert model.connector.num_tokens(model.vision.num_patches) == tokens
+    assert model_of(*words).tokens_per_image == tokens
 
 
 def test_share_trains_the_papers_parts_in_the_papers_steps() -> None:
     config = composed("plan", *PHI_SIGLIP_SHARE)
-    model = meta_model(config)
-    figures = {name: estimate(config, stage, sizes(model, stage)) for name, stage in config.recipe.stages.items()}
+    model = meta_model(config.llm, config.vision, config.connector)
+    figures = {
+        name: estimate_stage(stage_job(config, name), sizes(model, stage))
+        for name, stage in config.recipe.stages.items()
+    }
     assert {name: figure.steps for name, figure in figures.items()} == {
         "pretrain": 2180, "caption_pretrain": 4870, "finetune": 5197
     }  # fmt: skip
@@ -98,7 +106,7 @@ def test_share_trains_the_papers_parts_in_the_papers_steps() -> None:
 
 def test_share_trains_the_useful_upper_half_of_clip() -> None:
     config = composed("plan", "llm=smollm2", "vision=clip", "recipe=share")
-    model = meta_model(config)
+    model = meta_model(config.llm, config.vision, config.connector)
     trained = sizes(model, config.recipe.stages["caption_pretrain"]).trained["vision"]
     assert (len(layers_of(model.vision.model)), trained) == (23, 138_558_464)
 

@@ -54,7 +54,9 @@ def trained(
     config.connector = connector
     config.llm = _llm(config.llm, folder / "llm", llm)
     config.vision = _vision(config.vision, folder / "vision", encoder, features)
-    model = build_model(config, [], dtype=torch.float32, attention="sdpa")
+    model = build_model(
+        config.llm, config.vision, config.connector, [], seed=config.seed, dtype=torch.float32, attention="sdpa"
+    )
     for part in ("vision", "connector", "llm"):
         for name, parameter in getattr(model, part).named_parameters():
             # Far from the start, where every answer is the same.

@@ -10,7 +10,7 @@ from support.small import micro_batches, small_vlm
 from tinyvlm_cli.config.schema import PARTS, Optim, Parts, Rates, Stage, Tune
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.tuning import choose_trained
-from tinyvlm_cli.train.layers import recompute
+from tinyvlm_cli.train.memory import recompute
 from tinyvlm_cli.train.optim import GradientCheck, build_optimizer, lr_at
 
 OPTIM = Optim(betas=[0.9, 0.999], eps=1e-8, weight_decay=0.1, warmup_ratio=0.03, max_grad_norm=1.0)

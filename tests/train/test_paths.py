@@ -15,7 +15,8 @@ from tinyvlm_cli.config.schema import Engine as EngineSettings
 from tinyvlm_cli.data.batch import MicroBatch
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.train.engine import Engine, start_process_group
-from tinyvlm_cli.train.layers import compile_layers, recompute
+from tinyvlm_cli.train.loop import compile_layers
+from tinyvlm_cli.train.memory import recompute
 
 
 def plain_loss(model: VLM, row: MicroBatch) -> Tensor:

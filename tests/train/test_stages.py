@@ -25,8 +25,7 @@ from tinyvlm_cli.config.schema import (
     Vision,
 )
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.train.job import read_job, write_job
-from tinyvlm_cli.train.stages import run_folder, run_name, stage_nodes, stage_order
+from tinyvlm_cli.train.stages import mismatch, read_job, resolve, stage_order, write_job
 
 
 def stage(start: str | None, **more: Any) -> Stage:
@@ -70,7 +69,7 @@ def config(small_llm: LLM, small_vision: Vision, mlp: dict[str, Any], tmp_path: 
 
 
 def folders(config: Train) -> list[str]:
-    return [node.folder for node in stage_nodes(config)]
+    return [job.folder.name for job in resolve(config).stages]
 
 
 def test_order_follows_start_not_the_order_of_writing() -> None:
@@ -87,7 +86,7 @@ def test_order_follows_start_not_the_order_of_writing() -> None:
         ({"a": stage("a"), "b": stage(None)}, "a cannot be reached"),
     ],
 )
-def test_stages_that_are_not_one_line_are_refused(stages: dict[str, Stage], says: str) -> None:
+def test_stages_that_are_not_one_chain_are_rejected(stages: dict[str, Stage], says: str) -> None:
     with pytest.raises(UserError, match=says):
         stage_order(stages)
 
@@ -134,24 +133,35 @@ def test_other_annotations_under_the_same_name_are_another_stage(config: Train) 
 
 
 def test_names_follow_the_paper(config: Train) -> None:
-    assert run_name(config) == "TinyLLaVA-base-s-S"
+    run = resolve(config)
+    assert run.name == "TinyLLaVA-base-s-S" and run.folder.name.startswith("TinyLLaVA-base-s-S-s42-")
     other = replace(config, connector={**config.connector, "name": "resampler"}, data=replace(config.data, name="e"))
-    assert run_name(other) == "TinyLLaVA-base-s-S-resampler-e"
-    assert run_folder(config, stage_nodes(config)).startswith("TinyLLaVA-base-s-S-s42-")
+    assert resolve(other).name == "TinyLLaVA-base-s-S-resampler-e"
 
 
-def test_a_stage_folder_that_describes_another_stage_is_refused(config: Train) -> None:
-    node = stage_nodes(config)[0]
-    folder = write_job(config, node)
-    assert read_job(folder).config == config
-    record = (folder / "stage.yaml").read_text(encoding="utf-8")
-    (folder / "stage.yaml").write_text(record.replace("seed: 42", "seed: 43"), encoding="utf-8")
+def test_a_job_is_read_as_it_was_written(config: Train) -> None:
+    run = resolve(config)
+    for job in run.stages:
+        write_job(run, job)
+        found = read_job(job.folder)
+        assert replace(found, results=job.results) == job
+        assert found.results.root == job.results.root
+    assert run.stages[1].before == (run.stages[0].folder,)
+
+
+def test_a_stage_folder_that_describes_another_stage_is_rejected(config: Train) -> None:
+    run = resolve(config)
+    job = run.stages[0]
+    write_job(run, job)
+    assert mismatch(job) == []
+    path = job.folder / "stage.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("seed: 42", "seed: 43"), encoding="utf-8")
     with pytest.raises(UserError, match=r"describes another stage \(seed differ\)"):
-        write_job(config, node)
-    (folder / "DONE").touch()  # a trained one, too, is another stage's
+        write_job(run, job)
+    (job.folder / "DONE").touch()  # the same for a trained one
     with pytest.raises(UserError, match=r"describes another stage \(seed differ\)"):
         train.run(config)
-    (folder / "stage.yaml").write_text("identity: [", encoding="utf-8")
+    path.write_text("identity: [", encoding="utf-8")
     with pytest.raises(UserError, match="not a stage's record"):
         train.run(config)
 
@@ -172,8 +182,8 @@ PINNED = {  # folders of stages that version 3c652ba trained, before their data 
 
 @pytest.mark.parametrize("words", PINNED, ids=" ".join)
 def test_stages_that_an_earlier_version_trained_are_found(words: tuple[str, ...]) -> None:
-    nodes = stage_nodes(composed("train", *words))
-    assert [node.folder.rsplit("-", 1)[1] for node in nodes] == PINNED[words]
+    found = folders(composed("train", *words))
+    assert [folder.rsplit("-", 1)[1] for folder in found] == PINNED[words]
 
 
 MINE = """

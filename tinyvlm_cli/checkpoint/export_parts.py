@@ -38,7 +38,10 @@ class Source:
 
     def model(self) -> VLM:
         """Build the run's model for inference."""
-        model = build_model(self.config, self.stage_dirs, dtype=self.dtype, attention="sdpa")
+        model = build_model(
+            self.config.llm, self.config.vision, self.config.connector, self.stage_dirs, seed=self.config.seed,
+            dtype=self.dtype, attention="sdpa",
+        )  # fmt: skip
         return model.to(self.device).eval().requires_grad_(False)
 
 

@@ -6,13 +6,14 @@ part that learned low-rank updates only those are written; they are added to the
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tinyvlm_cli.config.schema import Train
+from tinyvlm_cli.config.schema import LLM, Vision
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import replaced
 from tinyvlm_cli.model.connectors import build_connector
@@ -45,32 +46,32 @@ def load_part(stage_dirs: Sequence[Path], part: str) -> dict[str, Tensor] | None
 
 
 def build_model(
-    config: Train,
+    llm: LLM,
+    vision: Vision,
+    connector: dict[str, Any],
     stage_dirs: Sequence[Path],
     *,
+    seed: int,
     dtype: torch.dtype,
     attention: str,
     four_bit: Collection[str] = (),
 ) -> VLM:
     """Build the model as the stages in `stage_dirs` (first to last) left it.
 
-    Without stages it has the published parts and a new connector, whose weights are a function of `config.seed`.
-
+    Without stages it has the published parts and a new connector, whose weights are a function of `seed`.
     four_bit: parts whose weights are kept in 4 bits, to train low-rank updates of them; GPU only.
     """
-    vision = load_vision(
-        config.vision, dtype=dtype, state=load_part(stage_dirs, "vision"), four_bit="vision" in four_bit
+    encoder = load_vision(vision, dtype=dtype, state=load_part(stage_dirs, "vision"), four_bit="vision" in four_bit)
+    language = load_llm(
+        llm, dtype=dtype, attention=attention, state=load_part(stage_dirs, "llm"), four_bit="llm" in four_bit
     )
-    llm = load_llm(
-        config.llm, dtype=dtype, attention=attention, state=load_part(stage_dirs, "llm"), four_bit="llm" in four_bit
-    )
-    load_adapters({"vision": vision, "llm": llm}, stage_dirs, four_bit=four_bit)
-    torch.manual_seed(config.seed)
-    connector = build_connector(config.connector, vision_dim=vision.dim, llm_dim=llm.config.hidden_size)
+    load_adapters({"vision": encoder, "llm": language}, stage_dirs, four_bit=four_bit)
+    torch.manual_seed(seed)
+    built = build_connector(connector, vision_dim=encoder.dim, llm_dim=language.config.hidden_size)
     state = load_part(stage_dirs, "connector")
     if state is not None:
-        connector.load_state_dict(state)
-    return VLM(vision, connector.to(dtype), llm)
+        built.load_state_dict(state)
+    return VLM(encoder, built.to(dtype), language)
 
 
 def load_adapters(

@@ -85,7 +85,10 @@ def load_answerer(
     config = from_yaml(Train, run.folder / "config.yaml")
     if dtype is None:
         dtype = DTYPES[config.engine.precision]
-    model = build_model(config, stage_dirs, dtype=dtype, attention="sdpa").to(device).eval()
+    model = build_model(
+        config.llm, config.vision, config.connector, stage_dirs, seed=config.seed, dtype=dtype, attention="sdpa"
+    )
+    model = model.to(device).eval()
     return RunAnswerer(model, load_tokenizer(config.llm), config, config.recipe.stages[stage].image_mode)
 
 

@@ -92,7 +92,7 @@ class Loaded:
         ids, supervised = expand(
             encoded.ids,
             encoded.supervised,
-            tokens_per_image=ours.model.connector.num_tokens(ours.model.vision.num_patches),
+            tokens_per_image=ours.model.tokens_per_image,
             max_length=config.llm.max_length if max_length is None else max_length,
         )
         supervised[:1] = False  # nothing comes before the first token

@@ -20,8 +20,8 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def work(job: str, folder: Path) -> None:
     """Do this rank's share of the job."""
     if job == "train":
-        from tinyvlm_cli.train.job import read_job
         from tinyvlm_cli.train.loop import train_stage
+        from tinyvlm_cli.train.stages import read_job
 
         train_stage(read_job(folder))
     elif job == "bench":

@@ -1,13 +1,14 @@
 """The model as a stage trains it: all of a part, its upper layers, or low-rank updates of it."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tinyvlm_cli.config.schema import PARTS, Stage, Train, Tune
+from tinyvlm_cli.config.schema import LLM, PARTS, Stage, Tune, Vision
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.attention.packed import unsupported
 from tinyvlm_cli.model.pretrained import check_four_bit
@@ -17,21 +18,20 @@ from tinyvlm_cli.model.vlm import VLM, meta_model
 ADAPTER_MARK = ".lora_"  # in the names of an adapter's tensors, by peft
 
 
-def untrainable(config: Train, stages: Iterable[str]) -> list[str]:
+def untrainable(llm: LLM, vision: Vision, connector: dict[str, Any], stages: Mapping[str, Stage]) -> list[str]:
     """Return a sentence for everything that keeps the model, or one of `stages`, from being trained."""
     try:
-        model = meta_model(config)
+        model = meta_model(llm, vision, connector)
     except UserError as error:
         return [str(error)]
     findings = []
-    if setting := unsupported(model.llm.config, config.llm.max_length):
+    if setting := unsupported(model.llm.config, llm.max_length):
         value = getattr(model.llm.config, setting)
         findings.append(
-            f"llm.path: {config.llm.path} has {setting}={value}, which attention over packed samples does not compute"
+            f"llm.path: {llm.path} has {setting}={value}, which attention over packed samples does not compute"
             f"{f'; set llm.max_length={value}' if setting == 'sliding_window' else '; choose another LLM'}"
         )
-    for name in stages:
-        stage = config.recipe.stages[name]
+    for name, stage in stages.items():
         try:
             choose_trained(copy.deepcopy(model), stage)
             for part in stage.four_bit_parts:

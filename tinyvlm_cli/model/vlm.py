@@ -5,6 +5,7 @@ of an image, P positions whose next token is supervised, V vocabulary.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from tinyvlm_cli.config.schema import Train
+from tinyvlm_cli.config.schema import LLM, Vision
 from tinyvlm_cli.data.batch import MicroBatch
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.attention import packed as attention
@@ -40,6 +41,11 @@ class VLM(nn.Module):
         self.connector = connector
         self.llm = llm
         self.token_losses = token_losses
+
+    @property
+    def tokens_per_image(self) -> int:
+        """The number of tokens that the LLM gets for an image."""
+        return self.connector.num_tokens(self.vision.num_patches)
 
     def embed(self, ids: Tensor, image_at: Tensor, pixels: Tensor) -> Tensor:
         """Return the embeddings of a batch's tokens, those of images included.
@@ -119,7 +125,7 @@ class VLM(nn.Module):
                 f"connector: {kind} cannot read features of shape {list(features.shape)} ({reason}); change its "
                 "settings or its `forward`"
             ) from error
-        expected = [1, self.connector.num_tokens(num_patches), self.llm.config.hidden_size]
+        expected = [1, self.tokens_per_image, self.llm.config.hidden_size]
         if found != expected:
             raise UserError(
                 f"connector: {kind} returns shape {found} for an image of {num_patches} patches, and its `num_tokens` "
@@ -146,20 +152,20 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(logits.float(), targets, reduction="none")
 
 
-def meta_model(config: Train) -> VLM:
+def meta_model(llm: LLM, vision: Vision, connector: dict[str, Any]) -> VLM:
     """Build the whole model on the meta device: shapes without memory.
 
     Raises UserError where parts do not fit each other, or the tokenizer, which is read where it is on this machine.
     """
-    model = random_model(config, torch.device("meta"), dtype=torch.float32, attention="sdpa")
+    model = random_model(llm, vision, connector, torch.device("meta"), dtype=torch.float32, attention="sdpa")
     findings = []
     try:
-        model.check_shapes(config.vision.image_size)
+        model.check_shapes(vision.image_size)
     except UserError as error:
         findings.append(str(error))
-    if (Path(config.llm.path) / "tokenizer.json").is_file():
+    if (Path(llm.path) / "tokenizer.json").is_file():
         try:
-            load_tokenizer(config.llm, num_embeddings=model.llm.get_input_embeddings().num_embeddings)
+            load_tokenizer(llm, num_embeddings=model.llm.get_input_embeddings().num_embeddings)
         except UserError as error:
             findings.append(str(error))
     if findings:
@@ -167,25 +173,27 @@ def meta_model(config: Train) -> VLM:
     return model
 
 
-def random_model(config: Train, device: torch.device, *, dtype: torch.dtype, attention: str) -> VLM:
+def random_model(
+    llm: LLM, vision: Vision, connector: dict[str, Any], device: torch.device, *, dtype: torch.dtype, attention: str
+) -> VLM:
     """Build the whole model with random weights.
 
     A part whose path is a folder of this machine has the sizes of its config.json, which may be another model's than
     the YAML's `architecture`.
     """
-    encoders = [one for one in (config.vision, config.vision.second) if one is not None]
-    is_here = {one.path: (Path(one.path) / "config.json").is_file() for one in (*encoders, config.llm)}
-    vision, llm, findings = None, None, []
+    encoders = [one for one in (vision, vision.second) if one is not None]
+    is_here = {one.path: (Path(one.path) / "config.json").is_file() for one in (*encoders, llm)}
+    encoder, language, findings = None, None, []
     with device:
         try:
-            vision = blank_vision(config.vision, dtype=dtype, planned=not all(is_here[one.path] for one in encoders))
+            encoder = blank_vision(vision, dtype=dtype, planned=not all(is_here[one.path] for one in encoders))
         except UserError as error:
             findings.append(str(error))
         try:
-            llm = blank_llm(config.llm, attention=attention, dtype=dtype, planned=not is_here[config.llm.path])
+            language = blank_llm(llm, attention=attention, dtype=dtype, planned=not is_here[llm.path])
         except UserError as error:
             findings.append(str(error))
-        if vision is None or llm is None:
+        if encoder is None or language is None:
             raise UserError("\n".join(findings))
-        connector = build_connector(config.connector, vision_dim=vision.dim, llm_dim=llm.config.hidden_size)
-    return VLM(vision, connector.to(dtype), llm)
+        built = build_connector(connector, vision_dim=encoder.dim, llm_dim=language.config.hidden_size)
+    return VLM(encoder, built.to(dtype), language)

@@ -1,7 +1,7 @@
-"""How fast a stage trains on this machine: the real engine, loader and sizes, with random weights and made-up samples.
+"""Benchmarks of training on this machine: the real engine, loader and sizes, with random weights and synthetic samples.
 
-The figure that compares machines and versions is MFU: the operations that the step needs (flops.py) over its time,
-as a share of what a large matrix product reaches in the same process.
+The figure that compares machines and versions is MFU: the operations per second that the step needs (flops.py), as a
+share of what a large matrix product reaches in the same process.
 """
 
 import json
@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from tinyvlm_cli.config.commands import Bench
-from tinyvlm_cli.config.schema import from_yaml
+from tinyvlm_cli.config.schema import PARTS, from_yaml
 from tinyvlm_cli.data.batch import Work
 from tinyvlm_cli.data.check import num_cores
 from tinyvlm_cli.data.images import write_jpegs
@@ -26,36 +26,42 @@ from tinyvlm_cli.model.flops import training_flops
 from tinyvlm_cli.model.pretrained import DTYPES
 from tinyvlm_cli.model.tuning import choose_trained
 from tinyvlm_cli.model.vlm import VLM, meta_model, random_model
-from tinyvlm_cli.plan.bench_result import RESULT, Result, trains
+from tinyvlm_cli.plan.cost import RESULT, Result, trains
 from tinyvlm_cli.results.records import provenance
 from tinyvlm_cli.train.engine import Engine, start_process_group
-from tinyvlm_cli.train.loop import num_loaders, plan_stage, start_engine
+from tinyvlm_cli.train.loop import num_loaders, stage_plan, start_engine
+from tinyvlm_cli.train.optim import count
+from tinyvlm_cli.train.stages import StageJob, stage_job
 
-WARM_UP = 3  # steps before the clock runs: layers compile, memory is taken
+WARM_UP = 3  # steps before the clock starts: layers are compiled, memory is allocated
 NUM_IMAGES = 64
-AT_A_TIME = 32  # samples, where the input alone is measured
+DATA_STEP = 32  # samples of a step where the input alone is measured
 IMAGES = "images"
 
 
 def bench_train(folder: Path) -> None:
-    """Measure what config.yaml in `folder` says and write bench.json beside it. Runs in every worker process."""
+    """Measure the stage in `folder`/config.yaml and write bench.json next to it. Runs in every worker process."""
     started = time.perf_counter()
     device = start_process_group()
     config = from_yaml(Bench, folder / "config.yaml")
-    stage = config.recipe.stages[config.stage]
+    job = stage_job(config, config.stage)
     if num_loaders(config.engine):
         prepare_loaders()
     torch.manual_seed(config.seed)
     ceiling = matmul_ceiling(device)
-    model = random_model(config, device, dtype=DTYPES[config.engine.precision], attention=register())
-    choose_trained(model, stage)
+    model = random_model(
+        job.llm, job.vision, job.connector, device, dtype=DTYPES[config.engine.precision], attention=register()
+    )
+    parameters = {part: count(getattr(model, part))[0] for part in PARTS}
+    choose_trained(model, job.stage)
     flops = training_flops(model)
-    engine, layout = start_engine(config, stage, model, device)
+    engine, layout = start_engine(job, model, device)
     if dist.get_rank() == 0:
         write_jpegs(folder / IMAGES, config.image_sizes, count=NUM_IMAGES, seed=config.seed)
     dist.barrier()
-    plan = _plan(config, model, folder / IMAGES, num=stage.samples_per_step * (WARM_UP + config.steps))
-    clock = _timed(engine, plan, config, started, micro_tokens=layout.micro_tokens)
+    num = job.stage.samples_per_step * (WARM_UP + config.steps)
+    plan = _synthetic_plan(config, job, model, folder / IMAGES, num=num)
+    clock = _measure(engine, plan, job, config.steps, started, micro_tokens=layout.micro_tokens)
     if dist.get_rank() != 0:
         return
     gpus, total = dist.get_world_size(), sum(clock.step_s)
@@ -66,15 +72,15 @@ def bench_train(folder: Path) -> None:
         connector=config.connector["name"],
         recipe=config.recipe.name,
         stage=config.stage,
-        split=stage.split,
-        trains=trains(stage),
+        split=job.stage.split,
+        trains=trains(job.stage),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         gpus=gpus,
         zero=config.engine.zero,
         micro_tokens=layout.micro_tokens,
         recompute=layout.recompute,
-        samples_per_step=stage.samples_per_step,
-        samples_per_s=stage.samples_per_step * config.steps / total,
+        samples_per_step=job.stage.samples_per_step,
+        samples_per_s=job.stage.samples_per_step * config.steps / total,
         images_per_s=clock.work.images / total,
         tokens_per_s=clock.work.tokens / total,
         tflops_per_s=rate,
@@ -86,13 +92,14 @@ def bench_train(folder: Path) -> None:
         step_s=[round(seconds, 4) for seconds in clock.step_s],
         losses=clock.losses,
         made_with=provenance(),
+        parameters=parameters,
     )
     write_text(folder / RESULT, json.dumps(asdict(result), indent=1) + "\n")
 
 
 @dataclass
 class _Clock:
-    """What the steps after the warm-up took, and did."""
+    """The measurements of the steps after the warm-up."""
 
     first_step_s: float = 0.0  # from the start of the process
     step_s: list[float] = field(default_factory=list)
@@ -101,19 +108,21 @@ class _Clock:
     losses: list[float] = field(default_factory=list)  # of the warm-up too
 
 
-def _timed(engine: Engine, plan: StagePlan, config: Bench, started: float, *, micro_tokens: int) -> _Clock:
-    """Train, and look at the clock. started: when this process did"""
+def _measure(
+    engine: Engine, plan: StagePlan, job: StageJob, steps: int, started: float, *, micro_tokens: int
+) -> _Clock:
+    """Train for the warm-up and `steps` more, and measure these. started: when this process did"""
     clock = _Clock()
-    lr = config.recipe.stages[config.stage].lr
     batches = step_batches(
-        plan, first=0, last=WARM_UP + config.steps, rank=dist.get_rank(), ranks=dist.get_world_size(),
-        micro_tokens=micro_tokens, workers=num_loaders(config.engine),
+        plan, first=0, last=WARM_UP + steps, rank=dist.get_rank(), ranks=dist.get_world_size(),
+        micro_tokens=micro_tokens, workers=num_loaders(job.engine),
     )  # fmt: skip
-    for number in range(WARM_UP + config.steps):
+    for number in range(WARM_UP + steps):
         began = time.perf_counter()
         batch = next(batches)
         ready = time.perf_counter()
-        clock.losses.append(float(engine.step(batch.micros, lr=lr, supervised_tokens=batch.work.supervised)))
+        loss = engine.step(batch.micros, lr=job.stage.lr, supervised_tokens=batch.work.supervised)
+        clock.losses.append(float(loss))
         done = time.perf_counter()
         clock.first_step_s = clock.first_step_s or done - started
         if number >= WARM_UP:
@@ -124,41 +133,41 @@ def _timed(engine: Engine, plan: StagePlan, config: Bench, started: float, *, mi
 
 
 def bench_data(config: Bench, image_dir: Path) -> dict[int, float]:
-    """Images a second that reach the training process, by the number of processes that load them."""
+    """Return the images per second that reach the training process, by the number of processes that load them."""
     write_jpegs(image_dir, config.image_sizes, count=NUM_IMAGES, seed=config.seed)
-    model = meta_model(config)
-    figures = {}
+    job = stage_job(config, config.stage)
+    job = replace(job, stage=replace(job.stage, samples_per_step=DATA_STEP))
+    model = meta_model(job.llm, job.vision, job.connector)
+    rates = {}
     for workers in [2**n for n in range(num_cores().bit_length())]:
         steps = 6 * workers
-        plan = _plan(config, model, image_dir, num=AT_A_TIME * steps)
-        plan = replace(plan, samples_per_step=AT_A_TIME)
+        plan = _synthetic_plan(config, job, model, image_dir, num=DATA_STEP * steps)
         images, began = 0, 0.0
         for batch in step_batches(plan, first=0, last=steps, rank=0, ranks=1, micro_tokens=2**20, workers=workers):
             if began:
                 images += batch.work.images
-            elif batch.step == 2 * workers:  # all of them have begun
+            elif batch.step == 2 * workers:  # every process has started
                 began = time.perf_counter()
-        figures[workers] = images / (time.perf_counter() - began)
-    return figures
+        rates[workers] = images / (time.perf_counter() - began)
+    return rates
 
 
-def _plan(config: Bench, model: VLM, image_dir: Path, *, num: int) -> StagePlan:
-    """The plan of a stage on `num` made-up samples."""
-    stage = config.recipe.stages[config.stage]
+def _synthetic_plan(config: Bench, job: StageJob, model: VLM, image_dir: Path, *, num: int) -> StagePlan:
+    """Return the plan of a stage on `num` synthetic samples."""
     index = SyntheticIndex.draw(
-        config.mixes[stage.split],
+        config.mixes[job.stage.split],
         num,
         vocabulary=model.llm.config.vocab_size,
         images=[f"{number}.jpg" for number in range(NUM_IMAGES)],
-        max_length=config.llm.max_length,
+        max_length=job.llm.max_length,
         seed=config.seed,
     )
-    plan = plan_stage(config, stage, index, tokens_per_image=model.connector.num_tokens(model.vision.num_patches))
-    return replace(plan, image_root=image_dir)
+    job = replace(job, split=replace(job.split, images=str(image_dir)))
+    return stage_plan(job, index, tokens_per_image=model.tokens_per_image)
 
 
 def matmul_ceiling(device: torch.device) -> float:
-    """1e12 operations a second of a large product of random bf16 matrices (on a CPU smaller ones in fp32)."""
+    """Return 1e12 operations per second of a large product of random bf16 matrices (smaller, in fp32, on a CPU)."""
     size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = []

@@ -1,4 +1,7 @@
-"""What a stage would take, worked out without weights, images or a GPU."""
+"""Sizes of a stage by the shapes of its model, on the meta device: parameters, operations and activations.
+
+Nothing here needs weights, images or a GPU.
+"""
 
 import copy
 import json
@@ -8,32 +11,141 @@ from enum import Enum
 from typing import Any
 
 from tinyvlm_cli.config.commands import Mix
-from tinyvlm_cli.config.schema import PARTS, Engine, Stage, Train
+from tinyvlm_cli.config.schema import PARTS, Engine, Stage
 from tinyvlm_cli.data.batch import Work
 from tinyvlm_cli.data.loader import num_steps
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.model.flops import Flops, training_flops
+from tinyvlm_cli.model.flops import Flops, is_trained, training_flops
 from tinyvlm_cli.model.tuning import choose_trained
-from tinyvlm_cli.model.vlm import VLM, meta_model
-from tinyvlm_cli.plan.activations import kept_by
-from tinyvlm_cli.plan.figures import Estimate, Row
+from tinyvlm_cli.model.vision import layers_of
+from tinyvlm_cli.model.vlm import LOGITS_AT_ONCE, VLM, meta_model
+from tinyvlm_cli.plan.cost import Estimate, Row
 from tinyvlm_cli.train.optim import count
-from tinyvlm_cli.train.stages import stage_split
+from tinyvlm_cli.train.stages import StageJob
+
+# Activations of a compiled layer for each token, in units of the layer's width. Measured on one H200
+# (docs/performance.md): 15.2 (TinyLlama, Phi-2) and 16.7 (StableLM-2) where the layer is trained, 9.7 (TinyLlama) and
+# 10.4 (Phi-2) where gradients only pass through it.
+TRAINED, PASSED = 16.5, 10.5
+LOSS = 3  # numbers for each logit: itself, and its fp32 copy, which takes the memory of two
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """A stage's model in figures."""
+    """The sizes of a stage's model."""
 
-    every: dict[str, int]  # parameters of each part as kept in memory
-    trained: dict[str, int]  # of which the stage changes
+    parameters: dict[str, int]  # of each part as kept in memory
+    trained: dict[str, int]  # those that the stage changes
     tokens_per_image: int
     flops: Flops
     row: Row
 
 
-def misset(engine: Engine) -> list[str]:
-    """What of the engine's settings is out of its range, as sentences."""
+class Models:
+    """The sizes of many stages' models. Stages with equal settings share the model, and its sizes are computed once."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, VLM] = {}
+        self._sizes: dict[str, Sizes] = {}
+
+    def sizes(self, job: StageJob) -> Sizes:
+        """Return the sizes of the run's model as the stage trains it. Raises UserError where it cannot be trained."""
+        stage = job.stage
+        parts = _as_text(job.llm, job.vision, job.connector)
+        key = parts + _as_text(stage.train, stage.vision_from_layer, stage.llm_from_layer, stage.lora)
+        if key not in self._sizes:
+            if parts not in self._models:
+                self._models[parts] = meta_model(job.llm, job.vision, job.connector)
+            try:
+                self._sizes[key] = sizes(self._models[parts], stage)
+            except UserError as error:
+                raise UserError(f"recipe.stages.{job.name}: {error}") from None
+        return self._sizes[key]
+
+
+def sizes(model: VLM, stage: Stage) -> Sizes:
+    """Return the sizes of a model on the meta device as `stage` trains it, which is marked on the model."""
+    if stage.adapted_parts:
+        model = copy.deepcopy(model)  # the next stage does not have this one's adapters
+    choose_trained(model, stage)
+    counts = {part: count(getattr(model, part)) for part in PARTS}
+    return Sizes(
+        parameters={part: every for part, (every, _) in counts.items()},
+        trained={part: trained for part, (_, trained) in counts.items()},
+        tokens_per_image=model.tokens_per_image,
+        flops=training_flops(model),
+        row=activations(model),
+    )
+
+
+def activations(model: VLM) -> Row:
+    """Return what a row keeps for its backward pass, by the layers that gradients pass through.
+
+    model: its trained parameters are chosen; it may be on the meta device.
+    """
+    patches = model.vision.num_patches / model.tokens_per_image  # for each image token
+    vision = [layer for encoder in model.vision.models for layer in layers_of(encoder)]
+    stacks = [(layer, patches / len(model.vision.models) * model.vision.model.config.hidden_size) for layer in vision]
+    stacks += [(layer, float(model.llm.config.hidden_size)) for layer in layers_of(model.llm)]
+    kept = recomputed = widest = 0.0
+    learns = False
+    for layer, width in stacks:
+        if layer is layers_of(model.llm)[0]:
+            learns |= is_trained(model.connector) or is_trained(model.llm.get_input_embeddings())
+        learns |= is_trained(layer)
+        if learns:
+            own = width * (TRAINED if is_trained(layer) else PASSED)
+            kept += own
+            recomputed += width
+            widest = max(widest, own)
+    return Row(kept, recomputed + widest, LOSS * LOGITS_AT_ONCE * float(model.llm.config.vocab_size))
+
+
+def estimate_stage(job: StageJob, model: Sizes, mix: Mix | None = None) -> Estimate:
+    """Return the estimate of one stage. The last, incomplete step of an epoch is dropped, as in training.
+
+    mix: the lengths of the split's samples; None: not known
+    """
+    stage, samples = job.stage, job.split.count
+    steps = num_steps(samples, samples_per_step=stage.samples_per_step, epochs=stage.epochs, max_steps=stage.max_steps)
+    work = None
+    if mix is not None:
+        work = expected_work(
+            mix,
+            steps * stage.samples_per_step,
+            tokens_per_image=model.tokens_per_image,
+            max_length=job.llm.max_length,
+        )
+    return Estimate(
+        samples=samples,
+        steps=steps,
+        parameters=model.parameters,
+        trained=model.trained,
+        tokens_per_image=model.tokens_per_image,
+        tokens=work.tokens if work else None,
+        operations=model.flops.of(work) if work else None,
+        row=model.row,
+    )
+
+
+def expected_work(mix: Mix, num: int, *, tokens_per_image: int, max_length: int) -> Work:
+    """Return the work of `num` samples with the means of `mix`; their texts are log-normal, as `bench` draws them.
+
+    The truncation of single long samples is not modelled, but the work is at most that of samples of `max_length`.
+    """
+    with_image = 1 - mix.text_only
+    tokens = mix.text + with_image * tokens_per_image
+    square = mix.text**2 * math.exp(mix.spread**2) + with_image * tokens_per_image * (2 * mix.text + tokens_per_image)
+    return Work(
+        tokens=round(num * min(tokens, max_length)),
+        squares=round(num * min(square, max_length**2)),
+        images=round(num * with_image),
+        supervised=round(num * mix.text * mix.supervised),
+    )
+
+
+def invalid_engine_settings(engine: Engine) -> list[str]:
+    """Return a finding for each engine setting that is out of its range."""
     findings = []
     if engine.zero not in (1, 2, 3):
         findings.append(
@@ -46,79 +158,5 @@ def misset(engine: Engine) -> list[str]:
     return findings
 
 
-def sizes(model: VLM, stage: Stage) -> Sizes:
-    """Of the model as `stage` trains it. What of `model`, on the meta device, is trained may be changed."""
-    if stage.adapted_parts:
-        model = copy.deepcopy(model)  # a stage's adapters are not the next one's
-    choose_trained(model, stage)
-    figures = {part: count(getattr(model, part)) for part in PARTS}
-    return Sizes(
-        every={part: every for part, (every, _) in figures.items()},
-        trained={part: trained for part, (_, trained) in figures.items()},
-        tokens_per_image=model.connector.num_tokens(model.vision.num_patches),
-        flops=training_flops(model),
-        row=kept_by(model),
-    )
-
-
-class Models:
-    """Sizes of many stages' models. What a model and its sizes depend on decides whether they are worked out again."""
-
-    def __init__(self) -> None:
-        self._models: dict[str, VLM] = {}
-        self._sizes: dict[str, Sizes] = {}
-
-    def sizes(self, config: Train, name: str) -> Sizes:
-        """Of the run's model as the recipe's stage `name` trains it."""
-        stage = config.recipe.stages[name]
-        parts = _written(config.llm, config.vision, config.connector)
-        trained = parts + _written(stage.train, stage.vision_from_layer, stage.llm_from_layer, stage.lora)
-        if trained not in self._sizes:
-            if parts not in self._models:
-                self._models[parts] = meta_model(config)
-            try:
-                self._sizes[trained] = sizes(self._models[parts], stage)
-            except UserError as error:
-                raise UserError(f"recipe.stages.{name}: {error}") from None
-        return self._sizes[trained]
-
-
-def _written(*settings: Any) -> str:
+def _as_text(*settings: Any) -> str:
     return json.dumps(settings, default=lambda one: one.value if isinstance(one, Enum) else asdict(one), sort_keys=True)
-
-
-def estimate(config: Train, stage: Stage, model: Sizes, *, mix: Mix | None = None) -> Estimate:
-    """The figures of one stage. An epoch's last, incomplete step is dropped, as in training.
-
-    mix: the split's samples, where they are known
-    """
-    samples = stage_split(config, stage.split).count
-    steps = num_steps(samples, samples_per_step=stage.samples_per_step, epochs=stage.epochs, max_steps=stage.max_steps)
-    num, longest = steps * stage.samples_per_step, config.llm.max_length
-    work = expected_work(mix, num, tokens_per_image=model.tokens_per_image, max_length=longest) if mix else None
-    return Estimate(
-        samples=samples,
-        steps=steps,
-        every=model.every,
-        trained=model.trained,
-        tokens_per_image=model.tokens_per_image,
-        tokens=work.tokens if work else None,
-        operations=model.flops.of(work) if work else None,
-        row=model.row,
-    )
-
-
-def expected_work(mix: Mix, num: int, *, tokens_per_image: int, max_length: int) -> Work:
-    """That of `num` samples of which `mix` gives the means; their texts are log-normal, as bench draws them.
-
-    A cut of single long samples is left out; no more is counted than if all of them were `max_length` long.
-    """
-    with_image = 1 - mix.text_only
-    tokens = mix.text + with_image * tokens_per_image
-    square = mix.text**2 * math.exp(mix.spread**2) + with_image * tokens_per_image * (2 * mix.text + tokens_per_image)
-    return Work(
-        tokens=round(num * min(tokens, max_length)),
-        squares=round(num * min(square, max_length**2)),
-        images=round(num * with_image),
-        supervised=round(num * mix.text * mix.supervised),
-    )

@@ -1,40 +1,40 @@
-"""The training of one stage, in one worker process a GPU."""
+"""The training of one stage, in one worker process per GPU."""
 
 import logging
 import math
 import os
-from collections.abc import Iterator
+import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo.config
+import torch._inductor.config
 import torch.distributed as dist
 
 from tinyvlm_cli.checkpoint.parts import build_model, save_part
-from tinyvlm_cli.config.schema import PARTS, Loss, Stage, Train
+from tinyvlm_cli.config.schema import PARTS, Loss
 from tinyvlm_cli.config.schema import Engine as EngineSettings
 from tinyvlm_cli.data.batch import widest_row
 from tinyvlm_cli.data.check import num_cores
 from tinyvlm_cli.data.index import Samples, SplitIndex, open_index
-from tinyvlm_cli.data.loader import StagePlan, StepBatch, num_steps, prepare_loaders, step_batches
+from tinyvlm_cli.data.loader import StagePlan, num_steps, prepare_loaders, step_batches
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.attention.packed import register
 from tinyvlm_cli.model.flops import training_flops
 from tinyvlm_cli.model.llm import load_tokenizer
 from tinyvlm_cli.model.pretrained import DTYPES
 from tinyvlm_cli.model.tuning import choose_trained
-from tinyvlm_cli.model.vlm import LOGITS_AT_ONCE, VLM
-from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.model.vision import layers_of
+from tinyvlm_cli.model.vlm import LOGITS_AT_ONCE, VLM, token_losses
 from tinyvlm_cli.train.engine import Engine, start_process_group
-from tinyvlm_cli.train.job import StageJob
-from tinyvlm_cli.train.layers import compile_layers
 from tinyvlm_cli.train.layout import Layout
 from tinyvlm_cli.train.memory import fit
 from tinyvlm_cli.train.meter import Meter
 from tinyvlm_cli.train.optim import GradientCheck, count, lr_at
-from tinyvlm_cli.train.stages import stage_split
+from tinyvlm_cli.train.stages import StageJob
 
 log = logging.getLogger(__name__)
 
@@ -42,168 +42,170 @@ log = logging.getLogger(__name__)
 def train_stage(job: StageJob) -> None:
     """Train a stage to its end, from its last checkpoint if it has one, and write its weights."""
     device = start_process_group()
-    config, stage = job.config, job.stage
-    if num_loaders(config.engine):
+    is_main = dist.get_rank() == 0
+    stage = job.stage
+    if num_loaders(job.engine):
         prepare_loaders()
-    index = stage_index(config, stage)
+    index = stage_index(job)
     model = build_model(
-        config,
+        job.llm,
+        job.vision,
+        job.connector,
         job.before,
-        dtype=DTYPES[config.engine.precision],
+        seed=job.seed,
+        dtype=DTYPES[job.engine.precision],
         attention=register(),
         four_bit=stage.four_bit_parts,
     )
-    tokens_per_image = model.connector.num_tokens(model.vision.num_patches)
-    plan = plan_stage(config, stage, index, tokens_per_image=tokens_per_image)
+    plan = stage_plan(job, index, tokens_per_image=model.tokens_per_image)
     steps = num_steps(
         len(plan.usable), samples_per_step=stage.samples_per_step, epochs=stage.epochs, max_steps=stage.max_steps
-    )
+    )  # fmt: skip
     if steps == 0:
         raise UserError(
             f"recipe.stages.{job.name}.samples_per_step: {stage.samples_per_step} is more than the "
             f"{len(plan.usable)} usable samples of split '{stage.split}'"
         )
     choose_trained(model, stage)
-    if dist.get_rank() == 0:
-        _announce(job, model, steps)
-    engine, layout = start_engine(config, stage, model, device)
+    if is_main:
+        sizes = {part: [_short(number) for number in reversed(count(getattr(model, part)))] for part in PARTS}
+        parts = "  ".join(f"{part} {trained} of {every}" for part, (trained, every) in sizes.items())
+        log.info("%s: trains %s", job.folder.name, parts)
+        log.info(
+            "%s: %d steps of %d samples on %d %s, %s, ZeRO-%d",
+            job.name, steps, stage.samples_per_step, dist.get_world_size(),
+            "GPU(s)" if torch.cuda.is_available() else "CPU process(es)", job.engine.precision.value, job.engine.zero,
+        )  # fmt: skip
+    engine, layout = start_engine(job, model, device)
     first = engine.resume(job.folder / "checkpoints")
-    if first and dist.get_rank() == 0:
-        log.info("%s: goes on after step %d", job.name, first)
-    _run(job, engine, plan, first, steps, micro_tokens=layout.micro_tokens)
-    if device.type == "cuda" and dist.get_rank() == 0:
-        log.info("%s: %.1f GiB of GPU memory at most", job.name, torch.cuda.max_memory_allocated(device) / 2**30)
+    if first and is_main:
+        log.info("%s: resuming after step %d", job.name, first)
+    _take_steps(job, engine, plan, first, steps, micro_tokens=layout.micro_tokens)
+    if device.type == "cuda" and is_main:
+        log.info("%s: peak GPU memory %.1f GiB", job.name, torch.cuda.max_memory_allocated(device) / 2**30)
     for part in stage.trained_parts:
         is_adapted = part in stage.adapted_parts
         state = engine.part_state(part, adapters_only=is_adapted)
-        if dist.get_rank() == 0:
+        if is_main:
             save_part(job.folder, part, state, scale=stage.lora.scale if stage.lora and is_adapted else None)
 
 
-def start_engine(config: Train, stage: Stage, model: VLM, device: torch.device) -> tuple[Engine, Layout]:
-    """The engine over a model whose trained parameters are chosen, and how its micro-batches are to run."""
+def start_engine(job: StageJob, model: VLM, device: torch.device) -> tuple[Engine, Layout]:
+    """Return the engine over a model whose trained parameters are chosen, and the layout of its micro-batches."""
     model.check_head()
-    model.train()  # the reference, too, keeps the dropout of frozen parts on
-    settings = config.engine
-    on_its_own = device.type == "cuda" and settings.zero != 3 and not stage.four_bit_parts
-    if settings.compile if settings.compile is not None else on_its_own:
+    model.train()  # the reference also keeps the dropout of frozen parts on
+    settings = job.engine
+    compiles_by_default = device.type == "cuda" and settings.zero != 3 and not job.stage.four_bit_parts
+    if settings.compile if settings.compile is not None else compiles_by_default:
         compile_layers(model)
-    engine = Engine(model, settings, config.recipe.optim, device, rates=stage.rate_scales)
-    tokens_per_image = model.connector.num_tokens(model.vision.num_patches)
-    row_of = partial(widest_row, vision=config.vision, tokens_per_image=tokens_per_image, supervised=LOGITS_AT_ONCE)
-    return engine, fit(engine, settings, max_length=config.llm.max_length, row_of=row_of)
+    engine = Engine(model, settings, job.optim, device, rates=job.stage.rate_scales)
+    row_of = partial(
+        widest_row, vision=job.vision, tokens_per_image=model.tokens_per_image, supervised=LOGITS_AT_ONCE
+    )  # fmt: skip
+    return engine, fit(engine, settings, max_length=job.llm.max_length, row_of=row_of)
 
 
-def stage_index(config: Train, stage: Stage) -> SplitIndex:
-    """The tokenised samples of a stage's split."""
+def compile_layers(model: VLM) -> None:
+    """Compile each layer and the loss by itself, for rows of any length.
+
+    Layers of one kind share their code, which PyTorch caches on disk, so that a second start takes seconds.
+    """
+    # Code is cached for each kind of layer: of two encoders and an LLM, with gradients and without.
+    torch._dynamo.config.recompile_limit = 64
+    # Dropout as PyTorch draws it: the same numbers as without compilation, and faster than Inductor's own.
+    torch._inductor.config.fallback_random = True
+    for layers in map(layers_of, (*model.vision.models, model.llm)):
+        for layer in layers:
+            layer.compile(dynamic=True)
+    model.token_losses = torch.compile(token_losses, dynamic=True)
+    if torch.cuda.is_available():
+        # Recomputation runs in autograd's own thread. Its number of CPU threads is 1, set by PyTorch's pinning thread,
+        # and code that was compiled under another number of threads would be compiled again there.
+        torch.set_num_threads(1)
+
+
+def stage_index(job: StageJob) -> SplitIndex:
+    """Return the tokenised samples of a stage's split."""
     return open_index(
-        stage_split(config, stage.split),
-        tokenizer=load_tokenizer(config.llm),
-        chat=config.llm.chat,
-        prompt=stage.prompt,
-        results=Results(config.results_dir),
+        job.split,
+        tokenizer=load_tokenizer(job.llm),
+        chat=job.llm.chat,
+        prompt=job.stage.prompt,
+        results=job.results,
     )
 
 
-def plan_stage(config: Train, stage: Stage, index: Samples, *, tokens_per_image: int) -> StagePlan:
-    """The samples of a stage in their order."""
-    lengths = index.lengths(tokens_per_image, config.llm.max_length)
+def stage_plan(job: StageJob, index: Samples, *, tokens_per_image: int) -> StagePlan:
+    """Return the samples of a stage, and everything that decides what each step computes."""
+    stage = job.stage
+    lengths = index.lengths(tokens_per_image, job.llm.max_length)
     return StagePlan(
         index=index,
         usable=np.flatnonzero(lengths),
         lengths=lengths,
-        image_root=Path(stage_split(config, stage.split).images),
-        vision=config.vision,
+        image_root=Path(job.split.images),
+        vision=job.vision,
         image_mode=stage.image_mode,
         tokens_per_image=tokens_per_image,
-        max_length=config.llm.max_length,
+        max_length=job.llm.max_length,
         samples_per_step=stage.samples_per_step,
-        seed=config.seed,
+        seed=job.seed,
         samples_per_mean=stage.samples_per_mean if stage.loss is Loss.mean_of_means else None,
     )
 
 
 def num_loaders(settings: EngineSettings) -> int:
-    """Processes that load images for this rank."""
+    """Return the number of processes that load images for this rank."""
     if settings.workers is not None:
         return settings.workers
     if not torch.cuda.is_available():
         return 0
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(16, num_cores() // here - 2))  # two cores drive the GPU
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(16, num_cores() // ranks_here - 2))  # two cores drive the GPU
 
 
-def _run(job: StageJob, engine: Engine, plan: StagePlan, first: int, steps: int, *, micro_tokens: int) -> None:
-    """The optimizer steps first..steps-1."""
-    stage, settings = job.stage, job.config.engine
-    is_main = dist.get_rank() == 0
-    warmup_ratio = job.config.recipe.optim.warmup_ratio
+def _take_steps(job: StageJob, engine: Engine, plan: StagePlan, first: int, steps: int, *, micro_tokens: int) -> None:
+    """Take the optimizer steps first..steps-1. Raises UserError when a loss is not finite."""
+    stage, rank, ranks = job.stage, dist.get_rank(), dist.get_world_size()
     batches = step_batches(
-        plan, first=first, last=steps, rank=dist.get_rank(), ranks=dist.get_world_size(),
-        micro_tokens=micro_tokens, workers=num_loaders(settings),
+        plan, first=first, last=steps, rank=rank, ranks=ranks, micro_tokens=micro_tokens,
+        workers=num_loaders(job.engine),
     )  # fmt: skip
     check = GradientCheck(engine.model)
     flops = training_flops(engine.model)
-    meter = Meter(job.folder, name=job.name, first=first, last=steps) if is_main else None
+    meter = Meter(job.folder, name=job.name, first=first, last=steps) if rank == 0 else None
     with meter or nullcontext():
-        for batch in _timed(batches, meter):
-            _seed_dropout(job.config.seed, batch.step)
-            lr = lr_at(batch.step, steps, peak=stage.lr, warmup_ratio=warmup_ratio)
+        asked = time.perf_counter()
+        for batch in batches:
+            waited_s = time.perf_counter() - asked
+            # Dropout, too, is a function of (seed, step, rank), so that a resumed stage equals an uninterrupted one.
+            mixed = np.random.SeedSequence([job.seed, batch.step, rank]).generate_state(1)
+            torch.manual_seed(int(mixed[0]))
+            lr = lr_at(batch.step, steps, peak=stage.lr, warmup_ratio=job.optim.warmup_ratio)
             loss = float(engine.step(batch.micros, lr=lr, supervised_tokens=batch.work.supervised))
             if batch.step == first:
                 check.finish()
-            if not math.isfinite(loss):
-                _stop(job, plan, batch)
             done = batch.step + 1
+            if not math.isfinite(loss):
+                numbers = [int(number) for number in plan.samples(batch.step)]
+                ids = ", ".join(plan.index.sample(number).id for number in numbers[:20])
+                raise UserError(
+                    f"{job.name}: the loss of step {done} is not finite; its samples are {ids}"
+                    f"{' ...' if len(numbers) > 20 else ''}; lower recipe.stages.{job.name}.lr or inspect these "
+                    "samples. The last checkpoint is kept"
+                )
             if meter:
                 meter.step(
-                    step=done, loss=loss, lr=lr, grad_norm=engine.grad_norm,
-                    samples=stage.samples_per_step, tokens=batch.work.tokens,
-                    tflops=flops.of(batch.work) / dist.get_world_size() / 1e12,
+                    step=done, loss=loss, lr=lr, grad_norm=engine.grad_norm, samples=stage.samples_per_step,
+                    tokens=batch.work.tokens, tflops=flops.of(batch.work) / ranks / 1e12, waited_s=waited_s,
                 )  # fmt: skip
-            if done % settings.save_every == 0 and done < steps:
+            if done % job.engine.save_every == 0 and done < steps:
                 engine.save(job.folder / "checkpoints", done)
-
-
-def _timed(batches: Iterator[StepBatch], meter: Meter | None) -> Iterator[StepBatch]:
-    while True:
-        with meter.waiting() if meter else nullcontext():
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch
-
-
-def _seed_dropout(seed: int, step: int) -> None:
-    """Dropout, too, is a function of (seed, step, rank), so a resumed stage goes on as if unbroken."""
-    mixed = np.random.SeedSequence([seed, step, dist.get_rank()]).generate_state(1)
-    torch.manual_seed(int(mixed[0]))
-
-
-def _stop(job: StageJob, plan: StagePlan, batch: StepBatch) -> None:
-    numbers = [int(number) for number in plan.samples(batch.step)]
-    ids = ", ".join(plan.index.sample(number).id for number in numbers[:20])
-    raise UserError(
-        f"{job.name}: the loss of step {batch.step + 1} is not finite; its samples are {ids}"
-        f"{' ...' if len(numbers) > 20 else ''}; lower recipe.stages.{job.name}.lr or look at these samples. "
-        "The last checkpoint is kept"
-    )
-
-
-def _announce(job: StageJob, model: VLM, steps: int) -> None:
-    stage = job.stage
-    figures = {part: count(getattr(model, part)) for part in PARTS}
-    parts = "  ".join(f"{part} {_short(trained)} of {_short(every)}" for part, (every, trained) in figures.items())
-    log.info("%s: trains %s", job.folder.name, parts)
-    log.info(
-        "%s: %d steps of %d samples on %d %s, %s, ZeRO-%d",
-        job.name, steps, stage.samples_per_step, dist.get_world_size(),
-        "GPU(s)" if torch.cuda.is_available() else "CPU process(es)",
-        job.config.engine.precision.value, job.config.engine.zero,
-    )  # fmt: skip
+            asked = time.perf_counter()
 
 
 def _short(number: int) -> str:
+    """Return a number of parameters as 2.78B, 9.51M or 12k."""
     for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= size:
             return f"{number / size:.3g}{unit}"

@@ -1,12 +1,9 @@
-"""What a running stage shows: the progress bar, train.jsonl and TensorBoard."""
+"""The measurements of a running stage: the progress bar, train.jsonl and TensorBoard."""
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 
 from tinyvlm_cli.console import ProgressDisplay
 from tinyvlm_cli.files import append_jsonl, read_jsonl, write_text
@@ -23,47 +20,54 @@ class StepRecord:
     samples_per_s: float  # all GPUs
     tokens_per_s: float  # all GPUs, image tokens included
     tflops_per_s: float  # of one GPU: 1e12 needed operations, see flops.py
-    data_wait_s: float  # that the step waited for its images
+    data_wait_s: float  # time that the step waited for its images
     elapsed_s: float  # since this process began to train
 
 
 class Meter:
-    """Writes each step's record and shows the stage's progress. Used as a context manager, on rank 0 only."""
+    """Writes a record of each step and shows the stage's progress. A context manager, for rank 0 only."""
 
     def __init__(self, stage_dir: Path, *, name: str, first: int, last: int) -> None:
+        """first: steps that are done already. A record of a later step is deleted: that step is taken again."""
+        from torch.utils.tensorboard import SummaryWriter
+
         self.path = stage_dir / "train.jsonl"
-        self.name = name
-        self.first, self.last = first, last
+        if self.path.exists():
+            kept = [record for record in read_jsonl(self.path) if record["step"] <= first]
+            write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        self.board = SummaryWriter(str(stage_dir / "tensorboard"), purge_step=first + 1)
         self.display = ProgressDisplay()
-        self.board = _board(stage_dir / "tensorboard", first)
-        self.started = self.mark = time.perf_counter()
-        self.waited = 0.0
-        _forget_after(self.path, first)
+        self.name, self.first, self.last = name, first, last
+        self.started = self.last_step_at = time.perf_counter()
 
     def __enter__(self) -> "Meter":
         self.display.__enter__()
         self.bar = self.display.add(self.name, self.last, done=self.first)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.display.__exit__()
+    def __exit__(self, *error: object) -> None:
+        self.display.__exit__(*error)
         self.board.close()
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time that passes in here is the input's."""
-        began = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - began
-
     def step(
-        self, *, step: int, loss: float, lr: float, grad_norm: float, samples: int, tokens: int, tflops: float
+        self,
+        *,
+        step: int,
+        loss: float,
+        lr: float,
+        grad_norm: float,
+        samples: int,
+        tokens: int,
+        tflops: float,
+        waited_s: float,
     ) -> None:
-        """Record a finished step (numbered from 1). tflops: of one GPU"""
+        """Record a finished step.
+
+        step: from 1. samples, tokens: of the step, on all GPUs. tflops: 1e12 operations that one GPU needed.
+        waited_s: time that the step waited for its images.
+        """
         now = time.perf_counter()
-        took, self.mark = now - self.mark, now
+        took, self.last_step_at = now - self.last_step_at, now
         record = StepRecord(
             step=step,
             loss=round(loss, 6),
@@ -72,10 +76,9 @@ class Meter:
             samples_per_s=round(samples / took, 2),
             tokens_per_s=round(tokens / took, 1),
             tflops_per_s=round(tflops / took, 2),
-            data_wait_s=round(self.waited, 4),
+            data_wait_s=round(waited_s, 4),
             elapsed_s=round(now - self.started, 3),
         )
-        self.waited = 0.0
         append_jsonl(self.path, asdict(record))
         for key in ("loss", "lr", "grad_norm", "samples_per_s", "tokens_per_s", "tflops_per_s"):
             self.board.add_scalar(key, getattr(record, key), step)
@@ -83,16 +86,3 @@ class Meter:
             f"loss {loss:.3f}  lr {lr:.1e}  {record.samples_per_s:,.0f} samples/s  {record.tokens_per_s:,.0f} tokens/s"
         )
         self.bar.advance(step - self.bar.done, figures=figures)
-
-
-def _board(folder: Path, first: int):  # type: ignore[no-untyped-def]
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=first + 1)
-
-
-def _forget_after(path: Path, step: int) -> None:
-    """Drop the records of steps that a resumed stage does again."""
-    if path.exists():
-        kept = [json.dumps(record) + "\n" for record in read_jsonl(path) if record["step"] <= step]
-        write_text(path, "".join(kept))

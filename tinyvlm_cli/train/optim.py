@@ -1,9 +1,7 @@
-"""The optimizer over what a stage trains, and its learning rates."""
+"""The optimizer over the parameters that a stage trains, and its learning rates."""
 
 import math
-from collections.abc import Callable
 
-import torch
 from torch import nn
 from torch.optim import AdamW
 
@@ -13,9 +11,9 @@ from tinyvlm_cli.model.vlm import VLM
 
 
 def build_optimizer(model: VLM, optim: Optim, rates: dict[str, float], *, fused: bool) -> AdamW:
-    """AdamW over the trained parameters; biases and norms are not decayed.
+    """Return AdamW over the trained parameters; biases and norms get no weight decay.
 
-    rates: `Stage.rate_scales`. Parts of one rate share their groups, whose `lr_scale` it is.
+    rates: `Stage.rate_scales`. Parts of equal rate share their groups; `lr_scale` of a group is its rate.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for part in PARTS:
@@ -36,9 +34,9 @@ def build_optimizer(model: VLM, optim: Optim, rates: dict[str, float], *, fused:
 
 
 def lr_at(step: int, steps: int, *, peak: float, warmup_ratio: float) -> float:
-    """Learning rate of optimizer step `step` (from 0): linear warm-up from zero, then a cosine to zero.
+    """Return the learning rate of optimizer step `step` (from 0): linear warm-up from zero, then a cosine to zero.
 
-    As transformers' cosine schedule in the reference: the very first step has learning rate zero.
+    It equals the reference's, which is transformers' cosine schedule: the very first step has learning rate zero.
     """
     warmup = math.ceil(warmup_ratio * steps)
     if step < warmup:
@@ -48,28 +46,30 @@ def lr_at(step: int, steps: int, *, peak: float, warmup_ratio: float) -> float:
 
 
 def count(module: nn.Module) -> tuple[int, int]:
-    """(all, trained) parameters."""
+    """Return the number of all parameters and of the trained ones."""
     parameters = list(module.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
 class GradientCheck:
-    """Sees to it that every trained tensor gets a gradient in the first step.
+    """Checks that every trained tensor gets a gradient in the first step.
 
-    A tensor without one would silently keep its old weights: the reference's partly tuned vision encoder learned
+    A tensor without one would silently keep its old weights: in the reference, a partly tuned vision encoder learned
     nothing (facts K1).
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.waiting = {name for name, p in model.named_parameters() if p.requires_grad}
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.waiting = set(trained)
         self.hooks = [
-            p.register_post_accumulate_grad_hook(self._seen(name))  # type: ignore[no-untyped-call]
-            for name, p in model.named_parameters()
-            if p.requires_grad
+            p.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                lambda _, name=name: self.waiting.discard(name)
+            )
+            for name, p in trained.items()
         ]
 
     def finish(self) -> None:
-        """Raise UserError if a tensor got no gradient; stop looking."""
+        """Stop watching. Raises UserError if a tensor got no gradient."""
         for hook in self.hooks:
             hook.remove()
         if self.waiting:
@@ -78,9 +78,3 @@ class GradientCheck:
                 f"{len(self.waiting)} trained tensors get no gradient: {first}; the loss does not depend on them, "
                 "so freeze them or change what the model uses"
             )
-
-    def _seen(self, name: str) -> Callable[[torch.Tensor], None]:
-        def hook(parameter: torch.Tensor) -> None:
-            self.waiting.discard(name)
-
-        return hook

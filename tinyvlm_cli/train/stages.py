@@ -1,26 +1,43 @@
-"""The stage graph of a recipe, and what makes two stages the same.
+"""The stages of a run: their order, what makes two stages the same, and the job that trains each of them.
 
 A stage's identity is everything that determines its weights. Its hash names the stage's folder, so two runs that need
-the same stage find the same folder and train it once.
+the same stage find the same folder and train it once. A configuration is resolved into jobs here, and only here: below
+this module nothing reads it.
 """
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 from tinyvlm_cli.config.build import code_hash
-from tinyvlm_cli.config.schema import Loss, Prompt, Split, Stage, Train, Tune, from_yaml
+from tinyvlm_cli.config.schema import (
+    LLM,
+    Engine,
+    Loss,
+    Optim,
+    Prompt,
+    Split,
+    Stage,
+    Train,
+    Tune,
+    Vision,
+    from_yaml,
+    to_yaml,
+)  # fmt: skip
 from tinyvlm_cli.data.records import split_hash
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.files import write_text
 from tinyvlm_cli.results.folder import Results
-from tinyvlm_cli.results.records import Run
+from tinyvlm_cli.results.records import Run, provenance
+from tinyvlm_cli.results.records import Stage as StageRecord
 
-C = TypeVar("C", bound=Train)
 FORMAT = 1  # raised when the same settings would give other weights
-# Where our connectors were when the first stages were trained: their hashes contain it. A later one has its name alone.
-FIRST_PLACES = {
+# Modules that held our connectors when the first stages were trained: the hashes of those stages contain them. A
+# connector that was added later is identified by its name alone.
+FIRST_MODULES = {
     name: f"tinyvlm_cli.model.{module}.{name}"
     for module, names in (
         ("connectors", ("Identity", "Linear", "MLP", "MoFMLP")),
@@ -31,68 +48,161 @@ FIRST_PLACES = {
 
 
 @dataclass(frozen=True)
-class StageNode:
-    """One stage of a run."""
+class StageJob:
+    """One stage of a run, with everything that training it needs."""
 
     name: str  # its key in recipe.stages
-    folder: str  # its folder in results/stages
-    before: tuple[str, ...]  # folders of the stages it builds on, first to last
-    identity: dict[str, Any]
+    stage: Stage
+    llm: LLM
+    vision: Vision
+    connector: dict[str, Any]
+    optim: Optim
+    engine: Engine
+    split: Split  # the files that it trains on
+    seed: int
+    results: Results
+    folder: Path  # its own
+    before: tuple[Path, ...]  # folders of the stages that it builds on, first to last
+    identity: dict[str, Any]  # everything that determines its weights
 
 
-def stage_nodes(config: Train) -> list[StageNode]:
-    """The run's stages in training order."""
-    nodes: dict[str, StageNode] = {}
-    earlier = start_folders(config)
+@dataclass(frozen=True)
+class RunJob:
+    """A run, resolved into the jobs of its stages."""
+
+    config: Train  # with the llm, vision encoder and connector of the run that it continues
+    name: str  # displayed name: TinyLLaVA-base-C-TL
+    folder: Path
+    before: tuple[Path, ...]  # stage folders of the run that it continues, first to last
+    stages: tuple[StageJob, ...]  # in training order
+    recipe: str  # its name in the report, where a recipe of the paper is another if it continues a run
+
+    def write(self) -> None:
+        """Write the run's configuration and record into its folder."""
+        config = self.config
+        write_text(self.folder / "config.yaml", to_yaml(config))
+        Results.write_run(
+            Run(
+                folder=self.folder,
+                name=self.name,
+                llm=config.llm.name,
+                vision=config.vision.name,
+                connector=config.connector["name"],
+                data=config.data.name,
+                recipe=self.recipe,
+                seed=config.seed,
+                stages={job.name: job.folder.name for job in self.stages},
+                made_with=provenance(),
+                before=[folder.name for folder in self.before],
+            )
+        )
+
+
+def resolve(config: Train) -> RunJob:
+    """Resolve a run and its stages. Raises UserError for stages, splits or a start that cannot be used."""
+    results = Results(config.results_dir)
+    start = None
+    if config.start is not None:
+        runs = results.find_runs(config.start, setting="start")
+        if len(runs) > 1 or runs[0].model is not None:
+            raise UserError(
+                f"start={config.start}: choose one run that was trained or imported here; "
+                "import a TinyLLaVA checkpoint with: tinyvlm import"
+            )
+        start = runs[0]
+        theirs = from_yaml(Train, start.folder / "config.yaml")
+        if config.engine.precision is config.llm.precision:  # the default; theirs is the other LLM's
+            config = replace(config, engine=replace(config.engine, precision=theirs.llm.precision))
+        config = replace(
+            config, llm=theirs.llm, vision=theirs.vision, connector=theirs.connector, start=start.folder.name
+        )
+    before = tuple(results.stage_dir(name) for name in (*start.before, *start.stages.values())) if start else ()
+    jobs: dict[str, StageJob] = {}
     for name in stage_order(config.recipe.stages):
-        stage = config.recipe.stages[name]
-        start = nodes[stage.start] if stage.start is not None else None
-        last = start.folder if start is not None else earlier[-1] if earlier else None
-        identity = _identity(config, stage, last)
+        previous = jobs.get(config.recipe.stages[name].start or "")
+        earlier = (*previous.before, previous.folder) if previous else before
+        job = stage_job(config, name, before=earlier)
+        identity = _identity(job)
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
-        parts = "-".join((name, config.vision.name, config.connector["name"], config.llm.name, digest))
-        folder = Results(config.results_dir).same_stage(name, digest) or parts
-        before = (*start.before, start.folder) if start is not None else tuple(earlier)
-        nodes[name] = StageNode(name, folder, before, identity)
-    return list(nodes.values())
+        new = "-".join((name, config.vision.name, config.connector["name"], config.llm.name, digest))
+        folder = results.same_stage(name, digest) or new  # it may have been trained under other names
+        jobs[name] = replace(job, folder=results.stage_dir(folder), identity=identity)
+    stages = tuple(jobs.values())
+    shown = _shown_name(config, start)
+    recipe = config.recipe.name
+    if start is not None and config.recipe.paper_data is not None:
+        recipe = f"{recipe}+start={start.name}"
+    # Runs that differ in anything differ in the hash of their last stage.
+    digest = stages[-1].folder.name.rsplit("-", 1)[1]
+    return RunJob(config, shown, results.run_dir(f"{shown}-s{config.seed}-{digest[:6]}"), before, stages, recipe)
 
 
-def start_run(config: Train) -> Run | None:
-    """The run that the first stage continues."""
-    if config.start is None:
-        return None
-    runs = Results(config.results_dir).find_runs(config.start, setting="start")
-    if len(runs) > 1 or runs[0].model is not None:
-        raise UserError(f"start={config.start}: one run of ours is continued; a model folder is imported first")
-    return runs[0]
-
-
-def start_folders(config: Train) -> list[str]:
-    """The stage folders of that run, first to last."""
-    run = start_run(config)
-    return [*run.before, *run.stages.values()] if run is not None else []
-
-
-def continued(config: C) -> C:
-    """`config` with the parts of the run that it starts from."""
-    run = start_run(config)
-    if run is None:
-        return config
-    theirs = from_yaml(Train, run.folder / "config.yaml")
-    is_default = config.engine.precision is config.llm.precision
-    engine = replace(config.engine, precision=theirs.llm.precision) if is_default else config.engine
-    return replace(
-        config,
-        llm=theirs.llm,
-        vision=theirs.vision,
-        connector=theirs.connector,
-        engine=engine,
-        start=run.folder.name,
+def stage_job(config: Train, name: str, *, before: tuple[Path, ...] = (), folder: Path = Path()) -> StageJob:
+    """Return the job of one stage without an identity: for measurements, and for a worker, which is given a folder."""
+    stage = config.recipe.stages[name]
+    if stage.split not in config.data.splits:
+        raise UserError(
+            f"data={config.data.name} has no split '{stage.split}', which recipe={config.recipe.name} trains on; "
+            f"it has {sorted(config.data.splits)}"
+        )
+    return StageJob(
+        name=name,
+        stage=stage,
+        llm=config.llm,
+        vision=config.vision,
+        connector=config.connector,
+        optim=config.recipe.optim,
+        engine=config.engine,
+        split=config.data.splits[stage.split],
+        seed=config.seed,
+        results=Results(config.results_dir),
+        folder=folder,
+        before=before,
+        identity={},
     )
 
 
+def write_job(run: RunJob, job: StageJob) -> None:
+    """Create the stage's folder with its record and configuration, or check that the existing one is this stage's.
+
+    Raises UserError where the folder describes another stage: its weights would be mistaken for this one's.
+    """
+    if findings := mismatch(job):
+        raise UserError(findings[0])
+    if Results.read_stage(job.folder) is None:
+        names = [folder.name for folder in job.before]
+        Results.write_stage(job.folder, StageRecord(job.name, names, job.identity, provenance()))
+    write_text(job.folder / "config.yaml", to_yaml(run.config))
+
+
+def read_job(folder: Path) -> StageJob:
+    """Return the job that `write_job` described."""
+    record = Results.read_stage(folder)
+    if record is None:
+        raise UserError(f"{folder}: not a stage folder (no stage.yaml)")
+    before = tuple(folder.parent / name for name in record.before)
+    job = stage_job(from_yaml(Train, folder / "config.yaml"), record.stage, before=before, folder=folder)
+    return replace(job, identity=record.identity)
+
+
+def mismatch(job: StageJob) -> list[str]:
+    """Return a finding if the stage's folder describes another stage or cannot be read; none if it does not exist."""
+    try:
+        record = Results.read_stage(job.folder)
+    except UserError as error:
+        return [str(error)]
+    found = record.identity if record is not None else job.identity
+    changed = sorted(key for key in {*found, *job.identity} if found.get(key) != job.identity.get(key))
+    if not changed:
+        return []
+    return [
+        f"{job.folder / 'stage.yaml'}: describes another stage ({', '.join(changed)} differ); was it edited? "
+        f"Move or delete {job.folder} to train the stage again"
+    ]
+
+
 def stage_order(stages: dict[str, Stage]) -> list[str]:
-    """Stage names, each after the one it starts from. Raises UserError where that is not one line of stages."""
+    """Return the stages' names, each after the one it starts from. Raises UserError unless they form one chain."""
     where = "recipe.stages"
     follows: dict[str | None, list[str]] = {}
     for name, stage in stages.items():
@@ -104,56 +214,36 @@ def stage_order(stages: dict[str, Stage]) -> list[str]:
     for start, names in follows.items():
         if len(names) > 1:
             raise UserError(
-                f"{where}: {' and '.join(sorted(names))} both start from {start}; a run is one line of stages"
+                f"{where}: {' and '.join(sorted(names))} both start from {start}; each stage may be followed by one"
             )
+    if not stages:
+        raise UserError(f"{where}: no stage; a recipe has at least one")
     order: list[str] = []
     while (following := follows.get(order[-1] if order else None)) is not None and len(order) <= len(stages):
         order += following
     if sorted(order) != sorted(stages):
         lost = sorted(set(stages) - set(order))
         raise UserError(
-            f"{where}: {', '.join(lost)} cannot be reached; one stage has start: null, the others follow it"
+            f"{where}: {', '.join(lost)} cannot be reached; the first stage has start: null, the others follow it"
         )
     return order
 
 
-def stage_split(config: Train, name: str) -> Split:
-    """The files of a split that a stage trains on."""
-    if name not in config.data.splits:
-        raise UserError(
-            f"data={config.data.name} has no split '{name}', which recipe={config.recipe.name} trains on; "
-            f"it has {sorted(config.data.splits)}"
-        )
-    return config.data.splits[name]
-
-
-def run_name(config: Train) -> str:
-    """The shown name by the paper's rule, with what differs from the paper's setting appended."""
+def _shown_name(config: Train, start: Run | None) -> str:
+    """Return the displayed name by the paper's rule, with what differs from the paper's setting appended."""
     name = f"TinyLLaVA-{config.recipe.name}-{config.vision.label}-{config.llm.label}"
     if config.connector["name"] != "mlp":
         name += f"-{config.connector['name']}"
     if config.data.name != config.recipe.paper_data:
         name += f"-{config.data.name}"
-    if (run := start_run(config)) is not None:
-        name += f"-from-{run.name}"
+    if start is not None:
+        name += f"-from-{start.name}"
     return name
 
 
-def recipe_name(config: Train) -> str:
-    """Return the recipe's name for the report, where one of the paper's is not the paper's if it continues a run."""
-    run = start_run(config)
-    is_papers = run is not None and config.recipe.paper_data is not None
-    return f"{config.recipe.name}+start={run.name}" if run is not None and is_papers else config.recipe.name
-
-
-def run_folder(config: Train, nodes: list[StageNode]) -> str:
-    """The run's folder in results/runs: shown name, seed, and the start of its last stage's hash."""
-    return f"{run_name(config)}-s{config.seed}-{nodes[-1].folder.rsplit('-', 1)[1][:6]}"
-
-
-def _identity(config: Train, stage: Stage, last: str | None) -> dict[str, Any]:
-    """Everything that determines the stage's weights; names, paths and the machine are not among it."""
-    results = Results(config.results_dir)
+def _identity(job: StageJob) -> dict[str, Any]:
+    """Return everything that determines the stage's weights: not names, paths, code locations or the machine."""
+    stage = job.stage
     settings = _plain(asdict(stage))
     del settings["start"], settings["split"]
     if stage.train.vision is not Tune.full:
@@ -166,30 +256,27 @@ def _identity(config: Train, stage: Stage, last: str | None) -> dict[str, Any]:
     settings["part_lr"] = {part: scales[part] * stage.lr for part in stage.trained_parts}
     if stage.loss is Loss.token_mean:
         del settings["samples_per_mean"]
-    llm: dict[str, Any] = {
-        "weights": results.weights_hash(config.llm.path),
-        "max_length": config.llm.max_length,
-    }
+    llm: dict[str, Any] = {"weights": job.results.weights_hash(job.llm.path), "max_length": job.llm.max_length}
     if stage.prompt is Prompt.chat:
-        llm["chat"] = asdict(config.llm.chat)
+        llm["chat"] = asdict(job.llm.chat)
     vision = {
         key: value
-        for key, value in _plain(asdict(config.vision)).items()
+        for key, value in _plain(asdict(job.vision)).items()
         if key not in ("name", "label", "path", "architecture", "prepare", "partial_from_layer")
     }
-    second = config.vision.second
-    vision["second"] = second and {"weights": results.weights_hash(second.path), "unused": second.unused}
+    second = job.vision.second
+    vision["second"] = second and {"weights": job.results.weights_hash(second.path), "unused": second.unused}
     return {
         "format": FORMAT,
-        "start": last.rsplit("-", 1)[1] if last is not None else None,
+        "start": job.before[-1].name.rsplit("-", 1)[1] if job.before else None,
         "llm": llm,
-        "vision": {"weights": results.weights_hash(config.vision.path), **vision},
-        "connector": _connector_identity(config.connector),
-        "data": split_hash(stage_split(config, stage.split), results),
+        "vision": {"weights": job.results.weights_hash(job.vision.path), **vision},
+        "connector": _connector_identity(job.connector),
+        "data": split_hash(job.split, job.results),
         "stage": settings,
-        "optim": asdict(config.recipe.optim),
-        "precision": config.engine.precision.value,
-        "seed": config.seed,
+        "optim": asdict(job.optim),
+        "precision": job.engine.precision.value,
+        "seed": job.seed,
     }
 
 
@@ -198,12 +285,12 @@ def _connector_identity(node: dict[str, Any]) -> dict[str, Any]:
     settings = {key: value for key, value in node.items() if key not in ("name", "label", "_target_")}
     module, _, name = str(node.get("_target_", "")).rpartition(".")
     if module.partition(".")[0] == "tinyvlm_cli":
-        return {"_target_": FIRST_PLACES.get(name, name), **settings}
+        return {"_target_": FIRST_MODULES.get(name, name), **settings}
     return {"_target_": name, "code": code_hash(module), **settings}
 
 
 def _plain(value: Any) -> Any:
-    """Nested dicts with enums as their values."""
+    """Return nested dicts with enums replaced by their values."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return value.value if isinstance(value, Enum) else value

@@ -13,6 +13,7 @@ from tinyvlm_cli.data.check import check_split, convert_split
 from tinyvlm_cli.data.images import image_format, open_image
 from tinyvlm_cli.data.records import Kind
 from tinyvlm_cli.train.loop import stage_index
+from tinyvlm_cli.train.stages import stage_job
 
 TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a circle"}]
 MINE = """\
@@ -45,7 +46,7 @@ def test_training_opens_the_prepared_index(
     assert "no file gone.json; get it from the author of captions" in shown.err
     monkeypatch.setattr(index, "encode", None)  # no index can be made any more
     config = composed("train", "data=mine", "llm=tiny", "vision=tiny", "recipe=base")
-    assert [len(stage_index(config, stage)) for stage in config.recipe.stages.values()] == [4, 4]
+    assert [len(stage_index(stage_job(config, name))) for name in config.recipe.stages] == [4, 4]
 
 
 @pytest.mark.parametrize("recipe", options("recipe"))

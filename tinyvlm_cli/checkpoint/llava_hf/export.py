@@ -200,7 +200,7 @@ def our_embeds(model: VLM, config: Train, mode: ImageMode) -> Tensor:
     """Return the embeddings of the probe's question and image: [1, T, D]."""
     image = probe_image(config.vision.image_size)
     ids = encode_prompt(QUESTION, has_image=True, tokenizer=load_tokenizer(config.llm), chat=config.llm.chat)
-    num_tokens = model.connector.num_tokens(model.vision.num_patches)
+    num_tokens = model.tokens_per_image
     row = torch.tensor([expanded(ids, num_tokens, IMAGE)], device=model.llm.device)
     is_image = row == IMAGE
     values = torch.from_numpy(pixels(image, config.vision, mode))[None].to(row.device)

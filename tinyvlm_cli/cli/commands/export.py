@@ -49,7 +49,7 @@ def _export(config: Export, found: TrainedModel, output: Path) -> None:
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
     )
     if config.format is ExportFormat.llava:
-        processor = check_llava(meta_model(trained), source, lossy=config.lossy)
+        processor = check_llava(meta_model(trained.llm, trained.vision, trained.connector), source, lossy=config.lossy)
         with new_folder(output) as draft:
             write_llava(source, processor, draft, lossy=config.lossy)
         return

@@ -1,133 +1,247 @@
-"""Show what `tinyvlm train` would do with the same words; nothing is started."""
+"""`tinyvlm plan`: show what `tinyvlm train` would do with the same settings; nothing is started.
 
+A single run is shown stage by stage. A grid gets a line for each run, and totals with and without the stages that runs
+share.
+"""
+
+import gc
+import importlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from threading import Thread
 
 from rich.console import Console
 from rich.tree import Tree
 
-from tinyvlm_cli.cli.commands.plan_grid import Cell, count_stages, print_grid, short
 from tinyvlm_cli.cli.compose import Outcome, Point
+from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.errors import MISTAKE, UserError
-from tinyvlm_cli.plan.estimator import Estimator
-from tinyvlm_cli.plan.planned import DONE, PlannedRun, PlannedStage, begin
+from tinyvlm_cli.plan.cost import DONE, PlannedRun, PlannedStage, plan_run
 from tinyvlm_cli.train.layout import GIB
-from tinyvlm_cli.train.stages import stage_split
 
-T = TypeVar("T")
+SHARED = "shared"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A point of a grid."""
+
+    overrides: str  # its own, as on the command line
+    planned: PlannedRun | UserError
 
 
 def run_together(points: Iterator[Point]) -> list[Outcome]:
-    """Print one run's stages, or one line for each run of a grid and what they come to together."""
-    with Estimator() as estimator:
-        begun = [(point.overrides, _tried(partial(_begin, point, estimator))) for point in points]
-        cells = [Cell(words, one if isinstance(one, UserError) else _tried(one)) for words, one in begun]
+    """Print one run's stages, or a grid's lines and totals. The error of a run is kept so that it hides no other."""
+    # Importing torch and transformers takes as long as composing a grid of twenty runs.
+    Thread(target=importlib.import_module, args=("tinyvlm_cli.plan.estimate",), daemon=True).start()
+    gc.disable()  # imports and models stay until the end: searching them for garbage takes a quarter of the time
+    try:
+        composed = list(points)
+        from tinyvlm_cli.plan.estimate import Models
+
+        models, cells = Models(), []
+        for point in composed:
+            planned: PlannedRun | UserError
+            try:
+                planned = plan_run(point.config(), models)
+            except UserError as error:
+                planned = error
+            cells.append(Cell(point.overrides, planned))
+    finally:
+        gc.enable()
     if len(cells) > 1:
         print_grid(cells)
     elif isinstance(cells[0].planned, PlannedRun):
         print_run(cells[0].planned)
     errors = [cell.planned if isinstance(cell.planned, UserError) else None for cell in cells]
-    return [Outcome(cell.words, MISTAKE if error else 0, error) for cell, error in zip(cells, errors, strict=True)]
-
-
-def _begin(point: Point, estimator: Estimator) -> Callable[[], PlannedRun]:
-    return begin(point.config(), estimator)
-
-
-def _tried(work: Callable[[], T]) -> T | UserError:
-    """What `work` gives, or its error, which is kept for the end so that it hides no other run."""
-    try:
-        return work()
-    except UserError as error:
-        return error
+    return [Outcome(cell.overrides, MISTAKE if error else 0, error) for cell, error in zip(cells, errors, strict=True)]
 
 
 def print_run(planned: PlannedRun) -> None:
-    """The run as a tree of its stages."""
-    tree = Tree(f"[bold]{planned.name}[/bold]")
+    """Print a run as a tree of its stages."""
+    tree = Tree(f"[bold]{planned.run.name}[/bold]")
     for one in planned.stages:
-        tree.add("\n".join(_lines(planned, one)))
+        tree.add("\n".join((*_training(one), *_cost(one, planned.run.config), *_space(one))))
     console = Console(highlight=False)
     console.print(tree)
-    figure = planned.stages[0].figure
-    parts = ", ".join(f"{part} {number:,}" for part, number in figure.every.items())
-    console.print(f"together: {_sum(planned.stages)}", soft_wrap=True)
     to_do = [one for one in planned.stages if one.state != DONE]
-    if len(to_do) < len(planned.stages):
-        console.print(f"to do: {_sum(to_do)}", soft_wrap=True)
+    for title, stages in (("together", planned.stages), ("to do", to_do)):
+        if title == "together" or len(to_do) < len(planned.stages):
+            sums = (
+                f"{title}: {count_stages(len(stages))}",
+                f"{short(sum(one.estimate.tokens or 0 for one in stages) / 1e6)} million tokens",
+                f"{short(sum(one.estimate.operations or 0 for one in stages) / 1e15)} PFLOP",
+                f"{short(sum(one.gpu_hours or 0 for one in stages))} GPU-hours",
+                f"{short(sum(one.written_bytes for one in stages) / 1e9)} GB of weights",
+            )
+            console.print(", ".join(sums), soft_wrap=True)
+    estimate = planned.stages[0].estimate
+    parts = ", ".join(f"{part} {number:,}" for part, number in estimate.parameters.items())
     console.print(f"parameters kept in memory: {parts}", soft_wrap=True)
-    console.print(f"{figure.tokens_per_image} tokens an image", soft_wrap=True)
-    console.print(f"run folder: {planned.folder}", soft_wrap=True)
-    console.print("an epoch's last, incomplete step is dropped", soft_wrap=True)
+    console.print(f"{estimate.tokens_per_image} tokens per image", soft_wrap=True)
+    console.print(f"run folder: {planned.run.folder}", soft_wrap=True)
+    console.print("the last, incomplete step of an epoch is dropped", soft_wrap=True)
 
 
-def _sum(stages: Sequence[PlannedStage]) -> str:
-    """What stages come to; those of which something is not known say so themselves."""
-    return (
-        f"{count_stages(len(stages))}, {short(sum(one.figure.tokens or 0 for one in stages) / 1e6)} million tokens, "
-        f"{short(sum(one.figure.operations or 0 for one in stages) / 1e15)} PFLOP, "
-        f"{short(sum(one.gpu_hours or 0 for one in stages))} GPU-hours, "
-        f"{short(sum(one.written_bytes for one in stages) / 1e9)} GB of weights"
-    )
-
-
-def _lines(planned: PlannedRun, one: PlannedStage) -> list[str]:
-    stage, figure = one.stage, one.figure
-    trained = {part: number for part, number in figure.trained.items() if number}
-    names = {part: part if (how := stage.describe_training(part)) == "full" else f"{part} ({how})" for part in trained}
+def _training(one: PlannedStage) -> list[str]:
+    """Return lines on what a stage trains, and on how much."""
+    stage, estimate = one.job.stage, one.estimate
+    how = {part: stage.describe_training(part) for part in one.trains}
+    names = {part: part if how[part] == "full" else f"{part} ({how[part]})" for part in one.trains}
     return [
-        f"[bold]{one.node.name}[/bold]  {one.state}",
-        f"{figure.steps:,} steps of {stage.samples_per_step} samples, lr {stage.lr:g}, "
+        f"[bold]{one.job.name}[/bold]  {one.state}",
+        f"{estimate.steps:,} steps of {stage.samples_per_step} samples, lr {stage.lr:g}, "
         f"{stage.image_mode.value} images, {stage.prompt.value} prompt",
-        f"{figure.samples:,} samples in {Path(stage_split(planned.config, stage.split).annotations).name}",
-        "trains " + ", ".join(f"{names[part]} {number:,}" for part, number in trained.items()),
-        _work(one),
-        _cost(planned, one),
-        _space(planned, one),
+        f"{estimate.samples:,} samples in {Path(one.job.split.annotations).name}",
+        "trains " + ", ".join(f"{names[part]} {estimate.trained[part]:,}" for part in one.trains),
     ]
 
 
-def _work(one: PlannedStage) -> str:
-    """Tokens and operations, by the mean lengths of the split's samples."""
-    if one.figure.tokens is None or one.figure.operations is None:
-        unknown = "tokens and PFLOP" if one.measured else "tokens, PFLOP and GPU-hours"
-        return f"{unknown} not known: mixes says nothing about split '{one.stage.split}'"
-    return f"{short(one.figure.tokens / 1e6)} million tokens, {short(one.figure.operations / 1e15)} PFLOP needed"
-
-
-def _cost(planned: PlannedRun, one: PlannedStage) -> str:
-    """GPU-hours, and where they are from."""
-    hours, result, config = one.gpu_hours, one.measured, planned.config
+def _cost(one: PlannedStage, config: Train) -> list[str]:
+    """Return lines on operations and GPU-hours, and where these come from."""
+    estimate, hours, result = one.estimate, one.gpu_hours, one.measured
+    if estimate.tokens is None or estimate.operations is None:
+        unknown = "tokens and PFLOP" if result else "tokens, PFLOP and GPU-hours"
+        lines = [f"{unknown} not known: mixes has no entry for split '{one.job.stage.split}'"]
+    else:
+        lines = [f"{short(estimate.tokens / 1e6)} million tokens, {short(estimate.operations / 1e15)} PFLOP needed"]
     if result is not None:
         memory = f", {result.memory_gib:.0f} GiB" if result.memory_gib else ""
-        return f"{hours:.3g} GPU-hours on {result.device}{memory} (measured {result.made_with['time'][:10]})"
+        time = result.made_with["time"][:10]
+        return [*lines, f"{hours:.3g} GPU-hours on {result.device}{memory} (measured {time})"]
+    if hours is not None:
+        lines.append(f"{hours:.3g} GPU-hours assumed, at {one.assumed.mfu:.0%} of {one.assumed.tflops:g} TFLOP/s")
     bench = (
         f"not measured yet: tinyvlm bench train llm={config.llm.name} vision={config.vision.name} "
-        f"connector={config.connector['name']} recipe={config.recipe.name} stage={one.node.name}"
+        f"connector={config.connector['name']} recipe={config.recipe.name} stage={one.job.name}"
     )
-    rate = f"{config.assumed.mfu:.0%} of {config.assumed.tflops:g} TFLOP/s"
-    return bench if hours is None else f"{hours:.3g} GPU-hours assumed, at {rate}\n{bench}"
+    return [*lines, bench]
 
 
-def _space(planned: PlannedRun, one: PlannedStage) -> str:
-    """Memory of a GPU and disk."""
-    gpus = planned.config.engine.gpus or 1
-    engine = f"ZeRO-{planned.config.engine.zero} on {gpus} GPU{'s' if gpus > 1 else ''}"
-    held = "not worked out for 4-bit weights" if one.held_bytes is None else f"{one.held_bytes / GIB:.3g} GiB"
-    return (
-        f"GPU memory held all the time: {held} ({engine}){_peak(one)}\n"
-        f"weights on disk: {one.written_bytes / 1e9:.3g} GB"
-    )
-
-
-def _peak(one: PlannedStage) -> str:
+def _space(one: PlannedStage) -> list[str]:
+    """Return lines on the memory of a GPU and on disk."""
+    gpus = one.job.engine.gpus or 1
+    engine = f"ZeRO-{one.job.engine.zero} on {gpus} GPU{'s' if gpus > 1 else ''}"
+    held = "not estimated for 4-bit weights" if one.held_bytes is None else f"{one.held_bytes / GIB:.3g} GiB"
+    lines = [f"GPU memory held at all times: {held} ({engine})"]
     size = f"{one.assumed.memory_gib:g} GiB (assumed.memory_gib)"
-    if one.peak is None:
-        return ""
     if isinstance(one.peak, UserError):
-        return f"\n[bold]does not fit[/bold] into {size}: {str(one.peak).removeprefix('engine: ')}"
-    layout = one.peak.layout
-    again = f", {layout.recompute:.0%} of the layers computed again" if layout.recompute else ""
-    return f"\nfits: at most about {one.peak.bytes / GIB:.0f} of {size}, rows of {layout.micro_tokens:,} tokens{again}"
+        lines.append(f"[bold]does not fit[/bold] into {size}: {str(one.peak).removeprefix('engine: ')}")
+    elif one.peak is not None:
+        layout = one.peak.layout
+        recomputed = f", {layout.recompute:.0%} of the layers recomputed" if layout.recompute else ""
+        rows = f"rows of {layout.micro_tokens:,} tokens{recomputed}"
+        lines.append(f"fits: at most about {one.peak.bytes / GIB:.0f} of {size}, {rows}")
+    return [*lines, f"weights on disk: {one.written_bytes / 1e9:.3g} GB"]
+
+
+def print_grid(cells: Sequence[Cell]) -> None:
+    """Print a grid. A run that cannot be planned has its error in its line and counts nowhere else."""
+    runs = [cell.planned for cell in cells if isinstance(cell.planned, PlannedRun)]
+    distinct: dict[Path, PlannedStage] = {}
+    shared = []
+    for one in (one for run in runs for one in run.stages):
+        if distinct.setdefault(one.job.folder, one) is not one:
+            shared.append(one)
+    lines = [
+        *_aligned(_rows(cells, runs)),
+        f"{SHARED}: trained once, for an earlier line that needs the same stage",
+        "",
+        *_aligned(_totals(list(distinct.values()), shared), right=True),
+        *_sources(list(distinct.values())),
+    ]
+    Console(highlight=False, markup=False).print("\n".join(lines), soft_wrap=True)
+
+
+def _rows(cells: Sequence[Cell], runs: Sequence[PlannedRun]) -> list[list[str]]:
+    """Return a row for each cell: its displayed name, or its folder where names are not unique, and its stages."""
+    names = [planned.run.name for planned in runs]
+    are_unique = len(set(names)) == len(names)
+    longest_first = sorted(runs, key=lambda planned: -len(planned.stages))  # or a stage between others would come last
+    columns = list(dict.fromkeys(one.job.name for planned in longest_first for one in planned.stages))
+    rows, seen = [[f"{len(cells)} cells", *columns]], set[Path]()
+    for cell in cells:
+        if isinstance(cell.planned, UserError):
+            rows.append([f"{cell.overrides}: {'; '.join(str(cell.planned).splitlines())}"])
+            continue
+        run, stages = cell.planned.run, cell.planned.stages
+        states = {one.job.name: SHARED if one.job.folder in seen else one.state for one in stages}
+        seen |= {one.job.folder for one in stages}
+        rows.append([run.name if are_unique else run.folder.name, *(states.get(column, "") for column in columns)])
+    return rows
+
+
+def _totals(distinct: Sequence[PlannedStage], shared: Sequence[PlannedStage]) -> list[list[str]]:
+    """Return a row for each quantity, with a column for each group of stages."""
+    done = [one for one in distinct if one.state == DONE]
+    to_do = [one for one in distinct if one.state != DONE]
+    columns = {
+        "without sharing": [*distinct, *shared], "saved by sharing": shared, "distinct": distinct,
+        "done": done, "to do": to_do,
+    }  # fmt: skip
+    quantities: dict[str, Callable[[PlannedStage], float]] = {
+        "stages": lambda one: 1,
+        "optimizer steps": lambda one: one.estimate.steps,
+        "samples": lambda one: one.trained_samples,
+        "million tokens": lambda one: (one.estimate.tokens or 0) / 1e6,
+        "PFLOP needed": lambda one: (one.estimate.operations or 0) / 1e15,
+        "GPU-hours": lambda one: one.gpu_hours or 0,
+        "GB of weights": lambda one: one.written_bytes / 1e9,
+    }
+    rows = [
+        [title, *(short(sum(map(value, stages))) for stages in columns.values())] for title, value in quantities.items()
+    ]
+    return [["", *columns], *rows]
+
+
+def _sources(distinct: Sequence[PlannedStage]) -> list[str]:
+    """Return lines on where GPU-hours come from, what is missing in the totals, and what does not fit."""
+    lines = []
+    measured = [one.measured for one in distinct if one.measured is not None]
+    if measured:
+        devices = ", ".join(sorted({result.device for result in measured}))
+        lines.append(f"GPU-hours of {count_stages(len(measured))} as measured on {devices} (tinyvlm bench train)")
+    assumed = [one.assumed for one in distinct if one.measured is None and one.gpu_hours is not None]
+    for rate, number in Counter(f"{one.mfu:.0%} of {one.tflops:g} TFLOP/s" for one in assumed).items():
+        lines.append(
+            f"GPU-hours of {count_stages(number)} assumed, not measured: at {rate} (assumed.mfu, assumed.tflops)"
+        )
+    too_large = [one for one in distinct if isinstance(one.peak, UserError)]
+    if too_large:
+        folders = ", ".join(one.job.folder.name for one in too_large)
+        size = f"{too_large[0].assumed.memory_gib:g} GiB (assumed.memory_gib)"
+        lines.append(f"{count_stages(len(too_large))} beyond a GPU's {size}: {folders}")
+    unknown = [one for one in distinct if one.estimate.tokens is None]
+    if unknown:
+        splits = ", ".join(sorted({one.job.stage.split for one in unknown}))
+        lines.append(
+            f"without tokens and PFLOP of {count_stages(len(unknown))}, and without their GPU-hours unless measured: "
+            f"mixes has no entry for split {splits}"
+        )
+    return lines
+
+
+def _aligned(rows: Sequence[Sequence[str]], *, right: bool = False) -> list[str]:
+    """Return rows as lines with aligned columns. A row of one text is left as it is.
+
+    right: align all columns but the first to the right
+    """
+    widths = [max(map(len, column)) for column in zip(*(row for row in rows if len(row) > 1), strict=True)]
+    lines = []
+    for row in rows:
+        side = ">" if right else "<"
+        others = [f"{text:{side}{width}}" for text, width in zip(row[1:], widths[1:], strict=False)]
+        lines.append("  ".join([f"{row[0]:{widths[0]}}", *others] if others else row).rstrip())
+    return lines
+
+
+def short(number: float) -> str:
+    """Return a number in whole from 100 on, else with three digits: 263,050 or 29.8 or 0.0123."""
+    return f"{number:,.0f}" if isinstance(number, int) or number >= 99.95 else f"{number:.3g}"
+
+
+def count_stages(number: int) -> str:
+    """Return "1 stage", or "2 stages"."""
+    return "1 stage" if number == 1 else f"{number} stages"
