@@ -40,7 +40,7 @@ def shape_of(query: Tensor, key: Tensor, ends: Tensor, longest: Tensor, scale: f
     return Shape(
         slots=len(ends) - 1,
         longest=int(longest),
-        tokens=round_up(tokens, 8192),
+        tokens=tokens + -tokens % 8192,  # rounded up, so that few shapes are built
         heads=heads,
         key_heads=key.shape[1],
         width=width,
@@ -48,11 +48,6 @@ def shape_of(query: Tensor, key: Tensor, ends: Tensor, longest: Tensor, scale: f
         dtype=query.dtype,
         device=query.device,
     )
-
-
-def round_up(number: int, step: int) -> int:
-    """Return the smallest multiple of `step` that is not less than `number`."""
-    return -(-number // step) * step
 
 
 @cache
