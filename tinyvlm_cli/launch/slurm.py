@@ -1,6 +1,6 @@
-"""Which node of a Slurm step this process runs on: one job can train on several.
+"""The nodes of a Slurm step: one job can train on several.
 
-`srun` (or submitit) starts the same command once on every node of the step. The first node keeps the books; the
+`srun` (or submitit) starts the same command once on every node of the step. The first node writes the records; the
 others join it for the training. https://slurm.schedmd.com/srun.html, output environment variables.
 """
 
@@ -35,7 +35,7 @@ ALONE = Node(1, 0, "localhost:0")  # any free port: several jobs run side by sid
 
 
 def this_node() -> Node:
-    """Where this process runs. A batch script is not a step: what it starts without srun runs on its node alone."""
+    """Return the node of this process. A batch script is not a step: without srun, its commands run on one node."""
     count = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
     if count == 1:
         return ALONE
@@ -51,7 +51,7 @@ def this_node() -> Node:
 
 @contextmanager
 def invitation(folder: Path, first: Node) -> Iterator[None]:
-    """While the first node trains in `folder`, the others of its step are asked to join."""
+    """Invite the other nodes of the step to join while the first one trains in `folder`."""
     if first.count == 1:
         yield
         return
@@ -64,7 +64,7 @@ def invitation(folder: Path, first: Node) -> Iterator[None]:
 
 
 def invited(folder: Path, is_done: Callable[[Path], bool]) -> bool:
-    """Wait until this step's first node trains in `folder`; False when there is nothing to join any more."""
+    """Wait for the step's first node to train in `folder`; return False when there is nothing left to join."""
     path = folder.with_name(f".{folder.name}.{_step()}")
     while not is_done(folder):
         state = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -75,5 +75,5 @@ def invited(folder: Path, is_done: Callable[[Path], bool]) -> bool:
 
 
 def _step() -> str:
-    """The Slurm step that this process belongs to."""
+    """Return the Slurm step that this process belongs to."""
     return f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', '0')}"

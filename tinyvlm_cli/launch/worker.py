@@ -1,6 +1,6 @@
-"""A worker process: `python -m tinyvlm_cli.launch.worker train|bench|eval FOLDER`, started by launch.py.
+"""A worker process: `python -m tinyvlm_cli.launch.worker train|bench|eval FOLDER`, started by workers.py.
 
-The job's whole description lies in FOLDER.
+FOLDER holds the whole description of the job.
 """
 
 import ctypes
@@ -36,8 +36,8 @@ def work(job: str, folder: Path) -> None:
 
 
 def main() -> None:
-    """Entry point of the process."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent tells of an interruption, this process just ends
+    """Run the process."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent reports an interruption, this process just ends
     _die_with_parent()
     from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -67,13 +67,13 @@ def leave() -> NoReturn:
 
 
 def _die_with_parent() -> None:
-    """A killed parent takes its workers along: the lock on the stage folder is gone with it (Linux only)."""
+    """End this process when its parent is killed, because the lock on the stage folder is lost then (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A user's mistake is told by the parent process, without a traceback."""
+    """Print the traceback of an error, except of a user's mistake, which the parent process reports."""
     if not isinstance(error, UserError):
         sys.__excepthook__(kind, error, trace)
 

@@ -1,4 +1,4 @@
-"""Starting worker processes, one for each GPU, with PyTorch's elastic launcher.
+"""Worker processes, one for each GPU, started with PyTorch's elastic launcher.
 
 The parent process composes the configuration and writes it to a folder; the workers read that folder. Fresh workers
 for every job leave no memory and no process group behind.
@@ -22,7 +22,7 @@ def is_rank() -> bool:
 
 
 def num_workers(gpus: int | None) -> int:
-    """Worker processes to start: `gpus`, else one for each visible GPU, else one."""
+    """Return the number of worker processes to start: `gpus`, else one for each visible GPU, else one."""
     import torch
 
     visible = torch.cuda.device_count()  # counts without touching them
@@ -34,9 +34,9 @@ def num_workers(gpus: int | None) -> int:
 def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None:
     """Run `tinyvlm_cli.launch.worker <job> <folder>` on every GPU and wait for it.
 
-    node: this one of those that do it together; each of them calls this function.
+    node: this node, where several run the job together; each of them calls this function.
 
-    Raises UserError with a worker's own sentence when it made one, WorkerError for anything else.
+    Raises UserError with the message of a worker's UserError, WorkerError for anything else.
     """
     if is_rank():
         from tinyvlm_cli.launch.worker import work
@@ -47,7 +47,7 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # A failure is told once, below, and an interruption in cli.py.
+    # A failure is reported once, below, and an interruption by the command line.
     silence("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api", level=logging.CRITICAL)
     count = num_workers(gpus)
     config = LaunchConfig(
@@ -61,8 +61,7 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
         monitor_interval=0.1,
     )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    # Threads that spin while they wait cost nothing on an idle CPU and, where others work too, make a step ten times
-    # slower.
+    # Threads that spin while they wait cost nothing on an idle CPU, but make a step ten times slower on a busy one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # rows of many lengths leave no holes
     # PyTorch keeps compiled layers in /tmp, which a restart empties.
