@@ -63,22 +63,19 @@ def prepare(folder: Path) -> None:
         write_text(folder / f"{name}.json", json.dumps(records))
     for picture in pictures:
         copy_image(picture.image, folder / "images" / picture.image.name)
-    write_benchmarks(read_pictures("test"), folder / "eval")
-
-
-def write_benchmarks(pictures: Sequence[Picture], folder: Path) -> None:
-    """Write a folder for each benchmark into `folder`, named as in LLaVA's evaluation data."""
-    questions = [qa for picture in pictures for qa in picture.questions]
-    write_vqav2(questions, folder / "vqav2")
-    write_gqa(questions, folder / "gqa")
-    write_pope(questions, folder / "pope")
-    write_mme(questions, folder / "MME")
-    write_textvqa(questions, folder / "textvqa")
-    captioned = [picture for picture in pictures if picture.caption]
-    write_scienceqa(captioned, folder / "scienceqa")
-    write_mmbench(captioned, folder / "mmbench")
-    write_mmvet(captioned, folder / "mm-vet")
-    write_llavaw(captioned, folder / "llava-bench-in-the-wild")
+    test_pictures = read_pictures("test")
+    questions = [qa for picture in test_pictures for qa in picture.questions]
+    captioned = [picture for picture in test_pictures if picture.caption]
+    benchmarks = folder / "eval"  # folders named as in LLaVA's evaluation data
+    write_vqav2(questions, benchmarks / "vqav2")
+    write_gqa(questions, benchmarks / "gqa")
+    write_pope(questions, benchmarks / "pope")
+    write_mme(questions, benchmarks / "MME")
+    write_textvqa(questions, benchmarks / "textvqa")
+    write_scienceqa(captioned, benchmarks / "scienceqa")
+    write_mmbench(captioned, benchmarks / "mmbench")
+    write_mmvet(captioned, benchmarks / "mm-vet")
+    write_llavaw(captioned, benchmarks / "llava-bench-in-the-wild")
 
 
 def write_vqav2(questions: Sequence[QA], folder: Path) -> None:

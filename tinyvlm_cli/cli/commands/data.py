@@ -169,7 +169,15 @@ def prepare(config: DataCommand) -> int:
     for line in missing:
         log.warning("%s", line)
     if config.convert_gifs:
-        _convert(data.name, splits)
+        from tinyvlm_cli.data.check import convert_split
+
+        for name, split in splits.items():
+            done = convert_split(split)
+            log.info("%s: converted %s of %s images to JPEG", name, f"{done.num_converted:,}", f"{done.num_images:,}")
+            if done.num_converted:
+                log.info("%s: check them again with: tinyvlm data check data=%s", name, data.name)
+            if done.faults:
+                log.warning("%s: %s cannot be read (the first: %s)", name, f"{len(done.faults):,}", done.faults[0])
     if config.llm:
         _build_index(config, config.llm, splits)
     return FAILED if missing else 0
@@ -226,19 +234,6 @@ def make(choice: str, node: dict[str, Any]) -> None:
         with new_folder(folder) as draft:
             build({**node, "folder": draft})
     log.info("%s: written to %s", choice, folder)
-
-
-def _convert(name: str, splits: dict[str, Split]) -> None:
-    """Convert images that are JPEGs by their name only."""
-    from tinyvlm_cli.data.check import convert_split
-
-    for split_name, split in splits.items():
-        done = convert_split(split)
-        log.info("%s: converted %s of %s images to JPEG", split_name, f"{done.num_converted:,}", f"{done.num_images:,}")
-        if done.num_converted:
-            log.info("%s: check them again with: tinyvlm data check data=%s", split_name, name)
-        if done.faults:
-            log.warning("%s: %s cannot be read (the first: %s)", split_name, f"{len(done.faults):,}", done.faults[0])
 
 
 def _build_index(config: DataCommand, llm: LLM, splits: dict[str, Split]) -> None:
