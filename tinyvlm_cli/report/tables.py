@@ -7,7 +7,9 @@ setting that the name does not show) each have their own row, called by the run 
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from math import isnan
 from statistics import fmean, stdev
+from typing import Any
 
 import pandas as pd
 
@@ -149,6 +151,7 @@ def _cited(table: Table, scores: pd.DataFrame, columns: Sequence[Column]) -> pd.
 def _rows(table: Table, columns: Sequence[Column], cited: pd.DataFrame, own: pd.DataFrame, cells: Cells) -> list[Row]:
     """Return first the published rows, each with ours of the same components under it, then the rest of ours."""
     rest = {int(scores["row"].iloc[0]): scores for _, scores in own.groupby("row")}
+    components = {row: tuple(scores[CHOICES].iloc[0]) for row, scores in rest.items()}
     rows: list[Row] = []
 
     def headers(scores: pd.DataFrame, shown: str) -> list[str]:
@@ -176,8 +179,8 @@ def _rows(table: Table, columns: Sequence[Column], cited: pd.DataFrame, own: pd.
         }
         published: list[Cell] = [values.get(column.label, (DASH, None)) for column in columns]
         rows.append(Row(Kind.published, 0, headers(model, model["name"].iloc[0]), published))
-        is_same = {row: (scores[CHOICES].iloc[0] == model[CHOICES].iloc[0]).all() for row, scores in rest.items()}
-        for row in [row for row in rest if is_same[row]]:
+        parts = tuple(model[CHOICES].iloc[0])
+        for row in [row for row in rest if components[row] == parts]:
             add_own(row, 0, ", ours")
             # Of the values as shown, so that a reader who subtracts them agrees. Adding zero makes 0.0 of -0.0.
             changes: list[Cell] = [
@@ -198,24 +201,27 @@ def _own_cells(
 
     A score is a value, or the mean and standard deviation over seeds, or the reason why there is none.
     """
-    groups = {key: scores for key, scores in shown.groupby(["row", "column", "images"], sort=False)}
+    groups: dict[tuple[int, str, str], list[Any]] = {}  # a data frame for each cell would take most of the time
+    every: list[Any] = list(shown.itertuples())
+    for one in every:
+        groups.setdefault((one.row, one.column, one.images), []).append(one)
 
     def score(row: int, column: Column, images: str) -> Cell:
-        scores = groups.get((row, column.label, images), shown[:0])
-        values = scores["value"].dropna().tolist()
+        scores = groups.get((row, column.label, images), [])
+        values = [one.value for one in scores if not isnan(one.value)]
         if not values:
-            return next((state for state in ("pending", "not judged") if state in set(scores["state"])), DASH), None
+            states = {one.state for one in scores}
+            return next((state for state in ("pending", "not judged") if state in states), DASH), None
         mark = "" if column.detail or images != REAL else compared.marks.get((row, column.benchmark), "")
         deviation = f" {PLUS_MINUS} {stdev(values):.1f}" if len(values) > 1 else ""
         return f"{mark}{' ' if mark else ''}{fmean(values):.1f}{deviation}", round(fmean(values), 1)
 
     def interval(row: int, column: Column) -> Cell:
-        scores = groups.get((row, column.label, REAL), shown[:0])
-        scores = scores[scores["low"].notna()]  # no interval of a part of a score, or by an older version
+        # A part of a score has no interval, nor has a score by an older version.
+        scores = [one for one in groups.get((row, column.label, REAL), []) if not isnan(one.low)]
+        bounds = (scores[0].low, scores[0].high) if len(scores) == 1 else None
         if len(scores) > 1:
-            bounds = interval_of_mean(list(scores.itertuples()), results)
-        else:
-            bounds = next(scores[["low", "high"]].itertuples(index=False, name=None), None)
+            bounds = interval_of_mean(scores, results)
         return (" to ".join(f"{bound:.1f}" for bound in bounds), None) if bounds else (DASH, None)
 
     cells: Cells = {}
