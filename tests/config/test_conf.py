@@ -10,15 +10,19 @@ from tinyvlm_cli.cli.commands import COMMANDS
 from tinyvlm_cli.cli.compose import points, prepare_hydra
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.config.build import check, sweeps_dir
+from tinyvlm_cli.config.schema import Train, from_yaml, to_yaml
+from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.train.stages import resolve
 
 
 @pytest.mark.parametrize(
     "word", [f"{group}={name}" for group in ("llm", "vision", "connector", "data", "recipe") for name in options(group)]
 )
-def test_every_option_of_train_binds(word: str) -> None:
+def test_every_option_of_train_binds(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conf").mkdir()  # with a ./conf of the user's own, members are compared with the packaged ones
+    monkeypatch.chdir(tmp_path)
     config = composed("train", word)
-    assert "+" not in resolve(config).name  # nothing differs from the file as `packaged` reads it
+    assert "+" not in resolve(config).name
     assert not check(config.connector, {"vision_dim", "llm_dim"}, where="connector")
 
 
@@ -79,3 +83,13 @@ def test_the_users_own_example_is_the_papers_share_recipe(capsys: pytest.Capture
     shown = capsys.readouterr().out
     for figure in ("2,180", "4,870", "5,197", "9,507,840", "213,353,056", "729 tokens per image"):
         assert figure in shown, figure
+
+
+def test_a_removed_setting_in_an_earlier_config_is_ignored(tmp_path: Path) -> None:
+    config = composed("train")
+    text = to_yaml(config).replace("  name: llava15\n", "  name: llava15\n  label: LLaVA-1.5\n")
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    assert "label: LLaVA-1.5" in text and from_yaml(Train, tmp_path / "config.yaml") == config
+    (tmp_path / "config.yaml").write_text(f"{text}unknown: 1\n", encoding="utf-8")
+    with pytest.raises(UserError, match="unknown"):
+        from_yaml(Train, tmp_path / "config.yaml")

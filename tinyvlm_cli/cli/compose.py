@@ -87,7 +87,7 @@ class Point:
             config = OmegaConf.to_object(OmegaConf.unsafe_merge(OmegaConf.structured(schema), plain))
         except OmegaConfBaseException as error:
             raise UserError(explain(error, schema, [])) from error
-        return with_differences(config)
+        return with_differences(config, self.hydra)
 
 
 def run_command(command: Command, arguments: list[str]) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from tinyvlm_cli.config.build import conf_dir
+from tinyvlm_cli.config.build import conf_dir, sweeps_dir
 from tinyvlm_cli.config.schema import LLM, Data, Recipe, Vision
 from tinyvlm_cli.errors import UserError
 
@@ -76,8 +76,14 @@ def name_members(composed: DictConfig, hydra: Any) -> None:
         raise UserError("\n".join(findings))
 
 
-def with_differences(config: Any) -> Any:
+def with_differences(config: Any, hydra: Any) -> Any:
     """Return `config` with names that show how its members differ from the packaged members of those names."""
+    shipped = {str(conf_dir()), str(sweeps_dir()), "hydra.conf", ""}
+    keys = [word.partition("=")[0].lstrip("+~") for word in hydra.overrides.task]
+    if all(source.path in shipped for source in hydra.runtime.config_sources) and not any(
+        re.match(rf"({'|'.join(GROUPS)})[./@]", key) for key in keys
+    ):
+        return config  # nothing but shipped files and choices among them, as in most grids
     named = {group: member for group in GROUPS if (member := getattr(config, group, None)) is not None}
     compared = {group for group, member in named.items() if (conf_dir() / group / f"{_name(member)}.yaml").is_file()}
     # Packaged members refer to each other (${vision.partial_from_layer}) and to the folders of the command.
