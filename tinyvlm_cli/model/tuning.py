@@ -1,6 +1,5 @@
 """The model as a stage trains it: all of a part, its upper layers, or low-rank updates of it."""
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,12 +31,13 @@ def untrainable(llm: LLM, vision: Vision, connector: dict[str, Any], stages: Map
             f"{f'; set llm.max_length={value}' if setting == 'sliding_window' else '; choose another LLM'}"
         )
     for name, stage in stages.items():
+        found = stage_findings(model, stage)
         try:
-            choose_trained(copy.deepcopy(model), stage)
             for part in stage.four_bit_parts:
                 check_four_bit(f"train.{part}")
         except UserError as error:
-            findings += [f"recipe.stages.{name}: {line}" for line in str(error).splitlines()]
+            found.append(str(error))
+        findings += [f"recipe.stages.{name}: {finding}" for finding in found]
     return findings
 
 
