@@ -35,7 +35,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("run=other", "run=other: m is a model folder already"),
         ("run=one", "results/stages/f: this stage of one is not trained"),
         ("run=one stage=share", "stage=share: one has no such stage; choose from pretrain, finetune"),
-        ("run=one stage=pretrain output=results", "output=results: is there already"),
+        ("run=one stage=pretrain output=results", "output=results: exists already"),
         ("run=one format=onnx", "expected one of [llava, parts]"),
     ],
 )
