@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyvlm_cli.launch.slurm import ALONE, Node, invitation, invited, this_node
+from tinyvlm_cli.launch.workers import ALONE, Node, invitation, invited, this_node
 
 TINY = ["llm=tiny", "vision=tiny", "data=easyvqa"]
 SHORT = [

@@ -42,7 +42,7 @@ from tinyvlm_cli.config.build import PACKAGE, conf_dir, sweeps_dir
 from tinyvlm_cli.console import set_up_logging
 from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError
 from tinyvlm_cli.files import write_text
-from tinyvlm_cli.launch.slurm import this_node
+from tinyvlm_cli.launch.workers import this_node
 
 MULTIRUN = frozenset({"-m", "--multirun"})
 HELP = frozenset({"-h", "--help"})

@@ -38,7 +38,8 @@ def work(job: str, folder: Path) -> None:
 def main() -> None:
     """Run the process."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent reports an interruption, this process just ends
-    _die_with_parent()
+    if sys.platform == "linux":  # end with the parent: when it is killed, the lock on the stage folder is lost
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     from torch.distributed.elastic.multiprocessing.errors import record
 
     record(_main)()
@@ -64,12 +65,6 @@ def leave() -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
-
-
-def _die_with_parent() -> None:
-    """End this process when its parent is killed, because the lock on the stage folder is lost then (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

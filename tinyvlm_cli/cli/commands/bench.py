@@ -12,7 +12,7 @@ from tinyvlm_cli.config.schema import to_yaml
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import locked, write_text
 from tinyvlm_cli.launch import workers as launch
-from tinyvlm_cli.launch.slurm import this_node
+from tinyvlm_cli.launch.workers import this_node
 from tinyvlm_cli.model.tuning import untrainable
 from tinyvlm_cli.plan.bench import IMAGES, bench_data
 from tinyvlm_cli.plan.cost import RESULT, read_result

@@ -15,7 +15,7 @@ from tinyvlm_cli.evaluate.benchmark import Benchmark, Score
 from tinyvlm_cli.evaluate.judge import PENDING, with_judge
 from tinyvlm_cli.evaluate.runner import EvalJob, Task, answered, take_inventory
 from tinyvlm_cli.launch import workers as launch
-from tinyvlm_cli.launch.slurm import this_node
+from tinyvlm_cli.launch.workers import this_node
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import find_runs_to_score, model_of
 from tinyvlm_cli.results.records import REAL, SHUFFLED, Answer, Run, ScoreRow, now

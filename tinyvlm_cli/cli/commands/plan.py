@@ -113,11 +113,14 @@ def _cost(one: PlannedStage, config: Train) -> list[str]:
         return [*lines, f"{hours:.3g} GPU-hours on {result.device}{memory} (measured {time})"]
     if hours is not None:
         lines.append(f"{hours:.3g} GPU-hours assumed, at {one.assumed.mfu:.0%} of {one.assumed.tflops:g} TFLOP/s")
-    bench = (
-        f"not measured yet: tinyvlm bench train llm={config.llm.name} vision={config.vision.name} "
-        f"connector={config.connector['name']} recipe={config.recipe.name} stage={one.job.name}"
-    )
-    return [*lines, bench]
+    names = {
+        "llm": config.llm.name, "vision": config.vision.name, "connector": config.connector["name"],
+        "recipe": config.recipe.name,
+    }  # fmt: skip
+    # A name contains what differs from the member's file after a "+".
+    choices = " ".join(f"{group}={name.partition('+')[0]}" for group, name in names.items())
+    overrides = " with the same overrides" if any("+" in name for name in names.values()) else ""
+    return [*lines, f"not measured yet: tinyvlm bench train {choices} stage={one.job.name}{overrides}"]
 
 
 def _space(one: PlannedStage) -> list[str]:

@@ -10,7 +10,7 @@ from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import locked
 from tinyvlm_cli.launch import workers as launch
-from tinyvlm_cli.launch.slurm import invitation, invited, this_node
+from tinyvlm_cli.launch.workers import invitation, invited, this_node
 from tinyvlm_cli.model.tuning import untrainable
 from tinyvlm_cli.plan.estimate import invalid_engine_settings
 from tinyvlm_cli.results.folder import Results
@@ -72,9 +72,8 @@ def _findings(run: RunJob) -> list[str]:
     settings += invalid_engine_settings(config.engine)
     for part, spec in (("llm", config.llm), ("vision", config.vision)):
         if spec.prepare and not Path(spec.path).is_dir():
-            settings.append(
-                f"{part}.path: no folder {spec.path}; create it with: tinyvlm data prepare {part}={spec.name}"
-            )
+            choice = spec.name.partition("+")[0]  # what follows the + differs from the member's file
+            settings.append(f"{part}.path: no folder {spec.path}; create it with: tinyvlm data prepare {part}={choice}")
     missing = [job for job in run.stages if not Results.is_done(job.folder)]
     # The model of invalid settings would only repeat these findings in other words.
     stages = {job.name: job.stage for job in missing}
@@ -88,6 +87,6 @@ def _findings(run: RunJob) -> list[str]:
                 setting = f"data.splits.{name}.{what}"
                 how = f"get it from {split.source}, or set data_dir or {setting} to its location"
                 if config.data.prepare:
-                    how = f"create it with: tinyvlm data prepare data={config.data.name}"
+                    how = f"create it with: tinyvlm data prepare data={config.data.name.partition('+')[0]}"
                 findings.append(f"{setting}: no {getattr(split, what)}; {how}")
     return findings
