@@ -1,4 +1,4 @@
-"""`tinyvlm plan`: a grid's summary, and the figures of a single run."""
+"""`tinyvlm plan`: the summary of a grid, and the figures of a single run."""
 
 import json
 import math
@@ -82,12 +82,12 @@ def test_tokens_operations_memory_and_disk_are_those_of_a_hand_computation(capsy
     assert peak in shown and "rows of 24,576 tokens weights" in shown
 
 
-def test_a_setting_out_of_its_range_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_setting_out_of_its_range_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *TINY, "recipe=demo", "engine.zero=5"]) == 2
     assert "engine.zero: 5 is not allowed; choose 1, 2 or 3" in capsys.readouterr().err
 
 
-def test_what_does_not_fit_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_that_does_not_fit_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["llm=phi2", "vision=siglip", "assumed.memory_gib=40"]
     shown = " ".join(planned(capsys, *words).replace("│", " ").split())
     assert (

@@ -42,7 +42,7 @@ def test_llms_have_their_published_sizes(llm: str, size: int) -> None:
         assert count(blank_llm(composed("plan", f"llm={llm}").llm, attention="sdpa", planned=True))[0] == size
 
 
-def test_a_model_that_transformers_has_not_is_said() -> None:
+def test_a_model_that_transformers_lacks_is_reported() -> None:
     with pytest.raises(UserError, match="has no 'openelm', and code from the hub is not run"):
         model_with("llm=tinyllama", "llm.architecture.model_type=openelm")
 

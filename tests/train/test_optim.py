@@ -1,4 +1,4 @@
-"""What trains, at which rate, and that it really does."""
+"""The parts that train, their learning rates, and the check that every trained tensor learns."""
 
 import math
 from dataclasses import replace
@@ -59,7 +59,7 @@ def test_a_trained_tensor_without_gradient_is_named() -> None:
         check.finish()
 
 
-def test_a_layer_beyond_the_encoder_is_refused() -> None:
+def test_a_layer_beyond_the_encoder_is_rejected() -> None:
     with pytest.raises(UserError, match="vision_from_layer: 3 is not one of the 3 layers"):
         choose_trained(small_vlm("full"), stage(Tune.full, Tune.full, Tune.full, layer=3))
 

@@ -1,4 +1,4 @@
-"""The fast path (packed, compiled, logits in pieces) gives the numbers of the plain one: padded, masked, all logits."""
+"""The fast path (packed, compiled, logits in pieces) equals the plain one (padded, masked, all logits)."""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""The order of stages, and which runs share one."""
+"""The order of stages, their identity, and the runs that share them."""
 
 from dataclasses import replace
 from pathlib import Path
