@@ -15,8 +15,8 @@ from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from tinyvlm_cli.config.schema import ImageMode, Resize, Vision
 from tinyvlm_cli.data import images
-from tinyvlm_cli.data.images import image_source, normalisation_table, open_image, pixels, resolve
-from tinyvlm_cli.data.records import FaultError, Kind
+from tinyvlm_cli.data.images import image_source, normalisation_table, open_image, pixels
+from tinyvlm_cli.data.records import FaultError, Kind, resolve
 from tinyvlm_cli.errors import UserError
 
 CLIP = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size=336)

@@ -7,9 +7,8 @@ import multiprocessing
 import os
 import signal
 from array import array
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
@@ -18,8 +17,8 @@ from typing import Any, TypeVar
 
 from tinyvlm_cli.config.schema import Split
 from tinyvlm_cli.console import progress
-from tinyvlm_cli.data.images import image_format, open_image, resolve
-from tinyvlm_cli.data.records import FaultError, Finding, Kind, Record, check_marks, parse_record, read_annotations
+from tinyvlm_cli.data.images import image_format, open_image
+from tinyvlm_cli.data.records import FaultError, Finding, Kind, Record, check_marks, read_records, resolve
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import replaced
 
@@ -32,7 +31,7 @@ FORMATS = {
 CONVERT = "`tinyvlm data prepare data=NAME convert_gifs=true`"
 QUALITY = 95  # of 100: an encoder's input size shows no loss
 CHUNK = 64  # items that a process gets at a time
-CHUNKS_AHEAD = 8  # queued for each process, so that a million paths do not wait in memory
+CHUNKS_AHEAD = 16  # queued for each process: a million paths do not wait in memory
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -49,29 +48,23 @@ class Checked:
 
 def check_split(split: Split) -> Checked:
     """Check every record, and every image file once. A million records fit into memory."""
-    root, annotations = Path(split.images), Path(split.annotations)
     findings: list[Finding] = []
     ids: set[str] = set()
     images: dict[str, int] = {}  # path -> its place in this mapping
     owners, places = array("i"), array("i")  # the records that have images, and the places of these images
-    num_records = 0
-    with progress(f"reading {annotations.name}", annotations.stat().st_size) as bar:
-        for number, raw in enumerate(read_annotations(split, bar.advance)):
-            num_records += 1
-            try:
-                record = parse_record(raw)
-                for image in record.images:
-                    resolve(root, image)
-            except FaultError as fault:
-                findings.append(Finding(number, fault.kind, str(fault)))
-                continue
-            findings += _oddities(number, record, raw, ids)
-            ids.add(record.id)
-            for image in record.images:
-                owners.append(number)
-                places.append(images.setdefault(image, len(images)))
+    number = -1
+    for number, (raw, record) in enumerate(read_records(split, "reading")):
+        if isinstance(record, FaultError):
+            findings.append(Finding(number, record.kind, str(record)))
+            continue
+        findings += _oddities(number, record, raw, ids)
+        ids.add(record.id)
+        for image in record.images:
+            owners.append(number)
+            places.append(images.setdefault(image, len(images)))
     ids.clear()
-    looks = on_all_cores(look_at, (root / name for name in images), count=len(images), label="opening images")
+    paths = (resolve(Path(split.images), image) for image in images)
+    looks = on_all_cores(look_at, paths, count=len(images), label="opening images")
     faults = {place: fault for place, fault in enumerate(looks) if fault is not None}
     names = {place: name for name, place in images.items() if place in faults}
     says = {place: str(fault) for place, fault in faults.items()}  # one text, however many records share the image
@@ -81,7 +74,7 @@ def check_split(split: Split) -> Checked:
         if place in faults
     ]
     findings.sort(key=lambda finding: finding.number)
-    return Checked(num_records, len(images), findings)
+    return Checked(number + 1, len(images), findings)
 
 
 def _oddities(number: int, record: Record, raw: dict[str, Any], ids: set[str]) -> Iterator[Finding]:
@@ -126,29 +119,17 @@ def gif_of(path: Path) -> Path | None:
     return gif if path.suffix.lower() in JPEG_NAMES and gif.is_file() else None
 
 
-@dataclass(frozen=True)
-class Converted:
-    """The result of converting a split's images that have a JPEG's name."""
+def convert_split(split: Split) -> list[bool | FaultError]:
+    """Rewrite every image that has a JPEG's name and is of another type, in place, as a JPEG of its first frame.
 
-    num_images: int
-    num_converted: int
-    faults: list[FaultError]  # images that cannot be read
-
-
-def convert_split(split: Split) -> Converted:
-    """Rewrite every image that has a JPEG's name and is of another type, in place, as a JPEG of its first frame."""
-    annotations = Path(split.annotations)
-    names: dict[str, None] = {}  # in order, without repetition
-    with progress(f"reading {annotations.name}", annotations.stat().st_size) as bar:
-        for raw in read_annotations(split, bar.advance):
-            try:
-                found = [resolve(Path(split.images), image) for image in parse_record(raw).images]
-            except FaultError:  # reported by the data check, and left out of the index
-                continue
-            names.update((str(path), None) for path in found if path.suffix.lower() in JPEG_NAMES)
-    outcomes = list(on_all_cores(to_jpeg, map(Path, names), count=len(names), label="converting images"))
-    faults = [outcome for outcome in outcomes if isinstance(outcome, FaultError)]
-    return Converted(len(names), num_converted=sum(outcome is True for outcome in outcomes), faults=faults)
+    Returns for each image with a JPEG's name whether it was rewritten, or why it cannot be read.
+    """
+    images: dict[str, None] = {}  # in order, without repetition
+    for _, record in read_records(split, "reading"):
+        if isinstance(record, Record):  # others are reported by the data check, and left out of the index
+            images.update((image, None) for image in record.images if image.lower().endswith(JPEG_NAMES))
+    paths = (resolve(Path(split.images), image) for image in images)
+    return list(on_all_cores(to_jpeg, paths, count=len(images), label="converting images"))
 
 
 def to_jpeg(path: Path) -> bool | FaultError:
@@ -186,17 +167,11 @@ def on_all_cores(function: Callable[[A], B], items: Iterable[A], *, count: int, 
         initargs=(signal.SIGINT, signal.SIG_IGN),
     )
     waiting = iter(items)
-    queued: deque[Future[list[B]]] = deque()
     with progress(label, count) as bar:
         try:
-            while True:
-                while len(queued) < CHUNKS_AHEAD * cores and (chunk := list(islice(waiting, CHUNK))):
-                    queued.append(pool.submit(_of_each, function, chunk))
-                if not queued:
-                    return
-                results = queued.popleft().result()
-                yield from results
-                bar.advance(len(results))
+            while window := list(islice(waiting, CHUNK * CHUNKS_AHEAD * cores)):
+                yield from pool.map(function, window, chunksize=CHUNK)
+                bar.advance(len(window))
         except BrokenProcessPool:
             raise UserError("a process that opens images was killed; is there enough memory? Run it again") from None
         finally:
@@ -206,7 +181,3 @@ def on_all_cores(function: Callable[[A], B], items: Iterable[A], *, count: int, 
 def num_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _of_each(function: Callable[[A], B], chunk: list[A]) -> list[B]:
-    return [function(item) for item in chunk]

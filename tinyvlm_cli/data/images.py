@@ -29,17 +29,6 @@ TIMEOUT_S = 30.0
 _CHUNK = 2**16
 
 
-def resolve(root: Path, relative: str) -> Path:
-    """Return the file of a record's image path. Raises FaultError for a path that leaves the image root."""
-    if Path(relative).is_absolute():
-        raise FaultError(
-            Kind.absolute, f"image {relative}: an absolute path leaves the image root {root}; make it relative"
-        )
-    if ".." in Path(relative).parts:
-        raise FaultError(Kind.outside, f"image {relative}: leaves the image root {root}; paths are relative to it")
-    return root / relative
-
-
 def open_image(source: Path | bytes) -> Image.Image:
     """Return the first frame as RGB, whatever the file's mode. Raises FaultError unless it is a whole image."""
     with _opened(source) as image:

@@ -21,10 +21,8 @@ from numpy.typing import NDArray
 
 from tinyvlm_cli.config.commands import Mix
 from tinyvlm_cli.config.schema import Chat, Prompt, Split
-from tinyvlm_cli.console import progress
 from tinyvlm_cli.data.chat import IMAGE, Encoded, encode
-from tinyvlm_cli.data.images import resolve
-from tinyvlm_cli.data.records import Record, parse_record, read_annotations, read_skips, split_hash
+from tinyvlm_cli.data.records import FaultError, Record, read_records, read_skips, split_hash
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import locked, new_folder, write_jsonl
 from tinyvlm_cli.results.folder import Results
@@ -191,7 +189,6 @@ def _write_files(folder: Path, split: Split, encode_all: EncodeAll, skips: dict[
 
     Returns record number -> reason for the records that are left out, `skips` included.
     """
-    annotations = Path(split.annotations)
     left_out = dict(skips)
     rows = [np.zeros(0, SAMPLE)]
     num_tokens = 0
@@ -199,13 +196,12 @@ def _write_files(folder: Path, split: Split, encode_all: EncodeAll, skips: dict[
         (folder / "ids.bin").open("wb") as ids_file,
         (folder / "supervised.bin").open("wb") as supervised_file,
         (folder / "texts.bin").open("wb") as texts_file,
-        progress(f"tokenising {annotations.name}", annotations.stat().st_size) as bar,
     ):
         at = texts_file.write(b"\n")  # an empty file cannot be mapped
-        items = enumerate(read_annotations(split, bar.advance))
+        items = enumerate(record for _, record in read_records(split, "tokenising"))
         while batch := list(islice(items, BATCH)):
             added = []
-            for record, encoded in _encoded(batch, Path(split.images), encode_all, left_out):
+            for record, encoded in _encoded(batch, encode_all, left_out):
                 supervised = encoded.supervised.copy()
                 supervised[:1] = False
                 is_image = encoded.ids == IMAGE
@@ -225,25 +221,16 @@ def _write_files(folder: Path, split: Split, encode_all: EncodeAll, skips: dict[
     np.save(folder / "samples.npy", samples)
     write_jsonl(folder / "left_out.jsonl", ({"number": n, "reason": left_out[n]} for n in sorted(left_out)))
     if not len(samples):
-        raise UserError(f"{annotations}: no record can be used; the first: {left_out[min(left_out)]}")
+        raise UserError(f"{split.annotations}: no record can be used; the first: {left_out[min(left_out)]}")
     return left_out
 
 
 def _encoded(
-    batch: Sequence[tuple[int, Any]], images: Path, encode_all: EncodeAll, left_out: dict[int, str]
+    batch: Sequence[tuple[int, Record | FaultError]], encode_all: EncodeAll, left_out: dict[int, str]
 ) -> Iterator[tuple[Record, Encoded]]:
-    """Parse and encode a batch of (number, item of the JSON list). Records that cannot be used go to `left_out`."""
-    records: dict[int, Record] = {}
-    for number, raw in batch:
-        if number in left_out:
-            continue
-        try:
-            record = parse_record(raw)
-            for image in record.images:
-                resolve(images, image)
-            records[number] = record
-        except UserError as error:
-            left_out[number] = str(error)
+    """Encode a batch of numbered records, except those in `left_out`. Others that cannot be used are added to it."""
+    left_out |= {n: str(record) for n, record in batch if isinstance(record, FaultError) and n not in left_out}
+    records = {number: record for number, record in batch if isinstance(record, Record) and number not in left_out}
     if not records:
         return
     try:

@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader
 from tinyvlm_cli.config.schema import ImageMode, Vision
 from tinyvlm_cli.data.batch import MicroBatch, Tokens, Work, blank, expand, row_of
 from tinyvlm_cli.data.chat import IMAGE
-from tinyvlm_cli.data.images import open_image, pixels, resolve
+from tinyvlm_cli.data.images import open_image, pixels
 from tinyvlm_cli.data.index import Sample, Samples
+from tinyvlm_cli.data.records import resolve
 from tinyvlm_cli.errors import UserError
 
 Micro = tuple[int, ...]  # sample numbers of one micro-batch

@@ -5,6 +5,7 @@ annotation file and an image root together, because the same records can be inta
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tinyvlm_cli.config.schema import Split
+from tinyvlm_cli.console import progress
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import read_jsonl, write_jsonl
 from tinyvlm_cli.results.folder import Results
@@ -19,7 +21,7 @@ from tinyvlm_cli.results.folder import Results
 MARK = "<image>"  # stands for an image in a question
 PIECE = 2**20  # characters read at a time
 NEAR = 16  # a number, a word or an escape so close to the end of a piece may be cut
-SPACE = " \t\n\r"
+_SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 
 
@@ -38,88 +40,6 @@ class Record:
     id: str  # not unique across sources
     images: tuple[str, ...]  # paths relative to the image root, in the order of their questions
     turns: tuple[Turn, ...]
-
-
-def read_annotations(split: Split, advance: Callable[[int], None] = lambda _: None) -> Iterator[Any]:
-    """Yield the items of the JSON list as json.load would return them. The file can be larger than the memory.
-
-    Not ijson: its fast parser silently replaces an unpaired surrogate by "?", rejects NaN, and returns floats as
-    Decimal or else rejects integers of more than 64 bits.
-
-    advance: called with the number of bytes read since its last call.
-    Raises UserError for a file that is not a JSON list, with the number of the record.
-    """
-    path = Path(split.annotations)
-    empty = True
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for item in _items(_Buffer(file, advance)):
-                empty = False
-                yield item
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; get it from {split.source}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except RecursionError:
-        raise UserError(f"{path}: nested too deeply for records; get it again from {split.source}") from None
-    except ValueError as error:  # of JSON, UTF-8, or an integer of thousands of digits
-        says = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise UserError(f"{path}: not a JSON file ({says}); get it again from {split.source}") from None
-    if empty:
-        raise UserError(f"{path}: an empty list; a list of records is needed")
-
-
-def parse_record(raw: Any) -> Record:
-    """Parse an item of the JSON list. Extra keys are ignored.
-
-    As in the reference, a first message that is not from "human" is dropped, and then questions and answers are
-    distinguished by position. Raises FaultError for a record that is not in LLaVA's form.
-    """
-    if not isinstance(raw, Mapping):
-        raise FaultError(Kind.broken, f"a record must be an object, not a {type(raw).__name__}")
-    name = str(raw.get("id", "without id"))
-    image = raw.get("image")  # one path, a list of paths, or nothing
-    images = image if isinstance(image, list) else [image] if image else []
-    messages = raw.get("conversations")
-    texts = [name]
-    for path in images:
-        if not isinstance(path, str) or not path or "\0" in path:
-            says = f"image must be a path or a list of paths, not a {type(path).__name__}"
-            raise FaultError(Kind.broken, f"record {name}: {says}")
-        texts.append(path)
-    if not isinstance(messages, list) or not messages:
-        raise FaultError(Kind.broken, f"record {name}: no conversations")
-    for message in messages:
-        if not isinstance(message, Mapping) or not isinstance(message.get("value"), str):
-            raise FaultError(Kind.broken, f"record {name}: a message without a text value")
-        texts.append(message["value"])
-    try:  # JSON allows an unpaired surrogate, but neither the tokenizer nor a file takes it
-        "".join(texts).encode()
-    except UnicodeEncodeError:
-        shown = name.encode("ascii", "backslashreplace").decode()
-        raise FaultError(Kind.broken, f"record {shown}: a text holds an unpaired surrogate") from None
-    values = [message["value"] for message in messages]
-    if messages[0].get("from") != "human":
-        values = values[1:]
-    if len(values) == 1:
-        raise FaultError(Kind.no_answer, f"record {name}: a question without an answer")
-    if not values or len(values) % 2:
-        raise FaultError(Kind.unequal, f"record {name}: {len(values)} messages do not pair into questions and answers")
-    turns = tuple(Turn(q, a) for q, a in zip(values[::2], values[1::2], strict=True))
-    return Record(name, tuple(images), turns)
-
-
-def check_marks(record: Record) -> None:
-    """Raise FaultError for a record that the chat format cannot write: each image needs a question with a mark.
-
-    The reference would give such a sample the next sample's image.
-    """
-    marked = sum(MARK in turn.question for turn in record.turns)
-    if not record.images and marked:
-        raise FaultError(Kind.marks, f"record {record.id}: {MARK} in a question, but no image")
-    if marked != len(record.images):
-        says = f"{marked} questions hold {MARK} for {len(record.images)} image(s); each image needs one of its own"
-        raise FaultError(Kind.marks, f"record {record.id}: {says}")
 
 
 class Kind(StrEnum):
@@ -182,6 +102,112 @@ class Finding:
         return self.kind not in USED
 
 
+def read_annotations(split: Split, advance: Callable[[int], None] = lambda _: None) -> Iterator[Any]:
+    """Yield the items of the JSON list as json.load would return them. The file can be larger than the memory.
+
+    Not ijson: its fast parser silently replaces an unpaired surrogate by "?", rejects NaN, and returns floats as
+    Decimal or else rejects integers of more than 64 bits.
+
+    advance: called with the number of bytes read since its last call.
+    Raises UserError for a file that is not a JSON list, with the number of the record.
+    """
+    path = Path(split.annotations)
+    empty = True
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for item in _items(_Buffer(file, advance)):
+                empty = False
+                yield item
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; get it from {split.source}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply for records; get it again from {split.source}") from None
+    except ValueError as error:  # of JSON, UTF-8, or an integer of thousands of digits
+        says = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise UserError(f"{path}: not a JSON file ({says}); get it again from {split.source}") from None
+    if empty:
+        raise UserError(f"{path}: an empty list; a list of records is needed")
+
+
+def read_records(split: Split, label: str) -> Iterator[tuple[Any, Record | FaultError]]:
+    """Yield each item of the list with its record, or with the reason why it has none. label: of the progress."""
+    path = Path(split.annotations)
+    with progress(f"{label} {path.name}", path.stat().st_size) as bar:
+        for raw in read_annotations(split, bar.advance):
+            try:
+                record = parse_record(raw)
+                for image in record.images:
+                    resolve(Path(split.images), image)
+                yield raw, record
+            except FaultError as fault:
+                yield raw, fault
+
+
+def parse_record(raw: Any) -> Record:
+    """Parse an item of the JSON list. Extra keys are ignored.
+
+    As in the reference, a first message that is not from "human" is dropped, and then questions and answers are
+    distinguished by position. Raises FaultError for a record that is not in LLaVA's form.
+    """
+    if not isinstance(raw, Mapping):
+        raise FaultError(Kind.broken, f"a record must be an object, not a {type(raw).__name__}")
+    name = str(raw.get("id", "without id"))
+    image = raw.get("image")  # one path, a list of paths, or nothing
+    images = image if isinstance(image, list) else [image] if image else []
+    messages = raw.get("conversations")
+    texts = [name]
+    for path in images:
+        if not isinstance(path, str) or not path or "\0" in path:
+            says = f"image must be a path or a list of paths, not a {type(path).__name__}"
+            raise FaultError(Kind.broken, f"record {name}: {says}")
+        texts.append(path)
+    if not isinstance(messages, list) or not messages:
+        raise FaultError(Kind.broken, f"record {name}: no conversations")
+    for message in messages:
+        if not isinstance(message, Mapping) or not isinstance(message.get("value"), str):
+            raise FaultError(Kind.broken, f"record {name}: a message without a text value")
+        texts.append(message["value"])
+    try:  # JSON allows an unpaired surrogate, but neither the tokenizer nor a file takes it
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        shown = name.encode("ascii", "backslashreplace").decode()
+        raise FaultError(Kind.broken, f"record {shown}: a text holds an unpaired surrogate") from None
+    values = [message["value"] for message in messages]
+    if messages[0].get("from") != "human":
+        values = values[1:]
+    if len(values) == 1:
+        raise FaultError(Kind.no_answer, f"record {name}: a question without an answer")
+    if not values or len(values) % 2:
+        raise FaultError(Kind.unequal, f"record {name}: {len(values)} messages do not pair into questions and answers")
+    turns = tuple(Turn(q, a) for q, a in zip(values[::2], values[1::2], strict=True))
+    return Record(name, tuple(images), turns)
+
+
+def resolve(root: Path, relative: str) -> Path:
+    """Return the file of a record's image path. Raises FaultError for a path that leaves the image root."""
+    if Path(relative).is_absolute():
+        says = f"image {relative}: an absolute path leaves the image root {root}; make it relative"
+        raise FaultError(Kind.absolute, says)
+    if ".." in Path(relative).parts:
+        raise FaultError(Kind.outside, f"image {relative}: leaves the image root {root}; paths are relative to it")
+    return root / relative
+
+
+def check_marks(record: Record) -> None:
+    """Raise FaultError for a record that the chat format cannot write: each image needs a question with a mark.
+
+    The reference would give such a sample the next sample's image.
+    """
+    marked = sum(MARK in turn.question for turn in record.turns)
+    if not record.images and marked:
+        raise FaultError(Kind.marks, f"record {record.id}: {MARK} in a question, but no image")
+    if marked != len(record.images):
+        says = f"{marked} questions hold {MARK} for {len(record.images)} image(s); each image needs one of its own"
+        raise FaultError(Kind.marks, f"record {record.id}: {says}")
+
+
 def split_hash(split: Split, results: Results) -> str:
     """Return the hash of the annotation file and of the records that the data check excluded.
 
@@ -231,12 +257,11 @@ class _Buffer:
     def peek(self) -> str:
         """Skip white space and return the next character, which stays; "" at the end of the file."""
         while True:
-            while self.at < len(self.text):
-                if self.text[self.at] not in SPACE:
-                    return self.text[self.at]
-                self.at += 1
-            if self.is_last:
-                return ""
+            space = _SPACE.match(self.text, self.at)
+            assert space is not None  # it matches nothing, too
+            self.at = space.end()
+            if self.at < len(self.text) or self.is_last:
+                return self.text[self.at : self.at + 1]
             self.read_more()
 
     def item(self, number: int) -> Any:

@@ -26,8 +26,7 @@ WORD_SUFFIX = "Answer the question using a single word or phrase."
 LETTER_SUFFIX = "Answer with the option's letter from the given choices directly."
 OCR_LINE = "Reference OCR token: \n"  # TextVQA's, of an image without text
 LETTERS = "ABCD"
-COLOUR_QUESTION = "what color is the shape?"
-SHAPE_QUESTION = "what shape is in the image?"
+QUESTIONS = {"colour": "what color is the shape?", "shape": "what shape is in the image?"}
 
 OPENINGS = ("The image shows {}.", "There is {} in the image.", "This is a picture of {}.", "I see {}.")
 DESCRIBED_EVERY = 6  # every 6th image begins with a description
@@ -127,7 +126,7 @@ def choices(picture: Picture, kind: str, draw: random.Random) -> tuple[str, list
     wrong = draw.sample([word for word in others if word != answer], min(3, len(others) - 1))
     options = [answer, *wrong]
     draw.shuffle(options)
-    return (COLOUR_QUESTION if kind == "colour" else SHAPE_QUESTION), options, answer
+    return QUESTIONS[kind], options, answer
 
 
 def choice_text(question: str, options: Sequence[str]) -> str:

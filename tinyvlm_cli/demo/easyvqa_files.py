@@ -16,17 +16,17 @@ import csv
 import json
 import random
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from tinyvlm_cli.demo.easyvqa import (
-    COLOUR_QUESTION,
     COLOURS,
     DESCRIBE,
     LETTERS,
     OCR_LINE,
     QA,
-    SHAPE_QUESTION,
+    QUESTIONS,
     SHAPES,
     WORD_SUFFIX,
     Picture,
@@ -45,9 +45,6 @@ POPE_STEP = 10_000_000  # between the question numbers of POPE's categories
 ROTATION = 1_000_000  # added to the index of an MMBench question for each rotation of its options
 QUESTION_TYPES = {"colour": "what color is", "shape": "what shape is", "yes/no": "is there"}  # as VQAv2 names them
 KINDS = ("colour", "shape")  # of multiple-choice questions, in turn
-MMBENCH_COLUMNS = (
-    "index", "question", "hint", *LETTERS, "answer", "category", "image", "source", "l2-category", "comment", "split"
-)  # fmt: skip
 
 
 def prepare(folder: Path) -> None:
@@ -92,19 +89,16 @@ def write_vqav2(questions: Sequence[QA], folder: Path) -> None:
             question_id = len(lines) + 1
             copy_image(qa.image, folder / "val2014" / qa.image.name)
             lines.append(_llava_line(question_id, qa))
-            answers = [
-                {"answer": answer, "answer_confidence": "yes", "answer_id": person} for person in range(1, PEOPLE + 1)
-            ]
-            annotations.append(
-                {
-                    "question_id": question_id,
-                    "image_id": qa.number,
-                    "question_type": QUESTION_TYPES[qa.kind],
-                    "answer_type": "yes/no" if qa.kind == "yes/no" else "other",
-                    "multiple_choice_answer": answer,
-                    "answers": answers,
-                }
-            )
+            people = range(1, PEOPLE + 1)
+            annotation = {
+                "question_id": question_id,
+                "image_id": qa.number,
+                "question_type": QUESTION_TYPES[qa.kind],
+                "answer_type": "yes/no" if qa.kind == "yes/no" else "other",
+                "multiple_choice_answer": answer,
+                "answers": [{"answer": answer, "answer_confidence": "yes", "answer_id": person} for person in people],
+            }
+            annotations.append(annotation)
     write_jsonl(folder / "llava_vqav2_mscoco_val2014.jsonl", lines)
     write_text(folder / "v2_mscoco_val2014_annotations.json", json.dumps({"annotations": annotations}))
 
@@ -219,26 +213,30 @@ def write_mmbench(pictures: Sequence[Picture], folder: Path) -> None:
     """Write 40 questions with every rotation of their options: 20 of four about colour, 20 of three about shape."""
     folder.mkdir(parents=True)
     draw = random.Random("mmbench")
+    rows = []
+    for index, picture in enumerate(draw.sample(pictures, 40)):
+        kind = KINDS[index % 2]
+        question, options, answer = choices(picture, kind, draw)
+        for rotation in range(len(options)):
+            rotated = options[rotation:] + options[:rotation]
+            row = {
+                "index": index + rotation * ROTATION,
+                "question": question,
+                "hint": "",
+                **dict(zip_longest(LETTERS, rotated, fillvalue="")),
+                "answer": LETTERS[rotated.index(answer)],
+                "category": "attribute_recognition" if kind == "colour" else "object_localization",
+                "image": base64.b64encode(picture.image.read_bytes()).decode(),
+                "source": "easy-vqa",
+                "l2-category": "finegrained_perception (instance-level)",
+                "comment": "",
+                "split": "dev",
+            }
+            rows.append(row)
     with (folder / "mmbench_dev_20230712.tsv").open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, MMBENCH_COLUMNS, delimiter="\t", restval="")
+        table = csv.DictWriter(file, rows[0], delimiter="\t")
         table.writeheader()
-        for index, picture in enumerate(draw.sample(pictures, 40)):
-            kind = KINDS[index % 2]
-            question, options, answer = choices(picture, kind, draw)
-            for rotation in range(len(options)):
-                rotated = options[rotation:] + options[:rotation]
-                row = {
-                    "index": index + rotation * ROTATION,
-                    "question": question,
-                    **dict(zip(LETTERS, rotated, strict=False)),
-                    "answer": LETTERS[rotated.index(answer)],
-                    "category": "attribute_recognition" if kind == "colour" else "object_localization",
-                    "l2-category": "finegrained_perception (instance-level)",
-                    "image": base64.b64encode(picture.image.read_bytes()).decode(),
-                    "source": "easy-vqa",
-                    "split": "dev",
-                }
-                table.writerow(row)
+        table.writerows(rows)
 
 
 def write_mmvet(pictures: Sequence[Picture], folder: Path) -> None:
@@ -251,7 +249,7 @@ def write_mmvet(pictures: Sequence[Picture], folder: Path) -> None:
         describes = number % 2 == 0
         records[f"v1_{number}"] = {
             "imagename": name,
-            "question": DESCRIBE if describes else SHAPE_QUESTION,
+            "question": DESCRIBE if describes else QUESTIONS["shape"],
             "answer": f"{picture.colour}<AND>{picture.shape}" if describes else picture.shape,
             "capability": ["rec", "gen"] if describes else ["rec"],
             "imagesource": "easy-vqa",
@@ -265,7 +263,7 @@ def write_llavaw(pictures: Sequence[Picture], folder: Path) -> None:
     questions, references, contexts = [], [], []
     for number, picture in enumerate(draw.sample(pictures, 9)):
         category, question, reference = (
-            ("conv", COLOUR_QUESTION, f"The shape is {picture.colour}."),
+            ("conv", QUESTIONS["colour"], f"The shape is {picture.colour}."),
             ("detail", DESCRIBE, f"The image shows {picture.caption} on a plain background."),
             ("complex", "what is in the image?", f"There is {picture.caption} in the image, and nothing else."),
         )[number % 3]

@@ -34,12 +34,9 @@ def prepare_smollm2(folder: Path) -> None:
     """
     gguf = package_file(SMOLLM2_PACKAGE, SMOLLM2_FILE, reader="gguf")
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    plain = GgufConfig(dequantize=True)  # otherwise the model is marked as quantised, and training rejects it
     model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        dtype=torch.float32,
-        # Otherwise the model is marked as quantised, and the check before training rejects it.
-        quantization_config=GgufConfig(dequantize=True),
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=plain
     )
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -20,8 +20,8 @@ from tinyvlm_cli.config.build import conf_dir
 from tinyvlm_cli.config.schema import Prompt
 from tinyvlm_cli.data.batch import MicroBatch, blank, expand, row_of
 from tinyvlm_cli.data.chat import encode
-from tinyvlm_cli.data.images import image_source, open_image, pixels, resolve
-from tinyvlm_cli.data.records import Turn, parse_record
+from tinyvlm_cli.data.images import image_source, open_image, pixels
+from tinyvlm_cli.data.records import Turn, parse_record, resolve
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.answerer import RunAnswerer, load_answerer
 from tinyvlm_cli.evaluate.benchmark import Question

@@ -170,14 +170,15 @@ def prepare(config: DataCommand) -> int:
         log.warning("%s", line)
     if config.convert_gifs:
         from tinyvlm_cli.data.check import convert_split
+        from tinyvlm_cli.data.records import FaultError
 
         for name, split in splits.items():
             done = convert_split(split)
-            log.info("%s: converted %s of %s images to JPEG", name, f"{done.num_converted:,}", f"{done.num_images:,}")
-            if done.num_converted:
-                log.info("%s: check them again with: tinyvlm data check data=%s", name, data.name)
-            if done.faults:
-                log.warning("%s: %s cannot be read (the first: %s)", name, f"{len(done.faults):,}", done.faults[0])
+            faults = [outcome for outcome in done if isinstance(outcome, FaultError)]
+            again = f"; check them again with: tinyvlm data check data={data.name}" if True in done else ""
+            log.info("%s: converted %s of %s images to JPEG%s", name, f"{done.count(True):,}", f"{len(done):,}", again)
+            if faults:
+                log.warning("%s: %s cannot be read (the first: %s)", name, f"{len(faults):,}", faults[0])
     if config.llm:
         _build_index(config, config.llm, splits)
     return FAILED if missing else 0
