@@ -166,7 +166,7 @@ class Benchmark(ABC):
                 )
                 for i in self.known_items.values()
             ]
-        lines = read_lines(path, "question_id", "image", "text")
+        lines = read_lines(path)
         return [
             Question(
                 key=self.key_of(Answer(str(line["question_id"]), line["text"], "")),

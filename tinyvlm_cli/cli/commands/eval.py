@@ -118,31 +118,21 @@ def _score(benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Re
 
 
 def _row(run: Run, job: EvalJob, task: Task, benchmark: Benchmark, score: Score) -> ScoreRow:
-    marks = {"pending": score.pending, "partial": score.partial}
-    details = {**score.details, **{name: value for name, value in marks.items() if value}}
+    choices = {name: getattr(run, name) for name in ("name", "llm", "vision", "connector", "data", "recipe", "seed")}
+    rule = {name: getattr(benchmark, name) for name in ("follows", "version", "split")}
+    result = {name: getattr(score, name) for name in ("metric", "value", "n", "valid", "judge")}
+    marks = {name: value for name in ("pending", "partial") if (value := getattr(score, name))}
     return ScoreRow(
         run=run.folder.name,
-        name=run.name,
-        llm=run.llm,
-        vision=run.vision,
-        connector=run.connector,
-        data=run.data,
-        recipe=run.recipe,
-        seed=run.seed,
         stage=job.stage,
         benchmark=benchmark.name,
-        metric=score.metric,
-        value=score.value,
-        n=score.n,
-        valid=score.valid,
-        follows=benchmark.follows,
-        version=benchmark.version,
-        split=benchmark.split,
         images=task.images,
-        judge=score.judge,
         limit=job.limit,
-        details=json.loads(json.dumps(details)),  # JSON and back, so that it equals the same row read from its file
+        details=json.loads(json.dumps({**score.details, **marks})),  # so that it equals the row read from its file
         created=now(),
+        **choices,
+        **rule,
+        **result,
     )
 
 

@@ -22,6 +22,8 @@ from tinyvlm_cli.results.folder import Results
 
 log = logging.getLogger(__name__)
 
+RECORDED = ("metric", "value", "n", "valid", "partial", "details", "per_question")  # fields of a score in `output`
+
 
 def run(config: Score) -> int:
     """Score the answers, print the score, and write it to `output`. Returns the exit code."""
@@ -44,18 +46,8 @@ def run(config: Score) -> int:
         return 0
     score = benchmark.score(answers, partial=config.partial)
     if config.output is not None:
-        record = {
-            "benchmark": name,
-            "metric": score.metric,
-            "value": score.value,
-            "n": score.n,
-            "valid": score.valid,
-            "partial": score.partial,
-            "follows": benchmark.follows,
-            "version": benchmark.version,
-            "details": score.details,
-            "per_question": score.per_question,
-        }
+        record = {"benchmark": name, "follows": benchmark.follows, "version": benchmark.version}
+        record |= {field: getattr(score, field) for field in RECORDED}
         write_text(Path(config.output), json.dumps(record, indent=2) + "\n")
     show(benchmark, score)
     if score.pending:
@@ -78,18 +70,16 @@ def rows(details: Mapping[str, Any], group: str = "", path: str = "") -> Iterato
 
     group, path: names of the mappings that `details` is in: the outermost one, and the others.
     """
+    numbers = {name: value for name, value in details.items() if type(value) in (int, float)}  # a bool is none
+    if "n" in numbers and path:
+        yield Row(group, path, numbers)
+        return
     for name, value in details.items():
         inner = f"{path} / {name}" if path else str(name)
-        if isinstance(value, Mapping) and group and "n" in value:
-            yield Row(group, inner, {key: number for key, number in value.items() if _is_number(number)})
-        elif isinstance(value, Mapping):
+        if isinstance(value, Mapping):
             yield from rows(value, group or str(name), inner if group else "")
-        elif _is_number(value):
+        elif name in numbers:
             yield Row(group, inner, {"value": value})
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def show(benchmark: Benchmark, score: BenchmarkScore) -> None:

@@ -8,7 +8,8 @@ OWN_RULE, and the score says so. Answers are paired by id; the official script p
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, ClassVar, NamedTuple
@@ -17,7 +18,7 @@ import numpy as np
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Item, Result, Score
-from tinyvlm_cli.evaluate.judge import Judged, Reply, Request
+from tinyvlm_cli.evaluate.judge import Grade, Graded, Reply, Request
 from tinyvlm_cli.evaluate.sources import read_json, read_lines
 from tinyvlm_cli.statistics.questions import Formula, Tally
 
@@ -46,25 +47,13 @@ class Truth(NamedTuple):
     reference: str  # GPT-4's answer
 
 
-class Review(NamedTuple):
-    """The judge's review of one answer in one run."""
-
-    grades: Grades | None  # None: no reply could be read
-    replies: list[Reply]
-
-
 @dataclass(frozen=True, kw_only=True)
-class LLaVAWild(Judged):
-    """The headline is the model's mean grade relative to GPT-4's. Each answer is graded `runs` times."""
+class LLaVAWild(Graded):
+    """The headline is the model's mean grade relative to GPT-4's."""
 
     system_message: str  # of each request
-    runs: int
     metric: ClassVar[str] = "relative score"
     formula: ClassVar[Formula] = Formula.ratio
-
-    def __post_init__(self) -> None:
-        if self.runs < 1:
-            raise UserError(f"benchmark.{self.name}.runs={self.runs}: give at least 1")
 
     def files(self) -> list[Path]:
         """Return the questions, the descriptions of the images, and GPT-4's answers."""
@@ -82,10 +71,10 @@ class LLaVAWild(Judged):
             found = [tuple(row[column] for column in columns) for row in self.rows(*columns)]
         else:
             questions, contexts, references = map(self.need, self.files())
-            captions = {line["image"]: line["caption"] for line in read_lines(contexts, "image", "caption")}
-            texts = {str(line["question_id"]): line["text"] for line in read_lines(references, "question_id", "text")}
+            captions = {line["image"]: line["caption"] for line in read_lines(contexts)}
+            texts = {str(line["question_id"]): line["text"] for line in read_lines(references)}
             found = []
-            for line in read_lines(questions, "question_id", "image", "category", "text"):
+            for line in read_lines(questions):
                 key, name = str(line["question_id"]), line["image"]
                 if name not in captions or key not in texts:
                     lacks = f"{CONTEXT} has no image {name}" if name not in captions else f"{REFERENCE} has no answer"
@@ -104,46 +93,10 @@ class LLaVAWild(Judged):
             for key, text, category, name, place, caption, reference in found
         ]
 
-    def headline(self, results: Sequence[Result]) -> Score:
-        """Return the mean grade of the model over that of the reference, in percent, averaged over the runs."""
-        if self.judge is None:
-            return self.not_judged(results)
-        rules = None if self.wanted() else read_json(self.folder / RULES)
-        requests = {result.item.key: self._request(result, rules) for result in results}
-        tasks = [(key, run) for key in requests for run in range(self.runs)]
-        reviews = self.judge.grade_all(tasks, lambda task: self._review(requests[task[0]], task[1]))
-        by_item = [reviews[start : start + self.runs] for start in range(0, len(reviews), self.runs)]
-        pending = sum(None in runs for runs in by_item)
-        done = [review for review in reviews if review]
-        unreadable = sum(review.grades is None for review in done)
-        failed = FAILED if self.judge.official_failures else None
-        notes = []
-        if unreadable:
-            effect = "count as -1, as in the official script" if failed else "are left out"
-            notes.append(f"{unreadable} of {len(done)} reviews cannot be read and {effect}")
-        table: dict[str, Any] = {}
-        points: dict[str, float] = {}
-        tallies: dict[str, Tally] = {}
-        if not pending:
-            grades = [[review.grades or failed for review in runs if review] for runs in by_item]
-            table = _tables([result.item.category for result in results], grades)
-            for result, runs in zip(results, grades, strict=True):
-                key, readable = result.item.key, [pair for pair in runs if pair]
-                if readable:
-                    reference, model = np.mean(readable, axis=0).tolist()
-                    tallies[key] = Tally(result.item.image_key, "", model, reference)
-                    points[key] = max(0.0, fmean(pair[1] for pair in readable) / 10)
-        details = {"unparsable": unreadable, **table}
-        score = self.scored(table.get("all"), results, points, details, tallies=tallies, notes=notes)
-        score = replace(score, valid=(len(done) - unreadable) / max(len(done), 1))
-        return self.judged(score, [reply for review in done for reply in review.replies], pending=pending)
-
-    def _request(self, result: Result, rules: Any) -> Request:
-        """Return the official request. rules: the content of rule.json; None: it is missing"""
-        name = f"llava_bench_{result.item.category}"
-        rule = OWN_RULE if rules is None else rules.get(name) if isinstance(rules, dict) else None
-        if not isinstance(rule, dict) or not {"role", "prompt"} <= rule.keys():
-            raise UserError(f"{self.folder / RULES}: there is no rule '{name}'; copy llava/eval/table/{RULES} of LLaVA")
+    def grade(self, result: Result, run: int) -> Grade:
+        """Ask the judge until the grades can be read, at most ATTEMPTS times."""
+        assert self.judge
+        rule = self._rules[result.item.category]
         truth, role = result.item.truth, rule["role"]
         parts = [
             f"[Context]\n{truth.context}",
@@ -153,17 +106,43 @@ class LLaVAWild(Judged):
             f"[System]\n{rule['prompt']}",
         ]
         content = "".join(f"{part}\n\n" for part in parts)
-        return Request((("system", self.system_message), ("user", content)), TEMPERATURE, MAX_TOKENS)
-
-    def _review(self, request: Request, run: int) -> Review:
-        """Ask the judge until the grades can be read, at most ATTEMPTS times."""
-        assert self.judge
+        request = Request((("system", self.system_message), ("user", content)), TEMPERATURE, MAX_TOKENS)
         replies: list[Reply] = []
         for attempt in range(1 if self.judge.official_failures else ATTEMPTS):
             replies.append(self.judge.reply(request, f"{run}.{attempt}"))
             if grades := read_grades(replies[-1].text):
-                return Review(grades, replies)
-        return Review(None, replies)
+                return Grade(grades, replies)
+        return Grade(None, replies)
+
+    def summary(self, results: Sequence[Result], grades: list[list[Any]]) -> Score:
+        """Return the mean grade of the model over that of the reference, in percent, averaged over the runs."""
+        failed = FAILED if self.judge and self.judge.official_failures else None
+        unreadable = sum(runs.count(None) for runs in grades)
+        effect = "count as -1, as in the official script" if failed else "are left out"
+        notes = [f"{unreadable} of {len(results) * self.runs} reviews cannot be read and {effect}"]
+        counted = [[pair or failed for pair in runs] for runs in grades]
+        table = _tables([result.item.category for result in results], counted)
+        points: dict[str, float] = {}
+        tallies: dict[str, Tally] = {}
+        for result, runs in zip(results, counted, strict=True):
+            if readable := [pair for pair in runs if pair]:
+                reference, model = np.mean(readable, axis=0).tolist()
+                tallies[result.item.key] = Tally(result.item.image_key, "", model, reference)
+                points[result.item.key] = max(0.0, fmean(pair[1] for pair in readable) / 10)
+        return self.scored(table["all"], results, points, table, tallies=tallies, notes=notes if unreadable else ())
+
+    @cached_property
+    def _rules(self) -> dict[str, Any]:
+        """The rule of each category, LLaVA's or tinyvlm's. Raises UserError where LLaVA's file lacks one."""
+        categories = sorted({item.category for item in self.known_items.values()})
+        if self.wanted():
+            return dict.fromkeys(categories, OWN_RULE)
+        content, path = read_json(self.folder / RULES), self.folder / RULES
+        rules = {name: content.get(f"llava_bench_{name}") if isinstance(content, dict) else None for name in categories}
+        for name, rule in rules.items():
+            if not isinstance(rule, dict) or not {"role", "prompt"} <= rule.keys():
+                raise UserError(f"{path}: no rule 'llava_bench_{name}'; copy llava/eval/table/{RULES} of LLaVA")
+        return rules
 
 
 def read_grades(text: str) -> Grades | None:

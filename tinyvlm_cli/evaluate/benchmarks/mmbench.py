@@ -77,7 +77,6 @@ class MMBench(Judged):
     """An answer that the rule cannot read is wrong, or goes to the judge."""
 
     file: str
-    suffix: str  # added to each question, after a newline
     choice_rule: str  # the version of VLMEvalKit whose rule reads the answers
     metric: ClassVar[str] = "circular accuracy"
     upload_suffix: ClassVar[str] = ".xlsx"

@@ -6,15 +6,15 @@ their file if that is in the data folder. Otherwise the judge gets OWN_PROMPT, a
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Image, Item, Result, Score
-from tinyvlm_cli.evaluate.judge import Judged, Reply, Request
+from tinyvlm_cli.evaluate.judge import Grade, Graded, Request
 from tinyvlm_cli.evaluate.sources import Record, first_of, python_string, read_json
 from tinyvlm_cli.results.records import Answer
 
@@ -46,23 +46,11 @@ class Truth(NamedTuple):
     capabilities: tuple[str, ...]  # that the question needs, sorted
 
 
-class Grade(NamedTuple):
-    """The judge's grade of one answer in one run."""
-
-    value: float | None  # 0..1; None: no reply could be read
-    reply: Reply  # the last one
-
-
 @dataclass(frozen=True, kw_only=True)
-class MMVet(Judged):
-    """Each answer is graded `runs` times. A question counts for each capability that it needs."""
+class MMVet(Graded):
+    """A question counts for each capability that it needs."""
 
-    runs: int
     metric: ClassVar[str] = "GPT-4 score"
-
-    def __post_init__(self) -> None:
-        if self.runs < 1:
-            raise UserError(f"benchmark.{self.name}.runs={self.runs}: give at least 1")
 
     def files(self) -> list[Path]:
         """Return the file of the questions with their ground truths."""
@@ -104,42 +92,33 @@ class MMVet(Judged):
             items.append(item)
         return items
 
-    def headline(self, results: Sequence[Result]) -> Score:
-        """Return the mean grade in percent. The details have the mean of each capability and each set of them."""
-        if self.judge is None:
-            return self.not_judged(results)
-        judge_file = first_of(*(self.folder / name for name in JUDGE_FILES))
-        prompt = python_string(judge_file, "prompt") if judge_file.exists() else OWN_PROMPT
-        tasks = [(result, run) for result in results for run in range(self.runs)]
-        grades = self.judge.grade_all(tasks, lambda task: self._grade(*task, prompt))
-        done = [grade for grade in grades if grade]
-        unreadable = sum(grade.value is None for grade in done)
-        pending = len({task[0].item.key for task, grade in zip(tasks, grades, strict=True) if grade is None})
-        table: dict[str, Any] = {}
-        points: dict[str, float] = {}
-        if not pending:
-            values = list(np.array([grade.value or 0.0 for grade in done]).reshape(len(results), self.runs))
-            table = _tables([result.item.truth for result in results], values)
-            points = {r.item.key: float(np.mean(runs)) for r, runs in zip(results, values, strict=True)}
-        notes = [f"{unreadable} of {len(tasks)} grades cannot be read and are 0, as in the official evaluator"]
-        score = self.scored(
-            table.get("total"), results, points, {"unparsable": unreadable, **table}, notes=notes if unreadable else ()
-        )
-        score = replace(score, valid=(len(done) - unreadable) / len(tasks))
-        return self.judged(score, [grade.reply for grade in done], pending=pending)
-
-    def _grade(self, result: Result, run: int, prompt: str) -> Grade:
+    def grade(self, result: Result, run: int) -> Grade:
         """Ask the judge until a reply can be read, at most once for each of TEMPERATURES."""
         assert self.judge
         truth = result.item.truth.answer.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
-        question = prompt + "\n" + " | ".join([result.item.text, truth, result.text, ""])
+        question = self._prompt + "\n" + " | ".join([result.item.text, truth, result.text, ""])
         for attempt, temperature in enumerate(TEMPERATURES):
             content = question + RETRY if attempt else question
             reply = self.judge.reply(Request((("user", content),), temperature, MAX_TOKENS), str(run))
             value = read_grade(reply.text)
             if value is not None:
                 break
-        return Grade(value, reply)
+        return Grade(value, [reply])
+
+    def summary(self, results: Sequence[Result], grades: list[list[Any]]) -> Score:
+        """Return the mean grade in percent. The details have the mean of each capability and each set of them."""
+        unreadable = sum(runs.count(None) for runs in grades)
+        notes = [f"{unreadable} of {len(results) * self.runs} grades cannot be read and are 0, as in the official code"]
+        values = [np.array([value or 0.0 for value in runs]) for runs in grades]
+        table = _tables([result.item.truth for result in results], values)
+        points = {r.item.key: float(np.mean(runs)) for r, runs in zip(results, values, strict=True)}
+        return self.scored(table["total"], results, points, table, notes=notes if unreadable else ())
+
+    @cached_property
+    def _prompt(self) -> str:
+        """The evaluator's grading prompt, or tinyvlm's."""
+        judge_file = first_of(*(self.folder / name for name in JUDGE_FILES))
+        return python_string(judge_file, "prompt") if judge_file.exists() else OWN_PROMPT
 
 
 def read_grade(text: str) -> float | None:
@@ -157,10 +136,8 @@ def _tables(truths: Sequence[Truth], grades: Sequence[Any]) -> dict[str, Any]:
     grades: for each question an array with the grade of each run.
     """
 
-    def percent(rows: Sequence[Any]) -> Any:
-        return (
-            sum(rows) / len(rows) * 100
-        )  # for each run; summed as in the evaluator, so that the last digit rounds alike
+    def percent(rows: Sequence[Any]) -> Any:  # of each run
+        return sum(rows) / len(rows) * 100  # summed as in the evaluator, so that the last digit rounds alike
 
     capabilities, integrations = defaultdict(list), defaultdict(list)
     for truth, grade in zip(truths, grades, strict=True):

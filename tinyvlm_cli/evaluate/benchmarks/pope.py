@@ -125,7 +125,7 @@ class POPE(Benchmark):
         rows = [tuple(row[column] for column in columns) for row in self.rows(*columns)]
         rows = [(category, text, label, f"{name}.jpg", image) for category, text, label, name, image in rows]
         for category, path in zip(self.categories, self.files(), strict=True):
-            for line in read_lines(path, "image", "text", "label") if path.exists() else ():
+            for line in read_lines(path) if path.exists() else ():
                 rows.append((category, line["text"], line["label"], line["image"], self.image_dir / line["image"]))
         if not rows:
             self.need(self.files()[0])

@@ -41,12 +41,10 @@ class TextVQA(Benchmark):
         if not self.parquet_files():
             self.need(self.folder / self.llava_file)
         questions = super().asked()
-        for question in questions:
-            if question.key == self.key_of(Answer(question.question_id, "", "")):
-                raise UserError(
-                    f"{self.folder / self.llava_file}: the prompt of {question.question_id} is not in LLaVA's form; "
-                    f"get {self.source}"
-                )
+        if bad := [question.question_id for question in questions if question_of(question.text) is None]:
+            raise UserError(
+                f"{self.folder / self.llava_file}: the prompt of {bad[0]} is not in LLaVA's form; get {self.source}"
+            )
         return questions
 
     def items(self) -> list[Item]:

@@ -111,7 +111,7 @@ class VQAv2(Benchmark):
         """Write the array that the server takes, with every question of test2015 in order, answered or not."""
         questions = self.need(self._upload_path)
         is_llavas = questions.name == self.upload_file
-        records = read_lines(questions, "question_id") if is_llavas else read_json(questions)["questions"]
+        records = read_lines(questions) if is_llavas else read_json(questions)["questions"]
         ids = [record["question_id"] for record in records]
         given, _ = self.pair(dict.fromkeys(map(str, ids)), answers)
         texts = {key: answer.text for key, answer in given}
