@@ -2,23 +2,29 @@
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tinyvlm_cli.config.schema import Split
 from tinyvlm_cli.data import records
-from tinyvlm_cli.data.records import FaultError, Kind, Turn, parse_record, read_annotations
+from tinyvlm_cli.data.records import FaultError, Kind, Turn, parse_record, read_records
 from tinyvlm_cli.errors import UserError
 
 TEXT = '\u00e9\u4e2d \U0001f600 " \\ \n'
 ITEMS: list[Any] = [{"id": 12, "conversations": [{"value": TEXT}]}, "text", 12345, -1.5e33, True, None, [[], {}]]
 
 
+def split_at(path: Path) -> Split:
+    return Split(annotations=str(path), images="", count=1, source="here")
+
+
 def read(content: bytes, folder: Path) -> list[Any]:
     (folder / "r.json").write_bytes(content)
-    return list(read_annotations(Split(annotations=str(folder / "r.json"), images="", count=1, source="here")))
+    return [raw for raw, _ in read_records(split_at(folder / "r.json"), "reading")]
 
 
 @pytest.mark.parametrize("piece", range(1, 40))
@@ -64,16 +70,17 @@ def test_a_broken_file_is_one_sentence_with_the_record(tmp_path: Path, content: 
 def test_a_folder_or_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
     for path, says in ((tmp_path, "cannot be read"), (tmp_path / "r.json", "no such file; get it from here")):
         with pytest.raises(UserError, match=says):
-            list(read_annotations(Split(annotations=str(path), images="", count=1, source="here")))
+            next(read_records(split_at(path), "reading"))
 
 
-def test_an_error_is_raised_before_the_rest_is_read(tmp_path: Path) -> None:
+def test_an_error_is_raised_before_the_rest_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of a broken record is not searched for in the whole file."""
     num_bytes: list[int] = []
+    bar = SimpleNamespace(advance=num_bytes.append)
+    monkeypatch.setattr(records, "progress", lambda label, total: nullcontext(bar))
     (tmp_path / "r.json").write_text("[1, {a" + " " * 10 * records.PIECE, encoding="utf-8")
-    split = Split(annotations=str(tmp_path / "r.json"), images="", count=1, source="here")
     with pytest.raises(UserError, match="record 1"):
-        list(read_annotations(split, num_bytes.append))
+        list(read_records(split_at(tmp_path / "r.json"), "reading"))
     assert sum(num_bytes) < 3 * records.PIECE
 
 

@@ -6,7 +6,7 @@ they are spread over GPUs and micro-batches depends on the machine.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -118,16 +118,10 @@ def num_steps(num_samples: int, *, samples_per_step: int, epochs: int, max_steps
 
 def step_samples(usable: NDArray[np.int64], step: int, *, samples_per_step: int, seed: int) -> NDArray[np.int64]:
     """Return the samples of an optimizer step: a pure function of (seed, step). Every epoch has another order."""
-    steps_per_epoch = len(usable) // samples_per_step
-    epoch, place = divmod(step, steps_per_epoch)
-    order = _shuffled(len(usable), seed, epoch)
+    epoch, place = divmod(step, len(usable) // samples_per_step)
+    order = np.random.default_rng([seed, epoch]).permutation(len(usable))  # 50 ms for a million samples
     chosen: NDArray[np.int64] = usable[order[place * samples_per_step : (place + 1) * samples_per_step]]
     return chosen
-
-
-@lru_cache(maxsize=2)
-def _shuffled(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def spread(

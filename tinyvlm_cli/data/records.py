@@ -102,22 +102,29 @@ class Finding:
         return self.kind not in USED
 
 
-def read_annotations(split: Split, advance: Callable[[int], None] = lambda _: None) -> Iterator[Any]:
-    """Yield the items of the JSON list as json.load would return them. The file can be larger than the memory.
+def read_records(split: Split, label: str) -> Iterator[tuple[Any, Record | FaultError]]:
+    """Yield the items of the JSON list as json.load would return them, each with its record or why it has none.
 
-    Not ijson: its fast parser silently replaces an unpaired surrogate by "?", rejects NaN, and returns floats as
-    Decimal or else rejects integers of more than 64 bits.
+    The file can be larger than the memory. Not ijson: its fast parser silently replaces an unpaired surrogate by "?",
+    rejects NaN, and returns floats as Decimal or else rejects integers of more than 64 bits.
 
-    advance: called with the number of bytes read since its last call.
+    label: of the progress, which counts bytes.
     Raises UserError for a file that is not a JSON list, with the number of the record.
     """
     path = Path(split.annotations)
-    empty = True
+    is_empty = True
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            for item in _items(_Buffer(file, advance)):
-                empty = False
-                yield item
+        with path.open(encoding="utf-8-sig") as file, progress(f"{label} {path.name}", path.stat().st_size) as bar:
+            for raw in _items(_Buffer(file, bar.advance)):
+                is_empty = False
+                try:
+                    record = parse_record(raw)
+                    for image in record.images:
+                        resolve(Path(split.images), image)
+                except FaultError as fault:
+                    yield raw, fault
+                else:
+                    yield raw, record
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; get it from {split.source}") from None
     except OSError as error:
@@ -127,22 +134,8 @@ def read_annotations(split: Split, advance: Callable[[int], None] = lambda _: No
     except ValueError as error:  # of JSON, UTF-8, or an integer of thousands of digits
         says = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         raise UserError(f"{path}: not a JSON file ({says}); get it again from {split.source}") from None
-    if empty:
+    if is_empty:
         raise UserError(f"{path}: an empty list; a list of records is needed")
-
-
-def read_records(split: Split, label: str) -> Iterator[tuple[Any, Record | FaultError]]:
-    """Yield each item of the list with its record, or with the reason why it has none. label: of the progress."""
-    path = Path(split.annotations)
-    with progress(f"{label} {path.name}", path.stat().st_size) as bar:
-        for raw in read_annotations(split, bar.advance):
-            try:
-                record = parse_record(raw)
-                for image in record.images:
-                    resolve(Path(split.images), image)
-                yield raw, record
-            except FaultError as fault:
-                yield raw, fault
 
 
 def parse_record(raw: Any) -> Record:

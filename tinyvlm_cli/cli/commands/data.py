@@ -17,12 +17,12 @@ from rich.table import Column, Table
 from tinyvlm_cli.config.build import build, conf_dir
 from tinyvlm_cli.config.commands import DataCommand
 from tinyvlm_cli.config.schema import LLM, Data, Split, Vision
+from tinyvlm_cli.data.records import IMAGE_FAULTS, FaultError, Finding, Kind, write_skips
 from tinyvlm_cli.errors import FAILED, UserError
 from tinyvlm_cli.files import locked, new_folder, write_jsonl
 from tinyvlm_cli.results.folder import Results
 
 if TYPE_CHECKING:
-    from tinyvlm_cli.data.records import Finding
     from tinyvlm_cli.evaluate.benchmark import Benchmark
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,6 @@ def _check_data(data: Data, results: Results) -> int:
 def _check_split(name: str, data: Data, results: Results) -> int:
     """Check one split, show the findings and write them to results/index/skip/. Returns the records left out."""
     from tinyvlm_cli.data.check import check_split
-    from tinyvlm_cli.data.records import IMAGE_FAULTS, Kind, write_skips
 
     split = data.splits[name]
     checked = check_split(split)
@@ -110,7 +109,7 @@ def _check_split(name: str, data: Data, results: Results) -> int:
     return len(left_out)
 
 
-def _show_findings(name: str, findings: list["Finding"]) -> None:
+def _show_findings(name: str, findings: list[Finding]) -> None:
     """Print a table of the kinds, and the first findings of each."""
     table = Table("finding", Column("records", justify="right"), "in training")
     kinds = Counter(finding.kind for finding in findings)
@@ -170,7 +169,6 @@ def prepare(config: DataCommand) -> int:
         log.warning("%s", line)
     if config.convert_gifs:
         from tinyvlm_cli.data.check import convert_split
-        from tinyvlm_cli.data.records import FaultError
 
         for name, split in splits.items():
             done = convert_split(split)
