@@ -5,7 +5,7 @@ eval_science_qa.py, the further tables are those of the ScienceQA repository's e
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -17,31 +17,20 @@ IMAGE_MARK = "<image>"
 LETTERS = "ABCDE"
 # The point is a wildcard: "The answer is B" at the very end is not found, "The answer is Blue" gives B.
 THE_ANSWER_IS = re.compile(r"The answer is ([A-Z]).")
-LOWER_GRADES = tuple(f"grade{number}" for number in range(1, 7))
-UPPER_GRADES = tuple(f"grade{number}" for number in range(7, 13))
+TABLES = (
+    "natural science", "social science", "language science", "text context", "image context", "no context",
+    "grades 1-6", "grades 7-12",
+)  # fmt: skip
+GRADES = {f"grade{number}": TABLES[-2] if number <= 6 else TABLES[-1] for number in range(1, 13)}
 
 
 class Truth(NamedTuple):
-    """What the official tables are made of."""
+    """The right choice, and what the official tables are made of."""
 
     answer: int  # index of the right choice
     num_choices: int
-    has_hint: bool
     has_image: bool
-    subject: str
-    grade: str
-
-
-TABLE: dict[str, Callable[[Truth], bool]] = {
-    "natural science": lambda truth: truth.subject == "natural science",
-    "social science": lambda truth: truth.subject == "social science",
-    "language science": lambda truth: truth.subject == "language science",
-    "text context": lambda truth: truth.has_hint,
-    "image context": lambda truth: truth.has_image,
-    "no context": lambda truth: not truth.has_hint and not truth.has_image,
-    "grades 1-6": lambda truth: truth.grade in LOWER_GRADES,
-    "grades 7-12": lambda truth: truth.grade in UPPER_GRADES,
-}
+    tables: tuple[str | None, ...]  # of TABLES: those that count the question
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +80,9 @@ class ScienceQA(Benchmark):
             image, hint, choices = record.get("image"), record.get("hint") or "", record["choices"]
             if image and not isinstance(image, StoredImage):
                 image = self.image_dir / self.image_name.format(key)
-            truth = Truth(
-                answer=record["answer"],
-                num_choices=len(choices),
-                has_hint=bool(hint),
-                has_image=bool(image),
-                subject=record.get("subject") or "",
-                grade=record.get("grade") or "",
-            )
+            contexts = [name for name, there in (("text context", hint), ("image context", image)) if there]
+            tables = (record.get("subject"), *(contexts or ["no context"]), GRADES.get(record.get("grade") or ""))
+            truth = Truth(record["answer"], len(choices), bool(image), tables)
             options = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
             text = "\n".join([*([f"Context: {hint}"] if hint else []), record["question"], *options])
             items.append(Item(key=key, truth=truth, text=text, image=image, image_key=key if image else ""))
@@ -127,8 +111,8 @@ class ScienceQA(Benchmark):
             if not any(result.answer and result.answer.key for result in results):  # our answers never have the mark
                 notes.append(f"no prompt contains {IMAGE_MARK}: image questions are those of {self.problems_file}")
         tables = {}
-        for name, belongs in TABLE.items():
-            chosen = [hits[result.item.key] for result in results if belongs(result.item.truth)]
+        for name in TABLES:
+            chosen = [hits[result.item.key] for result in results if name in result.item.truth.tables]
             tables[name] = {"accuracy": percent(chosen), "n": len(chosen)}
         points = {result.item.key: hits[result.item.key] for result in shown}
         details = {"accuracy": percent(hits.values()), "questions": len(results), "tables": tables}
