@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
+import yaml
 from PIL import Image
 from torch import Tensor
 
@@ -157,10 +157,8 @@ class Loaded:
         for setting in generation:
             if setting not in known:
                 raise UserError(f"{setting}: not a setting of decoding; choose from {', '.join(known)}")
-        standard = OmegaConf.to_container(OmegaConf.load(conf_dir() / "ask.yaml"), resolve=False)
-        assert isinstance(standard, dict)
-        settings: dict[str, Any] = {name: generation.get(name, standard[name]) for name in known}
-        decoding = Decoding(**settings)
+        standard = yaml.safe_load((conf_dir() / "ask.yaml").read_text(encoding="utf-8"))
+        decoding = Decoding(**{name: generation.get(name, standard[name]) for name in known})
         source = None if image is None else image_source(image)
         turns = tuple(Turn(asked, said) for asked, said in history)
         asked = Question("0", "0", question, source, "0" if source is not None else "", history=turns)

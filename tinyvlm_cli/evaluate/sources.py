@@ -15,6 +15,7 @@ from typing import Any
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.records import Answer
 
+IMAGE = "image"  # the column of images in parquet files
 MAX_LINE = 1 << 20  # bytes of a line of an answers file; a thousand tokens are a few thousand
 BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
@@ -97,22 +98,19 @@ class StoredImage:
     path: Path
     group: int  # row group
     row: int  # within the row group
-    column: str = "image"
 
     def read(self) -> bytes:
         """Return the encoded image. Raises UserError where the cell is empty."""
-        cell: bytes | None = _images(self.path, self.group, self.column)[self.row].as_py()
+        cell: bytes | None = _images(self.path, self.group)[self.row].as_py()
         if cell is None:
             raise UserError(f"{self.path}, row group {self.group}, row {self.row}: no image; get the file again")
         return cell
 
 
-def read_rows(
-    paths: Iterable[Path], *columns: str, optional: Iterable[str] = (), image: str = "image"
-) -> Iterator[Record]:
+def read_rows(paths: Iterable[Path], *columns: str, optional: Iterable[str] = ()) -> Iterator[Record]:
     """Yield the rows of all files with `columns`, and those of the `optional` columns that are present.
 
-    image: the column of images, each a structure of `bytes` and `path`. It becomes a StoredImage, or None.
+    A cell of the column "image", a structure of `bytes` and `path`, becomes a StoredImage, or None where it is empty.
     Raises UserError where a file lacks one of `columns`.
     """
     for path in paths:
@@ -123,18 +121,18 @@ def read_rows(
             raise UserError(f"{path}: no column {', '.join(absent)}; found {', '.join(found)}; get the file again")
         wanted = [name for name in found if name in (*columns, *optional)]
         # The path is small, and enough to see which rows have an image.
-        read = [f"{image}.path" if name == image else name for name in wanted]
+        read = [f"{IMAGE}.path" if name == IMAGE else name for name in wanted]
         for group in range(file.num_row_groups):
             for row, fields in enumerate(file.read_row_group(group, columns=read).to_pylist()):
-                if image in wanted:
-                    fields[image] = StoredImage(path, group, row, image) if fields[image] is not None else None
+                if IMAGE in wanted:
+                    fields[IMAGE] = StoredImage(path, group, row) if fields[IMAGE] is not None else None
                 yield Record.of(path, fields)
 
 
 @lru_cache(maxsize=4)  # questions on one image are neighbours, and so are the images of a batch
-def _images(path: Path, group: int, column: str) -> Any:
-    table = _open(path).read_row_group(group, columns=[f"{column}.bytes"])
-    return table.column(column).combine_chunks().field("bytes")
+def _images(path: Path, group: int) -> Any:
+    table = _open(path).read_row_group(group, columns=[f"{IMAGE}.bytes"])
+    return table.column(IMAGE).combine_chunks().field("bytes")
 
 
 def _open(path: Path) -> Any:

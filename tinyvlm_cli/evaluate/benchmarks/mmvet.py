@@ -58,9 +58,8 @@ class MMVet(Graded):
 
     def wanted(self) -> list[str]:
         """Return what is missing for a score that is comparable with published ones."""
-        if any((self.folder / name).exists() for name in JUDGE_FILES):
-            return []
-        return [f"{self.folder / JUDGE_FILES[0]} is missing; copy it from the MM-Vet repository"]
+        path = first_of(*(self.folder / name for name in JUDGE_FILES))
+        return [] if path.exists() else [f"{path.with_suffix('.py')} is missing; copy it from the MM-Vet repository"]
 
     def key_of(self, answer: Answer) -> str:
         """Return the official id. LLaVA's answers files have only the number in it."""
@@ -117,8 +116,8 @@ class MMVet(Graded):
     @cached_property
     def _prompt(self) -> str:
         """The evaluator's grading prompt, or tinyvlm's."""
-        judge_file = first_of(*(self.folder / name for name in JUDGE_FILES))
-        return python_string(judge_file, "prompt") if judge_file.exists() else OWN_PROMPT
+        path = first_of(*(self.folder / name for name in JUDGE_FILES))
+        return python_string(path, "prompt") if path.exists() else OWN_PROMPT
 
 
 def read_grade(text: str) -> float | None:
