@@ -134,6 +134,8 @@ class Benchmark(ABC):
     keeps_unanswered: ClassVar[bool] = False  # `headline` also gets the items without an answer
     unanswered: ClassVar[str] = "they are left out"  # what becomes of those
     each_answer_counts: ClassVar[bool] = False  # of several answers to one question; False: the last one
+    judge_files: ClassVar[tuple[str, ...]] = ()  # official files with the judge's prompt; one of them is enough
+    judge_source: ClassVar[str] = ""  # the same by public name
 
     # A benchmark's own
 
@@ -187,10 +189,6 @@ class Benchmark(ABC):
         """Return notes on the answers. Raises UserError where they cannot be answers to these items."""
         return []
 
-    def wanted(self) -> list[str]:
-        """Return what is missing for the score to be the official one, in a sentence each."""
-        return []
-
     def export(self, answers: Sequence[Answer], path: Path) -> None:
         """Write the file that the benchmark's server takes."""
         raise UserError(f"{self.label} has no server that takes answers; its answers are scored here")
@@ -206,6 +204,17 @@ class Benchmark(ABC):
     def image_dir(self) -> Path:
         """The folder of the images that LLaVA's question file names."""
         return self.folder / self.images
+
+    @property
+    def judge_file(self) -> Path | None:
+        """The official file with the judge's prompt; None where it is missing."""
+        return next((self.folder / name for name in self.judge_files if (self.folder / name).exists()), None)
+
+    def wanted(self) -> list[str]:
+        """Return what is missing for the judge's grades to be comparable with published ones, in a sentence each."""
+        if self.judge_file or not self.judge_files:
+            return []
+        return [f"{self.folder / self.judge_files[0]} is missing; copy {self.judge_source}"]
 
     @cached_property
     def known_items(self) -> dict[str, Item]:

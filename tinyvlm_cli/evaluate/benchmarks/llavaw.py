@@ -23,7 +23,6 @@ from tinyvlm_cli.evaluate.sources import read_json, read_lines
 from tinyvlm_cli.statistics.questions import Formula, Tally
 
 QUESTIONS, CONTEXT, REFERENCE = "questions.jsonl", "context.jsonl", "answers_gpt4.jsonl"
-RULES = "rule.json"  # in llava/eval/table/ of LLaVA
 TEMPERATURE, MAX_TOKENS = 0.2, 1024
 ATTEMPTS = 3  # requests for one review until the grades can be read; 1 with judge.official_failures
 FAILED = (-1.0, -1.0)  # the official script averages these for a reply that it cannot read
@@ -54,15 +53,12 @@ class LLaVAWild(Graded):
     system_message: str  # of each request
     metric: ClassVar[str] = "relative score"
     formula: ClassVar[Formula] = Formula.ratio
+    judge_files: ClassVar[tuple[str, ...]] = ("rule.json",)
+    judge_source: ClassVar[str] = "llava/eval/table/rule.json of LLaVA"
 
     def files(self) -> list[Path]:
         """Return the questions, the descriptions of the images, and GPT-4's answers."""
         return [self.folder / name for name in (QUESTIONS, CONTEXT, REFERENCE)]
-
-    def wanted(self) -> list[str]:
-        """Return what is missing for a score that is comparable with published ones."""
-        path = self.folder / RULES
-        return [] if path.exists() else [f"{path} is missing; copy llava/eval/table/{RULES} of LLaVA"]
 
     def items(self) -> list[Item]:
         """Return the questions, without a suffix: LLaVA adds none."""
@@ -135,13 +131,14 @@ class LLaVAWild(Graded):
     def _rules(self) -> dict[str, Any]:
         """The rule of each category, LLaVA's or tinyvlm's. Raises UserError where LLaVA's file lacks one."""
         categories = sorted({item.category for item in self.known_items.values()})
-        if self.wanted():
+        path = self.judge_file
+        if path is None:
             return dict.fromkeys(categories, OWN_RULE)
-        content, path = read_json(self.folder / RULES), self.folder / RULES
+        content = read_json(path)
         rules = {name: content.get(f"llava_bench_{name}") if isinstance(content, dict) else None for name in categories}
         for name, rule in rules.items():
             if not isinstance(rule, dict) or not {"role", "prompt"} <= rule.keys():
-                raise UserError(f"{path}: no rule 'llava_bench_{name}'; copy llava/eval/table/{RULES} of LLaVA")
+                raise UserError(f"{path}: no rule 'llava_bench_{name}'; copy {self.judge_source}")
         return rules
 
 

@@ -42,7 +42,6 @@ ABBREVIATIONS = {
 ATTEMPTS = 3  # requests about one answer
 MAX_TOKENS = 2048  # of a reply, as in VLMEvalKit's client
 OPTIONS = "There are several options: \n"  # before the options in the prompt for the judge
-JUDGE_FILE = "multiple_choice.py"  # in vlmeval/dataset/utils/ of VLMEvalKit; it has the prompt
 
 # Used when VLMEvalKit's file is missing. Cached replies are lost when it changes.
 OWN_PROMPT = """A question with lettered options was answered in free words. Name the option that the answer means.
@@ -82,6 +81,8 @@ class MMBench(Judged):
     upload_suffix: ClassVar[str] = ".xlsx"
     keeps_unanswered: ClassVar[bool] = True
     unanswered: ClassVar[str] = "they count as wrong"
+    judge_files: ClassVar[tuple[str, ...]] = ("multiple_choice.py",)
+    judge_source: ClassVar[str] = "vlmeval/dataset/utils/multiple_choice.py of VLMEvalKit"
 
     def __post_init__(self) -> None:
         if str(self.choice_rule) not in CHOICE_RULES:
@@ -91,11 +92,6 @@ class MMBench(Judged):
     def files(self) -> list[Path]:
         """Return the table, which holds the images too."""
         return [self.folder / self.file]
-
-    def wanted(self) -> list[str]:
-        """Return the file that is missing for the judge's verdicts to be the official ones."""
-        path = self.folder / JUDGE_FILE
-        return [] if path.exists() else [f"{path} is missing; copy vlmeval/dataset/utils/{JUDGE_FILE} of VLMEvalKit"]
 
     def asked(self) -> list[Question]:
         """Return a question for each row, rotations too. Raises UserError for a row without a readable image."""
@@ -274,9 +270,9 @@ class MMBench(Judged):
     @cached_property
     def _judge_prompt(self) -> str:
         """VLMEvalKit's prompt, or tinyvlm's, with places for question, options and answer."""
-        if self.wanted():
+        path = self.judge_file
+        if path is None:
             return OWN_PROMPT
-        path = self.folder / JUDGE_FILE
         template = python_string(path, "tmpl", inside="build_prompt")
         if template.count("{}") != OWN_PROMPT.count("{}"):
             raise UserError(f"{path}: no places for question, options and answer in the prompt; get the file of 2024")

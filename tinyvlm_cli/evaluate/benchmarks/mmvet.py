@@ -15,11 +15,10 @@ import numpy as np
 
 from tinyvlm_cli.evaluate.benchmark import Image, Item, Result, Score
 from tinyvlm_cli.evaluate.judge import Grade, Graded, Request
-from tinyvlm_cli.evaluate.sources import Record, first_of, python_string, read_json
+from tinyvlm_cli.evaluate.sources import Record, python_string, read_json
 from tinyvlm_cli.results.records import Answer
 
 DATA_FILE = "mm-vet.json"
-JUDGE_FILES = ("mm-vet_evaluator.py", "mm-vet_evaluator.ipynb")  # in the MM-Vet repository
 MAX_TOKENS = 3
 # Of the first request and of those after an unreadable reply. The evaluator sends a sixth request, at 2.0, and then
 # sets the grade to 0 without looking at the reply, so that request is left out.
@@ -51,15 +50,12 @@ class MMVet(Graded):
     """A question counts for each capability that it needs."""
 
     metric: ClassVar[str] = "GPT-4 score"
+    judge_files: ClassVar[tuple[str, ...]] = ("mm-vet_evaluator.py", "mm-vet_evaluator.ipynb")
+    judge_source: ClassVar[str] = "mm-vet_evaluator.py of MM-Vet"
 
     def files(self) -> list[Path]:
         """Return the file of the questions with their ground truths."""
         return [self.folder / DATA_FILE]
-
-    def wanted(self) -> list[str]:
-        """Return what is missing for a score that is comparable with published ones."""
-        path = first_of(*(self.folder / name for name in JUDGE_FILES))
-        return [] if path.exists() else [f"{path.with_suffix('.py')} is missing; copy it from the MM-Vet repository"]
 
     def key_of(self, answer: Answer) -> str:
         """Return the official id. LLaVA's answers files have only the number in it."""
@@ -116,8 +112,7 @@ class MMVet(Graded):
     @cached_property
     def _prompt(self) -> str:
         """The evaluator's grading prompt, or tinyvlm's."""
-        path = first_of(*(self.folder / name for name in JUDGE_FILES))
-        return python_string(path, "prompt") if path.exists() else OWN_PROMPT
+        return python_string(self.judge_file, "prompt") if self.judge_file else OWN_PROMPT
 
 
 def read_grade(text: str) -> float | None:
