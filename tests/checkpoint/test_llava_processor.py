@@ -18,7 +18,7 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.llm import load_tokenizer
 
 CHAT = Chat(system="Be nice. ", user="USER: ", assistant=" ASSISTANT:", end="</s>")
-LAYOUT = Layout(patch_size=8, extra=1, drop_first=True, num_tokens=9)
+LAYOUT = Layout(patch_size=8, extra=1, strategy="default", num_tokens=9)
 
 
 def sentencepiece(folder: Path, *, scheme: str) -> Train:

@@ -25,19 +25,7 @@ class Connector(nn.Module):
     - `num_tokens(self, num_patches)`: M for N = `num_patches`, unless M = N. The data step needs it before any image is
       read, so it must hold for every image.
 
-    All three are checked before any weights are loaded. Example:
-
-        class Pooled(Connector):
-            def __init__(self, vision_dim: int, llm_dim: int, *, factor: int) -> None:
-                super().__init__()
-                self.factor = factor
-                self.project = nn.Linear(factor * vision_dim, llm_dim)
-
-            def num_tokens(self, num_patches: int) -> int:
-                return num_patches // self.factor
-
-            def forward(self, features: Tensor) -> Tensor:
-                return self.project(features.unflatten(1, (-1, self.factor)).flatten(2))
+    All three are checked before any weights are loaded.
     """
 
     needs_two_encoders = False  # True: the tokens of two vision encoders alternate in N
@@ -61,13 +49,19 @@ def build_connector(node: dict[str, Any], *, vision_dim: int, llm_dim: int) -> C
     return connector
 
 
-def require_positive(**settings: Any) -> None:
-    """Raise UserError naming every setting of a connector that is not an integer of at least 1."""
+def check_sizes(**sizes: Any) -> None:
+    """Raise UserError naming every setting of a connector that is not an integer of at least 1.
+
+    Where both are given, num_heads must divide hidden_dim too.
+    """
     findings = [
-        f"connector.{name}: found {value!r}; give an integer of 1 or more"
-        for name, value in settings.items()
-        if type(value) is not int or value < 1
+        f"connector.{name}: found {size!r}; give an integer of 1 or more"
+        for name, size in sizes.items()
+        if type(size) is not int or size < 1
     ]
+    width, heads = sizes.get("hidden_dim", 0), sizes.get("num_heads", 1)
+    if not findings and width % heads:
+        findings.append(f"connector.num_heads: {heads} does not divide connector.hidden_dim={width}")
     if findings:
         raise UserError("\n".join(findings))
 
@@ -77,7 +71,7 @@ class MLP(Connector):
 
     def __init__(self, vision_dim: int, llm_dim: int, *, depth: int) -> None:
         super().__init__()
-        require_positive(depth=depth)
+        check_sizes(depth=depth)
         layers: list[nn.Module] = [nn.Linear(vision_dim, llm_dim)]
         for _ in range(depth - 1):
             layers += [nn.GELU(), nn.Linear(llm_dim, llm_dim)]
@@ -131,7 +125,10 @@ class MoFMLP(Connector):
 
 
 class QueryConnector(Connector):
-    """A connector whose learned queries read the image by cross-attention: as many tokens whatever the image's size."""
+    """A connector whose learned queries read the image by cross-attention: as many tokens whatever the image's size.
+
+    Setting intermediate_dim of its classes: width inside the feed-forward blocks; None: 4 times the width outside.
+    """
 
     queries: nn.Parameter  # [Q, D] or [1, Q, D]
     project_in: nn.Module
@@ -154,10 +151,7 @@ class QueryConnector(Connector):
 
 
 class Resampler(QueryConnector):
-    """The resampler of the TinyLLaVA paper (section 3.1), whose width is a setting.
-
-    intermediate_dim: width inside the feed-forward blocks; None: 4 * hidden_dim.
-    """
+    """The resampler of the TinyLLaVA paper (section 3.1), whose width is a setting."""
 
     def __init__(
         self,
@@ -171,9 +165,7 @@ class Resampler(QueryConnector):
         intermediate_dim: int | None = None,
     ) -> None:
         super().__init__()
-        require_positive(hidden_dim=hidden_dim, num_heads=num_heads, num_queries=num_queries, num_layers=num_layers)
-        if hidden_dim % num_heads:
-            raise UserError(f"connector.num_heads: {num_heads} does not divide connector.hidden_dim={hidden_dim}")
+        check_sizes(hidden_dim=hidden_dim, num_heads=num_heads, num_queries=num_queries, num_layers=num_layers)
         self.project_in = nn.Identity()
         self.queries = nn.Parameter(torch.randn(num_queries, hidden_dim))
         self.layers = nn.ModuleList(
@@ -187,8 +179,6 @@ class Perceiver(QueryConnector):
     """The resampler of TinyLLaVA_Factory, a Perceiver as in Flamingo (arXiv 2204.14198), at the LLM's width.
 
     Its queries attend to the image and to themselves.
-
-    intermediate_dim: width inside the feed-forward blocks; None: 4 * llm_dim.
     """
 
     def __init__(
@@ -203,7 +193,7 @@ class Perceiver(QueryConnector):
         intermediate_dim: int | None = None,
     ) -> None:
         super().__init__()
-        require_positive(head_dim=head_dim, num_heads=num_heads, num_queries=num_queries, num_layers=num_layers)
+        check_sizes(head_dim=head_dim, num_heads=num_heads, num_queries=num_queries, num_layers=num_layers)
         self.project_in = nn.Linear(vision_dim, llm_dim)
         self.queries = nn.Parameter(torch.randn(num_queries, llm_dim))
         inner_dim = num_heads * head_dim
@@ -234,7 +224,7 @@ class ResamplerLayer(nn.Module):
         super().__init__()
         self.attends_to_queries = attends_to_queries
         intermediate_dim = intermediate_dim if intermediate_dim is not None else 4 * dim
-        require_positive(intermediate_dim=intermediate_dim)
+        check_sizes(intermediate_dim=intermediate_dim)
         self.num_heads = num_heads
         self.norm_image = nn.LayerNorm(image_dim)
         self.norm_hidden = nn.LayerNorm(dim)
@@ -270,8 +260,6 @@ class QFormer(QueryConnector):
 
     As in TinyLLaVA_Factory, it has BERT-base's size and random weights, and the norm of the queries has no learned
     scale.
-
-    intermediate_dim: width inside the feed-forward blocks; None: 4 * hidden_dim.
     """
 
     def __init__(
@@ -288,9 +276,7 @@ class QFormer(QueryConnector):
         super().__init__()
         intermediate_dim = intermediate_dim if intermediate_dim is not None else 4 * hidden_dim
         sizes = {"hidden_dim": hidden_dim, "num_heads": num_heads, "num_queries": num_queries, "num_layers": num_layers}
-        require_positive(**sizes, intermediate_dim=intermediate_dim)
-        if hidden_dim % num_heads:
-            raise UserError(f"connector.num_heads: {num_heads} does not divide connector.hidden_dim={hidden_dim}")
+        check_sizes(**sizes, intermediate_dim=intermediate_dim)
         config = Blip2QFormerConfig(
             hidden_size=hidden_dim,
             num_attention_heads=num_heads,

@@ -65,7 +65,7 @@ def load(
         )
         more = {"quantization_config": quantized, "device_map": {"": torch.cuda.current_device()}}
     model, missing, _ = load_partly(
-        model_class, config, path=path, state=state, dtype=dtype, attention=attention, where=where, **more
+        model_class, config, path=path, state=state, where=where, dtype=dtype, attn_implementation=attention, **more
     )
     if missing:
         raise UserError(
@@ -88,14 +88,12 @@ def load_partly(
     *,
     path: str | None,
     state: dict[str, Tensor] | None,
-    dtype: torch.dtype,
-    attention: str,
     where: str,
-    **more: Any,
+    **arguments: Any,
 ) -> tuple[PreTrainedModel, list[str], list[str]]:
     """Load a model as `load` does, and return it with its missing and unexpected keys, sorted.
 
-    more: further arguments of `from_pretrained`.
+    arguments: further ones of `from_pretrained`.
     """
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
@@ -111,10 +109,8 @@ def load_partly(
                 None if state is not None else path,
                 config=config,
                 state_dict=state,
-                dtype=dtype,
-                attn_implementation=attention,
                 output_loading_info=True,
-                **more,
+                **arguments,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(cannot_read(path, where, error)) from None

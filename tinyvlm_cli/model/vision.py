@@ -141,11 +141,9 @@ def load_vision(
     spec: Vision, *, dtype: torch.dtype, state: dict[str, Tensor] | None = None, four_bit: bool = False
 ) -> VisionEncoder:
     """Load the encoder with its published weights, or with `state`, the weights that a stage saved."""
+    if state is not None and four_bit:
+        raise UserError("train.vision: qlora is for published weights; an earlier stage trained this encoder, use lora")
     if state is not None:
-        if four_bit:
-            raise UserError(
-                "train.vision: qlora is for published weights; an earlier stage trained this encoder, use lora"
-            )
         encoder = blank_vision(spec, dtype=dtype)
         encoder.load_state_dict(state)
         return encoder
@@ -153,10 +151,8 @@ def load_vision(
     for one, where in ((spec, "vision.path"), (spec.second, "vision.second.path")):
         if one is not None:
             config = vision_config(one, spec.feature_layer, planned=False)
-            kind = MODEL_MAPPING[type(config)]
-            models.append(
-                load(kind, config, path=one.path, dtype=dtype, attention="sdpa", where=where, four_bit=four_bit)
-            )
+            kind, path = MODEL_MAPPING[type(config)], one.path
+            models.append(load(kind, config, path=path, dtype=dtype, attention="sdpa", where=where, four_bit=four_bit))
     return VisionEncoder(models[0], spec, *models[1:])
 
 
@@ -165,10 +161,10 @@ def blank_vision(spec: Vision, *, dtype: torch.dtype = torch.float32, planned: b
 
     planned: see `vision_config`.
     """
-    configs = [
-        vision_config(one, spec.feature_layer, planned=planned) for one in (spec, spec.second) if one is not None
-    ]
-    models = [
-        MODEL_MAPPING[type(config)]._from_config(config, dtype=dtype, attn_implementation="sdpa") for config in configs
-    ]
+    models = []
+    for one in (spec, spec.second):
+        if one is not None:
+            config = vision_config(one, spec.feature_layer, planned=planned)
+            kind = MODEL_MAPPING[type(config)]
+            models.append(kind._from_config(config, dtype=dtype, attn_implementation="sdpa"))
     return VisionEncoder(models[0], spec, *models[1:])

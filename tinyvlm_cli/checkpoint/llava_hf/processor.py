@@ -67,13 +67,8 @@ class Layout:
 
     patch_size: int  # pixels
     extra: int  # positions of the encoder that are not patches: a CLS token
-    drop_first: bool
+    strategy: str  # LLaVA's name for which positions are kept: "default" (not the first) or "full"
     num_tokens: int
-
-    @property
-    def strategy(self) -> str:
-        """LLaVA's name for which positions are kept."""
-        return "default" if self.drop_first else "full"
 
 
 def layout_of(encoder: VisionEncoder, spec: Vision) -> Layout:
@@ -82,7 +77,8 @@ def layout_of(encoder: VisionEncoder, spec: Vision) -> Layout:
     positions = encoder.model(pixel_values=blank).last_hidden_state.shape[1]
     patch_size = encoder.model.config.patch_size
     patches = (spec.image_size // patch_size) ** 2
-    return Layout(patch_size, positions - patches, bool(encoder.drop), positions - encoder.drop)
+    strategy = "default" if encoder.drop else "full"
+    return Layout(patch_size, positions - patches, strategy, positions - encoder.drop)
 
 
 def chat_template(chat: Chat, *, start: str, gap: str) -> str:

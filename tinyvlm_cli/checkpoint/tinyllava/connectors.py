@@ -6,8 +6,6 @@ from the weights' shapes wherever these tell them.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,19 +14,11 @@ from torch import Tensor
 from tinyvlm_cli.errors import UserError
 
 State = dict[str, Tensor]
-NOTHING: Mapping[str, str] = {}
+Imported = tuple[dict[str, Any], State]  # a node as in conf/connector/*.yaml, and the weights under our names
 
 
-@dataclass(frozen=True)
-class ImportedConnector:
-    """A connector of ours with a foreign one's weights."""
-
-    node: dict[str, Any]  # as in conf/connector/*.yaml
-    state: State
-
-
-def import_connector(kind: str, state: State, *, num_heads: int) -> ImportedConnector:
-    """Return the connector that a checkpoint calls `kind`, with `state` under our names.
+def import_connector(kind: str, state: State, *, num_heads: int) -> Imported:
+    """Return the connector of ours that a checkpoint calls `kind`, with `state` under our names.
 
     num_heads: of a Q-Former, whose weights do not tell it. Raises UserError for other kinds and missing tensors.
     """
@@ -56,7 +46,7 @@ def import_connector(kind: str, state: State, *, num_heads: int) -> ImportedConn
     )
 
 
-def _resampler(state: State) -> ImportedConnector:
+def _resampler(state: State) -> Imported:
     """Import the bench's resampler, whose keys and values are two layers and ours one."""
     hidden_dim = state["queries"].shape[1]
     out = _renamed(
@@ -79,7 +69,7 @@ def _resampler(state: State) -> ImportedConnector:
     )
 
 
-def _perceiver(state: State) -> ImportedConnector:
+def _perceiver(state: State) -> Imported:
     """Import the Factory's resampler, in which a layer is a list of attention (0) and feed-forward block (1)."""
     out = _renamed(
         state,
@@ -105,7 +95,7 @@ def _perceiver(state: State) -> ImportedConnector:
     )
 
 
-def _qformer(state: State, num_heads: int) -> ImportedConnector:
+def _qformer(state: State, num_heads: int) -> Imported:
     """Import the Factory's Q-Former, which is BLIP-2's with BERT's names; its text side has no weights that count."""
     text_side = re.compile(r"layer\.\d+\.(intermediate|output)\.|position_ids|^bert\.embeddings\.")
     kept = {name: tensor for name, tensor in state.items() if not text_side.search(name)}
@@ -123,13 +113,13 @@ def _qformer(state: State, num_heads: int) -> ImportedConnector:
     )
 
 
-def _imported(name: str, class_name: str, state: State, **sizes: Any) -> ImportedConnector:
-    return ImportedConnector({"name": name, "_target_": f"tinyvlm_cli.model.connectors.{class_name}", **sizes}, state)
+def _imported(name: str, class_name: str, state: State, **sizes: Any) -> Imported:
+    return ({"name": name, "_target_": f"tinyvlm_cli.model.connectors.{class_name}", **sizes}, state)
 
 
-def _renamed(state: State, first: Mapping[str, str], others: Mapping[str, str] = NOTHING) -> State:
+def _renamed(state: State, first: dict[str, str], others: dict[str, str] | None = None) -> State:
     """Rename tensors: the first word of a name by `first`, all other words by `others`."""
-    out = {}
+    out, others = {}, others or {}
     for name, tensor in state.items():
         word, *rest = name.split(".")
         out[".".join([first.get(word, word), *(others.get(one, one) for one in rest)])] = tensor

@@ -69,6 +69,9 @@ def read_foreign(folder: Path, *, vision: Path | None) -> Foreign:
     vision: the folder of TinyLLaVABench's vision encoder, where its config does not name one on this machine.
     """
     config = read_json(folder / "config.json")
+    mode, modes = config.get("image_aspect_ratio", "pad"), list(ImageMode.__members__)
+    if mode not in modes:
+        raise UserError(f"{folder / 'config.json'}: image_aspect_ratio '{mode}' is not supported; allowed are {modes}")
     if "mm_projector_type" in config:
         return _bench(folder, config, vision)
     missing = [name for name in ("connector_type", "text_config", "vision_config") if name not in config]
@@ -104,7 +107,7 @@ def _factory(folder: Path, config: dict[str, Any]) -> Foreign:
         feature_layer=config.get("vision_feature_layer", -2),
         # "patch" drops the first token whatever it is: of SigLIP, the first patch.
         tokens=Tokens.all if keeps_all else Tokens.drop_first,
-        image_mode=_image_mode(config.get("image_aspect_ratio", "square")),
+        image_mode=ImageMode[config.get("image_aspect_ratio", "square")],
         max_length=config.get("tokenizer_model_max_length", 2048),
         prompt=Prompt.plain if is_split and not is_adapted else Prompt.chat,
     )
@@ -151,17 +154,10 @@ def _bench(folder: Path, config: dict[str, Any], vision: Path | None) -> Foreign
         feature_layer=config.get("mm_vision_select_layer", -2),
         # Its SigLIP keeps all patches whatever the config says; its CLIP drops the class token.
         tokens=Tokens.drop_first if encoder.model_type == "clip_vision_model" else Tokens.all,
-        image_mode=_image_mode(config.get("image_aspect_ratio", "pad")),
+        image_mode=ImageMode[config.get("image_aspect_ratio", "pad")],
         max_length=config.get("tokenizer_model_max_length", 3072),
         prompt=Prompt.chat,
     )
-
-
-def _image_mode(name: str) -> ImageMode:
-    if name not in ImageMode.__members__:
-        allowed = ", ".join(ImageMode.__members__)
-        raise UserError(f"config.json: image_aspect_ratio '{name}' is not supported; allowed are {allowed}")
-    return ImageMode[name]
 
 
 def with_adapter(weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:

@@ -61,9 +61,9 @@ def import_parts(
     if foreign.connector == "qformer" and qformer is None:
         assumed.append("Q-Former: 12 attention heads, as BERT-base's (qformer_dir=DIR gives its config)")
     heads = read_config(str(qformer), where="qformer_dir").num_attention_heads if qformer else 12
-    connector = import_connector(foreign.connector, foreign.part(CONNECTOR), num_heads=heads)
-    module = build_connector(connector.node, vision_dim=encoder.dim, llm_dim=foreign.llm.hidden_size)
-    found, needed, where = connector.state, module.state_dict(), f"connector '{foreign.connector}'"
+    node, found = import_connector(foreign.connector, foreign.part(CONNECTOR), num_heads=heads)
+    module = build_connector(node, vision_dim=encoder.dim, llm_dim=foreign.llm.hidden_size)
+    needed, where = module.state_dict(), f"connector '{foreign.connector}'"
     check_names(set(found) - set(needed), set(needed) - set(found), where)
     for name, tensor in needed.items():
         if found[name].shape != tensor.shape:
@@ -71,15 +71,16 @@ def import_parts(
                 f"{where}: {name} has the shape {list(found[name].shape)}, and {list(tensor.shape)} is needed; "
                 "is it a checkpoint of this vision encoder and this LLM?"
             )
-    save_part(folder, "connector", connector.state)
+    save_part(folder, "connector", found)
 
     (chat,) = _shipped("llm/chat")  # of all TinyLLaVA's models, each with its tokenizer's own end token
     # bf16 weights stay so. fp16 is not a precision of ours, and fp32 holds it exactly.
     is_bf16 = {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
+    name, label = _published("llm", foreign.llm_path)
     llm = LLM(
         # Not the published weights, so neither their name nor the measurements under it.
-        name=f"{_published('llm', foreign.llm_path, 'name')}+imported",
-        label=_published("llm", foreign.llm_path, "label"),
+        name=f"{name}+imported",
+        label=label,
         path=str(place / "llm"),
         chat=Chat(system=chat["system"], user=chat["user"], assistant=chat["assistant"], end=tokenizer.eos_token),
         pad_token=tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token,
@@ -87,7 +88,7 @@ def import_parts(
         precision=Precision.bf16 if is_bf16 else Precision.fp32,
         architecture=foreign.llm.to_diff_dict(),
     )
-    return ImportedParts(llm, vision, connector.node, tuple(assumed))
+    return ImportedParts(llm, vision, node, tuple(assumed))
 
 
 def _import_vision(
@@ -130,9 +131,10 @@ def _import_vision(
         assumed.append(f"images: {shipped['resize']}, mean {shipped['mean']}, std {shipped['std']}")
     unused = {name: [part for part in AFTER_LAYERS if hasattr(model, part)] for name, model in models.items()}
     is_pair = "vision2" in models
+    name, label = _published("vision", foreign.vision_path)
     settings = Vision(
-        name=f"{_published('vision', foreign.vision_path, 'name')}+imported",
-        label=_published("vision", foreign.vision_path, "label"),
+        name=f"{name}+imported",
+        label=label,
         path=str(place / "vision"),
         feature_layer=foreign.feature_layer,
         tokens=foreign.tokens,
@@ -163,9 +165,7 @@ def _loaded(
     if not state:
         raise UserError(f"{where}: the checkpoint has no weights of it; get the checkpoint again")
     dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
-    model, missing, unexpected = load_partly(
-        kind, config, path=None, state=state, dtype=dtype, attention="sdpa", where=where
-    )
+    model, missing, unexpected = load_partly(kind, config, path=None, state=state, where=where, dtype=dtype)
     needless = set()  # buffers, layers after the last that is used, and what follows them
     for name in unexpected:
         layer = re.search(r"\.layers?\.(\d+)\.", name)
@@ -181,12 +181,11 @@ def _is_after_layers(name: str) -> bool:
     return any(f".{part}." in f".{name}" for part in AFTER_LAYERS)
 
 
-def _published(group: str, path: str, field: str) -> str:
-    """Return the name or label that tinyvlm has for a published part, otherwise the last word of its path."""
-    for node in _shipped(group):
-        if path and str(node.get("path")).lower() == path.lower():
-            return str(node[field])
-    return Path(path).name or "imported"
+def _published(group: str, path: str) -> tuple[str, str]:
+    """Return the name and label that tinyvlm has for a published part, otherwise the last word of its path."""
+    alike = [node for node in _shipped(group) if path and str(node.get("path")).lower() == path.lower()]
+    word = Path(path).name or "imported"
+    return (alike[0]["name"], alike[0]["label"]) if alike else (word, word)
 
 
 def _shipped(group: str) -> list[dict[str, Any]]:

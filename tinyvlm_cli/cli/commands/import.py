@@ -4,26 +4,13 @@ import hashlib
 import logging
 from pathlib import Path
 
+from tinyvlm_cli.config import schema
 from tinyvlm_cli.config.commands import Import
-from tinyvlm_cli.config.schema import (
-    Data,
-    Engine,
-    ImageMode,
-    Optim,
-    Parts,
-    Prompt,
-    Recipe,
-    Stage,
-    Train,
-    Tune,
-    from_yaml,
-    to_yaml,
-)
+from tinyvlm_cli.config.schema import ImageMode, Prompt, Train, Tune, from_yaml, to_yaml
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import locked, new_folder, write_text
 from tinyvlm_cli.results.folder import Results
-from tinyvlm_cli.results.records import Run, provenance
-from tinyvlm_cli.results.records import Stage as StageRecord
+from tinyvlm_cli.results.records import Run, Stage, provenance
 
 log = logging.getLogger(__name__)
 
@@ -95,25 +82,25 @@ def _write_stage(config: Import, places: dict[str, Path], stage_dir: Path) -> No
             llm=parts.llm,
             vision=parts.vision,
             connector=parts.connector,
-            data=Data(name="", splits={}),
+            data=schema.Data(name="", splits={}),
             recipe=_recipe(foreign.image_mode, foreign.prompt),
-            engine=Engine(zero=1, precision=parts.llm.precision, save_every=0),
+            engine=schema.Engine(zero=1, precision=parts.llm.precision, save_every=0),
             seed=0,
             data_dir="",
             results_dir=config.results_dir,
         )
         write_text(draft / "config.yaml", to_yaml(trained))
         source = str(places["path"].resolve())
-        Results.write_stage(draft, StageRecord(STAGE, [], {"source": source}, provenance()))
+        Results.write_stage(draft, Stage(STAGE, [], {"source": source}, provenance()))
         Results.mark_done(draft)
 
 
-def _recipe(image_mode: ImageMode, prompt: Prompt) -> Recipe:
+def _recipe(image_mode: ImageMode, prompt: Prompt) -> schema.Recipe:
     """Return a recipe of one finished stage, which says how images and prompts are prepared."""
-    frozen = Parts(vision=Tune.frozen, connector=Tune.frozen, llm=Tune.frozen)
-    stage = Stage(
+    frozen = schema.Parts(vision=Tune.frozen, connector=Tune.frozen, llm=Tune.frozen)
+    stage = schema.Stage(
         split="", prompt=prompt, image_mode=image_mode, train=frozen, vision_from_layer=0, lr=0.0, samples_per_step=1,
         epochs=0,
     )  # fmt: skip
-    optim = Optim(betas=[0.0, 0.0], eps=0.0, weight_decay=0.0, warmup_ratio=0.0, max_grad_norm=0.0)
-    return Recipe(name=STAGE, paper_data=None, optim=optim, stages={STAGE: stage})
+    optim = schema.Optim(betas=[0.0, 0.0], eps=0.0, weight_decay=0.0, warmup_ratio=0.0, max_grad_norm=0.0)
+    return schema.Recipe(name=STAGE, paper_data=None, optim=optim, stages={STAGE: stage})
