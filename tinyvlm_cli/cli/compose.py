@@ -37,7 +37,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tinyvlm_cli.cli.commands import COMMANDS, Command
 from tinyvlm_cli.cli.explain import explain, read_arguments
-from tinyvlm_cli.cli.names import name_members, with_differences
+from tinyvlm_cli.cli.names import name_members, packaged_overrides, show_differences
 from tinyvlm_cli.config.build import PACKAGE, conf_dir, sweeps_dir
 from tinyvlm_cli.console import set_up_logging
 from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError
@@ -81,13 +81,26 @@ class Point:
         try:
             if missing := sorted(OmegaConf.missing_keys(self.composed)):
                 raise UserError("\n".join(f"{key}: not set; add {key}=..." for key in missing))
+            plain: Any = OmegaConf.to_container(self.composed, resolve=True)
+            if overrides := packaged_overrides(plain, self.hydra):
+                show_differences(plain, _compose_packaged(self.command, overrides))
             # Merging again rejects keys that `+key=` has added to the composition.
-            plain = OmegaConf.to_container(self.composed, resolve=True)
-            assert isinstance(plain, dict)
-            config = OmegaConf.to_object(OmegaConf.unsafe_merge(OmegaConf.structured(schema), plain))
+            return OmegaConf.to_object(OmegaConf.unsafe_merge(OmegaConf.structured(schema), plain))
         except OmegaConfBaseException as error:
             raise UserError(explain(error, schema, [])) from error
-        return with_differences(config, self.hydra)
+
+
+def _compose_packaged(command: Command, overrides: list[str]) -> Any:
+    """Compose a configuration from the files that come with tinyvlm only, while Hydra may be composing another."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    TinyvlmSearchPath.includes_own = False
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), job_name=f"tinyvlm {command.name}", version_base="1.3"):
+            return OmegaConf.to_container(hydra.compose(command.name, overrides), resolve=True)
+    finally:
+        TinyvlmSearchPath.includes_own = True
+        GlobalHydra.instance().hydra = outer
 
 
 def run_command(command: Command, arguments: list[str]) -> int:
@@ -138,19 +151,17 @@ def points(command: Command, settings: list[str], *, is_grid: bool) -> Iterator[
     with hydra.initialize_config_dir(str(conf_dir()), job_name=f"tinyvlm {command.name}", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         parser = OverridesParser.create(config_loader=loader)
-        single = None
-        if not is_grid and not any(override.is_sweep_override() for override in parser.parse_overrides(settings)):
-            single = loader.load_configuration(command.name, settings, run_mode=RunMode.RUN)
-        if single is not None and single.hydra.mode is not RunMode.MULTIRUN:
-            configs = iter([single])
-        else:
-            whole = loader.load_configuration(command.name, settings, run_mode=RunMode.MULTIRUN)
-            if not is_grid and whole.hydra.mode is not RunMode.MULTIRUN:  # rejects several values without -m
-                loader.load_configuration(command.name, settings, run_mode=RunMode.RUN)
+        has_several = any(override.is_sweep_override() for override in parser.parse_overrides(settings))
+        mode = RunMode.MULTIRUN if is_grid or has_several else RunMode.RUN
+        whole = loader.load_configuration(command.name, settings, run_mode=mode)
+        configs = iter([whole])
+        if is_grid or whole.hydra.mode is RunMode.MULTIRUN:
             grid = [f"{key}={values}" for key, values in (whole.hydra.sweeper.params or {}).items()]
             parsed = parser.parse_overrides([*grid, *whole.hydra.overrides.task])
             jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
             configs = (loader.load_sweep_config(whole, overrides) for overrides in jobs)
+        elif has_several:
+            loader.load_configuration(command.name, settings, run_mode=RunMode.RUN)  # raises Hydra's error
         for config in configs:
             HydraConfig.instance().set_config(config)  # so that `${hydra:...}` in a setting means this point
             own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
@@ -184,9 +195,8 @@ class Job:
         if not self.is_launched:
             self.done.append(outcome)
         elif this_node().is_first:
-            record: dict[str, Any] = {"overrides": outcome.overrides, "code": outcome.code}
-            if outcome.error is not None:
-                record |= {"kind": type(outcome.error).__name__, "message": str(outcome.error)}
+            record = {"overrides": outcome.overrides, "code": outcome.code, "message": str(outcome.error or "")}
+            record["kind"] = type(outcome.error).__name__ if outcome.error else ""
             write_text(self.folder / f"{HydraConfig.get().job.num:06}.json", json.dumps(record))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -200,8 +210,8 @@ class Job:
         """Return the outcomes of all points that ended, in the grid's order."""
         for path in sorted(self.folder.glob("*.json")):
             record = json.loads(path.read_text(encoding="utf-8"))
-            kinds = {UserError.__name__: UserError, BrokenPipeError.__name__: BrokenPipeError}
-            error = kinds.get(record["kind"], WorkerError)(record["message"]) if "kind" in record else None
+            kind = UserError if record["kind"] == UserError.__name__ else WorkerError
+            error = kind(record["message"]) if record["kind"] else None
             self.done.append(Outcome(record["overrides"], record["code"], error))
         return self.done
 
@@ -283,13 +293,15 @@ def _benchmark_dir(folder: str, *, _root_: DictConfig) -> str:
 class TinyvlmSearchPath(SearchPathPlugin):
     """The user's ./conf and ./sweeps are searched before those that come with tinyvlm."""
 
+    includes_own = True  # False while the packaged members are composed to compare the user's with them
+
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         own_conf, own_sweeps = Path("conf").resolve(), Path("sweeps").resolve()
-        if own_conf.is_dir() and own_conf != conf_dir():
+        if self.includes_own and own_conf.is_dir() and own_conf != conf_dir():
             search_path.prepend(provider="user", path=f"file://{own_conf}", anchor="main")
-        folders = [folder for folder in (own_sweeps, sweeps_dir()) if folder.is_dir()]
-        for folder in dict.fromkeys(folders):
-            search_path.append(provider="sweeps", path=f"sweeps://{folder}")
+        for folder in dict.fromkeys((own_sweeps, sweeps_dir())):
+            if folder.is_dir():
+                search_path.append(provider="sweeps", path=f"sweeps://{folder}")
 
 
 class SweepSource(FileConfigSource):

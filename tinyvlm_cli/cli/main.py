@@ -53,7 +53,18 @@ def main(arguments: list[str] | None = None) -> int:
     name, *rest = arguments
     code = FAILED
     try:
-        code = _run(name, rest)
+        if name not in COMMANDS:
+            near = get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise UserError(f"not a command; {hint}The commands are {', '.join(COMMANDS)}")
+        actions = COMMANDS[name].actions
+        if actions and rest and "=" not in rest[0] and not rest[0].startswith("-"):
+            if rest[0] not in actions:
+                raise UserError(f"'{rest[0]}' is not an action of {name}; choose {' or '.join(actions)}")
+            rest[0] = f"action={rest[0]}"
+        from tinyvlm_cli.cli.compose import run_command
+
+        code = run_command(COMMANDS[name], rest)
     except (UserError, WorkerError) as error:
         if wants_traceback:
             raise
@@ -66,21 +77,6 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `tinyvlm report | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
-
-
-def _run(name: str, rest: list[str]) -> int:
-    if name not in COMMANDS:
-        near = get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise UserError(f"not a command; {hint}The commands are {', '.join(COMMANDS)}")
-    actions = COMMANDS[name].actions
-    if actions and rest and "=" not in rest[0] and not rest[0].startswith("-"):
-        if rest[0] not in actions:
-            raise UserError(f"'{rest[0]}' is not an action of {name}; choose {' or '.join(actions)}")
-        rest = [f"action={rest[0]}", *rest[1:]]
-    from tinyvlm_cli.cli.compose import run_command
-
-    return run_command(COMMANDS[name], rest)
 
 
 def complete(arguments: list[str]) -> int:
