@@ -78,7 +78,7 @@ def write_parts(source: Source, folder: Path, place: Path) -> None:
 
 
 def closed_encoder(model: PreTrainedModel) -> PreTrainedModel:
-    """Return an encoder that ends with its feature layer as a whole model of its class.
+    """Return a whole model of an encoder's class, from an encoder that ends with its feature layer.
 
     The whole model has one layer more, and what its class has after the layers, so that no reader fills anything in
     with random weights. Features are those before that layer, because versions differ in whether a last hidden state is

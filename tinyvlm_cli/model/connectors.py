@@ -78,7 +78,7 @@ class MLP(Connector):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, N, vision_dim] -> [B, N, llm_dim]"""
+        """Return a vector for each patch: [B, N, vision_dim] -> [B, N, llm_dim]."""
         out: Tensor = self.layers(features)
         return out
 
@@ -102,7 +102,7 @@ class Identity(Connector):
             )
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, N, D] -> [B, N, D]"""
+        """Return the features as they are: [B, N, D]."""
         return features
 
 
@@ -120,7 +120,7 @@ class MoFMLP(Connector):
         self.second = MLP(vision_dim, llm_dim, depth=depth)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, N, vision_dim] -> [B, N, llm_dim]"""
+        """Return a vector for each patch: [B, N, vision_dim] -> [B, N, llm_dim]."""
         return torch.stack([self.first(features[:, 0::2]), self.second(features[:, 1::2])], dim=2).flatten(1, 2)
 
 
@@ -141,7 +141,7 @@ class QueryConnector(Connector):
         return self.queries.shape[-2]
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, N, vision_dim] -> [B, Q, llm_dim]"""
+        """Return a vector for each query: [B, N, vision_dim] -> [B, Q, llm_dim]."""
         image = self.project_in(features)
         hidden = self.queries.expand(len(features), -1, -1)
         for layer in self.layers:
@@ -239,7 +239,7 @@ class ResamplerLayer(nn.Module):
         )
 
     def forward(self, hidden: Tensor, image: Tensor) -> Tensor:
-        """hidden: [B, Q, dim], image: [B, N, image_dim] -> [B, Q, dim]"""
+        """Return the next hidden state: [B, Q, dim]. hidden: [B, Q, dim]; image: [B, N, image_dim]."""
         normed = self.norm_hidden(hidden)
         sources = self.norm_image(image)
         if self.attends_to_queries:
@@ -294,7 +294,7 @@ class QFormer(QueryConnector):
         self.project_out = nn.Linear(hidden_dim, llm_dim)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, N, vision_dim] -> [B, Q, llm_dim]"""
+        """Return a vector for each query: [B, N, vision_dim] -> [B, Q, llm_dim]."""
         queries = self.queries.expand(len(features), -1, -1)
         hidden = self.model(query_embeds=queries, encoder_hidden_states=features).last_hidden_state
         out: Tensor = self.project_out(hidden)

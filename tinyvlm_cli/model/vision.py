@@ -63,7 +63,7 @@ class VisionEncoder(nn.Module):
         return [self.model] if self.second is None else [self.model, self.second]
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """pixels: [B, 3, S, S] uint8 -> [B, N, D]; position i is of encoder i % 2 where there are two"""
+        """Return features: [B, N, D]. pixels: [B, 3, S, S] uint8. Of two encoders, position i is of encoder i % 2."""
         values = self.table[self.channel, pixels.long()].to(self.model.dtype)
         features = [model(pixel_values=values).last_hidden_state[:, self.drop :] for model in self.models]
         return features[0] if len(features) == 1 else torch.stack(features, dim=2).flatten(1, 2)

@@ -190,7 +190,7 @@ def with_adapter(weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
 
 
 def check_names(unexpected: Iterable[str], missing: Iterable[str], where: str) -> None:
-    """Raise UserError for unexpected tensors, without which a part would silently be another one, and missing ones."""
+    """Raise UserError for unexpected tensors, which would otherwise be dropped in silence, and for missing ones."""
     findings = []
     if left := sorted(unexpected):
         more = f" and {len(left) - 3} more" if len(left) > 3 else ""

@@ -98,7 +98,7 @@ def _attend(  # noqa: PLR0917 - transformers' signature
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each sample. query: [1, H, T, D]; key, value: [1, K, T, D]; returns [1, T, H, D]."""
+    """Compute causal attention within each sample: [1, T, H, D]. query: [1, H, T, D]; key, value: [1, K, T, D]."""
     assert not dropout and kwargs.get("softcap") is None, "see `unsupported`"
     row = _Current.row
     assert row is not None, "set_lengths comes before a packed forward pass"
@@ -114,7 +114,7 @@ def _attend(  # noqa: PLR0917 - transformers' signature
 def attend(  # noqa: PLR0917 - an operation's tensors
     query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention within each sample of a row. One operation for the compiler, which does not look into it.
+    """Compute causal attention within each sample of a row. The compiler takes it as one operation.
 
     query: [T, H, D]; key, value: [T, K, D]; ends, longest: of a `Row`. Returns the output, [T, H, D], and the
     logarithms of the softmax's sums for the backward pass: H * T numbers in the kernel's own order.
