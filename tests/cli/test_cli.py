@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help, mistakes, completion."""
+"""The command line as a user sees it: help, mistakes, completion."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_help_starts_fast_because_it_imports_nothing_heavy() -> None:
+def test_help_imports_neither_torch_nor_hydra() -> None:
     code = (
         "import sys; from tinyvlm_cli.cli.main import main; main(['--help']); "
         "sys.exit(bool({'torch', 'hydra', 'pandas', 'transformers'} & set(sys.modules)))"
@@ -61,7 +61,7 @@ def test_help_lists_the_groups_that_a_command_reads(
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "expected"),
     [
         ("trian", "not a command; did you mean 'train'?"),
         ("train llm=phi3", "llm=phi3: no llm of that name; did you mean 'phi2'?"),
@@ -90,22 +90,24 @@ def test_help_lists_the_groups_that_a_command_reads(
         ("train llm=null", "Config group override must be a string"),
     ],
 )
-def test_a_mistake_is_one_sentence(words: str, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(words.split()) == 2
+def test_a_mistake_is_one_sentence(
+    arguments: str, expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(arguments.split()) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"tinyvlm {words.split(maxsplit=1)[0]}: ")
-    assert says in error
+    assert error.startswith(f"tinyvlm {arguments.split(maxsplit=1)[0]}: ")
+    assert expected in error
     assert len(error.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_a_flag_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_and_settings_may_be_mixed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "llm=tiny", "-m", "vision=tiny", "recipe=base,share"]) == 0
     shown = capsys.readouterr().out
     assert "TinyLLaVA-base-tiny-tiny" in shown and "TinyLLaVA-share-tiny-tiny" in shown
 
 
-def test_missing_files_are_named_all_at_once_before_anything_starts(
+def test_all_missing_files_are_reported_before_training_starts(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert main(["train", "recipe=share", "data=llava15"]) == 2
@@ -116,7 +118,7 @@ def test_missing_files_are_named_all_at_once_before_anything_starts(
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "expected"),
     [
         ("connector=mof_mlp", "has a projector for each of two encoders and found one"),
         ("connector=identity", "connector: identity needs an encoder as wide as the LLM"),
@@ -127,16 +129,16 @@ def test_missing_files_are_named_all_at_once_before_anything_starts(
         ("recipe.stages.finetune.train.connector=lora", "recipe.stages.finetune: train.connector: frozen or full"),
     ],
 )
-def test_what_a_later_stage_cannot_train_is_said_before_the_first(
-    words: str, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_errors_in_a_later_stage_are_reported_before_the_first_is_trained(
+    arguments: str, expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert main(["train", "llm=tiny", "vision=tiny", "data=easyvqa", *words.split()]) == 2
-    assert says in capsys.readouterr().err
+    assert main(["train", "llm=tiny", "vision=tiny", "data=easyvqa", *arguments.split()]) == 2
+    assert expected in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("line", "offers"),
+    ("line", "completions"),
     [
         ("tinyvlm tr", {"train"}),
         ("tinyvlm train llm=ph", {"llm=phi2"}),
@@ -148,11 +150,11 @@ def test_what_a_later_stage_cannot_train_is_said_before_the_first(
     ],
 )
 def test_tab_completes(
-    line: str, offers: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    line: str, completions: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COMP_LINE", line)
     assert main(["-sc", "query=bash"]) == 0
-    assert set(capsys.readouterr().out.split()) == offers
+    assert set(capsys.readouterr().out.split()) == completions
 
 
 MINE = """
@@ -206,7 +208,7 @@ def test_a_module_in_the_working_folder_is_found_under_the_console_script(study:
 
 def test_modules_of_a_results_folder_are_not_found(study: Path) -> None:
     assert "my_connectors" in tinyvlm(study, "plan", *TINY, "results_dir=.").stderr
-    for name in ("runs", "stages"):  # someone's results, whatever `results_dir` says
+    for name in ("runs", "stages"):  # someone's results, whatever `results_dir` is
         (study / name).mkdir()
     assert "my_connectors" in tinyvlm(study, "plan", *TINY).stderr
 

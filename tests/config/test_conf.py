@@ -16,12 +16,13 @@ from tinyvlm_cli.train.stages import resolve
 
 
 @pytest.mark.parametrize(
-    "word", [f"{group}={name}" for group in ("llm", "vision", "connector", "data", "recipe") for name in options(group)]
+    "override",
+    [f"{group}={name}" for group in ("llm", "vision", "connector", "data", "recipe") for name in options(group)],
 )
-def test_every_option_of_train_binds(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_option_of_train_binds(override: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "conf").mkdir()  # with a ./conf of the user's own, members are compared with the packaged ones
     monkeypatch.chdir(tmp_path)
-    config = composed("train", word)
+    config = composed("train", override)
     assert "+" not in resolve(config).name
     assert not check(config.connector, {"vision_dim", "llm_dim"}, where="connector")
 
@@ -32,15 +33,15 @@ def test_every_benchmark_binds(name: str) -> None:
         assert not check(node, set(), where=name)
 
 
-def test_all_means_the_nine_of_the_paper() -> None:
+def test_all_is_the_nine_benchmarks_of_the_paper() -> None:
     assert set(composed("eval", "run=all").benchmark) == {
         "vqav2", "gqa", "scienceqa", "textvqa", "pope", "mmvet", "llavaw", "mme", "mmbench"
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("word", "name"), [("vqav2_testdev", "vqav2"), ("mmbench_test", "mmbench")])
-def test_a_split_of_a_server_takes_its_benchmarks_place(word: str, name: str) -> None:
-    node = composed("eval", f"benchmark={word}", "run=all").benchmark[name]
+@pytest.mark.parametrize(("override", "name"), [("vqav2_testdev", "vqav2"), ("mmbench_test", "mmbench")])
+def test_a_server_split_replaces_its_benchmark(override: str, name: str) -> None:
+    node = composed("eval", f"benchmark={override}", "run=all").benchmark[name]
     assert node["server"] and "test" in node["split"]
 
 
@@ -50,12 +51,12 @@ def test_every_table_binds(name: str) -> None:
     assert name in tables or (name == "auto" and len(tables) > 1)
 
 
-def test_score_reads_the_folder_that_is_named() -> None:
+def test_score_reads_the_given_folder() -> None:
     config = composed("score", "benchmark=pope", "data_dir=here", "answers=x")
     assert config.benchmark["pope"]["data_dir"] == "here"
 
 
-def test_share_brings_the_papers_data_unless_told_otherwise() -> None:
+def test_share_uses_the_papers_data_unless_data_is_set() -> None:
     assert composed("train").data.name == "llava15"
     assert composed("train", "recipe=share").data.name == "sharegpt4v"
     assert composed("train", "recipe=share", "data=llava15").data.name == "llava15"
@@ -78,7 +79,7 @@ def test_every_sweep_composes(name: str) -> None:
     assert resolve(first.config()).name != resolve(second.config()).name
 
 
-def test_the_users_own_example_is_the_papers_share_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_of_the_papers_share_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "llm=phi2", "vision=siglip", "recipe=share", "data=sharegpt4v"]) == 0
     shown = capsys.readouterr().out
     for figure in ("2,180", "4,870", "5,197", "9,507,840", "213,353,056", "729 tokens per image"):
