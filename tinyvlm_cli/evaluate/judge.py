@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from tinyvlm_cli.config import commands as command_config
 from tinyvlm_cli.errors import UserError
@@ -81,6 +81,7 @@ class Graded(Judged):
     """A benchmark in which a judge grades every answer, `runs` times."""
 
     runs: int
+    waiting_is_unreadable: ClassVar[bool] = False  # in the share of readable grades, while some wait for the judge
 
     def __post_init__(self) -> None:
         """Raise UserError for settings that cannot work."""
@@ -126,7 +127,7 @@ class Graded(Judged):
         }
         return replace(
             score,
-            valid=(len(done) - unreadable) / max(len(done), 1),
+            valid=(len(done) - unreadable) / max(len(tasks if self.waiting_is_unreadable else done), 1),
             judge=self.judge.model,
             pending=pending,
             notes=tuple(notes),

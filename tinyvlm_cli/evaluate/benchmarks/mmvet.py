@@ -50,6 +50,7 @@ class MMVet(Graded):
     """A question counts for each capability that it needs."""
 
     metric: ClassVar[str] = "GPT-4 score"
+    waiting_is_unreadable: ClassVar[bool] = True
     judge_files: ClassVar[tuple[str, ...]] = ("mm-vet_evaluator.py", "mm-vet_evaluator.ipynb")
     judge_source: ClassVar[str] = "mm-vet_evaluator.py of MM-Vet"
 
