@@ -13,5 +13,11 @@ class UserError(ValueError):
     """
 
 
+def raise_findings(findings: list[str]) -> None:
+    """Raise one UserError with all of `findings`, if there are any."""
+    if findings:
+        raise UserError("\n".join(findings))
+
+
 class WorkerError(RuntimeError):
     """Raised when a worker process ends for a reason that is not a user's mistake. The command exits with 1."""

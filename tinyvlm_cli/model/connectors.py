@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from tinyvlm_cli.config.build import build
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import UserError, raise_findings
 
 
 class Connector(nn.Module):
@@ -62,8 +62,7 @@ def check_sizes(**sizes: Any) -> None:
     width, heads = sizes.get("hidden_dim", 0), sizes.get("num_heads", 1)
     if not findings and width % heads:
         findings.append(f"connector.num_heads: {heads} does not divide connector.hidden_dim={width}")
-    if findings:
-        raise UserError("\n".join(findings))
+    raise_findings(findings)
 
 
 class MLP(Connector):

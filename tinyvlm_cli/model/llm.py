@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from tinyvlm_cli.config.schema import LLM
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import UserError, raise_findings
 from tinyvlm_cli.model.pretrained import cannot_read, config_from_architecture, load, read_config
 
 
@@ -93,8 +93,7 @@ def load_tokenizer(spec: LLM, *, num_embeddings: int | None = None) -> PreTraine
                 f"{setting}: '{token}' is an ordinary token of '{spec.path}', which may merge with the text before it, "
                 f"so that an answer would not end; its special tokens are {tokenizer.all_special_tokens}"
             )
-    if findings:
-        raise UserError("\n".join(findings))
+    raise_findings(findings)
     tokenizer.pad_token = spec.pad_token
     return tokenizer
 

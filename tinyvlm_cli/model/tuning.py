@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tinyvlm_cli.config.schema import LLM, PARTS, Stage, Tune, Vision
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import UserError, raise_findings
 from tinyvlm_cli.model.attention.packed import unsupported
 from tinyvlm_cli.model.pretrained import check_four_bit
 from tinyvlm_cli.model.vision import layers_of
@@ -47,8 +47,7 @@ def choose_trained(model: VLM, stage: Stage) -> None:
     Adapters are low-rank updates, zero at first, of every linear layer but an LLM's head; of their part only they are
     trained. Raises UserError for settings that do not fit the model.
     """
-    if findings := stage_findings(model, stage):
-        raise UserError("\n".join(findings))
+    raise_findings(stage_findings(model, stage))
     for part in PARTS:
         module = getattr(model, part)
         module.requires_grad_(getattr(stage.train, part) is Tune.full)

@@ -9,7 +9,7 @@ from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 
 from tinyvlm_cli.config.schema import SecondEncoder, Tokens, Vision
 from tinyvlm_cli.data.images import normalisation_table
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import UserError, raise_findings
 from tinyvlm_cli.model.pretrained import config_from_architecture, load, read_config
 
 
@@ -42,8 +42,7 @@ class VisionEncoder(nn.Module):
                     f"vision.second: its features are {other} wide on {others} x {others} patches, the first "
                     f"encoder's {width} on {edge} x {edge}; choose encoders that agree"
                 )
-        if findings:
-            raise UserError("\n".join(findings))
+        raise_findings(findings)
         self.model = model
         self.second = second
         self.dim: int = model.config.hidden_size

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from tinyvlm_cli.config.schema import LLM, Vision
 from tinyvlm_cli.data.batch import MicroBatch
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import UserError, raise_findings
 from tinyvlm_cli.model.attention import packed as attention
 from tinyvlm_cli.model.connectors import Connector, build_connector
 from tinyvlm_cli.model.llm import blank_llm, load_tokenizer
@@ -168,8 +168,7 @@ def meta_model(llm: LLM, vision: Vision, connector: dict[str, Any]) -> VLM:
             load_tokenizer(llm, num_embeddings=model.llm.get_input_embeddings().num_embeddings)
         except UserError as error:
             findings.append(str(error))
-    if findings:
-        raise UserError("\n".join(findings))
+    raise_findings(findings)
     return model
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from tinyvlm_cli.config.commands import Assumed, Bench, Mix, Plan
 from tinyvlm_cli.config.schema import Engine, Precision, Stage, from_yaml
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import UserError, raise_findings
 from tinyvlm_cli.train.layout import GIB, USED, Layout, Need, Needs, choose, fixed_layout, longest_row
 from tinyvlm_cli.train.stages import RunJob, StageJob, resolve, stage_job
 
@@ -139,8 +139,7 @@ def plan_run(config: Plan, models: "Models") -> PlannedRun:
     from tinyvlm_cli.plan.estimate import estimate_stage, invalid_engine_settings
 
     run = resolve(config)
-    if findings := invalid_engine_settings(config.engine):
-        raise UserError("\n".join(findings))
+    raise_findings(invalid_engine_settings(config.engine))
     stages = []
     for job in run.stages:
         mix = config.mixes.get(job.stage.split)

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from tinyvlm_cli.config.commands import Column, Table
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import raise_findings
 from tinyvlm_cli.report.differences import Marks, compare_rows, interval_of_mean
 from tinyvlm_cli.report.notes import footnotes
 from tinyvlm_cli.report.scores import CHOICES, OURS, PUBLISHED, fits, in_columns
@@ -109,8 +109,7 @@ def _check(name: str, table: Table, scores: pd.DataFrame) -> None:
         for title in dict.fromkeys(titles)
         if titles.count(title) > 1
     ]
-    if findings:
-        raise UserError("\n".join(findings))
+    raise_findings(findings)
 
 
 def _with_rows(own: pd.DataFrame) -> pd.DataFrame:

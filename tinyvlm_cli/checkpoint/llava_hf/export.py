@@ -41,7 +41,7 @@ from tinyvlm_cli.checkpoint.llava_hf.processor import (
 from tinyvlm_cli.config.schema import ImageMode, Train
 from tinyvlm_cli.data.chat import IMAGE, encode_prompt
 from tinyvlm_cli.data.images import pixels
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import UserError, raise_findings
 from tinyvlm_cli.model.llm import load_tokenizer
 from tinyvlm_cli.model.pretrained import load
 from tinyvlm_cli.model.vlm import VLM
@@ -73,8 +73,7 @@ def check_llava(model: VLM, source: Source, *, lossy: bool) -> LlavaProcessor:
             f"llm: LLaVA's format has no place for {', '.join(lost)} of '{source.config.llm.name}', and without it the "
             "answers change; use format=parts, or lossy=true to leave it out"
         )
-    if findings:
-        raise UserError("\n".join(findings))
+    raise_findings(findings)
     return llava_processor(source.config, source.image_mode, layout_of(model.vision, source.config.vision))
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from tinyvlm_cli.config.schema import ImageMode, Prompt, Tokens
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import UserError, raise_findings
 from tinyvlm_cli.model.pretrained import config_from_architecture, read_config
 
 LLM, VISION, CONNECTOR = "language_model.", "vision_tower._vision_tower.", "connector._connector."
@@ -199,8 +199,7 @@ def check_names(unexpected: Iterable[str], missing: Iterable[str], where: str) -
         findings.append(
             f"{where}: {len(lacking)} weights are missing, the first is {lacking[0]}; get the checkpoint again"
         )
-    if findings:
-        raise UserError("\n".join(findings))
+    raise_findings(findings)
 
 
 def read_json(path: Path) -> dict[str, Any]:

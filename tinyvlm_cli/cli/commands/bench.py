@@ -9,7 +9,7 @@ from rich.table import Table
 
 from tinyvlm_cli.config.commands import Bench
 from tinyvlm_cli.config.schema import to_yaml
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import UserError, raise_findings
 from tinyvlm_cli.files import locked, write_text
 from tinyvlm_cli.launch import workers as launch
 from tinyvlm_cli.launch.workers import this_node
@@ -38,8 +38,7 @@ def run(config: Bench) -> int:
         if config.steps < 1:
             findings.append(f"steps: {config.steps} is not allowed; choose 1 or more")
         findings = findings or untrainable(job.llm, job.vision, job.connector, {job.name: job.stage})
-    if findings:
-        raise UserError("\n".join(findings))
+    raise_findings(findings)
     gpus = launch.num_workers(config.engine.gpus)
     parts = (config.recipe.name, config.stage, config.vision.name, config.connector["name"], config.llm.name)
     folder = Results(config.results_dir).bench_dir / f"{'-'.join(parts)}-{gpus}"

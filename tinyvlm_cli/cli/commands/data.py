@@ -18,7 +18,7 @@ from tinyvlm_cli.config.build import build, conf_dir
 from tinyvlm_cli.config.commands import DataCommand
 from tinyvlm_cli.config.schema import LLM, Data, Split, Vision
 from tinyvlm_cli.data.records import IMAGE_FAULTS, FaultError, Finding, Kind, write_skips
-from tinyvlm_cli.errors import FAILED, UserError
+from tinyvlm_cli.errors import FAILED, UserError, raise_findings
 from tinyvlm_cli.files import locked, new_folder, write_jsonl
 from tinyvlm_cli.results.folder import Results
 
@@ -151,8 +151,7 @@ def prepare(config: DataCommand) -> int:
         for key, group in (("data", config.data), ("llm", config.llm), ("vision", config.vision))
         if group is not None
     }
-    if findings := _mistakes(config, groups):
-        raise UserError("\n".join(findings))
+    raise_findings(_mistakes(config, groups))
     for key, group in groups.items():
         if group.prepare:
             make(f"{key}={group.name}", group.prepare)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from tinyvlm_cli.config.build import build
 from tinyvlm_cli.config.commands import Eval
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import raise_findings
 from tinyvlm_cli.evaluate.benchmark import Benchmark, Score
 from tinyvlm_cli.evaluate.judge import PENDING, with_judge
 from tinyvlm_cli.evaluate.runner import EvalJob, Task, answered, take_inventory
@@ -34,8 +34,7 @@ def run(config: Eval) -> int:
     jobs = [_job(config, one, results) for one in runs]
     benchmarks = {name: with_judge(build(node), config.judge, results) for name, node in config.benchmark.items()}
     findings = [finding for benchmark in benchmarks.values() for finding in take_inventory(benchmark).findings]
-    if findings:
-        raise UserError("\n".join(findings))
+    raise_findings(findings)
     pending = 0
     for one, job in zip(runs, jobs, strict=True):
         waiting = []

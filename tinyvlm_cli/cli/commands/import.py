@@ -7,7 +7,7 @@ from pathlib import Path
 from tinyvlm_cli.config import schema
 from tinyvlm_cli.config.commands import Import
 from tinyvlm_cli.config.schema import ImageMode, Prompt, Train, Tune, from_yaml, to_yaml
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import raise_findings
 from tinyvlm_cli.files import locked, new_folder, write_text
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Run, Stage, provenance
@@ -30,8 +30,7 @@ def run(config: Import) -> int:
     ]
     if config.name is not None and Path(config.name).name != config.name:
         findings.append(f"name={config.name}: not the name of a folder; give one without slashes")
-    if findings:
-        raise UserError("\n".join(findings))
+    raise_findings(findings)
     results = Results(Path(config.results_dir).resolve())
     files = sorted(path for place in places.values() for path in place.rglob("*") if path.suffix in READ)
     listing = "\n".join(f"{path.name} {results.file_hash(path)}" for path in files)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tinyvlm_cli.config.build import check
 from tinyvlm_cli.config.schema import Train
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import UserError, raise_findings
 from tinyvlm_cli.files import locked
 from tinyvlm_cli.launch import workers as launch
 from tinyvlm_cli.launch.workers import invitation, invited, this_node
@@ -22,8 +22,7 @@ log = logging.getLogger(__name__)
 def run(config: Train) -> int:
     """Train the stages that are not trained yet. Returns the exit code."""
     job = resolve(config)
-    if findings := _findings(job):
-        raise UserError("\n".join(findings))
+    raise_findings(_findings(job))
     for stage in job.stages:
         train_one(job, stage)
     if os.environ["RANK"] == "0" if launch.is_rank() else this_node().is_first:
