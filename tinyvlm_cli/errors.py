@@ -1,5 +1,8 @@
 """The errors that end a command, and the exit codes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 FAILED = 1
 MISTAKE = 2  # the user can correct it
 INTERRUPTED = 130  # as a shell reports it
@@ -11,6 +14,15 @@ class UserError(ValueError):
     The text is one sentence for each finding: the setting, what was found, what is allowed and what to do. Several
     findings are several lines.
     """
+
+
+@contextmanager
+def collected(findings: list[str]) -> Iterator[None]:
+    """Add the text of a UserError that the block raises to `findings`, and continue after the block."""
+    try:
+        yield
+    except UserError as error:
+        findings.append(str(error))
 
 
 def raise_findings(findings: list[str]) -> None:

@@ -11,7 +11,8 @@ from support.composed import composed
 from tinyvlm_cli.config.build import PACKAGE
 from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.demo.easyvqa import COLOURS, SHAPES, read_pictures
-from tinyvlm_cli.model.llm import llm_config, load_llm, load_tokenizer
+from tinyvlm_cli.model.llm import load_llm, load_tokenizer
+from tinyvlm_cli.model.pretrained import part_config
 from tinyvlm_cli.model.vision import load_vision, vision_config
 
 SCRIPT = Path(__file__).parents[2] / "scripts/make_tiny_parts.py"
@@ -24,7 +25,8 @@ def described(config: object) -> dict[str, object]:
 
 def test_the_yaml_describes_the_shipped_weights() -> None:
     config: Train = composed("train", "llm=tiny", "vision=tiny")
-    assert described(llm_config(config.llm, planned=True)) == described(llm_config(config.llm, planned=False))
+    planned, read = (part_config(config.llm, where="llm.path", planned=planned) for planned in (True, False))
+    assert described(planned) == described(read)
     vision = [
         described(vision_config(config.vision, config.vision.feature_layer, planned=planned))
         for planned in (True, False)

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from tinyvlm_cli.config.schema import LLM
 from tinyvlm_cli.model.attention import cudnn as attention_cudnn
-from tinyvlm_cli.model.attention.packed import PACKED, Row, attend, register, set_lengths, unsupported
+from tinyvlm_cli.model.attention.packed import PACKED, attend, register, set_lengths, unsupported
 from tinyvlm_cli.model.llm import blank_llm
 
 LENGTHS = [5, 11, 1, 7]
@@ -95,7 +95,7 @@ def test_gpu_attention_equals_the_padded_one(
     tensors = [torch.randn(sum(lengths), n, width) for n in (heads, key_heads, key_heads, heads)]
     found = []
     for device, dtype in ((torch.device("cpu"), torch.float32), (torch.device("cuda"), torch.bfloat16)):
-        row = Row.of_lengths(torch.tensor(lengths), device)
+        row = set_lengths(torch.tensor(lengths), device)
         q, k, v, grad = (tensor.to(device, dtype) for tensor in tensors)
         inputs = [x.requires_grad_() for x in (q, k, v)]
         out, _ = attend(*inputs, row.ends, row.longest, width**-0.5)

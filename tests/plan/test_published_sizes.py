@@ -5,7 +5,8 @@ import torch
 from support.composed import composed
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.model.llm import blank_llm, llm_config
+from tinyvlm_cli.model.llm import blank_llm
+from tinyvlm_cli.model.pretrained import part_config
 from tinyvlm_cli.model.vision import layers_of
 from tinyvlm_cli.model.vlm import VLM, meta_model
 from tinyvlm_cli.plan.estimate import estimate_stage, sizes
@@ -49,9 +50,8 @@ def test_a_model_that_transformers_lacks_is_reported() -> None:
 
 @pytest.mark.parametrize(("llm", "share"), [("phi2", 0.4), ("stablelm2", 0.25)])
 def test_the_rotary_share_reaches_the_model(llm: str, share: float) -> None:
-    assert (
-        llm_config(composed("plan", f"llm={llm}").llm, planned=True).rope_parameters["partial_rotary_factor"] == share
-    )
+    config = part_config(composed("plan", f"llm={llm}").llm, where="llm.path", planned=True)
+    assert config.rope_parameters["partial_rotary_factor"] == share
 
 
 @pytest.mark.parametrize(

@@ -153,16 +153,9 @@ class Resampler(QueryConnector):
     """The resampler of the TinyLLaVA paper (section 3.1), whose width is a setting."""
 
     def __init__(
-        self,
-        vision_dim: int,
-        llm_dim: int,
-        *,
-        hidden_dim: int,
-        num_heads: int,
-        num_queries: int,
-        num_layers: int,
+        self, vision_dim: int, llm_dim: int, *, hidden_dim: int, num_heads: int, num_queries: int, num_layers: int,
         intermediate_dim: int | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         check_sizes(hidden_dim=hidden_dim, num_heads=num_heads, num_queries=num_queries, num_layers=num_layers)
         self.project_in = nn.Identity()
@@ -181,16 +174,9 @@ class Perceiver(QueryConnector):
     """
 
     def __init__(
-        self,
-        vision_dim: int,
-        llm_dim: int,
-        *,
-        head_dim: int,
-        num_heads: int,
-        num_queries: int,
-        num_layers: int,
+        self, vision_dim: int, llm_dim: int, *, head_dim: int, num_heads: int, num_queries: int, num_layers: int,
         intermediate_dim: int | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         check_sizes(head_dim=head_dim, num_heads=num_heads, num_queries=num_queries, num_layers=num_layers)
         self.project_in = nn.Linear(vision_dim, llm_dim)
@@ -207,24 +193,17 @@ class Perceiver(QueryConnector):
 class ResamplerLayer(nn.Module):
     """Attention from the queries to the image, then a feed-forward block, each with a residual connection.
 
-    attends_to_queries: the queries are keys and values too, after the image's; then image_dim = dim.
+    attends_to_queries: the queries are keys and values too, after the image's; image_dim is then dim.
     """
 
     def __init__(
-        self,
-        image_dim: int,
-        dim: int,
-        inner_dim: int,
-        num_heads: int,
-        intermediate_dim: int | None,
-        *,
+        self, image_dim: int, dim: int, inner_dim: int, num_heads: int, intermediate_dim: int | None, *,
         attends_to_queries: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.attends_to_queries = attends_to_queries
         intermediate_dim = intermediate_dim if intermediate_dim is not None else 4 * dim
         check_sizes(intermediate_dim=intermediate_dim)
-        self.num_heads = num_heads
+        self.num_heads, self.attends_to_queries = num_heads, attends_to_queries
         self.norm_image = nn.LayerNorm(image_dim)
         self.norm_hidden = nn.LayerNorm(dim)
         self.to_query = nn.Linear(dim, inner_dim, bias=False)
@@ -262,28 +241,19 @@ class QFormer(QueryConnector):
     """
 
     def __init__(
-        self,
-        vision_dim: int,
-        llm_dim: int,
-        *,
-        hidden_dim: int,
-        num_heads: int,
-        num_queries: int,
-        num_layers: int,
+        self, vision_dim: int, llm_dim: int, *, hidden_dim: int, num_heads: int, num_queries: int, num_layers: int,
         intermediate_dim: int | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         intermediate_dim = intermediate_dim if intermediate_dim is not None else 4 * hidden_dim
-        sizes = {"hidden_dim": hidden_dim, "num_heads": num_heads, "num_queries": num_queries, "num_layers": num_layers}
-        check_sizes(**sizes, intermediate_dim=intermediate_dim)
+        check_sizes(
+            hidden_dim=hidden_dim, num_heads=num_heads, num_queries=num_queries, num_layers=num_layers,
+            intermediate_dim=intermediate_dim,
+        )  # fmt: skip
         config = Blip2QFormerConfig(
-            hidden_size=hidden_dim,
-            num_attention_heads=num_heads,
-            num_hidden_layers=num_layers,
-            intermediate_size=intermediate_dim,
-            encoder_hidden_size=vision_dim,
-            cross_attention_frequency=2,
-        )
+            hidden_size=hidden_dim, num_attention_heads=num_heads, num_hidden_layers=num_layers,
+            intermediate_size=intermediate_dim, encoder_hidden_size=vision_dim, cross_attention_frequency=2,
+        )  # fmt: skip
         self.queries = nn.Parameter(torch.randn(1, num_queries, hidden_dim) * config.initializer_range)
         self.model = Blip2QFormerModel._from_config(config)
         norm = self.model.layernorm

@@ -83,14 +83,12 @@ def layer_flops(model: PreTrainedModel, learns: bool) -> tuple[float, float, boo
     for layer in layers_of(model):
         inner = [m for m in layer.modules() if isinstance(m, nn.Linear)]
         trains = is_trained(layer)
-        token += sum(
-            2 * m.in_features * m.out_features * (1 + (learns or trains) + is_trained(m, recurse=False)) for m in inner
-        )
+        token += sum(2 * m.in_features * m.out_features * (1 + (learns or trains) + is_trained(m)) for m in inner)
         passes += 3 if learns or trains else 1
         learns |= trains
     return token, passes * config.num_attention_heads * head_dim, learns
 
 
-def is_trained(module: nn.Module, *, recurse: bool = True) -> bool:
-    """Return whether any of a module's parameters is trained; recurse: including those of modules inside it."""
-    return any(p.requires_grad for p in module.parameters(recurse=recurse))
+def is_trained(module: nn.Module) -> bool:
+    """Return whether any parameter of a module, or of one inside it, is trained."""
+    return any(p.requires_grad for p in module.parameters())

@@ -4,65 +4,41 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL_LMS
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from tinyvlm_cli.config.schema import LLM
 from tinyvlm_cli.errors import UserError, raise_findings
-from tinyvlm_cli.model.pretrained import cannot_read, config_from_architecture, load, read_config
-
-
-def llm_config(spec: LLM, *, planned: bool) -> PretrainedConfig:
-    """Return the model's transformers configuration; planned: from the YAML's `architecture` where it has one."""
-    if planned and spec.architecture:
-        return config_from_architecture(spec.architecture)
-    return read_config(spec.path, where="llm.path")
+from tinyvlm_cli.model.pretrained import cannot_read, load, part_config
 
 
 def llm_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     """Return the causal language model of a configuration."""
-    try:
-        model_class: type[PreTrainedModel] = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    except KeyError:
-        raise UserError(f"llm.path: transformers has no causal language model of type '{config.model_type}'") from None
+    if type(config) not in CAUSAL_LMS:
+        raise UserError(f"llm.path: transformers has no causal language model of type '{config.model_type}'")
+    model_class: type[PreTrainedModel] = CAUSAL_LMS[type(config)]
     return model_class
 
 
 def load_llm(
-    spec: LLM,
-    *,
-    dtype: torch.dtype,
-    attention: str,
-    state: dict[str, Tensor] | None = None,
-    four_bit: bool = False,
+    spec: LLM, *, dtype: torch.dtype, attention: str, state: dict[str, Tensor] | None = None, four_bit: bool = False
 ) -> PreTrainedModel:
     """Load the model with its published weights, or with `state`, the weights that a stage saved.
 
     attention: a name that transformers knows: "sdpa" to generate, `attention.PACKED` to train.
     """
-    config = llm_config(spec, planned=False)
+    config = part_config(spec, where="llm.path", planned=False)
     return load(
-        llm_class(config),
-        config,
-        path=spec.path,
-        state=state,
-        dtype=dtype,
-        attention=attention,
-        where="llm.path",
+        llm_class(config), config, path=spec.path, state=state, where="llm.path", dtype=dtype, attention=attention,
         four_bit=four_bit,
-    )
+    )  # fmt: skip
 
 
 def blank_llm(
     spec: LLM, *, attention: str, dtype: torch.dtype = torch.float32, planned: bool = False
 ) -> PreTrainedModel:
-    """Build the model with random weights: for the meta device and for tests. planned: see `llm_config`."""
-    config = llm_config(spec, planned=planned)
+    """Build the model with random weights: for the meta device and for tests. planned: see `part_config`."""
+    config = part_config(spec, where="llm.path", planned=planned)
     return llm_class(config)._from_config(config, dtype=dtype, attn_implementation=attention)
 
 
@@ -70,19 +46,15 @@ def load_tokenizer(spec: LLM, *, num_embeddings: int | None = None) -> PreTraine
     """Load the model's tokenizer, with the YAML's pad token.
 
     num_embeddings: rows of the model's embedding table, where they are known. Raises UserError when the pad token or
-    the chat format's end token is not a token that the model has an embedding for, or the end token
-    is one that may merge with other text.
+    the chat format's end token has no embedding, or the end token is one that may merge with other text.
     """
     tokenizer = read_tokenizer(spec.path, where="llm.path")
-    vocabulary = tokenizer.get_vocab()
+    vocabulary, special = tokenizer.get_vocab(), f"its special tokens are {tokenizer.all_special_tokens}"
     findings = []
     for setting, token in (("llm.pad_token", spec.pad_token), ("llm.chat.end", spec.chat.end)):
         number = vocabulary.get(token)
         if number is None:
-            findings.append(
-                f"{setting}: '{token}' is not a token of '{spec.path}'; its special tokens are "
-                f"{tokenizer.all_special_tokens}"
-            )
+            findings.append(f"{setting}: '{token}' is not a token of '{spec.path}'; {special}")
         elif num_embeddings is not None and number >= num_embeddings:
             findings.append(
                 f"{setting}: '{token}' has the id {number}, and the model has {num_embeddings} embeddings; "
@@ -91,7 +63,7 @@ def load_tokenizer(spec: LLM, *, num_embeddings: int | None = None) -> PreTraine
         elif token == spec.chat.end and token not in tokenizer.get_added_vocab():
             findings.append(
                 f"{setting}: '{token}' is an ordinary token of '{spec.path}', which may merge with the text before it, "
-                f"so that an answer would not end; its special tokens are {tokenizer.all_special_tokens}"
+                f"so that an answer would not end; {special}"
             )
     raise_findings(findings)
     tokenizer.pad_token = spec.pad_token
@@ -103,10 +75,8 @@ def read_tokenizer(path: str, *, where: str) -> PreTrainedTokenizerFast:
 
     where: the setting that `path` is from, for an error message.
     """
-    settings: dict[str, Any] = {
-        "trust_remote_code": False,
-        "clean_up_tokenization_spaces": False,  # an answer is scored as it was written
-    }
+    # Spaces are not cleaned up: an answer is scored as it was written.
+    settings: dict[str, Any] = {"trust_remote_code": False, "clean_up_tokenization_spaces": False}
     try:
         # As tokenizer.json has it: a class that the config names may bring rules of its own, so GPT-2's to StableLM-2.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path, **settings)

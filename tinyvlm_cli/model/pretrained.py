@@ -11,10 +11,20 @@ from torch import Tensor
 from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from tinyvlm_cli.config.schema import Precision
+from tinyvlm_cli.config.schema import LLM, Precision, SecondEncoder, Vision
 from tinyvlm_cli.errors import UserError
 
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
+
+
+def part_config(spec: LLM | Vision | SecondEncoder, *, where: str, planned: bool) -> PretrainedConfig:
+    """Return a part's transformers configuration.
+
+    planned: take `architecture` where the YAML has one, so that no file is needed. where: as in `read_config`.
+    """
+    if planned and spec.architecture:
+        return config_from_architecture(spec.architecture)
+    return read_config(spec.path, where=where)
 
 
 def read_config(path: str, *, where: str) -> PretrainedConfig:
@@ -38,31 +48,21 @@ def config_from_architecture(architecture: dict[str, Any]) -> PretrainedConfig:
 
 
 def load(
-    model_class: type[PreTrainedModel],
-    config: PretrainedConfig,
-    *,
-    path: str,
-    state: dict[str, Tensor] | None = None,
-    dtype: torch.dtype,
-    attention: str,
-    where: str,
-    four_bit: bool = False,
-) -> PreTrainedModel:
+    model_class: type[PreTrainedModel], config: PretrainedConfig, *, path: str, state: dict[str, Tensor] | None = None,
+    where: str, dtype: torch.dtype, attention: str = "sdpa", four_bit: bool = False,
+) -> PreTrainedModel:  # fmt: skip
     """Load a model with the weights at `path`, or with those of `state` when it is given.
 
     four_bit: keep the linear layers as 4-bit NormalFloat on this process's GPU, ready for low-rank updates.
-
     Raises UserError when a weight that the model needs is missing: transformers would only warn and use a random one.
     """
     more: dict[str, Any] = {}
     if four_bit:
         check_four_bit(where)
         quantized = BitsAndBytesConfig(  # NF4 with quantised constants, as in the QLoRA paper (arXiv 2305.14314)
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
-        )
+        )  # fmt: skip
         more = {"quantization_config": quantized, "device_map": {"": torch.cuda.current_device()}}
     model, missing, _ = load_partly(
         model_class, config, path=path, state=state, where=where, dtype=dtype, attn_implementation=attention, **more
@@ -83,14 +83,9 @@ def load(
 
 
 def load_partly(
-    model_class: type[PreTrainedModel],
-    config: PretrainedConfig,
-    *,
-    path: str | None,
-    state: dict[str, Tensor] | None,
-    where: str,
-    **arguments: Any,
-) -> tuple[PreTrainedModel, list[str], list[str]]:
+    model_class: type[PreTrainedModel], config: PretrainedConfig, *, path: str | None, state: dict[str, Tensor] | None,
+    where: str, **arguments: Any,
+) -> tuple[PreTrainedModel, list[str], list[str]]:  # fmt: skip
     """Load a model as `load` does, and return it with its missing and unexpected keys, sorted.
 
     arguments: further ones of `from_pretrained`.
@@ -106,11 +101,7 @@ def load_partly(
             quiet.callback(transformers_logging.enable_progress_bar)
         try:
             model, info = model_class.from_pretrained(
-                None if state is not None else path,
-                config=config,
-                state_dict=state,
-                output_loading_info=True,
-                **arguments,
+                path if state is None else None, config=config, state_dict=state, output_loading_info=True, **arguments
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(cannot_read(path, where, error)) from None

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tinyvlm_cli.config.schema import LLM, PARTS, Stage, Tune, Vision
-from tinyvlm_cli.errors import UserError, raise_findings
+from tinyvlm_cli.errors import UserError, collected, raise_findings
 from tinyvlm_cli.model.attention.packed import unsupported
 from tinyvlm_cli.model.pretrained import check_four_bit
 from tinyvlm_cli.model.vision import layers_of
@@ -32,11 +32,9 @@ def untrainable(llm: LLM, vision: Vision, connector: dict[str, Any], stages: Map
         )
     for name, stage in stages.items():
         found = stage_findings(model, stage)
-        try:
+        with collected(found):
             for part in stage.four_bit_parts:
                 check_four_bit(f"train.{part}")
-        except UserError as error:
-            found.append(str(error))
         findings += [f"recipe.stages.{name}: {finding}" for finding in found]
     return findings
 

@@ -10,7 +10,7 @@ from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 from tinyvlm_cli.config.schema import SecondEncoder, Tokens, Vision
 from tinyvlm_cli.data.images import normalisation_table
 from tinyvlm_cli.errors import UserError, raise_findings
-from tinyvlm_cli.model.pretrained import config_from_architecture, load, read_config
+from tinyvlm_cli.model.pretrained import load, part_config
 
 
 class VisionEncoder(nn.Module):
@@ -94,22 +94,15 @@ def remove_modules(model: PreTrainedModel, names: list[str], *, setting: str) ->
             continue
         near = get_close_matches(name, removable, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"choose from {removable}"
-        findings.append(
-            f"{setting}: a {type(model).__name__} has no module '{name}' after its last layer; "
-            f"{hint if removable else 'it has none there, use []'}"
-        )
+        kind = type(model).__name__
+        findings.append(f"{setting}: a {kind} has no module '{name}' after its last layer; {hint}")
     return findings
 
 
 def vision_config(spec: Vision | SecondEncoder, feature_layer: int, *, planned: bool) -> PretrainedConfig:
-    """Return an encoder's transformers configuration, cut to the layers that are needed.
-
-    planned: take `architecture` where the YAML has one, so that no file is needed.
-    """
-    if planned and spec.architecture:
-        config = config_from_architecture(spec.architecture)
-    else:
-        config = read_config(spec.path, where="vision.path" if isinstance(spec, Vision) else "vision.second.path")
+    """Return an encoder's transformers configuration, cut to the layers that are needed. planned: see `part_config`."""
+    where = "vision.path" if isinstance(spec, Vision) else "vision.second.path"
+    config = part_config(spec, where=where, planned=planned)
     # CLIP and SigLIP checkpoints hold a text model too.
     return cut_config(getattr(config, "vision_config", config), feature_layer, spec.path)
 
@@ -151,15 +144,12 @@ def load_vision(
         if one is not None:
             config = vision_config(one, spec.feature_layer, planned=False)
             kind, path = MODEL_MAPPING[type(config)], one.path
-            models.append(load(kind, config, path=path, dtype=dtype, attention="sdpa", where=where, four_bit=four_bit))
+            models.append(load(kind, config, path=path, where=where, dtype=dtype, four_bit=four_bit))
     return VisionEncoder(models[0], spec, *models[1:])
 
 
 def blank_vision(spec: Vision, *, dtype: torch.dtype = torch.float32, planned: bool = False) -> VisionEncoder:
-    """Build the encoder with random weights: for the meta device, for tests and for saved states.
-
-    planned: see `vision_config`.
-    """
+    """Build the encoder with random weights: for meta device, tests and saved states. planned: see `part_config`."""
     models = []
     for one in (spec, spec.second):
         if one is not None:

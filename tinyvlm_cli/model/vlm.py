@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from tinyvlm_cli.config.schema import LLM, Vision
 from tinyvlm_cli.data.batch import MicroBatch
-from tinyvlm_cli.errors import UserError, raise_findings
+from tinyvlm_cli.errors import UserError, collected, raise_findings
 from tinyvlm_cli.model.attention import packed as attention
 from tinyvlm_cli.model.connectors import Connector, build_connector
 from tinyvlm_cli.model.llm import blank_llm, load_tokenizer
@@ -115,11 +115,7 @@ class VLM(nn.Module):
             )
         try:
             found = list(self.connector(features).shape)
-        except (
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:  # NotImplementedError, without `forward`, is a RuntimeError
+        except (RuntimeError, TypeError, ValueError) as error:  # without `forward`: a RuntimeError too
             reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
             raise UserError(
                 f"connector: {kind} cannot read features of shape {list(features.shape)} ({reason}); change its "
@@ -158,16 +154,12 @@ def meta_model(llm: LLM, vision: Vision, connector: dict[str, Any]) -> VLM:
     Raises UserError where parts do not fit each other, or the tokenizer, which is read where it is on this machine.
     """
     model = random_model(llm, vision, connector, torch.device("meta"), dtype=torch.float32, attention="sdpa")
-    findings = []
-    try:
+    findings: list[str] = []
+    with collected(findings):
         model.check_shapes(vision.image_size)
-    except UserError as error:
-        findings.append(str(error))
     if (Path(llm.path) / "tokenizer.json").is_file():
-        try:
+        with collected(findings):
             load_tokenizer(llm, num_embeddings=model.llm.get_input_embeddings().num_embeddings)
-        except UserError as error:
-            findings.append(str(error))
     raise_findings(findings)
     return model
 
@@ -182,17 +174,12 @@ def random_model(
     """
     encoders = [one for one in (vision, vision.second) if one is not None]
     is_here = {one.path: (Path(one.path) / "config.json").is_file() for one in (*encoders, llm)}
-    encoder, language, findings = None, None, []
+    findings: list[str] = []
     with device:
-        try:
+        with collected(findings):
             encoder = blank_vision(vision, dtype=dtype, planned=not all(is_here[one.path] for one in encoders))
-        except UserError as error:
-            findings.append(str(error))
-        try:
+        with collected(findings):
             language = blank_llm(llm, attention=attention, dtype=dtype, planned=not is_here[llm.path])
-        except UserError as error:
-            findings.append(str(error))
-        if encoder is None or language is None:
-            raise UserError("\n".join(findings))
+        raise_findings(findings)
         built = build_connector(connector, vision_dim=encoder.dim, llm_dim=language.config.hidden_size)
     return VLM(encoder, built.to(dtype), language)

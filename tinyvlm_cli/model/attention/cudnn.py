@@ -8,7 +8,6 @@ Shapes: T tokens of a row, S slots for samples in it, H query heads, K key and v
 
 import importlib.util
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
@@ -78,28 +77,11 @@ class Graphs:
             with torch.cuda.device(shape.device):
                 self.handles[shape.device] = cudnn.create_handle()
         self.handle = self.handles[shape.device]
-        self.forward = self._build(
-            ("q", "k", "v"),
-            ("out", "sums"),
-            lambda graph, ports, masks: graph.sdpa(
-                q=ports["q"], k=ports["k"], v=ports["v"], generate_stats=True, **masks
-            ),
-        )
-        self.backward = self._build(
-            ("q", "k", "v", "out", "grad", "sums"),
-            ("dq", "dk", "dv"),
-            lambda graph, ports, masks: graph.sdpa_backward(
-                q=ports["q"],
-                k=ports["k"],
-                v=ports["v"],
-                o=ports["out"],
-                dO=ports["grad"],
-                stats=ports["sums"],
-                max_total_seq_len_q=shape.tokens,
-                max_total_seq_len_kv=shape.tokens,
-                **masks,
-            ),
-        )
+        inputs = {"q": "q", "k": "k", "v": "v"}
+        self.forward = self._build("sdpa", inputs, ("out", "sums"), generate_stats=True)
+        inputs |= {"o": "out", "dO": "grad", "stats": "sums"}
+        workspace = {"max_total_seq_len_q": shape.tokens, "max_total_seq_len_kv": shape.tokens}
+        self.backward = self._build("sdpa_backward", inputs, ("dq", "dk", "dv"), **workspace)
 
     def run(self, built: tuple[Any, dict[str, Any]], tensors: dict[str, Tensor], ends: Tensor) -> None:
         """Run a graph on a row.
@@ -122,9 +104,12 @@ class Graphs:
         graph.execute(buffers, workspace, handle=self.handle)
 
     def _build(
-        self, inputs: tuple[str, ...], outputs: tuple[str, ...], operation: Callable[[Any, dict[str, Any], Any], Any]
+        self, operation: str, inputs: dict[str, str], outputs: tuple[str, ...], **settings: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """Return a graph of one operation, ready to run, and the graph's tensors by name."""
+        """Return a graph of one operation, ready to run, and the graph's tensors by name.
+
+        operation: a method of a graph. inputs: its parameters that are tensors, and our names for those.
+        """
         import cudnn
 
         graph = cudnn.pygraph(
@@ -140,19 +125,21 @@ class Graphs:
             name: graph.tensor(name=name, dim=[count, 1, 1, 1], stride=[1, 1, 1, 1], data_type=cudnn.data_type.INT32)
             for name, count in counts.items()
         }
-        for name in inputs:
+        for name in inputs.values():
             dim, stride, at = self._layout(name)
             kind = cudnn.data_type.FLOAT if name == "sums" else self.dtype
             ports[name] = graph.tensor(name=name, dim=dim, stride=stride, data_type=kind)
             ports[name].set_ragged_offset(ports[at])
-        masks = {
-            "attn_scale": self.shape.scale,
-            "use_causal_mask": True,
-            "use_padding_mask": True,
-            "seq_len_q": ports["sizes"],
-            "seq_len_kv": ports["sizes"],
-        }
-        ports |= dict(zip(outputs, operation(graph, ports, masks), strict=True))
+        found = getattr(graph, operation)(
+            **{parameter: ports[name] for parameter, name in inputs.items()},
+            attn_scale=self.shape.scale,
+            use_causal_mask=True,
+            use_padding_mask=True,
+            seq_len_q=ports["sizes"],
+            seq_len_kv=ports["sizes"],
+            **settings,
+        )
+        ports |= dict(zip(outputs, found, strict=True))
         for name in outputs:
             dim, stride, at = self._layout(name)
             ports[name].set_output(True).set_dim(dim).set_stride(stride)

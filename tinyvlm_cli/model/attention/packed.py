@@ -10,7 +10,7 @@ Shapes: T tokens of a row, S samples in it, L tokens of the longest, H query hea
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,21 +29,7 @@ class Row:
 
     ends: Tensor  # [S + 1] int32, on the model's device: 0, and where each sample ends
     longest: Tensor  # L, int64, on the CPU
-
-    @staticmethod
-    def of_lengths(lengths: Tensor, device: torch.device) -> "Row":
-        """Return the row of samples with `lengths` tokens, [S] on the CPU, for a model on `device`."""
-        slots, longest = len(lengths), int(lengths.max())
-        if device.type == "cuda":
-            # cuDNN takes 0.1 s to build its graphs for a number of samples and of tokens. Rounded up, few are built;
-            # the slots after the samples are empty and skipped, though not for free: 2,048 more tokens cost the
-            # backward pass 7%, and rows of 100-token samples cost 18% when rounded up to 512 instead of 128.
-            power_of_two = 1 << (longest - 1).bit_length()
-            slots += -slots % 16
-            longest += -longest % min(1024, power_of_two)
-        sizes = pad(lengths.int(), (0, slots - len(lengths)))
-        ends = pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))
-        return Row(ends.to(device, non_blocking=True), torch.tensor(longest))
+    current: ClassVar["Row | None"] = None  # of the forward pass in progress; kept for recomputation, which reads it
 
     def padded(self) -> tuple[Tensor, Tensor]:
         """Return where each token of the padded samples is in the row, and which of them are real: [S, L] both.
@@ -55,12 +41,6 @@ class Row:
         return places.clamp(max=int(self.ends[-1]) - 1), steps < self.ends.diff()[:, None]
 
 
-class _Current:
-    """The row of the forward pass in progress. It is kept for recomputation, which reads it again."""
-
-    row: Row | None = None
-
-
 def register() -> str:
     """Make the packed attention known to transformers and return its name."""
     AttentionInterface.register(PACKED, _attend)
@@ -68,12 +48,23 @@ def register() -> str:
     return PACKED
 
 
-def set_lengths(lengths: Tensor, device: torch.device) -> None:
-    """Set the samples of the next forward pass.
+def set_lengths(lengths: Tensor, device: torch.device) -> Row:
+    """Set the samples of the next forward pass, and return their row.
 
-    lengths: [S] tokens of each sample, in the order of the row, on the CPU.
+    lengths: [S] tokens of each sample, in the order of the row, on the CPU. device: the model's.
     """
-    _Current.row = Row.of_lengths(lengths, device)
+    slots, longest = len(lengths), int(lengths.max())
+    if device.type == "cuda":
+        # cuDNN takes 0.1 s to build its graphs for a number of samples and of tokens. Rounded up, few are built;
+        # the slots after the samples are empty and skipped, though not for free: 2,048 more tokens cost the
+        # backward pass 7%, and rows of 100-token samples cost 18% when rounded up to 512 instead of 128.
+        power_of_two = 1 << (longest - 1).bit_length()
+        slots += -slots % 16
+        longest += -longest % min(1024, power_of_two)
+    sizes = pad(lengths.int(), (0, slots - len(lengths)))
+    ends = pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))
+    Row.current = Row(ends.to(device, non_blocking=True), torch.tensor(longest))
+    return Row.current
 
 
 def unsupported(config: PretrainedConfig, max_length: int) -> str | None:
@@ -100,7 +91,7 @@ def _attend(  # noqa: PLR0917 - transformers' signature
 ) -> tuple[Tensor, None]:
     """Compute causal attention within each sample: [1, T, H, D]. query: [1, H, T, D]; key, value: [1, K, T, D]."""
     assert not dropout and kwargs.get("softcap") is None, "see `unsupported`"
-    row = _Current.row
+    row = Row.current
     assert row is not None, "set_lengths comes before a packed forward pass"
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
