@@ -28,9 +28,11 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 
@@ -39,11 +41,8 @@ from tinyvlm_cli.files import append_jsonl, file_hash, read_jsonl, write_text
 from tinyvlm_cli.results.records import REAL, Answer, Run, ScoreRow, Stage, now
 
 WEIGHT_FILES = (".safetensors", ".json", ".model", ".txt")  # what from_pretrained reads
-JSON_TYPES: dict[Any, tuple[type, ...]] = {  # type of a field of ScoreRow -> types that JSON has for it
-    str: (str,), int: (int,), float: (int, float), dict[str, Any]: (dict,), str | None: (str, type(None)),
-    int | None: (int, type(None)), float | None: (int, float, type(None)), list[float] | None: (list, type(None)),
-}  # fmt: skip
 ANSWER_KEY = re.compile(rb'"key": ("(?:[^"\\\\]|\\\\.)*")')  # of a line of an answers file
+R = TypeVar("R", Run, Stage, ScoreRow)
 
 
 class Results:
@@ -51,6 +50,8 @@ class Results:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
+        self.bench_dir = self.root / "bench"  # the measurements of `tinyvlm bench`
+        self.judge_dir = self.root / "judge"  # the judge's replies
 
     # Paths
 
@@ -70,16 +71,6 @@ class Results:
         """Return the list of records that training skips, of an annotation file and an image root."""
         root = hashlib.sha256(str(images.resolve()).encode()).hexdigest()
         return self.root / "index" / "skip" / f"{self.file_hash(annotations)[:16]}-{root[:8]}.jsonl"
-
-    @property
-    def bench_dir(self) -> Path:
-        """The measurements of `tinyvlm bench`."""
-        return self.root / "bench"
-
-    @property
-    def judge_dir(self) -> Path:
-        """The judge's replies."""
-        return self.root / "judge"
 
     @staticmethod
     def answers_dir(run_dir: Path, stage: str, benchmark: str, images: str = REAL) -> Path:
@@ -114,7 +105,7 @@ class Results:
 
     @staticmethod
     def is_done(stage_dir: Path) -> bool:
-        """Whether the stage's weights are complete."""
+        """Return whether the stage's weights are complete."""
         return (stage_dir / "DONE").exists()
 
     @staticmethod
@@ -125,18 +116,8 @@ class Results:
     @staticmethod
     def read_stage(stage_dir: Path) -> Stage | None:
         """Return the stage's record; None when there is none. Raises UserError for a damaged one."""
-        path = stage_dir / "stage.yaml"
-        if not path.is_file():
-            return None
-        try:
-            record = Stage(**yaml.safe_load(path.read_text(encoding="utf-8")))
-            if not isinstance(record.identity, dict) or not isinstance(record.before, list):
-                raise TypeError("identity or before")
-        except (yaml.YAMLError, UnicodeDecodeError, TypeError):
-            raise UserError(
-                f"{path}: not a stage's record; move or delete {stage_dir}, and it will be trained again"
-            ) from None
-        return record
+        path, advice = stage_dir / "stage.yaml", f"move or delete {stage_dir}, and it will be trained again"
+        return _record(Stage, _read_yaml(path, advice), path, advice) if path.is_file() else None
 
     @staticmethod
     def write_stage(stage_dir: Path, stage: Stage) -> None:
@@ -151,13 +132,8 @@ class Results:
         path = folder / "run.yaml"
         if not path.is_file():
             raise UserError(f"{folder}: not a run folder (no run.yaml)")
-        try:
-            run = Run(folder=folder, **yaml.safe_load(path.read_text(encoding="utf-8")))
-            if not isinstance(run.stages, dict) or not isinstance(run.before, list):
-                raise TypeError("stages or before")
-            return run
-        except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
-            raise UserError(f"{path}: not a run's record ({error}); restore it or delete the folder") from None
+        advice = "restore it or delete the folder"
+        return _record(Run, _read_yaml(path, advice), path, advice, folder=folder)
 
     @staticmethod
     def write_run(run: Run) -> None:
@@ -184,27 +160,22 @@ class Results:
             raise UserError(f"{setting}={wanted}: no run in {self.root}/runs; train one with: tinyvlm train")
         if wanted == "all":
             return runs
-        for matches in (
-            [run for run in runs if run.folder.name == wanted],
-            [run for run in runs if run.name == wanted],
-            [run for run in runs if run.folder.name.startswith(wanted)],
-        ):
-            if len(matches) == 1:
-                return matches
-            if matches:
-                names = ", ".join(run.folder.name for run in matches)
-                raise UserError(f"{setting}={wanted}: matches {names}; choose one of them")
-        known = ", ".join(run.folder.name for run in runs)
-        raise UserError(f"{setting}={wanted}: no such run in {self.root}/runs; choose from {known}")
+        matches = (
+            [run for run in runs if run.folder.name == wanted]
+            or [run for run in runs if run.name == wanted]
+            or [run for run in runs if run.folder.name.startswith(wanted)]
+        )
+        if len(matches) == 1:
+            return matches
+        names = ", ".join(run.folder.name for run in matches or runs)
+        found = f"matches {names}; choose one" if matches else f"no such run in {self.root}/runs; choose from {names}"
+        raise UserError(f"{setting}={wanted}: {found}")
 
     @staticmethod
     def read_config(run: Run) -> dict[str, Any]:
         """Return the run's resolved configuration as plain data; an empty one where the run has none."""
         path = run.folder / "config.yaml"
-        try:
-            config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except (yaml.YAMLError, UnicodeDecodeError):
-            raise UserError(f"{path}: not YAML; restore the file or delete it") from None
+        config = _read_yaml(path, "restore the file or delete it") if path.is_file() else {}
         return config if isinstance(config, dict) else {}
 
     # Scores and answers
@@ -214,7 +185,7 @@ class Results:
         rows: dict[tuple[str, str, str, str, int | None], ScoreRow] = {}
         for path in sorted(self.root.glob("runs/*/scores.jsonl")):
             for record in read_jsonl(path):
-                row = _score_row(record, path)
+                row = _record(ScoreRow, record, path, "run its `tinyvlm eval` again, with the newest tinyvlm")
                 rows[row.cell] = row
         return list(rows.values())
 
@@ -229,15 +200,8 @@ class Results:
     ) -> None:
         """Append answers in LLaVA's format; each rank has a file of its own."""
         records = (
-            {
-                "question_id": answer.question_id,
-                "prompt": answer.prompt,
-                "text": answer.text,
-                "answer_id": answer.key,
-                "model_id": model_id,
-                "metadata": {"max_new_tokens": max_new_tokens},
-                "key": answer.key,
-            }
+            asdict(answer)
+            | {"answer_id": answer.key, "model_id": model_id, "metadata": {"max_new_tokens": max_new_tokens}}
             for answer in answers
         )
         append_jsonl(answers_dir / f"answers-{rank}.jsonl", *records)
@@ -294,34 +258,48 @@ class Results:
         found = {}
         for path in sorted(answers_dir.glob("answers-*.jsonl")):
             with path.open("rb") as file:
-                for line in file:
-                    match = ANSWER_KEY.search(line)
-                    if match and match[1] in wanted:
-                        try:
-                            record = json.loads(line)
-                        except ValueError:  # a line that a kill cut off
-                            continue
-                        question_id, key = record.get("question_id", ""), record["key"]
-                        found[key] = Answer(
-                            question_id, str(record.get("prompt", "")), str(record.get("text", "")), key
-                        )
+                lines = [line for line in file if (match := ANSWER_KEY.search(line)) and match[1] in wanted]
+            for line in lines:
+                with suppress(ValueError):  # of a line that a kill cut off
+                    record = json.loads(line)
+                    prompt, text = str(record.get("prompt", "")), str(record.get("text", ""))
+                    found[record["key"]] = Answer(record.get("question_id", ""), prompt, text, record["key"])
         return found
 
 
-def _score_row(record: Any, path: Path) -> ScoreRow:
-    """Return a line of scores.jsonl as a row. Raises UserError for anything that `append_score` does not write."""
-    if not isinstance(record, dict):
-        raise UserError(f"{path}: a line is not a score row; delete it")
-    known = {f.name: f.type for f in fields(ScoreRow)}
-    if unknown := set(record) - set(known):
-        raise UserError(f"{path}: a row has the unknown fields {sorted(unknown)}; was it written by a newer tinyvlm?")
-    for name, value in record.items():
-        if not isinstance(value, JSON_TYPES[known[name]]) or isinstance(value, bool):
-            raise UserError(f"{path}: a row's {name} is {value!r}; run `tinyvlm eval` for this run again")
-    interval = record.get("interval")
-    if interval is not None and [type(bound) in (int, float) for bound in interval] != [True, True]:
-        raise UserError(f"{path}: a row's interval is {interval!r}, not two numbers; run `tinyvlm eval` for it again")
+def _read_yaml(path: Path, advice: str) -> Any:
+    """Return what a YAML file holds. Raises UserError, which ends with `advice`, for a file that is not YAML."""
     try:
-        return ScoreRow(**record)
-    except TypeError as error:
-        raise UserError(f"{path}: a row is not complete ({error}); run `tinyvlm eval` for this run again") from None
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise UserError(f"{path}: not YAML; {advice}") from None
+
+
+def _record(kind: type[R], values: Any, path: Path, advice: str, **given: Any) -> R:
+    """Return the values that a file holds as a record.
+
+    given: fields that are not in the file. Raises UserError, which ends with `advice`, for values that are not a
+    mapping, and for missing, unknown and mistyped fields.
+    """
+    try:
+        record = kind(**given, **values)
+        for field in fields(kind):
+            if not _has_type(value := getattr(record, field.name), field.type):
+                raise TypeError(f"{field.name} is {value!r}")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a valid record ({error}); {advice}") from None
+    return record
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    """Return whether a value of a YAML or JSON file has the type of a record's field, all its parts included."""
+    parts = get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(_has_type(value, part) for part in parts)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_has_type(item, parts[0]) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_has_type(item, parts[1]) for item in value.values())
+    if kind is Any:
+        return True
+    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)

@@ -5,7 +5,8 @@ import platform
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,10 @@ class ScoreRow:
     created: str = ""  # UTC, ISO 8601
     interval: list[float] | None = None  # 95% interval of `value`; None: written by an older version
 
+    def __post_init__(self) -> None:
+        if self.interval is not None and len(self.interval) != 2:
+            raise ValueError(f"interval is {self.interval!r}, not two numbers")
+
     @property
     def state(self) -> str:
         """The reason for a missing value: "pending" and "not judged" wait for a judge; "" where there is a value."""
@@ -102,31 +107,20 @@ def now() -> str:
 
 def provenance() -> dict[str, Any]:
     """Return what ran: time, command line, the project's commit, and versions of what decides a result."""
-
-    def installed(name: str) -> str | None:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return None
-
     return {
         "time": now(),
         "command": " ".join(sys.argv),  # sys.argv[0] is "tinyvlm train"
         "python": platform.python_version(),
-        "packages": {name: installed(name) for name in RECORDED_PACKAGES},
+        "packages": {name: next((d.version for d in distributions(name=name)), None) for name in RECORDED_PACKAGES},
         "commit": _commit(),
     }
 
 
 def _commit() -> str | None:
     """Return the checkout's commit, with "+" when files differ from it; None for an installed package."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
+    git = partial(subprocess.check_output, cwd=Path(__file__).parent, text=True, stderr=subprocess.DEVNULL)
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        is_changed = git(["git", "status", "--porcelain", "-uno"]) != ""
+        return git(["git", "rev-parse", "HEAD"]).strip() + "+" * is_changed
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -18,8 +18,6 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import write_text
 
 FILE = "questions.json"
-# Column of the file -> field of Questions.
-COLUMNS = {"images": "images", "groups": "groups", "own": "values", "other": "references"}
 
 
 class Formula(Enum):
@@ -68,18 +66,16 @@ class Questions:
                 raise ValueError("columns of different lengths")
             return cls(Formula(record["formula"]), record["keys"], images, groups, values, references)
         except FileNotFoundError:
-            raise UserError(
-                f"{path}: the file is missing; run the same `tinyvlm eval` again, which repeats no answer"
-            ) from None
+            found = "the file is missing"
         except (ValueError, TypeError, KeyError):
-            raise UserError(
-                f"{path}: not a file of per-question results; delete it and run the same `tinyvlm eval` again"
-            ) from None
+            found = "not a file of per-question results; delete it"
+        raise UserError(f"{path}: {found}; run the same `tinyvlm eval` again, which repeats no answer")
 
     def write(self, path: Path) -> None:
         """Atomically write the file."""
-        columns = {column: getattr(self, name).tolist() for column, name in COLUMNS.items()}
-        write_text(path, json.dumps({"formula": self.formula.value, "keys": self.keys, **columns}))
+        columns = {"images": self.images, "groups": self.groups, "own": self.values, "other": self.references}
+        lists = {name: column.tolist() for name, column in columns.items()}
+        write_text(path, json.dumps({"formula": self.formula.value, "keys": self.keys, **lists}))
 
 
 @dataclass(frozen=True)
@@ -124,15 +120,14 @@ def summed(runs: Sequence[Questions]) -> Sums:
     if not common or len({run.formula for run in runs}) > 1:
         raise UserError("these scores have no questions in common; compare scores on the same split")
     keys = [key for key in first.keys if key in common]
-    rows = []  # for each run, where its columns have these questions
-    for run in runs:
-        index = {key: place for place, key in enumerate(run.keys)} if run.keys != keys else {}
-        rows.append(np.array([index[key] for key in keys]) if index else np.arange(len(keys)))
-    images, groups = _codes(first.images[rows[0]].tolist()), _codes(first.groups[rows[0]].tolist())
+    is_common = [key in common for key in first.keys]
+    images, groups = _codes(first.images[is_common].tolist()), _codes(first.groups[is_common].tolist())
     shape = (images.max() + 1, groups.max() + 1)
     parts = []
-    for run, own_rows in zip(runs, rows, strict=True):
-        values, references = run.values[own_rows], run.references[own_rows]
+    for run in runs:
+        places = {key: place for place, key in enumerate(run.keys)}
+        chosen = [places[key] for key in keys]
+        values, references = run.values[chosen], run.references[chosen]
         match first.formula:
             case Formula.f1:
                 columns = [values * references, values, references]
