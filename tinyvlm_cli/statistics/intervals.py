@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tinyvlm_cli.statistics.questions import Questions, Sums, headline, summed
 
 DRAWS = 2000
+SEED = 0
 LEVEL = 0.95
 TINY = 1e-9  # rounding error of a headline, in its own unit
 MAX_WEIGHTS = 4_000_000  # of images in draws, in memory at a time
@@ -48,7 +49,7 @@ class Difference:
         return self.b - self.a
 
 
-def interval(runs: Sequence[Questions], *, draws: int = DRAWS, seed: int = 0) -> tuple[float, float] | None:
+def interval(runs: Sequence[Questions], *, draws: int = DRAWS) -> tuple[float, float] | None:
     """Return the 95% interval of a run's headline, or of the mean of runs that differ only in the seed.
 
     Returns None for questions on a single image.
@@ -59,10 +60,10 @@ def interval(runs: Sequence[Questions], *, draws: int = DRAWS, seed: int = 0) ->
     if len(runs) > 1:
         low, high, _ = _over_seeds(sums, {1: slice(None)})
         return low, high
-    return _bootstrap(sums, lambda headlines: headlines[0], draws, seed)
+    return _bootstrap(sums, lambda headlines: headlines[0], draws)
 
 
-def difference(a: Sequence[Questions], b: Sequence[Questions], *, draws: int = DRAWS, seed: int = 0) -> Difference:
+def difference(a: Sequence[Questions], b: Sequence[Questions], *, draws: int = DRAWS) -> Difference:
     """Compare two runs that answered the same questions, or two groups of runs that differ only in the seed.
 
     a, b: a run's questions for each seed. Where one side has a single seed, only the first of the other side counts.
@@ -76,26 +77,24 @@ def difference(a: Sequence[Questions], b: Sequence[Questions], *, draws: int = D
     if num_seeds > 1:
         low, high, p = _over_seeds(sums, {-1: slice(len(a)), 1: slice(len(a), None)})
     else:
-        low, high = _bootstrap(sums, lambda headlines: headlines[1] - headlines[0], draws, seed)
-        p = _randomization_p(sums, mean_b - mean_a, draws, seed)
+        low, high = _bootstrap(sums, lambda headlines: headlines[1] - headlines[0], draws)
+        p = _randomization_p(sums, mean_b - mean_a, draws)
     return Difference(mean_a, mean_b, low, high, p, sums.num_questions, num_seeds)
 
 
 def holm(values: Sequence[float]) -> list[float]:
     """Return p values corrected for their number (Holm 1979), in the same order."""
-    corrected = [0.0] * len(values)
-    largest = 0.0
-    for rank, place in enumerate(np.argsort(values)):
-        largest = max(largest, min(1.0, (len(values) - rank) * values[place]))
-        corrected[place] = largest
-    return corrected
+    order = np.argsort(values)
+    corrected = np.zeros(len(values))
+    corrected[order] = np.maximum.accumulate(np.arange(len(values), 0, -1) * np.array(values)[order])
+    return [float(p) for p in np.minimum(corrected, 1.0)]
 
 
 def _bootstrap(
-    sums: Sums, statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]], draws: int, seed: int
+    sums: Sums, statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]], draws: int
 ) -> tuple[float, float]:
     """Return the 95% percentile interval of a statistic [D] of the runs' headlines [R, D] over D resamples."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(SEED)
     strata = [np.flatnonzero(sums.strata == stratum) for stratum in range(sums.strata.max() + 1)]
     found = []
     for size in _batches(len(sums.strata), draws):
@@ -109,7 +108,7 @@ def _bootstrap(
     return float(low), float(high)
 
 
-def _randomization_p(sums: Sums, observed: float, draws: int, seed: int) -> float:
+def _randomization_p(sums: Sums, observed: float, draws: int) -> float:
     """Return the p value of a difference between two runs whose answers to an image are exchangeable under the null.
 
     Differences of exactly the observed size count half (mid-p, Fagerland et al. 2013): with few images many draws tie,
@@ -117,7 +116,7 @@ def _randomization_p(sums: Sums, observed: float, draws: int, seed: int) -> floa
     """
     if abs(observed) < TINY:
         return 1.0
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(SEED)
     a, b = sums.sums
     lead = (b - a).reshape(len(sums.strata), -1)
     extreme = 0.0

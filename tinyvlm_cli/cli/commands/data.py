@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from tinyvlm_cli.config.build import build, conf_dir
 from tinyvlm_cli.config.commands import DataCommand
 from tinyvlm_cli.config.schema import LLM, Data, Split, Vision
-from tinyvlm_cli.data.records import IMAGE_FAULTS, FaultError, Finding, Kind, write_skips
+from tinyvlm_cli.data.records import IMAGE_FAULTS, FaultError, Kind, write_skips
 from tinyvlm_cli.errors import FAILED, UserError, raise_findings
 from tinyvlm_cli.files import locked, new_folder, write_jsonl
 from tinyvlm_cli.results.folder import Results
@@ -96,7 +96,16 @@ def _check_split(name: str, data: Data, results: Results) -> int:
     _print(f"{name}: {number:,} records{published}, {number - len(left_out):,} usable; {checked.num_images:,} images")
     if not checked.findings:
         return 0
-    _show_findings(name, checked.findings)
+    table = Table("finding", Column("records", justify="right"), "in training")
+    kinds = Counter(finding.kind for finding in checked.findings).most_common()
+    for kind, count in kinds:
+        table.add_row(kind.value, f"{count:,}", kind.training)
+    _print(table)
+    for kind, count in kinds:
+        for finding in [finding for finding in checked.findings if finding.kind is kind][:SHOWN]:
+            _print(f"{name}[{finding.number}]: {kind.value}: {finding.says}")
+        if count > SHOWN:
+            _print(f"{name}: {kind.value}: {count - SHOWN:,} more")
     missing = [finding.image for finding in checked.findings if finding.kind is Kind.absent and finding.image]
     folders = {f"{folder}/": f"{source}, into {folder}" for folder, source in data.image_sources.items()}
     sources = Counter(
@@ -109,48 +118,32 @@ def _check_split(name: str, data: Data, results: Results) -> int:
     return len(left_out)
 
 
-def _show_findings(name: str, findings: list[Finding]) -> None:
-    """Print a table of the kinds, and the first findings of each."""
-    table = Table("finding", Column("records", justify="right"), "in training")
-    kinds = Counter(finding.kind for finding in findings)
-    for kind, count in kinds.most_common():
-        table.add_row(kind.value, f"{count:,}", kind.training)
-    _print(table)
-    for kind, count in kinds.most_common():
-        for finding in [finding for finding in findings if finding.kind is kind][:SHOWN]:
-            _print(f"{name}[{finding.number}]: {kind.value}: {finding.says}")
-        if count > SHOWN:
-            _print(f"{name}: {kind.value}: {count - SHOWN:,} more")
-
-
 def _check_benchmarks(nodes: dict[str, Any]) -> int:
     """Print a table of the benchmarks' files, and a line for each that is missing. Returns the exit code."""
     from tinyvlm_cli.evaluate.runner import take_inventory
 
-    benchmarks: list[Benchmark] = [build(node) for node in nodes.values()]
-    inventories = [take_inventory(benchmark) for benchmark in benchmarks]
     right = [Column(header, justify="right") for header in ("questions", "images")]
     table = Table("benchmark", "split", *right, "state")
-    for benchmark, found in zip(benchmarks, inventories, strict=True):
+    lines, is_complete = [], True
+    for node in nodes.values():
+        benchmark: Benchmark = build(node)
+        found = take_inventory(benchmark)
         images = f"{found.images - found.absent:,} of {found.images:,}"
         state = "incomplete" if found.findings else "complete"
         table.add_row(benchmark.label, benchmark.split, f"{found.questions:,}", images, state)
+        lines += [f"{benchmark.label}: {finding}" for finding in found.findings]
+        lines += [f"{benchmark.label}, for the official judging: {file}" for file in benchmark.wanted()]
+        is_complete &= not found.findings
     _print(table)
-    for benchmark, found in zip(benchmarks, inventories, strict=True):
-        for finding in found.findings:
-            _print(f"{benchmark.label}: {finding}")
-        for file in benchmark.wanted():
-            _print(f"{benchmark.label}, for the official judging: {file}")
-    return FAILED if any(found.findings for found in inventories) else 0
+    for line in lines:
+        _print(line)
+    return 0 if is_complete else FAILED
 
 
 def prepare(config: DataCommand) -> int:
     """Make what has a `prepare` node, then JPEGs on request, then the index. Returns the exit code."""
-    groups: dict[str, Data | LLM | Vision] = {
-        key: group
-        for key, group in (("data", config.data), ("llm", config.llm), ("vision", config.vision))
-        if group is not None
-    }
+    chosen: dict[str, Data | LLM | Vision | None] = {"data": config.data, "llm": config.llm, "vision": config.vision}
+    groups = {key: group for key, group in chosen.items() if group is not None}
     raise_findings(_mistakes(config, groups))
     for key, group in groups.items():
         if group.prepare:
