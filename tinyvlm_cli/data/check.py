@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,17 +63,14 @@ def check_split(split: Split) -> Checked:
         for image in record.images:
             owners.append(number)
             places.append(images.setdefault(image, len(images)))
-    ids.clear()
     paths = (resolve(Path(split.images), image) for image in images)
     looks = on_all_cores(look_at, paths, count=len(images), label="opening images")
-    faults = {place: fault for place, fault in enumerate(looks) if fault is not None}
-    names = {place: name for name, place in images.items() if place in faults}
-    says = {place: str(fault) for place, fault in faults.items()}  # one text, however many records share the image
-    findings += [
-        Finding(number, faults[place].kind, says[place], names[place])
-        for number, place in zip(owners, places, strict=True)
-        if place in faults
-    ]
+    faults = {  # by place; one text, however many records share the image
+        place: (fault.kind, str(fault), image)
+        for place, (image, fault) in enumerate(zip(images, looks, strict=True))
+        if fault is not None
+    }
+    findings += [Finding(n, *faults[place]) for n, place in zip(owners, places, strict=True) if place in faults]
     findings.sort(key=lambda finding: finding.number)
     return Checked(number + 1, len(images), findings)
 
@@ -86,9 +84,7 @@ def _oddities(number: int, record: Record, raw: dict[str, Any], ids: set[str]) -
     except FaultError as fault:
         yield Finding(number, fault.kind, str(fault))
     is_human = [message.get("from") == "human" for message in raw["conversations"]]
-    if not is_human[0]:
-        is_human = is_human[1:]  # `parse_record` drops such a first message
-    if not all(human == (place % 2 == 0) for place, human in enumerate(is_human)):
+    if is_human[-2 * len(record.turns) :] != [True, False] * len(record.turns):  # without a message that was dropped
         says = "questions and answers are distinguished by position, but the speakers differ from that"
         yield Finding(number, Kind.speakers, f"record {record.id}: {says}")
     if not all(turn.answer.strip() for turn in record.turns):
@@ -160,12 +156,8 @@ def on_all_cores(function: Callable[[A], B], items: Iterable[A], *, count: int, 
     cores = num_cores()
     # Not multiprocessing.Pool, which waits forever for a process that was killed. Ctrl-C reaches every process of the
     # terminal: the others ignore it, and this one ends them.
-    pool = ProcessPoolExecutor(
-        cores,
-        multiprocessing.get_context("forkserver"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    )
+    ignore_interrupts = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(cores, multiprocessing.get_context("forkserver"), ignore_interrupts)
     waiting = iter(items)
     with progress(label, count) as bar:
         try:

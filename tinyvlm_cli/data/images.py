@@ -104,8 +104,7 @@ def pixels(image: Image.Image, vision: Vision, mode: ImageMode) -> NDArray[np.ui
         image = image.crop((left, top, left + size, top + size))
     elif image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
-    values: NDArray[np.uint8] = np.asarray(image).transpose(2, 0, 1)
-    return np.ascontiguousarray(values)
+    return np.ascontiguousarray(np.asarray(image, np.uint8).transpose(2, 0, 1))
 
 
 def normalisation_table(mean: list[float], std: list[float]) -> NDArray[np.float32]:
@@ -159,9 +158,9 @@ def _fetch(address: str) -> bytes:
                     raise UserError(f"image {address}: took more than {TIMEOUT_S:.0f} s; download it and name the file")
     except urllib.error.HTTPError as error:
         raise UserError(f"image {address}: the server answered {error.code} {error.reason}") from None
+    except UserError:
+        raise
     except (OSError, ValueError, http.client.HTTPException) as error:
-        if isinstance(error, UserError):
-            raise
         reason = str(getattr(error, "reason", error)) or type(error).__name__
         raise UserError(f"image {address}: cannot be fetched ({reason})") from None
     return bytes(data)

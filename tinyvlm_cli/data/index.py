@@ -24,7 +24,7 @@ from tinyvlm_cli.config.schema import Chat, Prompt, Split
 from tinyvlm_cli.data.chat import IMAGE, Encoded, encode
 from tinyvlm_cli.data.records import FaultError, Record, read_records, read_skips, split_hash
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.files import locked, new_folder, write_jsonl
+from tinyvlm_cli.files import locked, new_folder, read_jsonl, write_jsonl
 from tinyvlm_cli.results.folder import Results
 
 if TYPE_CHECKING:  # loader processes import this module, and transformers takes seconds
@@ -97,19 +97,16 @@ class SplitIndex:
                 "%d of %d samples keep no supervised token within %d tokens; they are left out",
                 len(keeps) - keeps.sum(), len(keeps), max_length,
             )  # fmt: skip
-        cut: NDArray[np.int32] = np.where(keeps, np.minimum(lengths, max_length), 0).astype(np.int32)
-        return cut
+        return np.where(keeps, np.minimum(lengths, max_length), 0).astype(np.int32)
 
     def text_tokens(self) -> NDArray[np.int32]:
         """Return the tokens of each sample's text, its images not counted."""
-        tokens: NDArray[np.int32] = self._samples["num_ids"] - self._samples["num_images"]
-        return tokens
+        return np.asarray(self._samples["num_ids"] - self._samples["num_images"], np.int32)
 
     @property
     def num_left_out(self) -> int:
         """Records of the split that cannot be used."""
-        with (self.folder / "left_out.jsonl").open(encoding="utf-8") as file:
-            return sum(1 for _ in file)
+        return sum(1 for _ in read_jsonl(self.folder / "left_out.jsonl"))
 
 
 @dataclass(frozen=True)
@@ -205,13 +202,13 @@ def _write_files(folder: Path, split: Split, encode_all: EncodeAll, skips: dict[
                 supervised = encoded.supervised.copy()
                 supervised[:1] = False
                 is_image = encoded.ids == IMAGE
-                first = int(supervised.argmax()) if supervised.any() else -1
-                images_before = int(is_image[: max(first, 0)].sum())
+                before = int(supervised.argmax()) if supervised.any() else -1  # ids before the first supervised one
+                images_before = int(is_image[: max(before, 0)].sum())
                 image, name = "\0".join(record.images).encode(), record.id.encode()
-                first_ids = first - images_before if first >= 0 else -1
-                added.append(
-                    (num_tokens, len(encoded.ids), is_image.sum(), first_ids, images_before, at, len(image), len(name))
-                )
+                added.append((
+                    num_tokens, len(encoded.ids), is_image.sum(), before - images_before, images_before, at,
+                    len(image), len(name),
+                ))  # fmt: skip
                 ids_file.write(encoded.ids.tobytes())
                 supervised_file.write(supervised.tobytes())
                 at += texts_file.write(image + name)
@@ -229,12 +226,11 @@ def _encoded(
     batch: Sequence[tuple[int, Record | FaultError]], encode_all: EncodeAll, left_out: dict[int, str]
 ) -> Iterator[tuple[Record, Encoded]]:
     """Encode a batch of numbered records, except those in `left_out`. Others that cannot be used are added to it."""
-    left_out |= {n: str(record) for n, record in batch if isinstance(record, FaultError) and n not in left_out}
-    records = {number: record for number, record in batch if isinstance(record, Record) and number not in left_out}
-    if not records:
-        return
+    rest = [(number, record) for number, record in batch if number not in left_out]
+    left_out |= {number: str(record) for number, record in rest if isinstance(record, FaultError)}
+    records = {number: record for number, record in rest if isinstance(record, Record)}
     try:
-        together = encode_all(list(records.values()))
+        together = encode_all(list(records.values())) if records else []
     except UserError:  # one of them cannot be encoded: find it
         for number, record in records.items():
             try:

@@ -6,14 +6,14 @@ annotation file and an image root together, because the same records can be inta
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TextIO
 
 from tinyvlm_cli.config.schema import Split
-from tinyvlm_cli.console import progress
+from tinyvlm_cli.console import ProgressBar, progress
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import read_jsonl, write_jsonl
 from tinyvlm_cli.results.folder import Results
@@ -115,7 +115,7 @@ def read_records(split: Split, label: str) -> Iterator[tuple[Any, Record | Fault
     is_empty = True
     try:
         with path.open(encoding="utf-8-sig") as file, progress(f"{label} {path.name}", path.stat().st_size) as bar:
-            for raw in _items(_Buffer(file, bar.advance)):
+            for raw in _items(_Buffer(file, bar)):
                 is_empty = False
                 try:
                     record = parse_record(raw)
@@ -232,20 +232,17 @@ class _Buffer:
     """The part of a file that was read and not yet parsed."""
 
     file: TextIO
-    advance: Callable[[int], None]
+    bar: ProgressBar  # of the bytes read
     text: str = ""
     at: int = 0  # the first character that is not parsed
     is_last: bool = False  # the file ends with `text`
-    num_bytes: int = 0  # read so far
 
     def read_more(self) -> None:
         """Read as much again as is not yet parsed, so that a long item is not parsed too many times."""
         rest = self.text[self.at :]
         piece = self.file.read(max(PIECE, len(rest)))
         self.text, self.at, self.is_last = rest + piece, 0, not piece
-        num_bytes = self.file.buffer.tell()
-        self.advance(num_bytes - self.num_bytes)
-        self.num_bytes = num_bytes
+        self.bar.advance(self.file.buffer.tell() - self.bar.done)
 
     def peek(self) -> str:
         """Skip white space and return the next character, which stays; "" at the end of the file."""
