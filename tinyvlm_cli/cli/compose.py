@@ -4,6 +4,7 @@ Hydra composes in the parent process only. A command gets dataclasses of config/
 """
 
 import atexit
+import copy
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import hydra
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
@@ -149,7 +151,8 @@ def points(command: Command, settings: list[str], *, is_grid: bool) -> Iterator[
     more, and a launcher may run it on another machine. is_grid: -m was given; otherwise `sweep=NAME` may ask for one.
     """
     with hydra.initialize_config_dir(str(conf_dir()), job_name=f"tinyvlm {command.name}", version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
+        loader: Any = GlobalHydra.instance().config_loader()
+        loader.repository = CachedRepository(loader.get_search_path())
         parser = OverridesParser.create(config_loader=loader)
         has_several = any(override.is_sweep_override() for override in parser.parse_overrides(settings))
         mode = RunMode.MULTIRUN if is_grid or has_several else RunMode.RUN
@@ -302,6 +305,25 @@ class TinyvlmSearchPath(SearchPathPlugin):
         for folder in dict.fromkeys((own_sweeps, sweeps_dir())):
             if folder.is_dir():
                 search_path.append(provider="sweeps", path=f"sweeps://{folder}")
+
+
+class CachedRepository(ConfigRepository):
+    """The configuration files of a grid, each read once for all points."""
+
+    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
+        """Start with empty caches on another search path."""
+        super().initialize_sources(config_search_path)
+        self.cache: dict[str, ConfigResult | None] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CachedRepository":
+        """Return a repository that shares what was read, until it gets another search path; Hydra copies it often."""
+        return copy.copy(self)
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        """Return a copy of a file's content, which Hydra changes in place."""
+        if config_path not in self.cache:
+            self.cache[config_path] = super().load_config(config_path)
+        return copy.deepcopy(self.cache[config_path])
 
 
 class SweepSource(FileConfigSource):

@@ -61,6 +61,13 @@ class VisionEncoder(nn.Module):
         """The encoder, or both of two."""
         return [self.model] if self.second is None else [self.model, self.second]
 
+    def first_layer(self, spec: Vision) -> "VisionEncoder":
+        """Return an encoder of the same kind and sizes with one layer and random weights. spec: of this encoder."""
+        models = [
+            type(model)._from_config(cut_config(model.config, 1, spec.path), dtype=model.dtype) for model in self.models
+        ]
+        return VisionEncoder(models[0], spec, *models[1:])
+
     def forward(self, pixels: Tensor) -> Tensor:
         """Return features: [B, N, D]. pixels: [B, 3, S, S] uint8. Of two encoders, position i is of encoder i % 2."""
         values = self.table[self.channel, pixels.long()].to(self.model.dtype)

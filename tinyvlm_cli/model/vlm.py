@@ -94,15 +94,17 @@ class VLM(nn.Module):
             raise UserError(f"llm.path: a model of type '{kind}' changes its head's logits, which training does not")
 
     @torch.no_grad()
-    def check_shapes(self, image_size: int) -> None:
+    def check_shapes(self, spec: Vision) -> None:
         """Run one image through vision encoder and connector; raise UserError where they and the LLM do not fit.
 
-        Costs next to nothing on the meta device. image_size: S.
+        Costs next to nothing on the meta device: an encoder's layers have equal shapes, and its first one is enough.
         """
-        pixels = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=self.vision.model.device)
-        num_patches, kind = self.vision.num_patches, type(self.connector).__name__
+        image_size, num_patches, kind = spec.image_size, self.vision.num_patches, type(self.connector).__name__
+        with self.vision.model.device:
+            pixels = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
+            first_layer = self.vision.first_layer(spec)
         try:
-            features = self.vision(pixels)
+            features = first_layer(pixels)
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"vision.image_size: the encoder cannot read images of {image_size} x {image_size} pixels "
@@ -156,7 +158,7 @@ def meta_model(llm: LLM, vision: Vision, connector: dict[str, Any]) -> VLM:
     model = random_model(llm, vision, connector, torch.device("meta"), dtype=torch.float32, attention="sdpa")
     findings: list[str] = []
     with collected(findings):
-        model.check_shapes(vision.image_size)
+        model.check_shapes(vision)
     if (Path(llm.path) / "tokenizer.json").is_file():
         with collected(findings):
             load_tokenizer(llm, num_embeddings=model.llm.get_input_embeddings().num_embeddings)

@@ -84,13 +84,13 @@ def activations(model: VLM) -> Row:
     model: its trained parameters are chosen; it may be on the meta device.
     """
     patches = model.vision.num_patches / model.tokens_per_image  # for each image token
-    vision = [layer for encoder in model.vision.models for layer in layers_of(encoder)]
-    stacks = [(layer, patches / len(model.vision.models) * model.vision.model.config.hidden_size) for layer in vision]
-    stacks += [(layer, float(model.llm.config.hidden_size)) for layer in layers_of(model.llm)]
+    vision_width = patches / len(model.vision.models) * model.vision.model.config.hidden_size
+    vision = [(layer, vision_width) for encoder in model.vision.models for layer in layers_of(encoder)]
+    llm = [(layer, float(model.llm.config.hidden_size)) for layer in layers_of(model.llm)]
     kept = recomputed = widest = 0.0
     learns = False
-    for layer, width in stacks:
-        if layer is layers_of(model.llm)[0]:
+    for number, (layer, width) in enumerate([*vision, *llm]):
+        if number == len(vision):
             learns |= is_trained(model.connector) or is_trained(model.llm.get_input_embeddings())
         learns |= is_trained(layer)
         if learns:

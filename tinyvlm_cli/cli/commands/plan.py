@@ -5,12 +5,10 @@ share.
 """
 
 import gc
-import importlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 
 from rich.console import Console
 from rich.tree import Tree
@@ -34,8 +32,6 @@ class Cell:
 
 def run_together(points: Iterator[Point]) -> list[Outcome]:
     """Print one run's stages, or a grid's lines and totals. The error of a run is kept so that it hides no other."""
-    # Importing torch and transformers takes as long as composing a grid of twenty runs.
-    Thread(target=importlib.import_module, args=("tinyvlm_cli.plan.estimate",), daemon=True).start()
     gc.disable()  # imports and models stay until the end: searching them for garbage takes a quarter of the time
     try:
         composed = list(points)
@@ -50,6 +46,7 @@ def run_together(points: Iterator[Point]) -> list[Outcome]:
                 planned = error
             cells.append(Cell(point.overrides, planned))
     finally:
+        gc.freeze()  # nor are they searched when the process ends
         gc.enable()
     if len(cells) > 1:
         print_grid(cells)
