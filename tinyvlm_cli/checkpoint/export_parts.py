@@ -80,11 +80,10 @@ def write_parts(source: Source, folder: Path, place: Path) -> None:
 def closed_encoder(model: PreTrainedModel) -> PreTrainedModel:
     """Return a whole model of an encoder's class, from an encoder that ends with its feature layer.
 
-    The whole model has one layer more, and what its class has after the layers, so that no reader fills anything in
-    with random weights. Features are those before that layer, because versions differ in whether a last hidden state is
-    one before the final norm. For a run that takes them there too, as the paper's do, this is the published
-    configuration. What is added is zero, and a layer of zeros passes its input on; so the published weights are not
-    needed, which for an imported checkpoint do not exist.
+    The whole model has one more layer, and the modules that its class has after the layers, so that no reader fills
+    anything in with random weights. The added weights are zero, and a layer of zeros passes its input on. Features are
+    those before that layer, because versions differ in whether the last hidden state is before the final norm. For a
+    run that takes them there too, as the paper's do, this is the published configuration.
     """
     settings = model.config.to_dict()
     for name in ("stage_names", "out_features", "out_indices"):
@@ -104,12 +103,8 @@ def closed_encoder(model: PreTrainedModel) -> PreTrainedModel:
 def generation_config(tokenizer: PreTrainedTokenizerFast, chat: Chat) -> GenerationConfig:
     """Return settings of greedy answers up to the model's end token or the chat format's, as in `tinyvlm eval`."""
     ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(chat.end)} - {None}
-    return GenerationConfig(
-        do_sample=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=sorted(ends),
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    bos, pad = tokenizer.bos_token_id, tokenizer.pad_token_id
+    return GenerationConfig(do_sample=False, bos_token_id=bos, eos_token_id=sorted(ends), pad_token_id=pad)
 
 
 def old_state(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -30,32 +30,22 @@ def save_part(stage_dir: Path, part: str, state: dict[str, Tensor], *, scale: fl
 
     scale: alpha / rank, when `state` holds low-rank updates; None: whole weights.
     """
-    name = f"{part}.safetensors" if scale is None else f"{part}{ADAPTERS}"
-    metadata = {"format": "pt"} if scale is None else {"format": "pt", "scale": str(scale)}
-    with replaced(stage_dir / name) as draft:
+    path = stage_dir / (f"{part}.safetensors" if scale is None else f"{part}{ADAPTERS}")
+    metadata = {"format": "pt"} | ({} if scale is None else {"scale": str(scale)})
+    with replaced(path) as draft:
         save_file({key: tensor.contiguous() for key, tensor in state.items()}, draft, metadata=metadata)
 
 
 def load_part(stage_dirs: Sequence[Path], part: str) -> dict[str, Tensor] | None:
     """Return the part's weights from the last stage that trained it; None when none did."""
-    for stage_dir in reversed(stage_dirs):
-        path = stage_dir / f"{part}.safetensors"
-        if path.exists():
-            return _load(path)
-    return None
+    paths = (stage_dir / f"{part}.safetensors" for stage_dir in reversed(stage_dirs))
+    return next((_load(path) for path in paths if path.exists()), None)
 
 
 def build_model(
-    llm: LLM,
-    vision: Vision,
-    connector: dict[str, Any],
-    stage_dirs: Sequence[Path],
-    *,
-    seed: int,
-    dtype: torch.dtype,
-    attention: str,
-    four_bit: Collection[str] = (),
-) -> VLM:
+    llm: LLM, vision: Vision, connector: dict[str, Any], stage_dirs: Sequence[Path], *,
+    seed: int, dtype: torch.dtype, attention: str, four_bit: Collection[str] = (),
+) -> VLM:  # fmt: skip
     """Build the model as the stages in `stage_dirs` (first to last) left it.
 
     Without stages it has the published parts and a new connector, whose weights are a function of `seed`.

@@ -12,14 +12,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoProcessor,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedModel,
-)
+from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel
 
 from tinyvlm_cli.checkpoint.export_parts import (
     FEATURE_LAYER,
@@ -29,15 +22,7 @@ from tinyvlm_cli.checkpoint.export_parts import (
     generation_config,
     old_state,
 )
-from tinyvlm_cli.checkpoint.llava_hf.processor import (
-    QUESTION,
-    Layout,
-    asked,
-    expanded,
-    layout_of,
-    llava_processor,
-    probe_image,
-)
+from tinyvlm_cli.checkpoint.llava_hf.processor import QUESTION, asked, expanded, layout_of, llava_processor, probe_image
 from tinyvlm_cli.config.schema import ImageMode, Train
 from tinyvlm_cli.data.chat import IMAGE, encode_prompt
 from tinyvlm_cli.data.images import pixels
@@ -84,11 +69,10 @@ def write_llava(source: Source, processor: LlavaProcessor, folder: Path, *, loss
     difference is logged.
     """
     model = source.model()
-    layout = layout_of(model.vision, source.config.vision)
     expected = our_logits(model, source.config, source.image_mode)
     lost = weights_without_place(model.llm)
     encoder = closed_encoder(model.vision.model)
-    config = llava_config(model, encoder, processor, layout, source)
+    config = llava_config(model, encoder, processor, source)
     state = llava_state(model, encoder, vocabulary=config.text_config.vocab_size)
     config.save_pretrained(folder)
     save_torch_state_dict(state, folder)
@@ -130,12 +114,8 @@ def weights_without_place(llm: PreTrainedModel) -> list[str]:
     return [name for name in llm.state_dict() if not name.startswith(body) and name != head]
 
 
-def llava_config(
-    model: VLM, encoder: PreTrainedModel, processor: LlavaProcessor, layout: Layout, source: Source
-) -> LlavaConfig:
+def llava_config(model: VLM, encoder: PreTrainedModel, processor: LlavaProcessor, source: Source) -> LlavaConfig:
     """Return the configuration of a model that `check_llava` has accepted. encoder: by `closed_encoder`."""
-    layers = two_layers(model.connector)
-    assert layers is not None
     text, vision = copy.deepcopy(model.llm.config), copy.deepcopy(encoder.config)
     text.architectures = [type(model.llm).__name__]  # vLLM picks its class by it
     # Vocabularies are mostly padded; where no row is free for the image token, one is added.
@@ -147,11 +127,11 @@ def llava_config(
         vision_config=vision,
         text_config=text,
         image_token_index=processor.image_token_id,
-        image_seq_length=layout.num_tokens,
+        image_seq_length=model.tokens_per_image,
         projector_hidden_act="gelu",
-        multimodal_projector_bias=layers[0].bias is not None,
+        multimodal_projector_bias=any(name.endswith("bias") for name in model.connector.state_dict()),
         vision_feature_layer=FEATURE_LAYER,
-        vision_feature_select_strategy=layout.strategy,
+        vision_feature_select_strategy=processor.vision_feature_select_strategy,
         tie_word_embeddings=text.tie_word_embeddings,
         dtype=source.dtype,
     )
@@ -170,9 +150,7 @@ def llava_state(model: VLM, encoder: PreTrainedModel, *, vocabulary: int) -> dic
             state[f"multi_modal_projector.linear_{number}.{name}"] = tensor.cpu()
     llm = model.llm
     body = f"{llm.base_model_prefix}."
-    table, head = (
-        f"{_name_of(llm, part)}.weight" for part in (llm.get_input_embeddings(), llm.get_output_embeddings())
-    )
+    table, head = (f"{_name_of(llm, m)}.weight" for m in (llm.get_input_embeddings(), llm.get_output_embeddings()))
     for name, tensor in old_state(llm).items():
         if name.startswith(body):
             place = f"language_model.model.{name.removeprefix(body)}"
@@ -199,8 +177,7 @@ def our_embeds(model: VLM, config: Train, mode: ImageMode) -> Tensor:
     """Return the embeddings of the probe's question and image: [1, T, D]."""
     image = probe_image(config.vision.image_size)
     ids = encode_prompt(QUESTION, has_image=True, tokenizer=load_tokenizer(config.llm), chat=config.llm.chat)
-    num_tokens = model.tokens_per_image
-    row = torch.tensor([expanded(ids, num_tokens, IMAGE)], device=model.llm.device)
+    row = torch.tensor([expanded(ids, model.tokens_per_image, IMAGE)], device=model.llm.device)
     is_image = row == IMAGE
     values = torch.from_numpy(pixels(image, config.vision, mode))[None].to(row.device)
     return model.embed(row.masked_fill(is_image, 0), is_image.flatten().nonzero()[:, 0], values)
@@ -221,14 +198,8 @@ def stock_logits(folder: Path, processor: LlavaProcessor, source: Source) -> Ten
                 f"format=llava: the processor gives other {name} once it is read from its folder; is the tokenizer of "
                 f"'{source.config.llm.path}' made for its model? Use format=parts"
             )
-    model = load(
-        LlavaForConditionalGeneration,
-        AutoConfig.from_pretrained(folder),
-        path=str(folder),
-        dtype=source.dtype,
-        attention="sdpa",
-        where="output",
-    )
+    config = LlavaConfig.from_pretrained(folder)
+    model = load(LlavaForConditionalGeneration, config, path=str(folder), where="output", dtype=source.dtype)
     model.to(source.device).eval()
     logits: Tensor = model(**inputs.to(source.device, source.dtype)).logits[0].float().cpu()
     return logits

@@ -131,14 +131,9 @@ def llava_processor(config: Train, mode: ImageMode, layout: Layout) -> LlavaProc
         template = chat_template(config.llm.chat, start=start, gap=gap)
         tokenizer.chat_template = template  # or the LLM's own would go into the folder
         processor = LlavaProcessor(
-            image_processor,
-            tokenizer,
-            patch_size=layout.patch_size,
-            vision_feature_select_strategy=layout.strategy,
-            num_additional_image_tokens=layout.extra,
-            image_token=IMAGE_TOKEN,
-            chat_template=template,
-        )
+            image_processor, tokenizer, image_token=IMAGE_TOKEN, chat_template=template, patch_size=layout.patch_size,
+            vision_feature_select_strategy=layout.strategy, num_additional_image_tokens=layout.extra,
+        )  # fmt: skip
         if gives_ids_of(own, processor, config, layout.num_tokens):
             return processor
     raise UserError(
@@ -157,11 +152,8 @@ def gives_ids_of(own: PreTrainedTokenizerFast, processor: LlavaProcessor, config
             return False
     turns = (Turn(f"{IMAGE_TOKEN}\n{QUESTION}", ANSWER), Turn(QUESTION, ANSWER))
     (whole,) = encode([Record("", ("image",), turns)], tokenizer=own, chat=chat, prompt=Prompt.chat)
-    messages = [
-        message
-        for turn in turns
-        for message in ({"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer})
-    ]
+    texts = [pair for turn in turns for pair in (("user", turn.question), ("assistant", turn.answer))]
+    messages = [{"role": role, "content": content} for role, content in texts]
     text = processor.apply_chat_template(messages)
     special = not (own.bos_token and text.startswith(own.bos_token))
     found = processor(text=text, images=[image], add_special_tokens=special).input_ids[0]

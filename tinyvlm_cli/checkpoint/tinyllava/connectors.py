@@ -24,8 +24,7 @@ def import_connector(kind: str, state: State, *, num_heads: int) -> Imported:
     """
     try:
         if kind == "linear":
-            layers = {f"layers.0.{name}": tensor for name, tensor in state.items()}
-            return _imported("linear", "Linear", layers)
+            return _imported("linear", "Linear", {f"layers.0.{name}": tensor for name, tensor in state.items()})
         if depth := re.fullmatch(r"mlp(\d+)x_gelu", kind):
             layers = {f"layers.{name}": tensor for name, tensor in state.items()}
             return _imported("mlp", "MLP", layers, depth=int(depth[1]))
@@ -57,16 +56,10 @@ def _resampler(state: State) -> Imported:
     for name in [name for name in out if ".to_key." in name]:
         value_name, joined = name.replace(".to_key.", ".to_value."), name.replace(".to_key.", ".to_key_value.")
         out[joined] = torch.cat([out.pop(name), out.pop(value_name)])
-    return _imported(
-        "resampler",
-        "Resampler",
-        out,
-        hidden_dim=hidden_dim,
-        num_heads=8 if hidden_dim == 512 else 12,  # as the bench's builder chooses
-        num_queries=state["queries"].shape[0],
-        num_layers=_count(out, "layers"),
-        **_intermediate(out["layers.0.feed_forward.1.weight"]),
-    )
+    num_heads = 8 if hidden_dim == 512 else 12  # as the bench's builder chooses
+    sizes = {"hidden_dim": hidden_dim, "num_heads": num_heads, "num_queries": len(state["queries"])}
+    sizes |= _layer_sizes(out, "layers", "feed_forward.1")
+    return _imported("resampler", "Resampler", out, **sizes)
 
 
 def _perceiver(state: State) -> Imported:
@@ -83,16 +76,9 @@ def _perceiver(state: State) -> Imported:
     num_heads, rest = divmod(len(out["layers.0.to_query.weight"]), 64)  # its heads are 64 wide, whatever the width
     if rest:
         raise UserError("connector 'resampler': its attention is not a multiple of 64 wide, as TinyLLaVA_Factory's is")
-    return _imported(
-        "resampler_factory",
-        "Perceiver",
-        out,
-        head_dim=64,
-        num_heads=num_heads,
-        num_queries=state["latents"].shape[0],
-        num_layers=_count(out, "layers"),
-        **_intermediate(out["layers.0.feed_forward.1.weight"]),
-    )
+    sizes = {"head_dim": 64, "num_heads": num_heads, "num_queries": len(state["latents"])}
+    sizes |= _layer_sizes(out, "layers", "feed_forward.1")
+    return _imported("resampler_factory", "Perceiver", out, **sizes)
 
 
 def _qformer(state: State, num_heads: int) -> Imported:
@@ -101,16 +87,10 @@ def _qformer(state: State, num_heads: int) -> Imported:
     kept = {name: tensor for name, tensor in state.items() if not text_side.search(name)}
     out = _renamed(kept, {"query_tokens": "queries", "projector": "project_out", "bert": "model"})
     out = {name.replace("attention.self.", "attention.attention."): tensor for name, tensor in out.items()}
-    return _imported(
-        "qformer",
-        "QFormer",
-        out,
-        hidden_dim=state["query_tokens"].shape[2],
-        num_heads=num_heads,
-        num_queries=state["query_tokens"].shape[1],
-        num_layers=_count(out, "model.encoder.layer"),
-        **_intermediate(out["model.encoder.layer.0.intermediate_query.dense.weight"]),
-    )
+    _, num_queries, hidden_dim = state["query_tokens"].shape
+    sizes = {"hidden_dim": hidden_dim, "num_heads": num_heads, "num_queries": num_queries}
+    sizes |= _layer_sizes(out, "model.encoder.layer", "intermediate_query.dense")
+    return _imported("qformer", "QFormer", out, **sizes)
 
 
 def _imported(name: str, class_name: str, state: State, **sizes: Any) -> Imported:
@@ -126,15 +106,11 @@ def _renamed(state: State, first: dict[str, str], others: dict[str, str] | None 
     return out
 
 
-def _intermediate(weight: Tensor) -> dict[str, int]:
-    """Return the setting of a feed-forward block's width, unless it is the default, 4 times the width outside.
+def _layer_sizes(state: State, stack: str, first: str) -> dict[str, int]:
+    """Return the number of a stack's layers, and the width inside their feed-forward blocks.
 
-    weight: [width inside, width outside] of the block's first layer.
+    The width is left out where it is the default, 4 times the width outside. first: the first layer of each block.
     """
-    inside, outside = weight.shape
-    return {} if inside == 4 * outside else {"intermediate_dim": inside}
-
-
-def _count(state: State, stack: str) -> int:
-    """Return the number of a stack's layers."""
-    return len({found[1] for name in state if (found := re.match(rf"{re.escape(stack)}\.(\d+)\.", name))})
+    num_layers = len({found[1] for name in state if (found := re.match(rf"{re.escape(stack)}\.(\d+)\.", name))})
+    inside, outside = state[f"{stack}.0.{first}.weight"].shape
+    return {"num_layers": num_layers} | ({} if inside == 4 * outside else {"intermediate_dim": inside})

@@ -96,10 +96,7 @@ def _factory(folder: Path, config: dict[str, Any]) -> Foreign:
     encoder = {name: value for name, value in config["vision_config"].items() if "model_name_or_path" not in name}
     keeps_all = config.get("vision_feature_select_strategy", "patch") == "cls_patch"
     return Foreign(
-        folder=folder,
-        weights=weights,
-        llm=config_from_architecture(config["text_config"]),
-        vision=config_from_architecture(encoder),
+        folder, weights, config_from_architecture(config["text_config"]), config_from_architecture(encoder),
         llm_path=config.get("llm_model_name_or_path", ""),
         vision_path=config.get("vision_model_name_or_path", "").rpartition(":")[2],
         second_path=config.get("vision_model_name_or_path2", "").rpartition(":")[2],
@@ -110,7 +107,7 @@ def _factory(folder: Path, config: dict[str, Any]) -> Foreign:
         image_mode=ImageMode[config.get("image_aspect_ratio", "square")],
         max_length=config.get("tokenizer_model_max_length", 2048),
         prompt=Prompt.plain if is_split and not is_adapted else Prompt.chat,
-    )
+    )  # fmt: skip
 
 
 def _bench(folder: Path, config: dict[str, Any], vision: Path | None) -> Foreign:
@@ -143,13 +140,8 @@ def _bench(folder: Path, config: dict[str, Any], vision: Path | None) -> Foreign
     if kind == "phi" and head is not None and f"{LLM}lm_head.bias" not in weights:  # its head has none
         weights[f"{LLM}lm_head.bias"] = torch.zeros(len(head), dtype=head.dtype)
     return Foreign(
-        folder=folder,
-        weights=weights,
-        llm=llm,
-        vision=encoder,
-        llm_path=config.get("_name_or_path", ""),
-        vision_path=str(named),
-        second_path="",
+        folder, weights, llm, encoder,
+        llm_path=config.get("_name_or_path", ""), vision_path=str(named), second_path="",
         connector=config["mm_projector_type"],
         feature_layer=config.get("mm_vision_select_layer", -2),
         # Its SigLIP keeps all patches whatever the config says; its CLIP drops the class token.
@@ -157,7 +149,7 @@ def _bench(folder: Path, config: dict[str, Any], vision: Path | None) -> Foreign
         image_mode=ImageMode[config.get("image_aspect_ratio", "pad")],
         max_length=config.get("tokenizer_model_max_length", 3072),
         prompt=Prompt.chat,
-    )
+    )  # fmt: skip
 
 
 def with_adapter(weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
@@ -195,10 +187,8 @@ def check_names(unexpected: Iterable[str], missing: Iterable[str], where: str) -
     if left := sorted(unexpected):
         more = f" and {len(left) - 3} more" if len(left) > 3 else ""
         findings.append(f"{where}: nothing takes the tensors {', '.join(left[:3])}{more}; is it another kind of model?")
-    if lacking := sorted(missing):
-        findings.append(
-            f"{where}: {len(lacking)} weights are missing, the first is {lacking[0]}; get the checkpoint again"
-        )
+    if lost := sorted(missing):
+        findings.append(f"{where}: {len(lost)} weights are missing, the first is {lost[0]}; get the checkpoint again")
     raise_findings(findings)
 
 

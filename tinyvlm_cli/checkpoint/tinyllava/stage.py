@@ -1,7 +1,6 @@
 """From a foreign checkpoint to a run of ours: its parts in a stage folder, and a configuration that names them."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +111,7 @@ def _import_vision(
     for name, config in configs.items():
         config.save_pretrained(folder / name)
         cut = cut_config(config, foreign.feature_layer, name)
-        models[name] = _loaded(MODEL_MAPPING[type(cut)], cut, states[name], name, may_lack=_is_after_layers)
+        models[name] = _loaded(MODEL_MAPPING[type(cut)], cut, states[name], name, is_encoder=True)
 
     # Preprocessing is not in a Factory checkpoint: it is that of the published encoder.
     kind = foreign.vision.model_type
@@ -133,34 +132,22 @@ def _import_vision(
     is_pair = "vision2" in models
     name, label = _published("vision", foreign.vision_path)
     settings = Vision(
-        name=f"{name}+imported",
-        label=label,
-        path=str(place / "vision"),
-        feature_layer=foreign.feature_layer,
-        tokens=foreign.tokens,
-        unused=unused["vision"],
-        image_size=foreign.vision.image_size,
-        resize=Resize(preprocessing["resize"]),
-        mean=preprocessing["mean"],
-        std=preprocessing["std"],
-        partial_from_layer=shipped["partial_from_layer"],
-        architecture=foreign.vision.to_diff_dict(),
+        name=f"{name}+imported", label=label, path=str(place / "vision"), architecture=foreign.vision.to_diff_dict(),
+        feature_layer=foreign.feature_layer, tokens=foreign.tokens, unused=unused["vision"],
+        image_size=foreign.vision.image_size, resize=Resize(preprocessing["resize"]),
+        mean=preprocessing["mean"], std=preprocessing["std"], partial_from_layer=shipped["partial_from_layer"],
         second=SecondEncoder(path=str(place / "vision2"), unused=unused["vision2"]) if is_pair else None,
-    )
+    )  # fmt: skip
     return settings, VisionEncoder(models["vision"], settings, models.get("vision2")), assumed
 
 
 def _loaded(
-    kind: type[PreTrainedModel],
-    config: PretrainedConfig,
-    state: dict[str, Tensor],
-    where: str,
-    *,
-    may_lack: Callable[[str], bool] = lambda name: False,
-) -> PreTrainedModel:
+    kind: type[PreTrainedModel], config: PretrainedConfig, state: dict[str, Tensor], where: str, *,
+    is_encoder: bool = False,
+) -> PreTrainedModel:  # fmt: skip
     """Return the model with `state`, all of whose tensors it takes, or is known not to need.
 
-    may_lack: whether a tensor of that name may be missing.
+    is_encoder: tensors after its last layer may be missing.
     """
     if not state:
         raise UserError(f"{where}: the checkpoint has no weights of it; get the checkpoint again")
@@ -172,7 +159,8 @@ def _loaded(
         is_cut_off = layer is not None and int(layer[1]) >= config.num_hidden_layers
         if name.endswith(BUFFERS) or _is_after_layers(name) or is_cut_off:
             needless.add(name)
-    check_names(set(unexpected) - needless, [name for name in missing if not may_lack(name)], where)
+    lacking = [name for name in missing if not (is_encoder and _is_after_layers(name))]
+    check_names(set(unexpected) - needless, lacking, where)
     return model
 
 
