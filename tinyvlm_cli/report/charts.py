@@ -1,5 +1,6 @@
 """Charts: a table as bars for each benchmark and as a radar over all, and the training curves of its runs."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isnan, nan, pi, sin
@@ -106,11 +107,11 @@ def read_curve(curve: Curve, runs: Sequence[Run], results: Results) -> dict[str,
 
     Raises UserError for a damaged train.jsonl.
     """
-    names: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = defaultdict(list)
     for run in runs:
         for folder in run.stages.values():
             # Not the displayed name: runs with other seeds have the same, and one curve would hide the rest.
-            names.setdefault(folder, []).append(run.folder.name)
+            names[folder].append(run.folder.name)
     stages: dict[str, dict[str, list[float]]] = {}
     for run in runs:
         for stage, folder in run.stages.items():
@@ -131,10 +132,7 @@ def read_curve(curve: Curve, runs: Sequence[Run], results: Results) -> dict[str,
 def running_mean(values: Sequence[float]) -> list[float]:
     """Return the mean over the last `len / SMOOTHING` values at each place; over fewer at the beginning."""
     window = max(1, len(values) // SMOOTHING)
-    total, means = 0.0, []
-    for place, value in enumerate(values):
-        total += value - (values[place - window] if place >= window else 0.0)
-        means.append(total / min(place + 1, window))
+    means: list[float] = pd.Series(values, dtype="float64").rolling(window, min_periods=1).mean().tolist()
     return means
 
 
@@ -166,7 +164,7 @@ def _bars(figure: Any, values: pd.DataFrame, is_ours: list[bool]) -> None:
         for number, value in enumerate(column):
             if not isnan(value):
                 look = {} if is_ours[number] else {"hatch": "//", "alpha": 0.6}
-                panel.bar(number, value, color=_colour(number), label=values.index[number], **look)
+                panel.bar(number, value, color=_colour(number), **look)
         # Differences of a point would vanish on an axis that begins at zero; each panel says where it begins.
         low, high = column.min(), column.max()
         margin = (high - low) * 0.25 or max(1.0, high * 0.05)
@@ -186,9 +184,7 @@ def _radar(figure: Any, values: pd.DataFrame, is_ours: list[bool]) -> None:
             [*angles, angles[0]], [*row, row[0]], color=_colour(number), linestyle="-" if is_ours[number] else "--",
             linewidth=1.4, marker="o", markersize=2.5,
         )  # fmt: skip
-    labels = [
-        f"{title}\n{lowest:.1f} - {highest:.1f}" for title, lowest, highest in zip(values, low, high, strict=True)
-    ]
+    labels = [f"{title}\n{least:.1f} - {most:.1f}" for title, least, most in zip(values, low, high, strict=True)]
     panel.set_xticks(angles, labels, fontsize=7)
     for angle, label in zip(angles, panel.get_xticklabels(), strict=True):
         side = round(sin(angle), 3)  # of the circle: the first axis points up, the others follow clockwise

@@ -1,5 +1,6 @@
 """Differences between our runs: the marks of an ablation table, and two runs compared benchmark by benchmark."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,7 +13,7 @@ import pandas as pd
 from tinyvlm_cli.config.commands import Table
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.report.scores import CHOICES, DIFFERENCE, fits, in_columns, typed
-from tinyvlm_cli.report.sheet import BETTER, WORSE, Kind, Row, Sheet, finish
+from tinyvlm_cli.report.sheet import BETTER, WORSE, Cell, Kind, Row, Sheet, finish
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import REAL, Run
 from tinyvlm_cli.statistics.intervals import INTERVALS, PAIRED, SEEDS, Difference, difference, holm, interval
@@ -42,14 +43,14 @@ def compare_rows(table: Table, own: pd.DataFrame, benchmarks: Sequence[str], res
     found: dict[tuple[int, str], Difference] = {}
     records: list[dict[str, Any]] = []
     missing: list[str] = []
-    groups: dict[tuple[int, str], list[Any]] = {}
+    groups: dict[tuple[int, str], list[Any]] = defaultdict(list)
     real: list[Any] = list(own[own["images"] == REAL].itertuples())
     for score in real:
-        groups.setdefault((score.row, score.benchmark), []).append(score)
+        groups[score.row, score.benchmark].append(score)
     ablations = _ablations(table, own)
     for benchmark in benchmarks:
         for reference, other in ablations:
-            a, b = groups.get((reference, benchmark), []), groups.get((other, benchmark), [])
+            a, b = groups[reference, benchmark], groups[other, benchmark]
             if not is_comparable(a, b):
                 continue
             try:
@@ -110,22 +111,13 @@ def compare_runs(name: str, table: Table, scores: pd.DataFrame, results: Results
         )
     corrected = holm([one.p for one in found.values()])
 
-    rows = [
-        Row(
-            Kind.benchmark,
-            0,
-            [label],
-            [
-                (f"{one.a:.1f}", one.a),
-                (f"{one.b:.1f}", one.b),
-                (f"{one.change:+.1f}", one.change),
-                (f"{one.low:+.1f} to {one.high:+.1f}", None),
-                *((f"{one_p:.3f}" if one_p >= 0.001 else "< 0.001", one_p) for one_p in (one.p, p)),
-                (f"{one.num_questions:,}", one.num_questions),
-            ],
-        )
-        for (label, one), p in zip(found.items(), corrected, strict=True)
-    ]
+    rows = []
+    for (label, one), corrected_p in zip(found.items(), corrected, strict=True):
+        scores_and_change = [(f"{one.a:.1f}", one.a), (f"{one.b:.1f}", one.b), (f"{one.change:+.1f}", one.change)]
+        bounds = (f"{one.low:+.1f} to {one.high:+.1f}", None)
+        ps = [(f"{p:.3f}" if p >= 0.001 else "< 0.001", p) for p in (one.p, corrected_p)]
+        cells: list[Cell] = [*scores_and_change, bounds, *ps, (f"{one.num_questions:,}", one.num_questions)]
+        rows.append(Row(Kind.benchmark, 0, [label], cells))
     sheet = finish(
         name,
         replace(table, title=f"{table.title}: a = {titles[0]}, b = {titles[1]}"),

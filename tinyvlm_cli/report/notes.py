@@ -1,5 +1,6 @@
 """Footnotes: what a reader must know to read a table's numbers."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,10 +58,10 @@ def _on_published(cited: pd.DataFrame, *, verbose: bool) -> list[str]:
     sources = dict.fromkeys(part for source in cited["source"] for part in source.split("; "))
     found = [f"Published scores: {'; '.join(sources)}"]
     for field in ("caveat", "note") if verbose else ("caveat",):
-        models: dict[str, dict[str, None]] = {}
+        models: dict[str, dict[str, None]] = defaultdict(dict)
         for name, text in zip(cited["name"], cited[field], strict=True):
-            for part in text.split("; ") if text else []:
-                models.setdefault(part, {})[name] = None
+            for part in filter(None, text.split("; ")):
+                models[part][name] = None
         found += [f"{', '.join(names)}: {part}" for part, names in models.items()]
     if (cited["seen_in_training"] != "").any():
         found.append("* the publication says that training saw this benchmark's training set")

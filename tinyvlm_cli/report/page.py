@@ -5,6 +5,7 @@ import io
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +34,20 @@ def page(sheets: Sequence[Sheet], runs: Sequence[Run], *, charts: Iterable[tuple
     """Return the file's text. charts: title and SVG of each."""
     environment = Environment(loader=PackageLoader("tinyvlm_cli.report", "."), autoescape=True)
     questions, pictures = disagreements(runs)
-    data = {
-        "runs": {run.folder.name: configuration(run) for run in runs},
-        "questions": questions,
-        "pictures": pictures,
-    }
-    filters_of_sheets = []  # place, title and values of the headers that differ between rows: all but the first
+    configurations = {run.folder.name: configuration(run) for run in runs}
+    data = {"runs": configurations, "questions": questions, "pictures": pictures}
+    tables = []
     for sheet in sheets:
         headers = sheet.text.loc[[kind in MAIN for kind in sheet.kinds], sheet.headers]
         values = [(place, title, sorted(set(headers[title]))) for place, title in enumerate(sheet.headers)]
-        filters_of_sheets.append([one for one in values if one[0] and len(one[2]) > 1])
+        filters = [one for one in values if one[0] and len(one[2]) > 1]  # headers that differ, all but the first
+        tables.append((sheet, _blocks(sheet), filters))
     return environment.get_template("page.html.j2").render(
-        sheets=[(sheet, _blocks(sheet), filters) for sheet, filters in zip(sheets, filters_of_sheets, strict=True)],
+        sheets=tables,
         charts=list(charts),
         # Nothing but its end is special in a script element.
         data=json.dumps(data, ensure_ascii=False).replace("</", "<\\/"),
-        runs=[run.folder.name for run in runs],
+        runs=list(configurations),
     )
 
 
@@ -150,14 +149,10 @@ def _pictures(node: Any, keys: set[str]) -> Iterator[tuple[str, str]]:
 def _differing(scores: Sequence[dict[str, float]]) -> list[str]:
     """Return keys of questions with more than one score, drawn at random."""
     everything = list(dict.fromkeys(key for one in scores for key in one))
-    chosen = []
-    for place in np.random.default_rng(SEED).permutation(len(everything)):
-        key = everything[place]
-        if len({one[key] for one in scores if key in one}) > 1:
-            chosen.append(key)
-            if len(chosen) == MAX_QUESTIONS:
-                break
-    return chosen
+    order = np.random.default_rng(SEED).permutation(len(everything))
+    keys = (everything[place] for place in order)
+    differing = (key for key in keys if len({one[key] for one in scores if key in one}) > 1)
+    return list(islice(differing, MAX_QUESTIONS))
 
 
 def _blocks(sheet: Sheet) -> list[list[dict[str, Any]]]:

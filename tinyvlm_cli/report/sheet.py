@@ -182,5 +182,4 @@ def escape(text: object) -> str:
 
 def csv_text(sheets: Iterable[Sheet]) -> str:
     """Return one raw score a line, of all tables together: nothing is rounded, ranked or averaged."""
-    text: str = pd.concat([typed([]), *(sheet.records for sheet in sheets)]).to_csv(index=False, lineterminator="\n")
-    return text
+    return str(pd.concat([typed([]), *(sheet.records for sheet in sheets)]).to_csv(index=False, lineterminator="\n"))

@@ -5,6 +5,7 @@ Runs that differ only in the seed share one row. Two runs of the same displayed 
 setting that the name does not show) each have their own row, called by the run folder.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from math import isnan
@@ -103,11 +104,11 @@ def _check(name: str, table: Table, scores: pd.DataFrame) -> None:
         for found in values
         if found not in allowed
     ]
-    titles = [*table.headers.values(), *(column.label for column in table.columns)]
+    titles = Counter([*table.headers.values(), *(column.label for column in table.columns)])
     findings += [
-        f"table.{name}: {titles.count(title)} columns are called '{title}'; give each a label of its own"
-        for title in dict.fromkeys(titles)
-        if titles.count(title) > 1
+        f"table.{name}: {count} columns are called '{title}'; give each a label of its own"
+        for title, count in titles.items()
+        if count > 1
     ]
     raise_findings(findings)
 
@@ -200,13 +201,13 @@ def _own_cells(
 
     A score is a value, or the mean and standard deviation over seeds, or the reason why there is none.
     """
-    groups: dict[tuple[int, str, str], list[Any]] = {}  # a data frame for each cell would take most of the time
+    groups: dict[tuple[int, str, str], list[Any]] = defaultdict(list)  # a data frame for each cell would be slow
     every: list[Any] = list(shown.itertuples())
     for one in every:
-        groups.setdefault((one.row, one.column, one.images), []).append(one)
+        groups[one.row, one.column, one.images].append(one)
 
     def score(row: int, column: Column, images: str) -> Cell:
-        scores = groups.get((row, column.label, images), [])
+        scores = groups[row, column.label, images]
         values = [one.value for one in scores if not isnan(one.value)]
         if not values:
             states = {one.state for one in scores}
@@ -217,7 +218,7 @@ def _own_cells(
 
     def interval(row: int, column: Column) -> Cell:
         # A part of a score has no interval, nor has a score by an older version.
-        scores = [one for one in groups.get((row, column.label, REAL), []) if not isnan(one.low)]
+        scores = [one for one in groups[row, column.label, REAL] if not isnan(one.low)]
         bounds = (scores[0].low, scores[0].high) if len(scores) == 1 else None
         if len(scores) > 1:
             bounds = interval_of_mean(scores, results)
