@@ -34,7 +34,7 @@ from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from tinyvlm_cli.cli.commands import COMMANDS, Command
@@ -83,8 +83,11 @@ class Point:
         try:
             if missing := sorted(OmegaConf.missing_keys(self.composed)):
                 raise UserError("\n".join(f"{key}: not set; add {key}=..." for key in missing))
+            overrides = packaged_overrides(self.composed, self.hydra)
+            if not overrides and not any(word.startswith("+") for word in self.hydra.overrides.task):
+                return OmegaConf.to_object(self.composed)
             plain: Any = OmegaConf.to_container(self.composed, resolve=True)
-            if overrides := packaged_overrides(plain, self.hydra):
+            if overrides:
                 show_differences(plain, _compose_packaged(self.command, overrides))
             # Merging again rejects keys that `+key=` has added to the composition.
             return OmegaConf.to_object(OmegaConf.unsafe_merge(OmegaConf.structured(schema), plain))
@@ -167,8 +170,10 @@ def points(command: Command, settings: list[str], *, is_grid: bool) -> Iterator[
             loader.load_configuration(command.name, settings, run_mode=RunMode.RUN)  # raises Hydra's error
         for config in configs:
             HydraConfig.instance().set_config(config)  # so that `${hydra:...}` in a setting means this point
-            own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-            yield Point(command, own, config.hydra)
+            node = config.hydra
+            with open_dict(config), read_write(config):
+                del config["hydra"]
+            yield Point(command, config, node)
 
 
 @dataclass

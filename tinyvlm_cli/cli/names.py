@@ -75,7 +75,7 @@ def packaged_labels(group: str) -> dict[str, str]:
     return {yaml.safe_load(file.read_text(encoding="utf-8"))["label"]: file.stem for file in files}
 
 
-def packaged_overrides(config: dict[str, Any], hydra: Any) -> list[str]:
+def packaged_overrides(config: DictConfig, hydra: Any) -> list[str]:
     """Return the overrides that choose the packaged members of the same names, in the same folders.
 
     Returns none when `config` consists of packaged members that are unchanged, as in most grids.
