@@ -56,39 +56,27 @@ class ProgressBar:
         self._display.update(self._task, completed=self.done, figures=figures)
         now = time.perf_counter()
         tenth = 10 * self.done // max(1, self._total) > 10 * self._reported_at // max(1, self._total)
-        if (
-            self._display.disable
-            and log.isEnabledFor(logging.INFO)
-            and (tenth or now - self._reported_s > LINE_EVERY_S)
-        ):
+        if self._display.disable and (tenth or now - self._reported_s > LINE_EVERY_S):
             self._reported_s, self._reported_at = now, self.done
             left_min = (now - self._started) / max(1, self.done - self._before) * (self._total - self.done) / 60
             text = f"{self._label}: {self.done:,} of {self._total:,}"
             log.info("%s", "  ".join(filter(None, (text, figures, f"{left_min:.1f} min left"))))
 
 
-class ProgressDisplay:
+class ProgressDisplay(Progress):
     """Progress bars, one below the other, on standard error. A process that is not `shown` displays nothing."""
 
     def __init__(self, *, shown: bool = True, console: Console | None = None) -> None:
-        self._shown = shown
         console = console or Console(stderr=True)
-        self._display = Progress(
+        super().__init__(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             console=console, disable=not (shown and console.is_terminal),
         )  # fmt: skip
 
-    def __enter__(self) -> "ProgressDisplay":
-        self._display.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._display.stop()
-
     def add(self, label: str, total: int, *, done: int = 0) -> ProgressBar:
         """Begin a task of `total` steps, of which `done` were done before."""
-        return ProgressBar(self._display, label, total, done)
+        return ProgressBar(self, label, total, done)
 
 
 @contextmanager

@@ -244,6 +244,16 @@ def test_full_error_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None
         main(["train", "llm=phi3"])
 
 
+def test_an_error_in_a_step_of_the_demo_names_the_step(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["demo", "commands=['train llm=phi3', 'report']"]) == 2
+    assert capsys.readouterr().err.startswith("tinyvlm train: llm=phi3: ")
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(UserError, match="phi3"):
+        main(["demo", "commands=['train llm=phi3']"])
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [(UserError("x"), 2), (WorkerError("x"), 1), (KeyboardInterrupt(), 130), (BrokenPipeError(), 1), (None, 3)],

@@ -117,7 +117,7 @@ def run_command(command: Command, arguments: list[str]) -> int:
     _make_importable(Path.cwd(), Path(results_dir.strip("'\"")))
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises an error instead of printing it and exiting
-    job = Job(command.name, Path.cwd() / f".tinyvlm-{uuid.uuid4().hex}")
+    job = Job(command.name, Path.cwd() / f".tinyvlm-{uuid.uuid4().hex}", full_error)
     argv, sys.argv = sys.argv, ["tinyvlm" if "-sc" in flags else f"tinyvlm {command.name}", *flags, *settings]
     set_up_logging()
     try:
@@ -185,12 +185,14 @@ class Job:
 
     name: str  # of the command
     folder: Path
+    full_error: str = "0"  # HYDRA_FULL_ERROR as the user set it, for the commands that `demo` runs
     is_launched: bool = False
     done: list[Outcome] = field(default_factory=list)
 
     def __call__(self, composed: DictConfig) -> None:
         """Run the command for one point. Its error is kept, so that the other points of a grid run too."""
         point = Point(COMMANDS[self.name], composed, HydraConfig.get())
+        os.environ["HYDRA_FULL_ERROR"] = self.full_error
         try:
             if point.command.takes_grid:
                 (outcome,) = point.command.run(iter([point]))
@@ -200,6 +202,8 @@ class Job:
             outcome = Outcome(point.overrides, MISTAKE, error)
         except (WorkerError, BrokenPipeError) as error:  # the latter: `tinyvlm report | head`
             outcome = Outcome(point.overrides, FAILED, error)
+        finally:
+            os.environ["HYDRA_FULL_ERROR"] = "1"
         if not self.is_launched:
             self.done.append(outcome)
         elif this_node().is_first:

@@ -106,7 +106,3 @@ def complete(arguments: list[str]) -> int:
     os.environ["COMP_LINE"] = f"{program} {rest}"
     os.environ["COMP_POINT"] = str(len(os.environ["COMP_LINE"]))
     return run_command(COMMANDS[name], ["-sc", request])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

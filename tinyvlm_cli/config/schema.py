@@ -92,9 +92,7 @@ class LLM:
     pad_token: str = MISSING
     max_length: int = MISSING  # tokens, image tokens included; longer samples lose their tail
     precision: Precision = MISSING  # of its training, unless engine.precision is set
-    architecture: dict[str, Any] | None = (
-        None  # transformers config: sizes without the weights, for plan, bench and tests
-    )
+    architecture: dict[str, Any] | None = None  # transformers config, for plan, bench and tests without the weights
     prepare: dict[str, Any] | None = None  # `_target_` that makes `path` on this machine (`tinyvlm data prepare`)
 
 
@@ -259,9 +257,7 @@ class Engine:
     micro_tokens: int | None = None  # most tokens of a micro-batch on one GPU; null: as many as fit and make it faster
     recompute: float | None = None  # share of the layers with activation checkpointing; null: as few as memory requires
     compile: bool | None = None  # layers compiled by PyTorch; null: on a GPU, except with ZeRO-3
-    workers: int | None = (
-        None  # processes that load images, per GPU; 0: the training process itself; null: up to 16, on a CPU none
-    )
+    workers: int | None = None  # image-loading processes per GPU; 0: none; null: up to 16, on a CPU none
     save_every: int = MISSING  # optimizer steps between checkpoints
     gpus: int | None = None  # worker processes on this machine; null: one for each visible GPU, one on a CPU
 
@@ -283,7 +279,6 @@ class Train:
 
 
 C = TypeVar("C")
-REMOVED = ("data.label",)  # settings that config.yaml of an earlier version still has
 
 
 def to_yaml(config: Any) -> str:
@@ -298,15 +293,12 @@ def from_yaml(kind: type[C], path: Path) -> C:
     """
     try:
         written = OmegaConf.load(path)
-        for setting in REMOVED:
-            group, _, key = setting.partition(".")
-            if isinstance(node := OmegaConf.select(written, group), DictConfig):
-                node.pop(key, None)
+        if isinstance(data := OmegaConf.select(written, "data"), DictConfig):
+            data.pop("label", None)  # a setting of earlier versions
         loaded = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), written))
     except OmegaConfBaseException as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{path}: not a configuration of this version of tinyvlm ({reason}); train the run again"
-        ) from None
+        text = f"{path}: not a configuration of this version of tinyvlm ({reason}); train the run again"
+        raise UserError(text) from None
     assert isinstance(loaded, kind)
     return loaded

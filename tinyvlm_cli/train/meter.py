@@ -41,12 +41,12 @@ class Meter:
         self.started = self.last_step_at = time.perf_counter()
 
     def __enter__(self) -> "Meter":
-        self.display.__enter__()
+        self.display.start()
         self.bar = self.display.add(self.name, self.last, done=self.first)
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.display.__exit__(*error)
+    def __exit__(self, *_: object) -> None:
+        self.display.stop()
         self.board.close()
 
     def step(

@@ -8,7 +8,7 @@ from tinyvlm_cli.config.schema import Train, from_yaml
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import new_folder
 from tinyvlm_cli.results.folder import Results
-from tinyvlm_cli.results.models import TrainedModel, find_model
+from tinyvlm_cli.results.models import find_model
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +27,7 @@ def run(config: Export) -> int:
         output = Path(config.exports_dir) / f"{found.run.folder.name}{stage}-{config.format.value}"
     if output.exists():
         raise UserError(f"output={output}: exists already; move or delete it, or give another output")
-    _export(config, found, output)
-    log.info("written to %s", output)
-    return 0
 
-
-def _export(config: Export, found: TrainedModel, output: Path) -> None:
     import torch
 
     from tinyvlm_cli.checkpoint.export_parts import Source, write_parts
@@ -52,8 +47,10 @@ def _export(config: Export, found: TrainedModel, output: Path) -> None:
         processor = check_llava(meta_model(trained.llm, trained.vision, trained.connector), source, lossy=config.lossy)
         with new_folder(output) as draft:
             write_llava(source, processor, draft, lossy=config.lossy)
-        return
-    if config.lossy:
-        log.warning("lossy=true has no effect: format=parts loses nothing")
-    with new_folder(output) as draft:
-        write_parts(source, draft, output)
+    else:
+        if config.lossy:
+            log.warning("lossy=true has no effect: format=parts loses nothing")
+        with new_folder(output) as draft:
+            write_parts(source, draft, output)
+    log.info("written to %s", output)
+    return 0
