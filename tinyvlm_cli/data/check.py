@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tinyvlm_cli.config.schema import Split
 from tinyvlm_cli.console import progress
@@ -58,8 +58,20 @@ def check_split(split: Split) -> Checked:
         if isinstance(record, FaultError):
             findings.append(Finding(number, record.kind, str(record)))
             continue
-        findings += _oddities(number, record, raw, ids)
+        # Training can use a record with one of the following findings.
+        if record.id in ids and raw.get("id") is not None:
+            findings.append(Finding(number, Kind.repeated, f"record {record.id}: another record has this id"))
         ids.add(record.id)
+        try:
+            check_marks(record)
+        except FaultError as fault:
+            findings.append(Finding(number, fault.kind, str(fault)))
+        is_human = [message.get("from") == "human" for message in raw["conversations"]]
+        if is_human[-2 * len(record.turns) :] != [True, False] * len(record.turns):  # `parse_record` drops the others
+            says = "questions and answers are distinguished by position, but the speakers differ from that"
+            findings.append(Finding(number, Kind.speakers, f"record {record.id}: {says}"))
+        if not all(turn.answer.strip() for turn in record.turns):
+            findings.append(Finding(number, Kind.empty_answer, f"record {record.id}: an answer is empty"))
         for image in record.images:
             owners.append(number)
             places.append(images.setdefault(image, len(images)))
@@ -73,22 +85,6 @@ def check_split(split: Split) -> Checked:
     findings += [Finding(n, *faults[place]) for n, place in zip(owners, places, strict=True) if place in faults]
     findings.sort(key=lambda finding: finding.number)
     return Checked(number + 1, len(images), findings)
-
-
-def _oddities(number: int, record: Record, raw: dict[str, Any], ids: set[str]) -> Iterator[Finding]:
-    """Yield what is odd about a record that training can use. ids: of the records before it."""
-    if record.id in ids and raw.get("id") is not None:
-        yield Finding(number, Kind.repeated, f"record {record.id}: another record has this id")
-    try:
-        check_marks(record)
-    except FaultError as fault:
-        yield Finding(number, fault.kind, str(fault))
-    is_human = [message.get("from") == "human" for message in raw["conversations"]]
-    if is_human[-2 * len(record.turns) :] != [True, False] * len(record.turns):  # without a message that was dropped
-        says = "questions and answers are distinguished by position, but the speakers differ from that"
-        yield Finding(number, Kind.speakers, f"record {record.id}: {says}")
-    if not all(turn.answer.strip() for turn in record.turns):
-        yield Finding(number, Kind.empty_answer, f"record {record.id}: an answer is empty")
 
 
 def look_at(path: Path) -> FaultError | None:

@@ -1,7 +1,7 @@
 """Charts: a table as bars for each benchmark and as a radar over all, and the training curves of its runs."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan, nan, pi, sin
 from pathlib import Path
@@ -48,14 +48,11 @@ def draw_charts(sheet: Sheet, folder: Path, formats: Sequence[str] = FORMATS) ->
     values, is_ours = _series(sheet)
     if values.empty:
         return []
-    charts: dict[str, Callable[[Any, pd.DataFrame, list[bool]], None]] = {"bars": _bars}
-    if len(values.columns) >= 3:
-        charts["radar"] = _radar
     across, down = min(len(values.columns), PANELS_PER_ROW), -(-len(values.columns) // PANELS_PER_ROW)
     written = []
-    for name, draw in charts.items():
-        pyplot = _pyplot(sheet.name)
-        figure = pyplot.figure(figsize=(1.7 * across + 1, 3 * down) if name == "bars" else (7.5, 5.2))
+    for name in ("bars", "radar") if len(values.columns) >= 3 else ("bars",):
+        draw, size = (_bars, (1.7 * across + 1, 3 * down)) if name == "bars" else (_radar, (7.5, 5.2))
+        figure = _pyplot(sheet.name).figure(figsize=size)
         draw(figure, values, is_ours)
         handles = [
             Patch(facecolor=_colour(number), label=label, hatch=None if ours else "//", alpha=1 if ours else 0.6)

@@ -78,8 +78,10 @@ def disagreements(runs: Sequence[Run]) -> tuple[dict[str, list[dict[str, Any]]],
     pictures: dict[str, int] = {}
     for benchmark, of_runs in folders.items():
         scores = {name: Results.read_per_question(folder) for name, folder in of_runs.items()}
-        keys = _differing(list(scores.values()))
-        if not keys:
+        everything = list(dict.fromkeys(key for of_run in scores.values() for key in of_run))
+        drawn = (everything[place] for place in np.random.default_rng(SEED).permutation(len(everything)))
+        differing = (key for key in drawn if len({of_run[key] for of_run in scores.values() if key in of_run}) > 1)
+        if not (keys := list(islice(differing, MAX_QUESTIONS))):
             continue
         answers = {name: Results.find_answers(folder, keys) for name, folder in of_runs.items()}
         images = thumbnails(list(of_runs.values()), set(keys))
@@ -144,15 +146,6 @@ def _pictures(node: Any, keys: set[str]) -> Iterator[tuple[str, str]]:
             yield question.key, pictures[question.image_key]
     if unreadable := list(pictures.values()).count(""):
         log.info("%s: %d of %d images cannot be read for the page", node.get("name"), unreadable, len(pictures))
-
-
-def _differing(scores: Sequence[dict[str, float]]) -> list[str]:
-    """Return keys of questions with more than one score, drawn at random."""
-    everything = list(dict.fromkeys(key for one in scores for key in one))
-    order = np.random.default_rng(SEED).permutation(len(everything))
-    keys = (everything[place] for place in order)
-    differing = (key for key in keys if len({one[key] for one in scores if key in one}) > 1)
-    return list(islice(differing, MAX_QUESTIONS))
 
 
 def _blocks(sheet: Sheet) -> list[list[dict[str, Any]]]:

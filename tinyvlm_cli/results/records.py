@@ -106,21 +106,20 @@ def now() -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Return what ran: time, command line, the project's commit, and versions of what decides a result."""
+    """Return what ran: time, command line, versions of what decides a result, and the project's commit.
+
+    The commit ends in "+" when files of the checkout differ from it, and is None for an installed package.
+    """
+    git = partial(subprocess.check_output, cwd=Path(__file__).parent, text=True, stderr=subprocess.DEVNULL)
+    try:
+        is_changed = git(["git", "status", "--porcelain", "-uno"]) != ""
+        commit = git(["git", "rev-parse", "HEAD"]).strip() + "+" * is_changed
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
     return {
         "time": now(),
         "command": " ".join(sys.argv),  # sys.argv[0] is "tinyvlm train"
         "python": platform.python_version(),
         "packages": {name: next((d.version for d in distributions(name=name)), None) for name in RECORDED_PACKAGES},
-        "commit": _commit(),
+        "commit": commit,
     }
-
-
-def _commit() -> str | None:
-    """Return the checkout's commit, with "+" when files differ from it; None for an installed package."""
-    git = partial(subprocess.check_output, cwd=Path(__file__).parent, text=True, stderr=subprocess.DEVNULL)
-    try:
-        is_changed = git(["git", "status", "--porcelain", "-uno"]) != ""
-        return git(["git", "rev-parse", "HEAD"]).strip() + "+" * is_changed
-    except (OSError, subprocess.CalledProcessError):
-        return None

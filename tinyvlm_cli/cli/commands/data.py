@@ -180,7 +180,14 @@ def _mistakes(config: DataCommand, groups: dict[str, Data | LLM | Vision]) -> li
     if config.convert_gifs and config.data is None:
         findings.append("convert_gifs: needs a training set; add data=NAME")
     elif not groups:
-        options = ", ".join(preparable())
+        files = {
+            f"{group}={path.stem}": path
+            for folder in (conf_dir(), Path("conf"))
+            for group in ("data", "llm", "vision")
+            for path in sorted((folder / group).glob("*.yaml"))
+        }
+        nodes = {choice: yaml.safe_load(path.read_text("utf-8")) for choice, path in files.items()}
+        options = ", ".join(choice for choice, node in nodes.items() if "prepare" in (node or {}))
         findings.append(f"nothing to prepare; choose from {options}, or add data=NAME llm=NAME for the data's index")
     # Groups that are useful without a `prepare` node, and the setting that makes them so.
     uses = {"data": config.llm is not None or config.convert_gifs, "llm": config.data is not None}
@@ -202,17 +209,6 @@ def _mistakes(config: DataCommand, groups: dict[str, Data | LLM | Vision]) -> li
             if name not in config.data.splits and name not in shipped:
                 findings.append(f"prompts.{name}: data={config.data.name} has no such split; choose from {splits}")
     return findings
-
-
-def preparable() -> list[str]:
-    """Return the group choices, shipped or the user's, that have a `prepare` node."""
-    files = {
-        f"{group}={path.stem}": path
-        for folder in (conf_dir(), Path("conf"))
-        for group in ("data", "llm", "vision")
-        for path in sorted((folder / group).glob("*.yaml"))
-    }
-    return [choice for choice, path in files.items() if "prepare" in (yaml.safe_load(path.read_text("utf-8")) or {})]
 
 
 def make(choice: str, node: dict[str, Any]) -> None:
