@@ -65,7 +65,7 @@ def true_answer(question: Question, pictures: dict[bytes, Any]) -> str:
 @pytest.mark.parametrize("name", FOLDERS)
 def test_every_benchmark_is_complete(name: str, eval_dir: Path) -> None:
     made = benchmark(name, eval_dir)
-    questions = made.questions()
+    questions = made.questions
     assert take_inventory(made).findings == ()
     assert len({question.key for question in questions}) == SIZES[name]
 
@@ -75,7 +75,7 @@ def test_true_answers_score_all_and_wrong_ones_nothing(
     name: str, eval_dir: Path, test_pictures: dict[bytes, Any]
 ) -> None:
     made = benchmark(name, eval_dir)
-    truths = {question: true_answer(question, test_pictures) for question in made.questions()}
+    truths = {question: true_answer(question, test_pictures) for question in made.questions}
     given = [Answer(question.question_id, question.text, truth, question.key) for question, truth in truths.items()]
     assert made.score(given).value == (400 if name == "mme" else 100)
     wrong = [Answer(answer.question_id, answer.prompt, "purple", answer.key) for answer in given]
@@ -84,14 +84,14 @@ def test_true_answers_score_all_and_wrong_ones_nothing(
 
 @pytest.mark.parametrize("name", ["mmvet", "llavaw"])
 def test_judged_benchmarks_show_test_images_too(name: str, eval_dir: Path, test_pictures: dict[bytes, Any]) -> None:
-    questions = benchmark(name, eval_dir).questions()
+    questions = benchmark(name, eval_dir).questions
     assert all(image_of(question) in test_pictures for question in questions)
     assert benchmark(name, eval_dir).score([Answer(q.question_id, q.text, "a", q.key) for q in questions]).value is None
 
 
 def test_yes_is_as_frequent_as_no(eval_dir: Path, test_pictures: dict[bytes, Any]) -> None:
     for name in ("pope", "mme"):
-        questions = benchmark(name, eval_dir).questions()
+        questions = benchmark(name, eval_dir).questions
         answers = Counter((question.category, true_answer(question, test_pictures)) for question in questions)
         assert len(set(answers.values())) == 1
 

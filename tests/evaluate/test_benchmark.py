@@ -76,7 +76,7 @@ def answers(*texts: str) -> list[Answer]:
 
 
 def test_a_tenth_benchmark_is_scored(bench: Any) -> None:
-    question = bench.questions()[1]
+    question = bench.questions[1]
     assert (question.key, question.question_id, question.category) == ("1", "1", "augmented")
     assert question.text == "How many?\nAnswer the question with a single word." and question.encoded() == b"augmented"
     score = bench.score(answers("104", "19", " "))
@@ -90,7 +90,7 @@ def test_a_tenth_benchmark_is_scored(bench: Any) -> None:
 def test_files_are_read_once(bench: Any) -> None:
     PARSED.clear()
     for _ in range(3):
-        bench.questions()
+        _ = bench.questions
         bench.score(answers("1", "2", "3"))
     assert len(PARSED) == 1
 

@@ -35,7 +35,7 @@ def bench(tmp_path: Path) -> Any:
 
 def test_only_balanced_questions_are_asked(bench: Any, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    questions = bench.questions()
+    questions = bench.questions
     assert [question.key for question in questions] == ["1", "2", "3"]
     assert (questions[0].text, questions[0].image) == (f"Is it so?\n{SUFFIX}", tmp_path / "images/n1.jpg")
 

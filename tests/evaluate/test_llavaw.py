@@ -180,7 +180,7 @@ def test_a_question_without_a_reference_is_named(bench: Any, tmp_path: Path) -> 
     llavaw = bench()
     (tmp_path / "answers_gpt4.jsonl").write_text('{"question_id": 0, "text": ""}\n')
     with pytest.raises(UserError, match="no answer for question 1"):
-        llavaw.questions()
+        _ = llavaw.questions
 
 
 def test_a_broken_line_is_named(bench: Any, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_broken_line_is_named(bench: Any, tmp_path: Path) -> None:
     with (tmp_path / "questions.jsonl").open("a") as file:
         file.write('\n{"question_id": 3}\n')
     with pytest.raises(UserError, match=r"questions\.jsonl:5: .*no field 'image'"):
-        llavaw.questions()
+        _ = llavaw.questions
 
 
 def test_missing_files_and_images_are_named(bench: Any, tmp_path: Path) -> None:

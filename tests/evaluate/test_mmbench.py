@@ -52,41 +52,41 @@ def answers(**texts: str) -> list[Answer]:
 
 
 def test_prompt_has_hint_options_and_suffix(bench: Any) -> None:
-    question = bench(row(3, hint="A hint.", C="bird")).questions()[0]
+    question = bench(row(3, hint="A hint.", C="bird")).questions[0]
     assert question.text == f"A hint.\nWhat is 3?\nA. cat\nB. dog\nC. bird\n{SUFFIX}"
     assert (question.key, question.question_id) == ("3", "3")
 
 
 @pytest.mark.parametrize("hint", ["", "nan", "None"])
 def test_an_absent_hint_leaves_no_line(bench: Any, hint: str) -> None:
-    assert bench(row(3, hint=hint)).questions()[0].text.startswith("What is 3?")
+    assert bench(row(3, hint=hint)).questions[0].text.startswith("What is 3?")
 
 
 def test_the_option_nan_is_absent(bench: Any) -> None:
     mmbench = bench(row(3, C="nan"))
-    assert "nan" not in mmbench.questions()[0].text
+    assert "nan" not in mmbench.questions[0].text
     assert mmbench.score(answers(_3="A nan")).value == 100
 
 
 @pytest.mark.parametrize("text", ["None", "NA", "null", "N/A"])
 def test_options_that_pandas_takes_for_missing_are_kept(bench: Any, text: str) -> None:
     mmbench = bench(row(3, "B", B=text))
-    assert f"\nB. {text}\n" in mmbench.questions()[0].text
+    assert f"\nB. {text}\n" in mmbench.questions[0].text
     assert mmbench.score(answers(_3=text)).value == 100
 
 
 def test_the_prompt_stops_at_a_gap_and_the_score_skips_it(bench: Any) -> None:
     mmbench = bench(row(3, "D", C="", D="horse"))
-    assert "horse" not in mmbench.questions()[0].text
+    assert "horse" not in mmbench.questions[0].text
     assert mmbench.score(answers(_3="horse")).value == 100
 
 
 def test_a_quoted_newline_stays_in_its_row(bench: Any) -> None:
-    assert bench(row(3, question="one\ntwo"), row(4)).questions()[0].text.startswith("one\ntwo\nA. cat")
+    assert bench(row(3, question="one\ntwo"), row(4)).questions[0].text.startswith("one\ntwo\nA. cat")
 
 
 def test_rotations_may_refer_to_the_row_that_holds_their_image(bench: Any) -> None:
-    first, rotation = bench(*pair_of_rows(7)).questions()
+    first, rotation = bench(*pair_of_rows(7)).questions
     assert rotation.image == first.image == base64.b64decode(PICTURE)
     assert rotation.image_key == first.image_key
 
@@ -253,7 +253,7 @@ def test_a_row_without_a_readable_image_can_be_scored_but_not_asked(bench: Any, 
     mmbench = bench(row(3, image=cell))
     assert mmbench.score(answers(_3="A")).value == 100
     with pytest.raises(UserError, match="row 3 has no readable image"):
-        mmbench.questions()
+        _ = mmbench.questions
 
 
 def test_statistics_group_questions_by_the_image_of_their_first_row(bench: Any) -> None:

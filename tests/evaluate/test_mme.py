@@ -50,7 +50,7 @@ def without(*places: int) -> list[Answer]:
 
 
 def test_keys_are_unique_and_the_suffix_replaces_the_request(bench: Any, tmp_path: Path) -> None:
-    questions = bench.questions()
+    questions = bench.questions
     assert len({question.key for question in questions}) == 8
     first, second = [question for question in questions if question.category == "artwork"]
     assert first.question_id == second.question_id == "artwork/images/31.png"
@@ -59,10 +59,10 @@ def test_keys_are_unique_and_the_suffix_replaces_the_request(bench: Any, tmp_pat
 
 
 def test_llavas_file_gives_the_same_keys_in_its_order(bench: Any, tmp_path: Path) -> None:
-    keys = {question.key for question in bench.questions()}
+    keys = {question.key for question in bench.questions}
     lines = [{"question_id": a.question_id, "image": a.question_id, "text": a.prompt} for a in ALL_RIGHT]
     write_lines(tmp_path / "llava_mme.jsonl", lines)
-    questions = from_conf("mme", tmp_path).questions()
+    questions = from_conf("mme", tmp_path).questions
     assert {question.key for question in questions} == keys
     assert questions[0].key == "code_reasoning/0020: Is it so?"
 
@@ -116,7 +116,7 @@ def test_a_name_ends_at_its_first_point(bench: Any, tmp_path: Path) -> None:
     assert bench.score(asked, partial=True).details["subtasks"]["color"]["score"] == 200
     write_image(release, "color", "3.c")
     with pytest.raises(UserError, match="one name up to the first point"):
-        from_conf("mme", tmp_path).questions()
+        _ = from_conf("mme", tmp_path).questions
 
 
 def test_questions_that_differ_in_spaces_are_two(bench: Any, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_without_a_prompt_the_question_is_unknown(bench: Any) -> None:
 
 
 def test_a_limited_run_is_scored_on_what_was_asked(bench: Any) -> None:
-    keys = [question.key for question in bench.questions()][:3]
+    keys = [question.key for question in bench.questions][:3]
     score = bench.score([Answer(key, "", "Yes", key) for key in keys], keys)
     assert (score.n, score.details["subtasks"]["count"]["acc"]) == (3, pytest.approx(2 / 3))
     assert score.details["subtasks"]["count"]["acc_plus"] == 0
@@ -181,7 +181,7 @@ def test_scoring_needs_no_images(bench: Any, tmp_path: Path) -> None:
 def test_a_broken_question_file_is_named(bench: Any, tmp_path: Path) -> None:
     (tmp_path / "MME_Benchmark_release_version/count/1.txt").write_text(f"Is it so? {REQUEST}\tYes\n")
     with pytest.raises(UserError, match=r"count/1.txt: not two lines"):
-        bench.questions()
+        _ = bench.questions
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def graded(**grades: str) -> Any:
 
 
 def test_questions_have_no_suffix(bench: Any, tmp_path: Path) -> None:
-    question = bench().questions()[1]
+    question = bench().questions[1]
     assert (question.key, question.question_id, question.text) == ("v1_1", "1", "Who is it?")
     assert question.image == tmp_path / "images/v1_1.png"
 
@@ -181,6 +181,6 @@ def test_missing_files_and_images_are_named(bench: Any, tmp_path: Path) -> None:
     assert "3 of 3 images are missing" in findings(mmvet)
     (tmp_path / "mm-vet.json").write_text("[]")
     with pytest.raises(UserError, match="not the layout of MM-Vet"):
-        from_conf("mmvet", tmp_path).questions()
+        _ = from_conf("mmvet", tmp_path).questions
     (tmp_path / "mm-vet.json").unlink()
     assert "get mm-vet.zip" in findings(from_conf("mmvet", tmp_path))

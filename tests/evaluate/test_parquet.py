@@ -118,7 +118,7 @@ def test_questions_images_and_score(name: str, tmp_path: Path) -> None:
     for path, rows in files.items():
         write(tmp_path / path, rows)
     bench = from_conf(name, tmp_path)
-    questions: list[Question] = bench.questions()
+    questions: list[Question] = bench.questions
     assert questions[0].text == text
     assert questions[0].encoded() == b"a"
     assert findings(bench) == ""
@@ -146,7 +146,7 @@ def test_answers_that_do_not_cover_the_benchmark(name: str, tmp_path: Path) -> N
     for path, rows in files.items():
         write(tmp_path / path, rows)
     bench = from_conf(name, tmp_path)
-    question, other = bench.questions()
+    question, other = bench.questions
     first = [Answer(question.question_id, question.text, replies[0], question.key)]
     with pytest.raises(UserError, match=f"only 1 of 2 questions.*{other.key}.*partial=true"):
         bench.score(first)
@@ -163,26 +163,26 @@ def test_a_missing_column_is_named_with_those_found(tmp_path: Path) -> None:
     rows = [{"question": "Is it?", "answer": "yes", "image": image("a"), "category": "random"}]
     write(tmp_path / "data/test-0.parquet", rows)
     with pytest.raises(UserError, match=r"test-0\.parquet: no column image_source; found question, answer"):
-        from_conf("pope", tmp_path).questions()
+        _ = from_conf("pope", tmp_path).questions
 
 
 def test_a_missing_field_is_named_with_those_found(tmp_path: Path) -> None:
     (tmp_path / "testdev_balanced_questions.json").write_text('{"1": {"isBalanced": true, "semantic": []}}')
     with pytest.raises(UserError, match=r"questions\.json: .*no field 'answer'.* isBalanced, semantic"):
-        from_conf("gqa", tmp_path).questions()
+        _ = from_conf("gqa", tmp_path).questions
 
 
 def test_an_image_is_found_by_its_row(tmp_path: Path) -> None:
     for path, rows in CASES["gqa"][0].items():
         write(tmp_path / path, rows)
-    assert [question.encoded() for question in from_conf("gqa", tmp_path).questions()] == [b"a", b"b"]
+    assert [question.encoded() for question in from_conf("gqa", tmp_path).questions] == [b"a", b"b"]
 
 
 def test_official_files_come_first(tmp_path: Path) -> None:
     write(tmp_path / "data/test-0.parquet", CASES["pope"][0]["data/test-0.parquet"])
     line = {"image": "a.jpg", "text": "Is there a cow in the image?", "label": "yes"}
     write_lines(tmp_path / "coco/coco_pope_random.json", [line])
-    assert [question.text.split("\n")[0] for question in from_conf("pope", tmp_path).questions()] == [line["text"]]
+    assert [question.text.split("\n")[0] for question in from_conf("pope", tmp_path).questions] == [line["text"]]
 
 
 def test_answers_under_official_ids_do_not_fit_rows_without_ids(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def bench(tmp_path: Path) -> Any:
 
 
 def test_official_questions_are_numbered_like_llavas(bench: Any, tmp_path: Path) -> None:
-    questions = bench.questions()
+    questions = bench.questions
     assert [question.key for question in questions] == list(ALL_RIGHT)
     assert (questions[0].text, questions[0].category) == (f"Is there a cat in the image?\n{SUFFIX}", "adversarial")
     assert questions[0].image == tmp_path / "val2014/a.jpg"
@@ -124,7 +124,7 @@ def test_a_missing_category_is_left_out_and_noted(bench: Any) -> None:
 
 def test_a_category_without_labels_is_noted(bench: Any, tmp_path: Path) -> None:
     (tmp_path / "coco/coco_pope_random.json").unlink()
-    assert bench.questions()[-1].key == "20000002"  # the numbers stay
+    assert bench.questions[-1].key == "20000002"  # the numbers stay
     assert bench.score(answers(ALL_RIGHT)).n == 5
     assert findings(bench).startswith("coco/coco_pope_random.json not in ")
 

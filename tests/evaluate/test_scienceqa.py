@@ -32,7 +32,7 @@ def marked(texts: dict[str, str]) -> list[Answer]:
 
 
 def test_hint_options_and_suffix_make_the_prompt(bench: Any, tmp_path: Path) -> None:
-    first, second, _ = bench.questions()
+    first, second, _ = bench.questions
     assert first.text == f"Which?\nA. x\nB. y\n{OPTION_SUFFIX}"
     assert second.text == f"Context: A hint.\nWhy?\nA. x\nB. y\nC. z\n{OPTION_SUFFIX}"
     assert (first.image, second.image) == (tmp_path / "images/test/5/image.png", None)
@@ -42,7 +42,7 @@ def test_llavas_file_has_an_image_mark_and_no_suffix(bench: Any, tmp_path: Path)
     turns = [{"from": "human", "value": "<image>\nWhich?\nA. x\nB. y"}, {"from": "gpt", "value": "B"}]
     line = {"id": "5", "image": "5/image.png", "conversations": turns}
     (tmp_path / "llava_test_CQM-A.json").write_text(json.dumps([line]))
-    (question,) = bench.questions()
+    (question,) = bench.questions
     assert question.text == f"Which?\nA. x\nB. y\n{OPTION_SUFFIX}"
 
 

@@ -28,7 +28,7 @@ def bench(tmp_path: Path) -> Any:
 
 
 def test_questions_share_an_id_and_keep_their_ocr_line(bench: Any) -> None:
-    first, second = bench.questions()
+    first, second = bench.questions
     assert (first.question_id, first.text) == (second.question_id, BRAND)
     assert [first.key, second.key] == ["img: what is the brand?", "img: which year?"]
 

@@ -39,13 +39,13 @@ def bench(tmp_path: Path) -> Any:
 
 
 def test_official_questions_get_the_suffix_and_llavas_do_not(bench: Any, tmp_path: Path) -> None:
-    question = bench.questions()[0]
+    question = bench.questions[0]
     assert (question.key, question.text) == ("1", f"How many?\n{SUFFIX}")
     assert question.image == tmp_path / "val2014/COCO_val2014_000000000042.jpg"
     bench = from_conf("vqav2", tmp_path)
     line = {"question_id": 1, "image": "x.jpg", "text": f"Why?\n{SUFFIX}"}
     write_lines(tmp_path / "llava_vqav2_mscoco_val2014.jsonl", [line])
-    assert [question.text for question in bench.questions()] == [f"Why?\n{SUFFIX}"]
+    assert [question.text for question in bench.questions] == [f"Why?\n{SUFFIX}"]
 
 
 def test_the_value_is_that_of_converted_answers(bench: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerFast
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedTokenizerFast
 
 from tinyvlm_cli.checkpoint.parts import build_model
 from tinyvlm_cli.config.schema import ImageMode, Train, from_yaml
@@ -42,16 +42,15 @@ class Answerer(ABC):
         Sampling is a function of the seed, and leaves the random state of the process unchanged.
         on_text: gets the text of a single question's reply in pieces while it is generated; with beam search in one.
         """
+        config = generation_config(decoding, self.ends, pad=self.tokenizer.pad_token_id)
         streamer = Streamer(self.tokenizer, on_text) if on_text is not None and decoding.num_beams == 1 else None
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices, enabled=decoding.samples):
             if decoding.samples:
                 torch.manual_seed(decoding.seed)
-            rows = [row.tolist() for row in self._generate(questions, decoding, streamer)]
-        replies = []
-        for ids in rows:
-            end = next((place + 1 for place, token in enumerate(ids) if token in self.ends), len(ids))
-            replies.append(ids[:end])
+            rows = [row.tolist() for row in self._generate(questions, config, streamer)]
+        ends = [next((i + 1 for i, token in enumerate(row) if token in self.ends), len(row)) for row in rows]
+        replies = [row[:end] for row, end in zip(rows, ends, strict=True)]
         if on_text is not None and streamer is None:
             on_text(self.texts(replies)[0])
         return replies
@@ -61,7 +60,9 @@ class Answerer(ABC):
         return [text.strip() for text in self.tokenizer.batch_decode(replies, skip_special_tokens=True)]
 
     @abstractmethod
-    def _generate(self, questions: Sequence[Question], decoding: Decoding, streamer: Streamer | None) -> list[Tensor]:
+    def _generate(
+        self, questions: Sequence[Question], config: GenerationConfig, streamer: Streamer | None
+    ) -> list[Tensor]:
         """Return each reply, [new tokens], with any padding after its end token."""
 
 
@@ -104,7 +105,9 @@ class RunAnswerer(Answerer):
         # The chat format's end token ends an answer as well as the model's own.
         self.ends = {tokenizer.convert_tokens_to_ids(config.llm.chat.end), tokenizer.eos_token_id} - {None}
 
-    def _generate(self, questions: Sequence[Question], decoding: Decoding, streamer: Streamer | None) -> list[Tensor]:
+    def _generate(
+        self, questions: Sequence[Question], config: GenerationConfig, streamer: Streamer | None
+    ) -> list[Tensor]:
         """Generate all replies in one batch. Questions on one image share its features."""
         images = {q.image_key: q for q in questions if q.image is not None}
         places = {key: place for place, key in enumerate(images)}
@@ -121,7 +124,6 @@ class RunAnswerer(Answerer):
         loaded = [pixels(open_image(q.encoded()), self.config.vision, self.image_mode) for q in images.values()]
         size = self.config.vision.image_size
         stacked = torch.from_numpy(np.stack(loaded)) if loaded else torch.empty(0, 3, size, size, dtype=torch.uint8)
-        config = generation_config(decoding, self.ends, pad=self.tokenizer.pad_token_id)
         return list(generate(self.model, prompts, stacked, config=config, streamer=streamer))
 
 
@@ -149,9 +151,10 @@ class FolderAnswerer(Answerer):
         self.ends = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
 
     @torch.inference_mode()
-    def _generate(self, questions: Sequence[Question], decoding: Decoding, streamer: Streamer | None) -> list[Tensor]:
+    def _generate(
+        self, questions: Sequence[Question], config: GenerationConfig, streamer: Streamer | None
+    ) -> list[Tensor]:
         """Generate in two batches: processors take texts that all have an image, or all have none."""
-        config = generation_config(decoding, self.ends, pad=self.tokenizer.pad_token_id)
         replies: dict[str, Tensor] = {}
         for has_image in (True, False):
             batch = [q for q in questions if (q.image is not None) == has_image]

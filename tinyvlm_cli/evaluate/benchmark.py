@@ -228,12 +228,9 @@ class Benchmark(ABC):
             raise UserError(f"{self.folder}: {count} questions have the id {key}; get {self.source}")
         return found
 
-    def questions(self) -> list[Question]:
-        """Return all questions in the order of their file. Raises UserError where they cannot be read."""
-        return self._questions
-
     @cached_property
-    def _questions(self) -> list[Question]:
+    def questions(self) -> list[Question]:
+        """All questions in the order of their file. Raises UserError where they cannot be read."""
         return self._parsed(self.asked)
 
     def _parsed(self, parse: Callable[[], list[Parsed]]) -> list[Parsed]:

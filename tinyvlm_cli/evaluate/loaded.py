@@ -104,8 +104,7 @@ class Loaded:
 
     def logits(self, sample: TrainingSample) -> Tensor:
         """Return the logits, [T, V] float32 on the CPU: logits[t] is about token t + 1."""
-        with self._as_trained("logits") as ours:
-            batch = self._batch(sample, ours)
+        with self._as_trained("logits", [sample]) as (ours, (batch,)):
             batch.predict = torch.arange(len(sample.ids), device=batch.ids.device)
             return ours.model.logits(batch).cpu()
 
@@ -115,8 +114,7 @@ class Loaded:
         mean_of_means: the reference's average instead, the mean over samples of each one's mean.
         """
         chosen = [samples] if isinstance(samples, TrainingSample) else list(samples)
-        with self._as_trained("loss") as ours:
-            batches = [self._batch(sample, ours) for sample in chosen]
+        with self._as_trained("loss", chosen) as (ours, batches):
             counts = torch.tensor([len(batch.targets) for batch in batches])
             if not counts.any():
                 raise UserError(f"loss: none of the {len(chosen)} samples has a label; was everything cut off?")
@@ -125,23 +123,12 @@ class Loaded:
             return (sums[counts > 0] / counts[counts > 0]).mean()
         return sums.sum() / counts.sum()
 
-    def ask(
-        self,
-        image: Picture | None,
-        question: str,
-        *,
-        history: Sequence[tuple[str, str]] = (),
-        on_text: Callable[[str], None] | None = None,
-        **generation: Any,
-    ) -> str:
+    def ask(self, image: Picture | None, question: str, **settings: Any) -> str:
         """Return the answer to `question` about `image` (None: to the text alone), stripped.
 
-        history: (question, answer) of the conversation so far, which began with the image.
-        on_text: gets the answer in pieces while it is generated.
-        generation: max_new_tokens, temperature, top_p, num_beams, seed; those not given are as in conf/ask.yaml.
+        settings: history, on_text and those of decoding, as `answer_ids` takes them.
         """
-        ids = self.answer_ids(image, question, history=history, on_text=on_text, **generation)
-        return self.answerer.texts([ids])[0]
+        return self.answerer.texts([self.answer_ids(image, question, **settings)])[0]
 
     def answer_ids(
         self,
@@ -152,7 +139,12 @@ class Loaded:
         on_text: Callable[[str], None] | None = None,
         **generation: Any,
     ) -> list[int]:
-        """Return the tokens of the answer that `ask` gives, with the end token unless max_new_tokens cut it."""
+        """Return the tokens of the answer that `ask` gives, with the end token unless max_new_tokens cut it.
+
+        history: (question, answer) of the conversation so far, which began with the image.
+        on_text: gets the answer in pieces while it is generated.
+        generation: max_new_tokens, temperature, top_p, num_beams, seed; those not given are as in conf/ask.yaml.
+        """
         known = [field.name for field in fields(Decoding)]
         for setting in generation:
             if setting not in known:
@@ -173,18 +165,20 @@ class Loaded:
         return self.answerer
 
     @contextmanager
-    def _as_trained(self, method: str) -> Iterator[RunAnswerer]:
-        """Give the model training's attention, and turn gradients off, while the block runs."""
+    def _as_trained(
+        self, method: str, samples: Sequence[TrainingSample]
+    ) -> Iterator[tuple[RunAnswerer, list[MicroBatch]]]:
+        """Yield the model with training's attention and without gradients, and a batch of each sample."""
         ours = self._ours(method)
+        batches = []
+        for sample in samples:
+            row = (sample.ids.cpu().numpy(), sample.labels.cpu().numpy() != IGNORE)
+            images = sample.pixels if len(sample.pixels) else blank(ours.config.vision)
+            batches.append(row_of([row], images, weights=[1.0]).to(ours.device))
         before = ours.model.llm.config._attn_implementation
         ours.model.llm.set_attn_implementation(register())
         try:
             with torch.no_grad():
-                yield ours
+                yield ours, batches
         finally:
             ours.model.llm.set_attn_implementation(before)
-
-    def _batch(self, sample: TrainingSample, ours: RunAnswerer) -> MicroBatch:
-        ids, labels = sample.ids.cpu().numpy(), sample.labels.cpu().numpy()
-        images = sample.pixels if len(sample.pixels) else blank(ours.config.vision)
-        return row_of([(ids, labels != IGNORE)], images, weights=[1.0]).to(ours.device)

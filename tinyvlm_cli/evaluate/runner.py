@@ -71,7 +71,7 @@ def take_inventory(benchmark: Benchmark) -> Inventory:
         missing = ", ".join(names) or benchmark.parquet
         return Inventory(0, 0, 0, (f"{missing} not in {benchmark.folder}; get {benchmark.source}",))
     try:
-        questions = benchmark.questions()
+        questions = benchmark.questions
         if not benchmark.server:
             _ = benchmark.known_items  # reads the truths: a broken file is reported before anything is answered
     except UserError as error:
@@ -87,9 +87,10 @@ def take_inventory(benchmark: Benchmark) -> Inventory:
 
 
 def answered(folder: Path, questions: Sequence[Question], *, max_new_tokens: int) -> dict[str, Answer]:
-    """Return the answers to `questions` given so far, by Question.key."""
+    """Return the answers given so far, by Question.key, in the order of `questions`."""
     asked = {question.key: question.text for question in questions}
-    return Results.read_answers(folder, asked, max_new_tokens=max_new_tokens)
+    found = Results.read_answers(folder, asked, max_new_tokens=max_new_tokens)
+    return {key: found[key] for key in asked if key in found}
 
 
 def answer_all(job: EvalJob) -> None:
@@ -110,7 +111,7 @@ def answer_all(job: EvalJob) -> None:
             if name not in benchmarks:
                 benchmarks = {name: build(task.benchmark)}
             benchmark, folder = benchmarks[name], Path(task.folder)
-            questions = benchmark.questions()[: job.limit]
+            questions = benchmark.questions[: job.limit]
             if task.images == SHUFFLED:
                 questions = shuffle_images(questions, job.seed)
             done = answered(folder, questions, max_new_tokens=benchmark.max_new_tokens)

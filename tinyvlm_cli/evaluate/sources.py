@@ -23,18 +23,13 @@ BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff"
 class Record(dict[str, Any]):
     """A JSON object or table row of the file `place`. Asking for a field that it lacks raises UserError."""
 
-    place: str | Path = ""
+    def __init__(self, place: str | Path, fields: dict[str, Any]) -> None:
+        super().__init__(fields)
+        self.place = place
 
     def __missing__(self, name: str) -> Any:
         found = ", ".join(map(str, list(self)[:20])) or "none"
         raise UserError(f"{self.place}: a record has no field '{name}'; its fields are {found}; get the file again")
-
-    @classmethod
-    def of(cls, place: str | Path, fields: dict[str, Any]) -> "Record":
-        """Return `fields` as a record of the file `place`."""
-        record = cls(fields)
-        record.place = place
-        return record
 
 
 def read_json(path: Path, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
@@ -42,7 +37,7 @@ def read_json(path: Path, hook: Callable[[dict[str, Any]], Any] | None = None) -
 
     hook: makes something smaller of each object while the file is read.
     """
-    as_record = hook or (lambda fields: Record.of(path, fields))
+    as_record = hook or (lambda fields: Record(path, fields))
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"), object_hook=as_record)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -56,7 +51,7 @@ def read_lines(path: Path) -> list[Record]:
         if not line.strip():
             continue
         try:
-            records.append(Record.of(f"{path}:{number}", json.loads(line)))
+            records.append(Record(f"{path}:{number}", json.loads(line)))
         except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path}:{number}: not a JSON record ({error}); get the file again") from None
     return records
@@ -126,7 +121,7 @@ def read_rows(paths: Iterable[Path], *columns: str, optional: Iterable[str] = ()
             for row, fields in enumerate(file.read_row_group(group, columns=read).to_pylist()):
                 if IMAGE in wanted:
                     fields[IMAGE] = StoredImage(path, group, row) if fields[IMAGE] is not None else None
-                yield Record.of(path, fields)
+                yield Record(path, fields)
 
 
 @lru_cache(maxsize=4)  # questions on one image are neighbours, and so are the images of a batch

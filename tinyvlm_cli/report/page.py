@@ -129,7 +129,7 @@ def _pictures(node: Any, keys: set[str]) -> Iterator[tuple[str, str]]:
         return
     pictures: dict[str, str] = {}  # "" for an image that cannot be read
     # In file order, as neighbours in a parquet file are read together.
-    for question in build(node).questions():
+    for question in build(node).questions:
         if question.key not in keys or question.image is None:
             continue
         if question.image_key not in pictures:

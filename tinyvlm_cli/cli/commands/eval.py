@@ -11,14 +11,14 @@ from rich.table import Table
 from tinyvlm_cli.config.build import build
 from tinyvlm_cli.config.commands import Eval
 from tinyvlm_cli.errors import raise_findings
-from tinyvlm_cli.evaluate.benchmark import Benchmark, Score
+from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.evaluate.judge import PENDING, with_judge
 from tinyvlm_cli.evaluate.runner import EvalJob, Task, answered, take_inventory
 from tinyvlm_cli.launch import workers as launch
 from tinyvlm_cli.launch.workers import this_node
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import find_runs_to_score, model_of
-from tinyvlm_cli.results.records import REAL, SHUFFLED, Answer, Run, ScoreRow, now
+from tinyvlm_cli.results.records import REAL, SHUFFLED, Run, ScoreRow, now
 from tinyvlm_cli.statistics.intervals import interval
 from tinyvlm_cli.statistics.questions import FILE, Questions
 
@@ -40,7 +40,9 @@ def run(config: Eval) -> int:
         waiting = []
         for task in job.tasks:
             benchmark = benchmarks[task.benchmark["name"]]
-            if len(_answers(benchmark, job, task)) < len(benchmark.questions()[: job.limit]):
+            questions = benchmark.questions[: job.limit]
+            done = answered(Path(task.folder), questions, max_new_tokens=benchmark.max_new_tokens)
+            if len(done) < len(questions):
                 waiting.append(task)
         if waiting:
             folder = one.folder / "eval" / job.stage
@@ -76,13 +78,6 @@ def _job(config: Eval, run: Run, results: Results) -> EvalJob:
     )
 
 
-def _answers(benchmark: Benchmark, job: EvalJob, task: Task) -> list[Answer]:
-    """Return the answers given so far, in the order of the questions."""
-    questions = benchmark.questions()[: job.limit]
-    found = answered(Path(task.folder), questions, max_new_tokens=benchmark.max_new_tokens)
-    return [found[question.key] for question in questions if question.key in found]
-
-
 def _score(benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Results) -> list[ScoreRow]:
     """Score every task and write its files; where a server scores, write the upload file. Returns the rows."""
     known = {row.cell: row for row in results.scores()}
@@ -90,23 +85,35 @@ def _score(benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Re
     notes: list[str] = []
     for task in job.tasks:
         folder, benchmark = Path(task.folder), benchmarks[task.benchmark["name"]]
-        answers = _answers(benchmark, job, task)
+        asked = benchmark.questions[: job.limit]
+        answers = list(answered(folder, asked, max_new_tokens=benchmark.max_new_tokens).values())
         if benchmark.server:
             path = folder / f"upload{benchmark.upload_suffix}"
             benchmark.export(answers, path)
             notes.append(f"{benchmark.label}, {benchmark.split}: upload {path} to {benchmark.server}")
             continue
         # Every question has an answer. Where LLaVA's question file lacks some of the official ones, a note says so.
-        asked = None if job.limit is None else {answer.key for answer in answers}
-        score = benchmark.score(answers, asked, partial=True)
+        keys = None if job.limit is None else {answer.key for answer in answers}
+        score = benchmark.score(answers, keys, partial=True)
         notes += [f"{benchmark.label}: {note}" for note in score.notes]
         questions = Questions.of(score.formula, score.tallies)
         questions.write(folder / FILE)
         Results.write_per_question(folder, score.per_question, task.benchmark)
-        row = _row(run, job, task, benchmark, score)
-        if score.value is not None and questions.keys:
-            bounds = interval([questions])
-            row = replace(row, interval=bounds and [round(bound, 4) for bound in bounds])
+        bounds = interval([questions]) if score.value is not None and questions.keys else None
+        marks = {name: value for name in ("pending", "partial") if (value := getattr(score, name))}
+        row = ScoreRow(
+            run=run.folder.name,
+            stage=job.stage,
+            benchmark=benchmark.name,
+            images=task.images,
+            limit=job.limit,
+            details=json.loads(json.dumps({**score.details, **marks})),  # so that it equals the row read from its file
+            interval=bounds and [round(bound, 4) for bound in bounds],
+            created=now(),
+            **{name: getattr(run, name) for name in ("name", "llm", "vision", "connector", "data", "recipe", "seed")},
+            **{name: getattr(benchmark, name) for name in ("follows", "version", "split")},
+            **{name: getattr(score, name) for name in ("metric", "value", "n", "valid", "judge")},
+        )
         before = known.get(row.cell)
         if before is None or replace(before, created=row.created) != row:
             Results.append_score(run, row)
@@ -114,25 +121,6 @@ def _score(benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Re
     for note in dict.fromkeys(notes):
         log.warning("%s", note)
     return rows
-
-
-def _row(run: Run, job: EvalJob, task: Task, benchmark: Benchmark, score: Score) -> ScoreRow:
-    choices = {name: getattr(run, name) for name in ("name", "llm", "vision", "connector", "data", "recipe", "seed")}
-    rule = {name: getattr(benchmark, name) for name in ("follows", "version", "split")}
-    result = {name: getattr(score, name) for name in ("metric", "value", "n", "valid", "judge")}
-    marks = {name: value for name in ("pending", "partial") if (value := getattr(score, name))}
-    return ScoreRow(
-        run=run.folder.name,
-        stage=job.stage,
-        benchmark=benchmark.name,
-        images=task.images,
-        limit=job.limit,
-        details=json.loads(json.dumps({**score.details, **marks})),  # so that it equals the row read from its file
-        created=now(),
-        **choices,
-        **rule,
-        **result,
-    )
 
 
 def _show(run: Run, job: EvalJob, rows: list[ScoreRow]) -> None:

@@ -105,10 +105,27 @@ class MMVet(Graded):
         """Return the mean grade in percent. The details have the mean of each capability and each set of them."""
         unreadable = sum(runs.count(None) for runs in grades)
         notes = [f"{unreadable} of {len(results) * self.runs} grades cannot be read and are 0, as in the official code"]
+        points: dict[str, float] = {}
+        groups: dict[str, dict[str, list[Any]]] = {name: defaultdict(list) for name in ("capabilities", "integrations")}
         values = [np.array([value or 0.0 for value in runs]) for runs in grades]
-        table = _tables([result.item.truth for result in results], values)
-        points = {r.item.key: float(np.mean(runs)) for r, runs in zip(results, values, strict=True)}
-        return self.scored(table["total"], results, points, table, notes=notes if unreadable else ())
+        for result, runs in zip(results, values, strict=True):
+            points[result.item.key] = float(np.mean(runs))
+            groups["integrations"]["_".join(result.item.truth.capabilities)].append(runs)
+            for capability in result.item.truth.capabilities:
+                groups["capabilities"][capability].append(runs)
+
+        def percent(rows: Sequence[Any]) -> Any:  # of each run
+            return sum(rows) / len(rows) * 100  # summed as in the evaluator, so that the last digit rounds alike
+
+        totals = percent(values)
+        details = {
+            "total": float(np.round(totals.mean(), 1)),
+            "std": float(np.round(totals.std(), 1)),
+            "runs": np.round(totals, 1).tolist(),
+        }
+        for name, members in groups.items():
+            details[name] = {key: float(np.round(percent(rows).mean(), 1)) for key, rows in sorted(members.items())}
+        return self.scored(details["total"], results, points, details, notes=notes if unreadable else ())
 
     @cached_property
     def _prompt(self) -> str:
@@ -123,29 +140,3 @@ def read_grade(text: str) -> float | None:
     except ValueError:
         return None
     return value if 0.0 <= value <= 1.0 else None
-
-
-def _tables(truths: Sequence[Truth], grades: Sequence[Any]) -> dict[str, Any]:
-    """Return the total, its spread over the runs, and the means of each capability and of each set of capabilities.
-
-    grades: for each question an array with the grade of each run.
-    """
-
-    def percent(rows: Sequence[Any]) -> Any:  # of each run
-        return sum(rows) / len(rows) * 100  # summed as in the evaluator, so that the last digit rounds alike
-
-    capabilities, integrations = defaultdict(list), defaultdict(list)
-    for truth, grade in zip(truths, grades, strict=True):
-        integrations["_".join(truth.capabilities)].append(grade)
-        for capability in truth.capabilities:
-            capabilities[capability].append(grade)
-    totals = percent(grades)
-    return {
-        "total": float(np.round(totals.mean(), 1)),
-        "std": float(np.round(totals.std(), 1)),
-        "runs": np.round(totals, 1).tolist(),
-        **{
-            name: {key: float(np.round(percent(rows).mean(), 1)) for key, rows in sorted(groups.items())}
-            for name, groups in (("capabilities", capabilities), ("integrations", integrations))
-        },
-    }

@@ -48,7 +48,7 @@ class POPE(Benchmark):
             labels[item.category, item.image_key, _plain(item.text.split("\n")[0])].append(item)
         labelled = {item.category for item in self._official}
         items = []
-        for question in self.questions():
+        for question in self.questions:
             text = question.text.split("\n")[0]
             # Where a question is asked twice on an image, its labels follow in the same order.
             same = labels[question.category, question.image_key, _plain(text)]

@@ -70,7 +70,7 @@ class VQAv2(Benchmark):
             records = read_json(
                 path,
                 lambda fields: (
-                    fields["answer"] if "answer" in fields and "answers" not in fields else Record.of(path, fields)
+                    fields["answer"] if "answer" in fields and "answers" not in fields else Record(path, fields)
                 ),
             )["annotations"]
         items = {}
