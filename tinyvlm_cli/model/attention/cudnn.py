@@ -36,17 +36,11 @@ class Shape:
 def shape_of(query: Tensor, key: Tensor, ends: Tensor, longest: Tensor, scale: float) -> Shape:
     """Return the shape of a row. query: [T, H, D]; key: [T, K, D]; ends: [S + 1]."""
     tokens, heads, width = query.shape
+    tokens += -tokens % 8192  # rounded up, so that few shapes are built
     return Shape(
-        slots=len(ends) - 1,
-        longest=int(longest),
-        tokens=tokens + -tokens % 8192,  # rounded up, so that few shapes are built
-        heads=heads,
-        key_heads=key.shape[1],
-        width=width,
-        scale=scale,
-        dtype=query.dtype,
-        device=query.device,
-    )
+        slots=len(ends) - 1, longest=int(longest), tokens=tokens, heads=heads, key_heads=key.shape[1], width=width,
+        scale=scale, dtype=query.dtype, device=query.device,
+    )  # fmt: skip
 
 
 @cache

@@ -80,15 +80,9 @@ def unsupported(config: PretrainedConfig, max_length: int) -> str | None:
 
 
 def _attend(  # noqa: PLR0917 - transformers' signature
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    scaling: float | None = None, dropout: float = 0.0, **kwargs: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
     """Compute causal attention within each sample: [1, T, H, D]. query: [1, H, T, D]; key, value: [1, K, T, D]."""
     assert not dropout and kwargs.get("softcap") is None, "see `unsupported`"
     row = Row.current
@@ -127,16 +121,9 @@ def attend(  # noqa: PLR0917 - an operation's tensors
 
 @torch.library.custom_op("tinyvlm::packed_attention_backward", mutates_args=())
 def attend_backward(  # noqa: PLR0917
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    ends: Tensor,
-    longest: Tensor,
-    out: Tensor,
-    sums: Tensor,
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: Tensor, out: Tensor, sums: Tensor,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of query, key and value, given that of `attend`'s output."""
     if _has_kernel(query):
         graphs = attention_cudnn.graphs(attention_cudnn.shape_of(query, key, ends, longest, scale))
