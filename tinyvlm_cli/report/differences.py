@@ -90,7 +90,11 @@ def compare_runs(name: str, table: Table, scores: pd.DataFrame, results: Results
     Raises UserError where a run is not named, or where the two have no benchmark in common.
     """
     a, b = (_side(wanted, setting, results) for wanted, setting in zip(table.between or (), ("a", "b"), strict=True))
-    titles = [_title(a, b), _title(b, a)]
+    same_name = a[0].name == b[0].name  # then the folders distinguish them
+    names = [side[0].folder.name if same_name else side[0].name for side in (a, b)]
+    titles = [
+        name if len(side) == 1 else f"{name} ({len(side)} seeds)" for name, side in zip(names, (a, b), strict=True)
+    ]
     folders = [run.folder.name for run in (*a, *b)]
     own = in_columns(scores[fits(table, scores) & scores["limit"].isna()], table.columns)
     found: dict[str, Difference] = {}
@@ -209,9 +213,3 @@ def _side(wanted: str | None, setting: str, results: Results) -> list[Run]:
     if len(runs) > 1:
         raise UserError(f"{setting}={wanted}: one run is compared with one other; name one run")
     return runs
-
-
-def _title(side: Sequence[Run], other: Sequence[Run]) -> str:
-    """Return the displayed name, or the folder where both have the same, and the number of seeds."""
-    name = side[0].name if side[0].name != other[0].name else side[0].folder.name
-    return name if len(side) == 1 else f"{name} ({len(side)} seeds)"

@@ -62,7 +62,7 @@ class Sheet:
     headers: list[str]  # [H] titles
     columns: list[str]  # [C] titles
     kinds: list[Kind]  # [L]
-    sections: list[int]  # [L] a rule stands between two sections
+    rules: list[int]  # numbers of the rows with a rule above them
     text: pd.DataFrame  # [L, H + C]
     values: pd.DataFrame  # [L, C] as shown; NaN where there is no score
     ranks: pd.DataFrame  # [L, C] "best", "second" or ""
@@ -95,7 +95,7 @@ def finish(
         headers=headers,
         columns=columns,
         kinds=[row.kind for row in rows],
-        sections=[row.section for row in rows],
+        rules=[place for place in range(1, len(rows)) if rows[place].section != rows[place - 1].section],
         text=pd.DataFrame(
             [[*row.headers, *(text for text, _ in row.cells)] for row in rows], columns=[*headers, *columns]
         ),
@@ -131,7 +131,7 @@ def show(sheet: Sheet, console: Console) -> None:
         table.add_column(Text(title), justify="right", no_wrap=True)
     styles = {"best": "bold", "second": "underline"}
     for place, (texts, ranks) in enumerate(zip(sheet.text.to_numpy(), sheet.ranks.to_numpy(), strict=True)):
-        if place and sheet.sections[place] != sheet.sections[place - 1]:
+        if place in sheet.rules:
             table.add_section()
         marks = [""] * len(sheet.headers) + [styles.get(rank, "") for rank in ranks]
         cells = [Text(text, style=mark) for text, mark in zip(texts, marks, strict=True)]
@@ -168,9 +168,8 @@ def _latex(sheet: Sheet) -> str:
     text = styler.to_latex(column_format=widths, caption=escape(sheet.title), hrules=True)
     lines = text.splitlines()
     first = lines.index(r"\midrule") + 1
-    for place in range(len(sheet.kinds) - 1, 0, -1):
-        if sheet.sections[place] != sheet.sections[place - 1]:
-            lines.insert(first + place, r"\midrule")
+    for place in reversed(sheet.rules):
+        lines.insert(first + place, r"\midrule")
     notes = [rf"\par\footnotesize {escape(note)}" for note in sheet.notes]
     return "\n".join([r"% needs \usepackage{booktabs}", *lines[:-1], *notes, lines[-1]]) + "\n"
 
