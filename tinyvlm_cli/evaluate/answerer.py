@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +161,18 @@ class FolderAnswerer(Answerer):
             batch = [q for q in questions if (q.image is not None) == has_image]
             if not batch:
                 continue
+            conversations = []
+            for q in batch:
+                texts = [text for turn in q.history for text in (turn.question, turn.answer)] + [q.text]
+                messages: list[dict[str, Any]] = [
+                    {"role": role, "content": [{"type": "text", "text": text}]}
+                    for role, text in zip(cycle(("user", "assistant")), texts, strict=False)
+                ]
+                if has_image:  # it comes before the first question
+                    messages[0]["content"].insert(0, {"type": "image", "image": open_image(q.encoded())})
+                conversations.append(messages)
             inputs = self.processor.apply_chat_template(
-                [_messages(q) for q in batch],
+                conversations,
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
@@ -171,15 +182,3 @@ class FolderAnswerer(Answerer):
             ids = self.model.generate(**inputs, generation_config=config, streamer=streamer)
             replies.update(zip((q.key for q in batch), ids[:, inputs["input_ids"].shape[1] :], strict=True))
         return [replies[q.key] for q in questions]
-
-
-def _messages(question: Question) -> list[dict[str, Any]]:
-    """Return the conversation in the form that chat templates take; the image comes before its first question."""
-    said = [(turn.question, turn.answer) for turn in question.history]
-    turns = [(role, text) for pair in said for role, text in zip(("user", "assistant"), pair, strict=True)]
-    messages: list[dict[str, Any]] = [
-        {"role": role, "content": [{"type": "text", "text": text}]} for role, text in [*turns, ("user", question.text)]
-    ]
-    if question.image is not None:
-        messages[0]["content"].insert(0, {"type": "image", "image": open_image(question.encoded())})
-    return messages

@@ -86,26 +86,9 @@ class Benchmark(ABC):
     Constructing it reads no file, so that a configuration can be checked first. An object reads each file once, when it
     is first needed. The data is in LLaVA's layout or, where those files are absent, in the Hugging Face form (parquet).
 
-    A new benchmark is one YAML, whose keys are the fields below, and a class with three methods. Where the class has
-    fields of its own, it is a `@dataclass(frozen=True, kw_only=True)` too.
-
-        class ChartQA(Benchmark):  # conf/benchmark/chartqa.yaml: _target_: my_benchmarks.ChartQA, name: chartqa, ...
-            metric = "relaxed accuracy"
-
-            def items(self) -> list[Item]:
-                rows = enumerate(self.rows("question", "answer", "type", "image"))
-                return [
-                    Item(key=str(number), text=f"{row['question']}\\n{self.suffix}", image=row["image"],
-                         truth=row["answer"], category=row["type"])
-                    for number, row in rows
-                ]
-
-            def read(self, text: str, item: Item) -> str | None:
-                return text.strip() or None
-
-            def headline(self, results: Sequence[Result]) -> Score:
-                points = {r.item.key: relaxed_accuracy(r.meaning, r.item.truth) for r in results}
-                return self.scored(percent(points.values()), results, points, {"human": ...})
+    A new benchmark is one YAML, whose keys are the fields below, and a class with the three methods `items`, `read` and
+    `headline`; tests/evaluate/test_benchmark.py has a complete one. Where the class has fields of its own, it is a
+    `@dataclass(frozen=True, kw_only=True)` too.
 
     Everything else is done here: pairing answers with items by id, duplicate, unknown and missing ids and their notes,
     the share of readable answers, limits, what statistics need, uploads, and counting the files that are present.
@@ -197,7 +180,6 @@ class Benchmark(ABC):
 
     @property
     def folder(self) -> Path:
-        """The folder of the data."""
         return Path(self.data_dir)
 
     @property

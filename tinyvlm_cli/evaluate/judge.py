@@ -84,7 +84,6 @@ class Graded(Judged):
     waiting_is_unreadable: ClassVar[bool] = False  # in the share of readable grades, while some wait for the judge
 
     def __post_init__(self) -> None:
-        """Raise UserError for settings that cannot work."""
         if self.runs < 1:
             raise UserError(f"benchmark.{self.name}.runs={self.runs}: give at least 1")
 

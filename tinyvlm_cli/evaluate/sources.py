@@ -159,13 +159,9 @@ def read_answers(path: Path) -> list[Answer]:
                 where = f"{one}:{number}"
                 if len(line) > MAX_LINE:
                     raise UserError(f"{where}: the line is longer than {MAX_LINE >> 20} MiB; no answer is, remove it")
-                mark = next(
-                    (name for mark, name in BYTE_ORDER_MARKS.items() if number == 1 and line.startswith(mark)), ""
-                )
-                if mark:
-                    raise UserError(
-                        f"{where}: begins with a byte-order mark ({mark}); save the file as UTF-8 without it"
-                    )
+                for mark, name in BYTE_ORDER_MARKS.items():
+                    if number == 1 and line.startswith(mark):
+                        raise UserError(f"{where}: begins with a {name} byte-order mark; save as UTF-8 without it")
                 if line.strip():
                     answers.append(_answer(line, where))
     if not answers:

@@ -43,7 +43,6 @@ class GQA(Benchmark):
 
     @property
     def image_dir(self) -> Path:
-        """The folder of the images."""
         return first_of(self.folder / "data" / self.images, self.folder / self.images)
 
     def items(self) -> list[Item]:
@@ -81,19 +80,18 @@ class GQA(Benchmark):
     def headline(self, results: Sequence[Result]) -> Score:
         """Return the accuracy in percent, with the official tables."""
         points = {result.item.key: float(result.meaning == result.item.truth.answer) for result in results}
-        groups: dict[str, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for result in results:
-            truth, point = result.item.truth, points[result.item.key]
-            groups["form"]["open" if truth.structural == "query" else "binary"].append(point)
-            for kind in TABLES:
-                groups[kind][getattr(truth, kind)].append(point)
+        is_open = {result.item.key: result.item.truth.structural == "query" for result in results}
         details: dict[str, Any] = {
-            "binary": percent(groups["form"]["binary"]) or 0.0,  # 0 of nothing, as in eval.py
-            "open": percent(groups["form"]["open"]) or 0.0,
+            # 0 of nothing, as in eval.py
+            "binary": percent(point for key, point in points.items() if not is_open[key]) or 0.0,
+            "open": percent(point for key, point in points.items() if is_open[key]) or 0.0,
             "distribution": _distribution(results),
         }
         for kind in TABLES:
-            table = sorted(groups[kind].items())
+            groups: dict[Any, list[float]] = defaultdict(list)
+            for result in results:
+                groups[getattr(result.item.truth, kind)].append(points[result.item.key])
+            table = sorted(groups.items())
             details[kind] = {str(name): {"accuracy": percent(hits), "n": len(hits)} for name, hits in table}
         return self.scored(percent(points.values()), results, points, details)
 

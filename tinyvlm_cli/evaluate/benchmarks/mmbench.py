@@ -41,7 +41,6 @@ ABBREVIATIONS = {
 }
 ATTEMPTS = 3  # requests about one answer
 MAX_TOKENS = 2048  # of a reply, as in VLMEvalKit's client
-OPTIONS = "There are several options: \n"  # before the options in the prompt for the judge
 
 # Used when VLMEvalKit's file is missing. Cached replies are lost when it changes.
 OWN_PROMPT = """A question with lettered options was answered in free words. Name the option that the answer means.
@@ -166,10 +165,9 @@ class MMBench(Judged):
     def headline(self, results: Sequence[Result]) -> Score:
         """Return the share of the questions that are correct in every row, in percent."""
         results = [result if result.answer else replace(result, meaning=None) for result in results]
-        groups: dict[int, list[Result]] = defaultdict(list)
-        by_index = {int(result.item.key): result for result in results}
-        for index in sorted(by_index, key=lambda index: (index % ROTATION, index)):
-            groups[index % ROTATION].append(by_index[index])
+        groups: dict[str, list[Result]] = defaultdict(list)  # key of the first row -> all rows
+        for result in sorted(results, key=lambda r: (int(r.item.key) % ROTATION, int(r.item.key))):
+            groups[str(int(result.item.key) % ROTATION)].append(result)
         if self.judge is None:
             verdicts: list[Verdict | None] = [self._verdict(group) for group in groups.values()]
         else:
@@ -177,7 +175,7 @@ class MMBench(Judged):
         judged = [verdict for verdict in verdicts if verdict and verdict.replies]
         undecided = sum(verdict is not None and verdict.undecided for verdict in verdicts)
         pending = verdicts.count(None)
-        hits = {str(base): verdict.hit for base, verdict in zip(groups, verdicts, strict=True) if verdict}
+        hits = {key: verdict.hit for key, verdict in zip(groups, verdicts, strict=True) if verdict}
         notes = []
         if undecided:
             reader = "the judge could not read either" if self.judge else "the rule cannot read"
@@ -188,7 +186,7 @@ class MMBench(Judged):
             notes.append(f"some answers were judged with tinyvlm's own prompt: {self.wanted()[0]}")
         if pending and self.judge:
             notes.append(f"{pending} questions wait for the judge ({self.judge.failure_reason}); run again")
-        firsts = {str(base): group[0] for base, group in groups.items()}
+        firsts = {key: group[0] for key, group in groups.items()}
         details: dict[str, Any] = {
             "choice_rule": str(self.choice_rule),
             "protocol": "tinyvlm" if own_prompt else "official",
@@ -257,7 +255,9 @@ class MMBench(Judged):
             if letter is None and self.judge:
                 truth = row.item.truth
                 options = "".join(f"{name}. {text}\n" for name, text in truth.options.items())
-                prompt = self._judge_prompt.format(truth.question, f"{OPTIONS}{options}", row.text or EMPTY_CELL)
+                prompt = self._judge_prompt.format(
+                    truth.question, f"There are several options: \n{options}", row.text or EMPTY_CELL
+                )
                 request = Request((("user", prompt),), temperature=0.0, max_tokens=MAX_TOKENS)
                 for attempt in range(ATTEMPTS):
                     replies.append(self.judge.reply(request, str(attempt)))

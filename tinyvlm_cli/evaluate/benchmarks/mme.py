@@ -80,30 +80,22 @@ class MME(Benchmark):
         As by the official tool, images without any answer are left out.
         """
         answered = {result.item.image_key for result in results if result.answer}
-        images: dict[str, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
-        for result in results:
-            if result.item.image_key in answered:
-                images[result.item.category][result.item.image_key].append(result)
-        subtasks = {
-            subtask: _figures(list(images[subtask].values()))
-            for subtask in (*PERCEPTION, *COGNITION)
-            if subtask in images
-        }
-        totals, notes = {}, []
+        counted = [result for result in results if result.item.image_key in answered]
+        subtasks, totals, notes = {}, {}, []
         for kind, names in (("perception", PERCEPTION), ("cognition", COGNITION)):
+            for name in names:
+                if same := [result for result in counted if result.item.category == name]:
+                    subtasks[name] = _figures(same)
             scores = [subtasks[name]["score"] for name in names if name in subtasks]
             totals[kind] = sum(scores) if scores else None
             absent = [name for name in names if name not in subtasks]
             if absent and len(results) == len(self.known_items):
                 notes.append(f"{', '.join(absent)}: no questions or no answers; the {kind} total is over the others")
-        counted = [r for r in results if r.item.image_key in answered and r.item.category in PERCEPTION]
-        points = {result.item.key: float(result.meaning == result.item.truth) for result in counted}
-        tallies = {
-            result.item.key: Tally(result.item.image_key, result.item.category, points[result.item.key])
-            for result in counted
-        }
+        headline = [result for result in counted if result.item.category in PERCEPTION]
+        points = {result.item.key: float(result.meaning == result.item.truth) for result in headline}
+        tallies = {r.item.key: Tally(r.item.image_key, r.item.category, points[r.item.key]) for r in headline}
         details = {"cognition": totals["cognition"], "subtasks": subtasks}
-        return self.scored(totals["perception"], counted, points, details, tallies=tallies, notes=notes)
+        return self.scored(totals["perception"], headline, points, details, tallies=tallies, notes=notes)
 
     def key_of(self, answer: Answer) -> str:
         """Return image and question: both questions of an image have its name as their id.
@@ -164,14 +156,14 @@ class MME(Benchmark):
                 yield folder.name, image_id, image, question.strip(), answer
 
 
-def _figures(images: Sequence[Sequence[Result]]) -> dict[str, Any]:
+def _figures(results: Sequence[Result]) -> dict[str, Any]:
     """Return the official figures of a subtask; precision and recall of yes are over the answers that can be read."""
-    results = [result for image in images for result in image]
-    hits = [
-        sum(result.meaning == result.item.truth for result in image) for image in images
-    ]  # an unreadable one is wrong
-    accuracy = sum(hits) / len(results)
-    both = hits.count(2) / len(images)  # not all: an image of which `limit=` left one question is not won
+    hits: Counter[str] = Counter()  # of each image; an unreadable answer is wrong
+    for result in results:
+        hits[result.item.image_key] += result.meaning == result.item.truth
+    accuracy = hits.total() / len(results)
+    # Two, not all: an image of which `limit=` left one question is not won.
+    both = list(hits.values()).count(2) / len(hits)
     counts = Counter((result.meaning, result.item.truth) for result in results)
     yes = counts["yes", "yes"]
     return {

@@ -55,7 +55,6 @@ class MMVet(Graded):
     judge_source: ClassVar[str] = "mm-vet_evaluator.py of MM-Vet"
 
     def files(self) -> list[Path]:
-        """Return the file of the questions with their ground truths."""
         return [self.folder / DATA_FILE]
 
     def key_of(self, answer: Answer) -> str:

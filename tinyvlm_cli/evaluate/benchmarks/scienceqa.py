@@ -45,7 +45,6 @@ class ScienceQA(Benchmark):
     unanswered: ClassVar[str] = "wrong in the accuracy over all, left out of the accuracy on images"
 
     def files(self) -> list[Path]:
-        """Return the official files."""
         return [self.folder / self.problems_file, self.folder / self.splits_file]
 
     def asked(self) -> list[Question]:
