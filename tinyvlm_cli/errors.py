@@ -1,7 +1,8 @@
 """The errors that end a command, and the exit codes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 FAILED = 1
 MISTAKE = 2  # the user can correct it
@@ -29,6 +30,13 @@ def raise_findings(findings: list[str]) -> None:
     """Raise one UserError with all of `findings`, if there are any."""
     if findings:
         raise UserError("\n".join(findings))
+
+
+def suggest(name: str, options: Iterable[str]) -> str:
+    """Return "did you mean 'X'? choose from X, Y", for the end of a sentence that rejects a name."""
+    options = list(options)
+    near = [f"did you mean '{option}'? " for option in get_close_matches(name, options, n=1)]
+    return f"{''.join(near)}choose from {', '.join(options)}"
 
 
 class WorkerError(RuntimeError):

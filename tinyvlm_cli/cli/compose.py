@@ -127,14 +127,13 @@ def run_command(command: Command, arguments: list[str]) -> int:
             return _conclude(command, command.run(points(command, settings, is_grid=bool(flags))))
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command.name)(job)()
         return _conclude(command, job.outcomes())
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, schema, settings)) from error
     except SystemExit as left:  # after --cfg, --info and arguments that argparse rejects
         return left.code if isinstance(left.code, int) else FAILED
     except Exception as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         source = str(frame.f_globals.get("__name__")).partition(".")[0]
-        if source in ("hydra", "omegaconf"):  # some overrides end in a ValueError or AssertionError
+        # Some overrides end in a ValueError or AssertionError of these packages.
+        if source in ("hydra", "omegaconf") or isinstance(error, HydraException | OmegaConfBaseException):
             raise UserError(explain(error, schema, settings)) from error
         if source != "submitit":
             raise
@@ -207,8 +206,8 @@ class Job:
         if not self.is_launched:
             self.done.append(outcome)
         elif this_node().is_first:
-            record = {"overrides": outcome.overrides, "code": outcome.code, "message": str(outcome.error or "")}
-            record["kind"] = type(outcome.error).__name__ if outcome.error else ""
+            message = None if outcome.error is None else str(outcome.error)
+            record = {"overrides": outcome.overrides, "code": outcome.code, "message": message}
             write_text(self.folder / f"{HydraConfig.get().job.num:06}.json", json.dumps(record))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -222,8 +221,8 @@ class Job:
         """Return the outcomes of all points that ended, in the grid's order."""
         for path in sorted(self.folder.glob("*.json")):
             record = json.loads(path.read_text(encoding="utf-8"))
-            kind = UserError if record["kind"] == UserError.__name__ else WorkerError
-            error = kind(record["message"]) if record["kind"] else None
+            kind = UserError if record["code"] == MISTAKE else WorkerError
+            error = None if record["message"] is None else kind(record["message"])
             self.done.append(Outcome(record["overrides"], record["code"], error))
         return self.done
 
@@ -271,9 +270,8 @@ def _make_importable(working_dir: Path, results_dir: Path) -> None:
         return
     if str(working_dir) not in sys.path:
         sys.path.insert(0, str(working_dir))
-    known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    if str(working_dir) not in known:
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(working_dir), *known])
+    known = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(working_dir), *known]))
 
 
 def prepare_hydra() -> None:
@@ -340,24 +338,19 @@ class SweepSource(FileConfigSource):
 
     @staticmethod
     def scheme() -> str:
-        """Return the prefix of its search path entries."""
         return "sweeps"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Return the content of `sweep/NAME`."""
         return super().load_config(PurePosixPath(config_path).name)
 
     def is_group(self, config_path: str) -> bool:
-        """Return whether the path is the root or `sweep`."""
         return config_path in ("", SWEEP)
 
     def is_config(self, config_path: str) -> bool:
-        """Return whether `sweep/NAME` is a file."""
         path = PurePosixPath(config_path)
         return str(path.parent) == SWEEP and super().is_config(path.name)
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """Return the names in a group."""
         if config_path == "":
             return [SWEEP] if results_filter in (None, ObjectType.GROUP) else []
         if config_path != SWEEP or results_filter is ObjectType.GROUP:

@@ -14,8 +14,10 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import UserError, suggest
 
+# Mappings of a report's table to which a user may add keys.
+OWN_KEYS = re.compile(r"table\.[^.=]+\.(runs|headers|against)[.=]")
 # Hydra's own flags that take an argument.
 TAKE_ARGUMENT = frozenset(
     {"-c", "-p", "-i", "-cn", "-cp", "-cd", "-sc", "--cfg", "--package", "--info"}
@@ -36,20 +38,10 @@ def read_arguments(arguments: list[str], schema: type) -> tuple[list[str], list[
     for previous, argument in zip(["", *arguments], arguments, strict=False):
         (flags if argument.startswith("-") or previous in TAKE_ARGUMENT else settings).append(argument)
     allowed = {field.name: field for field in fields(schema)}
-    hints = get_type_hints(schema)
-    own_keys = [
-        rf"{outer}\.[^.=]+\.{inner.name}[.=]"
-        for outer in allowed
-        for argument in get_args(hints[outer])
-        if is_dataclass(argument)
-        for inner in fields(argument)
-        if inner.metadata.get("own_keys")
-    ]
     for index, setting in enumerate(settings):
         group = re.split(r"[=.@/]", setting.lstrip("+~"), maxsplit=1)[0]
         if group not in (*allowed, "hydra", "sweep"):
-            near = _near(group, list(allowed))
-            raise UserError(f"{setting}: no setting '{group}'; {near}choose from {', '.join(allowed)}")
+            raise UserError(f"{setting}: no setting '{group}'; {suggest(group, allowed)}")
         if "=" not in setting and not setting.startswith("~"):
             raise UserError(f"{setting}: no value; write {setting}=VALUE")
         if group == "sweep" and re.search(r"[,\[]", setting):
@@ -64,7 +56,7 @@ def read_arguments(arguments: list[str], schema: type) -> tuple[list[str], list[
             is_plain = "=" not in value or re.search(r"[\"'\[({]", value) is not None
         if not is_plain:
             settings[index] = f"{key}={','.join(QuotedString(piece, Quote.double).with_quotes() for piece in pieces)}"
-        elif any(re.match(pattern, setting) for pattern in own_keys):
+        elif OWN_KEYS.match(setting):
             settings[index] = f"++{setting}"
     return flags, settings
 
@@ -75,8 +67,7 @@ def explain(error: Exception, schema: type, settings: list[str]) -> str:  # noqa
         return f"{error.override}: not valid ({_first_line(error.message)}); quote what the shell or Hydra would read"
     if isinstance(error, MissingConfigException) and "/" in (path := error.missing_cfg_file or ""):
         group, _, name = path.rpartition("/")
-        options = sorted(error.options or [])
-        return f"{group}={name}: no {group} of that name; {_near(name, options)}choose from {', '.join(options)}"
+        return f"{group}={name}: no {group} of that name; {suggest(name, sorted(error.options or []))}"
     if isinstance(error, AssertionError):  # OmegaConf's, for a key below null
         nested = ", ".join(setting for setting in settings if "." in setting.partition("=")[0])
         return f"{nested}: the setting above is null; set all of it, as in 'KEY={{rank: 8, alpha: 16}}'"
@@ -98,11 +89,6 @@ def explain(error: Exception, schema: type, settings: list[str]) -> str:  # noqa
             if entry[:1] == [key]:
                 return f"{group}.{key}: not chosen here; add {group}={key}"
     return f"{key}: {_first_line(cause)}"
-
-
-def _near(name: str, options: list[str]) -> str:
-    near = get_close_matches(name, options, n=1)
-    return f"did you mean '{near[0]}'? " if near else ""
 
 
 def _similar(key: str, error: OmegaConfBaseException, schema: type) -> str:

@@ -6,10 +6,9 @@ heavy is imported before the subcommand is known.
 
 import os
 import sys
-from difflib import get_close_matches
 
 from tinyvlm_cli.cli.commands import COMMANDS
-from tinyvlm_cli.errors import FAILED, INTERRUPTED, MISTAKE, UserError, WorkerError
+from tinyvlm_cli.errors import FAILED, INTERRUPTED, MISTAKE, UserError, WorkerError, suggest
 
 HELP = """\
 tinyvlm: train, evaluate and compare small vision-language models.
@@ -54,9 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     code = FAILED
     try:
         if name not in COMMANDS:
-            near = get_close_matches(name, COMMANDS, n=1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
-            raise UserError(f"not a command; {hint}The commands are {', '.join(COMMANDS)}")
+            raise UserError(f"not a command; {suggest(name, COMMANDS)}")
         actions = COMMANDS[name].actions
         if actions and rest and "=" not in rest[0] and not rest[0].startswith("-"):
             if rest[0] not in actions:

@@ -5,11 +5,10 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from tinyvlm_cli.errors import UserError, raise_findings
+from tinyvlm_cli.errors import UserError, raise_findings, suggest
 
 PACKAGE = Path(__file__).parents[1]
 # Where configurations in old results folders say that our classes are -> where they are now.
@@ -44,8 +43,7 @@ def check(node: dict[str, Any], given: set[str], *, where: str) -> list[str]:
     findings = []
     for key in node:
         if key not in takes and key not in _SHOWN:
-            near = get_close_matches(key, settable, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(settable) or 'nothing'}"
+            hint = suggest(key, settable) if settable else "it takes none"
             findings.append(f"{where}.{key}: not a setting of {path}; {hint}")
     for key, parameter in takes.items():
         if parameter.default is inspect.Parameter.empty and key not in node and key not in given:

@@ -8,7 +8,6 @@ from omegaconf import MISSING
 
 from tinyvlm_cli.config.schema import LLM, Data, Precision, Prompt, Train, Vision
 
-OWN_KEYS = {"own_keys": True}  # metadata of a mapping to which a user may add keys on the command line
 TEXT = {"text": True}  # metadata of a free-text setting: taken as typed, with commas and quotes
 
 
@@ -141,14 +140,12 @@ class Table:
 
     title: str = MISSING
     published: list[Published] = MISSING
-    # Field of a score row -> the value, or list of values, that it must have; null: any.
-    runs: dict[str, Any] = field(default=MISSING, metadata=OWN_KEYS)
-    # Field that says what a table row is -> its title.
-    headers: dict[str, str] = field(default=MISSING, metadata=OWN_KEYS)
+    runs: dict[str, Any] = MISSING  # field of a score row -> the value, or list of values, that it must have; null: any
+    headers: dict[str, str] = MISSING  # field that says what a table row is -> its title
     columns: list[Column] = MISSING
     own_benchmarks: bool = False  # only columns of benchmarks that own scores have, and one for each not in `columns`
     # Setting -> value of the row that otherwise equal rows are compared with; none: nothing is marked.
-    against: dict[str, str] = field(default_factory=dict, metadata=OWN_KEYS)
+    against: dict[str, str] = field(default_factory=dict)
     between: list[str | None] | None = None  # the two runs whose differences are the rows; null: rows are runs
     blind: bool = MISSING  # a row with the blind control under each run that has one
     intervals: bool = MISSING  # a row with each score's 95% interval under each run

@@ -18,14 +18,12 @@ def run(config: Demo) -> int:
     began = time.perf_counter()
     for command in config.commands:
         console.print(f"\n[bold]$ tinyvlm {command}[/bold]", soft_wrap=True)
-        code = cli.main(shlex.split(command))
-        if code:
+        if code := cli.main(shlex.split(command)):
             return code
     took = time.perf_counter() - began
-    console.print(f"\nThe demo took {took:.0f} s. Its results are in {Path('results').resolve()}.", soft_wrap=True)
     console.print(
-        "Ask a model: tinyvlm ask run=TinyLLaVA-demo-tiny-tiny image=data/easyvqa/images/0.png "
-        "question='Describe the image.'",
+        f"\nThe demo took {took:.0f} s. Its results are in {Path('results').resolve()}.\nAsk a model: tinyvlm ask "
+        "run=TinyLLaVA-demo-tiny-tiny image=data/easyvqa/images/0.png question='Describe the image.'",
         soft_wrap=True,
     )
     return 0

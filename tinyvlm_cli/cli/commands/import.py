@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tinyvlm_cli.config import schema
 from tinyvlm_cli.config.commands import Import
-from tinyvlm_cli.config.schema import ImageMode, Prompt, Train, Tune, from_yaml, to_yaml
+from tinyvlm_cli.config.schema import Train, Tune, from_yaml, to_yaml
 from tinyvlm_cli.errors import raise_findings
 from tinyvlm_cli.files import locked, new_folder, write_text
 from tinyvlm_cli.results.folder import Results
@@ -44,8 +44,7 @@ def run(config: Import) -> int:
             _write_stage(config, places, stage_dir)
 
     run_dir = results.run_dir(f"{name}-{digest[:6]}")
-    text = (stage_dir / "config.yaml").read_text(encoding="utf-8")
-    write_text(run_dir / "config.yaml", text)
+    write_text(run_dir / "config.yaml", (stage_dir / "config.yaml").read_text(encoding="utf-8"))
     trained = from_yaml(Train, stage_dir / "config.yaml")
     Results.write_run(
         Run(
@@ -71,6 +70,13 @@ def _write_stage(config: Import, places: dict[str, Path], stage_dir: Path) -> No
     from tinyvlm_cli.checkpoint.tinyllava.stage import import_parts
 
     foreign = read_foreign(places["path"], vision=places.get("vision_dir"))
+    # A recipe of one finished stage, which says how images and prompts are prepared.
+    frozen = schema.Parts(vision=Tune.frozen, connector=Tune.frozen, llm=Tune.frozen)
+    stage = schema.Stage(
+        split="", prompt=foreign.prompt, image_mode=foreign.image_mode, train=frozen, vision_from_layer=0, lr=0.0,
+        samples_per_step=1, epochs=0,
+    )  # fmt: skip
+    optim = schema.Optim(betas=[0.0, 0.0], eps=0.0, weight_decay=0.0, warmup_ratio=0.0, max_grad_norm=0.0)
     with new_folder(stage_dir) as draft:
         parts = import_parts(
             foreign, draft, stage_dir, second=places.get("second_vision_dir"), qformer=places.get("qformer_dir")
@@ -82,24 +88,12 @@ def _write_stage(config: Import, places: dict[str, Path], stage_dir: Path) -> No
             vision=parts.vision,
             connector=parts.connector,
             data=schema.Data(name="", splits={}),
-            recipe=_recipe(foreign.image_mode, foreign.prompt),
+            recipe=schema.Recipe(name=STAGE, paper_data=None, optim=optim, stages={STAGE: stage}),
             engine=schema.Engine(zero=1, precision=parts.llm.precision, save_every=0),
             seed=0,
             data_dir="",
             results_dir=config.results_dir,
         )
         write_text(draft / "config.yaml", to_yaml(trained))
-        source = str(places["path"].resolve())
-        Results.write_stage(draft, Stage(STAGE, [], {"source": source}, provenance()))
+        Results.write_stage(draft, Stage(STAGE, [], {"source": str(places["path"].resolve())}, provenance()))
         Results.mark_done(draft)
-
-
-def _recipe(image_mode: ImageMode, prompt: Prompt) -> schema.Recipe:
-    """Return a recipe of one finished stage, which says how images and prompts are prepared."""
-    frozen = schema.Parts(vision=Tune.frozen, connector=Tune.frozen, llm=Tune.frozen)
-    stage = schema.Stage(
-        split="", prompt=prompt, image_mode=image_mode, train=frozen, vision_from_layer=0, lr=0.0, samples_per_step=1,
-        epochs=0,
-    )  # fmt: skip
-    optim = schema.Optim(betas=[0.0, 0.0], eps=0.0, weight_decay=0.0, warmup_ratio=0.0, max_grad_norm=0.0)
-    return schema.Recipe(name=STAGE, paper_data=None, optim=optim, stages={STAGE: stage})
