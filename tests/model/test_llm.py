@@ -41,20 +41,19 @@ def prepending(folder: Path, **settings: Any) -> str:
     return str(folder)
 
 
-def tokens(path: str, text: str) -> list[str]:
-    tokenizer = read_tokenizer(path, where="llm.path")
+def tokens(path: str | PreTrainedTokenizerFast, text: str) -> list[str]:
+    tokenizer = read_tokenizer(path, where="llm.path") if isinstance(path, str) else path
     return tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False).input_ids)
 
 
 @pytest.mark.parametrize("legacy", [True, None])
 def test_a_legacy_llama_tokenizer_keeps_the_rules_of_its_own_file(legacy: bool | None, tmp_path: Path) -> None:
-    path = real("tinyllama", tmp_path, legacy=legacy)
-    assert tokens(path, "a</s>USER: b</s> USER") == [
+    tokenizer = read_tokenizer(real("tinyllama", tmp_path, legacy=legacy), where="llm.path")
+    assert tokens(tokenizer, "a</s>USER: b</s> USER") == [
         f"{MARK}a", "</s>", f"{MARK}US", "ER", ":", f"{MARK}b", "</s>", MARK, f"{MARK}US", "ER"
     ]  # fmt: skip
-    tokenizer = read_tokenizer(path, where="llm.path")
     tokenizer.save_pretrained(tmp_path / "saved")  # as import and export do
-    assert tokens(str(tmp_path / "saved"), "a</s>USER") == tokens(path, "a</s>USER")
+    assert tokens(str(tmp_path / "saved"), "a</s>USER") == tokens(tokenizer, "a</s>USER")
 
 
 def test_a_llama_tokenizer_that_is_not_legacy_marks_the_first_piece_only(tmp_path: Path) -> None:
@@ -70,7 +69,7 @@ def test_the_mark_is_doubled_by_legacy_tokenizers_only(settings: dict[str, Any],
 @pytest.mark.parametrize("name", ["phi2", "stablelm2", "tinyllama"])
 def test_end_and_pad_tokens_of_the_papers_llms_are_single_tokens(name: str, tmp_path: Path) -> None:
     path = real(name, tmp_path)
-    end = read_tokenizer(path, where="llm.path").eos_token
+    end = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))["eos_token"]
     spec = LLM(path=path, pad_token=end, chat=Chat(system="", user="", assistant="", end=end))
     assert load_tokenizer(spec, num_embeddings=100_352).pad_token == end
 

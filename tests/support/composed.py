@@ -1,5 +1,8 @@
 """The configuration of a command line, as the command gets it."""
 
+import copy
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from tinyvlm_cli.cli.commands import COMMANDS
@@ -9,7 +12,14 @@ from tinyvlm_cli.config.build import conf_dir
 
 
 def composed(command: str, *overrides: str) -> Any:
-    """Return the configuration of a command line."""
+    """Return the configuration of a command line. One that no test's own ./conf changes is composed once."""
+    shipped = conf_dir().parent == Path.cwd() or not (Path("conf").is_dir() or Path("sweeps").is_dir())
+    compose = _composed if shipped else _composed.__wrapped__
+    return copy.deepcopy(compose(command, overrides, Path.cwd()))
+
+
+@cache
+def _composed(command: str, overrides: tuple[str, ...], working_dir: Path) -> Any:
     prepare_hydra()
     _, settings = read_arguments(list(overrides), COMMANDS[command].settings_class)
     (point,) = points(COMMANDS[command], settings, is_grid=False)

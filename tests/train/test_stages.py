@@ -162,7 +162,7 @@ def test_a_stage_folder_that_describes_another_stage_is_rejected(config: Train) 
     with pytest.raises(UserError, match=r"describes another stage \(seed differ\)"):
         train.run(config)
     path.write_text("identity: [", encoding="utf-8")
-    with pytest.raises(UserError, match="not a stage's record"):
+    with pytest.raises(UserError, match=r"stage\.yaml: "):
         train.run(config)
 
 

@@ -48,13 +48,7 @@ class Engine:
     """Takes optimizer steps on a model whose trained parameters are marked by requires_grad."""
 
     def __init__(
-        self,
-        model: VLM,
-        settings: EngineSettings,
-        optim: Optim,
-        device: torch.device,
-        *,
-        rates: dict[str, float],
+        self, model: VLM, settings: EngineSettings, optim: Optim, device: torch.device, *, rates: dict[str, float]
     ) -> None:
         """rates: learning rate of each part relative to the stage's, see `Stage.rate_scales`."""
         import deepspeed

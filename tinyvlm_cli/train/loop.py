@@ -48,15 +48,9 @@ def train_stage(job: StageJob) -> None:
         prepare_loaders()
     index = stage_index(job)
     model = build_model(
-        job.llm,
-        job.vision,
-        job.connector,
-        job.before,
-        seed=job.seed,
-        dtype=DTYPES[job.engine.precision],
-        attention=register(),
-        four_bit=stage.four_bit_parts,
-    )
+        job.llm, job.vision, job.connector, job.before,
+        seed=job.seed, dtype=DTYPES[job.engine.precision], attention=register(), four_bit=stage.four_bit_parts,
+    )  # fmt: skip
     plan = stage_plan(job, index, tokens_per_image=model.tokens_per_image)
     steps = num_steps(
         len(plan.usable), samples_per_step=stage.samples_per_step, epochs=stage.epochs, max_steps=stage.max_steps
@@ -126,13 +120,8 @@ def compile_layers(model: VLM) -> None:
 
 def stage_index(job: StageJob) -> SplitIndex:
     """Return the tokenised samples of a stage's split."""
-    return open_index(
-        job.split,
-        tokenizer=load_tokenizer(job.llm),
-        chat=job.llm.chat,
-        prompt=job.stage.prompt,
-        results=job.results,
-    )
+    tokenizer, chat = load_tokenizer(job.llm), job.llm.chat
+    return open_index(job.split, tokenizer=tokenizer, chat=chat, prompt=job.stage.prompt, results=job.results)
 
 
 def stage_plan(job: StageJob, index: Samples, *, tokens_per_image: int) -> StagePlan:

@@ -50,17 +50,9 @@ class Meter:
         self.board.close()
 
     def step(
-        self,
-        *,
-        step: int,
-        loss: float,
-        lr: float,
-        grad_norm: float,
-        samples: int,
-        tokens: int,
-        tflops: float,
-        waited_s: float,
-    ) -> None:
+        self, *, step: int, loss: float, lr: float, grad_norm: float,
+        samples: int, tokens: int, tflops: float, waited_s: float,
+    ) -> None:  # fmt: skip
         """Record a finished step.
 
         step: from 1. samples, tokens: of the step, on all GPUs. tflops: 1e12 operations that one GPU needed.

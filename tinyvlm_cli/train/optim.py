@@ -21,16 +21,8 @@ def build_optimizer(model: VLM, optim: Optim, rates: dict[str, float], *, fused:
             if p.requires_grad:
                 groups.setdefault((rates[part], optim.weight_decay if p.ndim > 1 else 0.0), []).append(p)
     first, second = optim.betas
-    return AdamW(
-        [
-            {"params": parameters, "weight_decay": decay, "lr_scale": rate}
-            for (rate, decay), parameters in groups.items()
-        ],
-        lr=0.0,
-        betas=(first, second),
-        eps=optim.eps,
-        fused=fused,
-    )
+    settings = [{"params": p, "weight_decay": decay, "lr_scale": rate} for (rate, decay), p in groups.items()]
+    return AdamW(settings, lr=0.0, betas=(first, second), eps=optim.eps, fused=fused)
 
 
 def lr_at(step: int, steps: int, *, peak: float, warmup_ratio: float) -> float:

@@ -37,14 +37,8 @@ from tinyvlm_cli.results.records import Stage as StageRecord
 FORMAT = 1  # raised when the same settings would give other weights
 # Modules that held our connectors when the first stages were trained: the hashes of those stages contain them. A
 # connector that was added later is identified by its name alone.
-FIRST_MODULES = {
-    name: f"tinyvlm_cli.model.{module}.{name}"
-    for module, names in (
-        ("connectors", ("Identity", "Linear", "MLP", "MoFMLP")),
-        ("resamplers", ("Perceiver", "QFormer", "Resampler")),
-    )
-    for name in names
-}
+FIRST_MODULES = dict.fromkeys(("Identity", "Linear", "MLP", "MoFMLP"), "tinyvlm_cli.model.connectors")
+FIRST_MODULES |= dict.fromkeys(("Perceiver", "QFormer", "Resampler"), "tinyvlm_cli.model.resamplers")
 
 
 @dataclass(frozen=True)
@@ -128,10 +122,17 @@ def resolve(config: Train) -> RunJob:
         folder = results.same_stage(name, digest) or new  # it may have been trained under other names
         jobs[name] = replace(job, folder=results.stage_dir(folder), identity=identity)
     stages = tuple(jobs.values())
-    shown = _shown_name(config, start)
+    # The displayed name follows the paper's rule, with what differs from the paper's setting appended.
+    shown = f"TinyLLaVA-{config.recipe.name}-{config.vision.label}-{config.llm.label}"
+    if config.connector["name"] != "mlp":
+        shown += f"-{config.connector['name']}"
+    if config.data.name != config.recipe.paper_data:
+        shown += f"-{config.data.name}"
     recipe = config.recipe.name
-    if start is not None and config.recipe.paper_data is not None:
-        recipe = f"{recipe}+start={start.name}"
+    if start is not None:
+        shown += f"-from-{start.name}"
+        if config.recipe.paper_data is not None:
+            recipe += f"+start={start.name}"
     # Runs that differ in anything differ in the hash of their last stage.
     digest = stages[-1].folder.name.rsplit("-", 1)[1]
     return RunJob(config, shown, results.run_dir(f"{shown}-s{config.seed}-{digest[:6]}"), before, stages, recipe)
@@ -229,18 +230,6 @@ def stage_order(stages: dict[str, Stage]) -> list[str]:
     return order
 
 
-def _shown_name(config: Train, start: Run | None) -> str:
-    """Return the displayed name by the paper's rule, with what differs from the paper's setting appended."""
-    name = f"TinyLLaVA-{config.recipe.name}-{config.vision.label}-{config.llm.label}"
-    if config.connector["name"] != "mlp":
-        name += f"-{config.connector['name']}"
-    if config.data.name != config.recipe.paper_data:
-        name += f"-{config.data.name}"
-    if start is not None:
-        name += f"-from-{start.name}"
-    return name
-
-
 def _identity(job: StageJob) -> dict[str, Any]:
     """Return everything that determines the stage's weights: not names, paths, code locations or the machine."""
     stage = job.stage
@@ -284,9 +273,9 @@ def _connector_identity(node: dict[str, Any]) -> dict[str, Any]:
     """Return what determines a connector: its class and settings, wherever the class's code is."""
     settings = {key: value for key, value in node.items() if key not in ("name", "label", "_target_")}
     module, _, name = str(node.get("_target_", "")).rpartition(".")
-    if module.partition(".")[0] == "tinyvlm_cli":
-        return {"_target_": FIRST_MODULES.get(name, name), **settings}
-    return {"_target_": name, "code": code_hash(module), **settings}
+    if module.partition(".")[0] != "tinyvlm_cli":
+        return {"_target_": name, "code": code_hash(module), **settings}
+    return {"_target_": f"{FIRST_MODULES[name]}.{name}" if name in FIRST_MODULES else name, **settings}
 
 
 def _plain(value: Any) -> Any:
