@@ -93,14 +93,13 @@ def test_nested_numbers_become_rows() -> None:
         "l2": {"AR": 1.5},
         "splits": {"dev": {"all": 2, "x": {"y": 3}}},
     }
-    found = [(row.group, row.name, dict(row.figures)) for row in score.rows(details)]
-    assert found == [
+    assert list(score.rows(details)) == [
         ("", "vanilla", {"value": 5}),
         ("l2", "AR", {"value": 1.5}),
         ("splits", "dev / all", {"value": 2}),
         ("splits", "dev / x / y", {"value": 3}),
     ]
-    assert list(score.rows({"t": {"a": {"f1": 0.5, "n": 2}}})) == [score.Row("t", "a", {"f1": 0.5, "n": 2})]
+    assert list(score.rows({"t": {"a": {"f1": 0.5, "n": 2}}})) == [("t", "a", {"f1": 0.5, "n": 2})]
 
 
 def test_names_in_brackets_are_shown_as_they_are(capsys: Any) -> None:

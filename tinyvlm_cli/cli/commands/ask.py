@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -52,8 +52,14 @@ def run(config: Ask) -> int:
         _ask_all(sources, questions, ask, is_titled=len(sources) * len(questions) > 1)
     elif sys.stdin.isatty():
         _converse(sources, ask)
-    elif not _ask_all(sources, _piped(), ask, is_titled=True):
-        raise UserError("question: not set, and standard input has none; add question=...")
+    else:
+        lines = (line.strip() for line in sys.stdin if line.strip())  # read and answered one by one
+        try:
+            num_asked = _ask_all(sources, lines, ask, is_titled=True)
+        except UnicodeDecodeError as error:
+            raise UserError(f"standard input: not a text in {error.encoding}; give one question per line") from None
+        if not num_asked:
+            raise UserError("question: not set, and standard input has none; add question=...")
     return 0
 
 
@@ -98,13 +104,3 @@ def _converse(sources: Sources, ask: AskOne) -> None:
             if len(sources) > 1:
                 print(f"[{name}]", flush=True)
             history.append((question, ask(image, question, history)))
-
-
-def _piped() -> Iterator[str]:
-    """Yield the questions on standard input, one per line, as they come; empty lines are skipped."""
-    try:
-        for line in sys.stdin:
-            if line.strip():
-                yield line.strip()
-    except UnicodeDecodeError as error:
-        raise UserError(f"standard input: not a text in {error.encoding}; give one question per line") from None

@@ -2,8 +2,8 @@
 
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,30 +56,22 @@ def run(config: Score) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of a table of details."""
+def rows(details: Mapping[str, Any], group: str = "", path: str = "") -> Iterator[tuple[str, str, Mapping[str, float]]]:
+    """Yield the numbers in a score's details as rows: the table's name, the row's, and its columns with their numbers.
 
-    group: str  # the table
-    name: str
-    figures: Mapping[str, float]  # column -> number
-
-
-def rows(details: Mapping[str, Any], group: str = "", path: str = "") -> Iterator[Row]:
-    """Yield the numbers in a score's details: one row for a mapping with a number of questions `n`, else one for each.
-
+    A mapping with a number of questions `n` is one row; elsewhere each number is one.
     group, path: names of the mappings that `details` is in: the outermost one, and the others.
     """
     numbers = {name: value for name, value in details.items() if type(value) in (int, float)}  # a bool is none
     if "n" in numbers and path:
-        yield Row(group, path, numbers)
+        yield group, path, numbers
         return
     for name, value in details.items():
         inner = f"{path} / {name}" if path else str(name)
         if isinstance(value, Mapping):
             yield from rows(value, group or str(name), inner if group else "")
         elif name in numbers:
-            yield Row(group, inner, {"value": value})
+            yield group, inner, {"value": value}
 
 
 def show(benchmark: Benchmark, score: BenchmarkScore) -> None:
@@ -92,18 +84,19 @@ def show(benchmark: Benchmark, score: BenchmarkScore) -> None:
     headline = f"{benchmark.label}: {score.metric} {value} ({score.n:,} questions, {score.valid:.1%} readable{partial})"
     console.print(headline, style="bold", soft_wrap=True)
     console.print(f"as {benchmark.follows}, version {benchmark.version}")
-    found = list(rows(score.details))
-    for group in dict.fromkeys(row.group for row in found):
+    tables: dict[str, list[tuple[str, Mapping[str, float]]]] = defaultdict(list)
+    for group, name, figures in rows(score.details):
+        tables[group].append((name, figures))
+    for group, shown in tables.items():
         table = Table()
         table.add_column(group or "figure", overflow="fold")
-        shown = [row for row in found if row.group == group]
-        columns = list(dict.fromkeys(column for row in shown for column in row.figures))
+        columns = list(dict.fromkeys(column for _, figures in shown for column in figures))
         for column in columns:
             table.add_column(column, justify="right")
-        for row in shown:
+        for name, figures in shown:
             cells = []
-            for number in (row.figures.get(column) for column in columns):
+            for number in (figures.get(column) for column in columns):
                 form = "" if number is None or isinstance(number, int) else ".4f" if abs(number) <= 1 else ".2f"
                 cells.append("" if number is None else format(number, form))
-            table.add_row(row.name, *cells)
+            table.add_row(name, *cells)
         console.print(table)

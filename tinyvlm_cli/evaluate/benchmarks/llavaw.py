@@ -6,7 +6,6 @@ OWN_RULE, and the score says so. Answers are paired by id; the official script p
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -161,7 +160,7 @@ def _tables(categories: Sequence[str], grades: Sequence[Sequence[Grades | None]]
     grades: of each question in each run; None: left out. Each run is rounded as in the official script.
     """
 
-    def relative(pairs: Sequence[Grades | None]) -> dict[str, float | None]:
+    def relative(pairs: Sequence[Grades | None]) -> dict[str, Any]:
         """Return the ratio of means (not the mean of ratios) in percent, and both means times ten."""
         counted = [pair for pair in pairs if pair]
         if not counted:
@@ -170,25 +169,19 @@ def _tables(categories: Sequence[str], grades: Sequence[Sequence[Grades | None]]
         ratio = round(model / reference * 100, 1) if reference else None
         return {"relative": ratio, "reference": round(reference * 10, 1), "model": round(model * 10, 1)}
 
-    members: dict[str, list[Sequence[Grades | None]]] = defaultdict(list)
-    for category, runs in zip(categories, grades, strict=True):
-        members["all"].append(runs)
-        members[category].append(runs)
-    table: dict[str, list[dict[str, float | None]]] = {}
     means: dict[str, dict[str, float | None]] = {}
-    for name, rows in members.items():
-        table[name] = [relative(pairs) for pairs in zip(*rows, strict=True)]
-        means[name] = {}
-        for column in table[name][0]:
-            known = [value for run in table[name] if (value := run[column]) is not None]
-            means[name][column] = round(fmean(known), 1) if len(known) == len(table[name]) else None
-    totals = [run["relative"] for run in table["all"]]
+    for name in (*sorted(set(categories)), "all"):  # all of them last: its columns are used below
+        rows = [runs for category, runs in zip(categories, grades, strict=True) if name in ("all", category)]
+        table = [relative(pairs) for pairs in zip(*rows, strict=True)]
+        columns = {column: [run[column] for run in table] for column in table[0]}
+        means[name] = {column: None if None in runs else round(fmean(runs), 1) for column, runs in columns.items()}
+    overall, totals = means.pop("all"), columns["relative"]
     known = [total for total in totals if total is not None]
     return {
-        "all": means["all"]["relative"],
+        "all": overall["relative"],
         "runs": totals,
         "std": round(pstdev(known), 1) if known else None,
-        "reference": means["all"]["reference"],
-        "model": means["all"]["model"],
-        "categories": {name: means[name] for name in sorted(means) if name != "all"},
+        "reference": overall["reference"],
+        "model": overall["model"],
+        "categories": means,
     }

@@ -104,16 +104,13 @@ class MME(Benchmark):
         """
         if answer.key:
             return answer.key
-        if "/" not in answer.question_id:
-            raise UserError(
-                f"{self.name}: question_id '{answer.question_id}' names no image; it is like count/000000006040.jpg"
-            )
+        image_id = answer.question_id
+        if "/" not in image_id:
+            raise UserError(f"{self.name}: question_id '{image_id}' names no image; it is like count/000000006040.jpg")
         if not answer.prompt:
-            raise UserError(
-                f"{self.name}: an answer to {answer.question_id} has no prompt, which tells the two questions on an "
-                "image apart; add the prompt"
-            )
-        subtask, *_, name = answer.question_id.split("/")
+            lack = "no prompt, which tells the two questions on an image apart"
+            raise UserError(f"{self.name}: an answer to {image_id} has {lack}; add the prompt")
+        subtask, *_, name = image_id.split("/")
         return f"{subtask}/{name.partition('.')[0]}: {self._bare(answer.prompt)}"
 
     def check(self, items: Mapping[str, Item], answers: Sequence[Answer]) -> list[str]:

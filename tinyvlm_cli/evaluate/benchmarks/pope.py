@@ -98,21 +98,17 @@ class POPE(Benchmark):
     def check(self, items: Mapping[str, Item], answers: Sequence[Answer]) -> list[str]:
         """Reject answers to the questions of another release, whose ids are the same."""
         labelled = {item.category for item in self.known_items.values()}
+        reason = "answers and questions are of two releases; use the question file that was answered"
         for answer in answers:
             key = self.key_of(answer)
             place = (int(key) - 1) // ID_STEP if key.isdecimal() else -1
             if key not in items and 0 <= place < len(self.categories) and self.categories[place] in labelled:
-                raise UserError(
-                    f"{self.name}: answer {key} belongs to no question: answers and questions are of two releases; "
-                    "use the question file that was answered"
-                )
+                raise UserError(f"{self.name}: answer {key} belongs to no question: {reason}")
             text = items[key].text.split("\n")[0] if key in items else ""
             if text and answer.prompt and _plain(text) not in _plain(answer.prompt):
                 asked = " ".join(answer.prompt.split())[:80]
-                raise UserError(
-                    f"{self.name}: answer {answer.question_id} is to '{asked}', but that question is '{text}': answers "
-                    "and questions are of two releases; use the question file that was answered"
-                )
+                found = f"answer {answer.question_id} is to '{asked}', but that question is '{text}'"
+                raise UserError(f"{self.name}: {found}: {reason}")
         left_over = len(self._official) - len(self.known_items)
         if left_over and len(items) == len(self.known_items):
             return [f"{left_over:,} labels belong to no question of {self.llava_file}"]
