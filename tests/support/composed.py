@@ -15,11 +15,11 @@ def composed(command: str, *overrides: str) -> Any:
     """Return the configuration of a command line. One that no test's own ./conf changes is composed once."""
     shipped = conf_dir().parent == Path.cwd() or not (Path("conf").is_dir() or Path("sweeps").is_dir())
     compose = _composed if shipped else _composed.__wrapped__
-    return copy.deepcopy(compose(command, overrides, Path.cwd()))
+    return copy.deepcopy(compose(command, overrides))
 
 
 @cache
-def _composed(command: str, overrides: tuple[str, ...], working_dir: Path) -> Any:
+def _composed(command: str, overrides: tuple[str, ...]) -> Any:
     prepare_hydra()
     _, settings = read_arguments(list(overrides), COMMANDS[command].settings_class)
     (point,) = points(COMMANDS[command], settings, is_grid=False)

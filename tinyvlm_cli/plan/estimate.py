@@ -110,12 +110,8 @@ def estimate_stage(job: StageJob, model: Sizes, mix: Mix | None = None) -> Estim
     steps = num_steps(samples, samples_per_step=stage.samples_per_step, epochs=stage.epochs, max_steps=stage.max_steps)
     work = None
     if mix is not None:
-        work = expected_work(
-            mix,
-            steps * stage.samples_per_step,
-            tokens_per_image=model.tokens_per_image,
-            max_length=job.llm.max_length,
-        )
+        num, max_length = steps * stage.samples_per_step, job.llm.max_length
+        work = expected_work(mix, num, tokens_per_image=model.tokens_per_image, max_length=max_length)
     return Estimate(
         samples=samples,
         steps=steps,

@@ -34,11 +34,10 @@ def run_together(points: Iterator[Point]) -> list[Outcome]:
     """Print one run's stages, or a grid's lines and totals. The error of a run is kept so that it hides no other."""
     gc.disable()  # imports and models stay until the end: searching them for garbage takes a quarter of the time
     try:
-        composed = list(points)
         from tinyvlm_cli.plan.estimate import Models
 
         models, cells = Models(), []
-        for point in composed:
+        for point in points:
             planned: PlannedRun | UserError
             try:
                 planned = plan_run(point.config(), models)
@@ -64,22 +63,25 @@ def print_run(planned: PlannedRun) -> None:
     console = Console(highlight=False)
     console.print(tree)
     to_do = [one for one in planned.stages if one.state != DONE]
-    for title, stages in (("together", planned.stages), ("to do", to_do)):
-        if title == "together" or len(to_do) < len(planned.stages):
-            sums = (
-                f"{title}: {count_stages(len(stages))}",
-                f"{short(sum(one.estimate.tokens or 0 for one in stages) / 1e6)} million tokens",
-                f"{short(sum(one.estimate.operations or 0 for one in stages) / 1e15)} PFLOP",
-                f"{short(sum(one.gpu_hours or 0 for one in stages))} GPU-hours",
-                f"{short(sum(one.written_bytes for one in stages) / 1e9)} GB of weights",
-            )
-            console.print(", ".join(sums), soft_wrap=True)
+    sums = {"together": planned.stages} | ({"to do": to_do} if len(to_do) < len(planned.stages) else {})
+    for title, stages in sums.items():
+        figures = (
+            f"{title}: {count_stages(len(stages))}",
+            f"{short(sum(one.estimate.tokens or 0 for one in stages) / 1e6)} million tokens",
+            f"{short(sum(one.estimate.operations or 0 for one in stages) / 1e15)} PFLOP",
+            f"{short(sum(one.gpu_hours or 0 for one in stages))} GPU-hours",
+            f"{short(sum(one.written_bytes for one in stages) / 1e9)} GB of weights",
+        )
+        console.print(", ".join(figures), soft_wrap=True)
     estimate = planned.stages[0].estimate
     parts = ", ".join(f"{part} {number:,}" for part, number in estimate.parameters.items())
-    console.print(f"parameters kept in memory: {parts}", soft_wrap=True)
-    console.print(f"{estimate.tokens_per_image} tokens per image", soft_wrap=True)
-    console.print(f"run folder: {planned.run.folder}", soft_wrap=True)
-    console.print("the last, incomplete step of an epoch is dropped", soft_wrap=True)
+    lines = (
+        f"parameters kept in memory: {parts}",
+        f"{estimate.tokens_per_image} tokens per image",
+        f"run folder: {planned.run.folder}",
+        "the last, incomplete step of an epoch is dropped",
+    )
+    console.print("\n".join(lines), soft_wrap=True)
 
 
 def _training(one: PlannedStage) -> list[str]:
