@@ -114,14 +114,10 @@ class RunAnswerer(Answerer):
         places = {key: place for place, key in enumerate(images)}
         prompts = []
         for q in questions:
-            ids = encode_prompt(
-                q.text,
-                has_image=q.image is not None,
-                tokenizer=self.tokenizer,
-                chat=self.config.llm.chat,
-                history=q.history,
-            )
-            prompts.append(Prompt(ids, places[q.image_key] if q.image is not None else None))
+            place = places[q.image_key] if q.image is not None else None
+            has_image, chat = place is not None, self.config.llm.chat
+            ids = encode_prompt(q.text, has_image=has_image, tokenizer=self.tokenizer, chat=chat, history=q.history)
+            prompts.append(Prompt(ids, place))
         loaded = [pixels(open_image(q.encoded()), self.config.vision, self.image_mode) for q in images.values()]
         size = self.config.vision.image_size
         stacked = torch.from_numpy(np.stack(loaded)) if loaded else torch.empty(0, 3, size, size, dtype=torch.uint8)

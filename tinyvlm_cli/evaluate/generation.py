@@ -27,17 +27,15 @@ class Decoding:
 
     def __post_init__(self) -> None:
         """Raise UserError for values without a meaning, all at once."""
-        findings = [
-            f"{setting}={getattr(self, setting)}: give {allowed}"
-            for setting, allowed, holds in (
-                ("max_new_tokens", "at least 1", self.max_new_tokens >= 1),
-                ("temperature", "0 (greedy) or more", self.temperature >= 0),
-                ("top_p", "a share above 0, up to 1", 0 < self.top_p <= 1),
-                ("num_beams", "1 (no beam search) or more", self.num_beams >= 1),
-            )
-            if not holds
-        ]
-        raise_findings(findings)
+        checks = (
+            ("max_new_tokens", "at least 1", self.max_new_tokens >= 1),
+            ("temperature", "0 (greedy) or more", self.temperature >= 0),
+            ("top_p", "a share above 0, up to 1", 0 < self.top_p <= 1),
+            ("num_beams", "1 (no beam search) or more", self.num_beams >= 1),
+        )
+        raise_findings(
+            [f"{name}={getattr(self, name)}: give {allowed}" for name, allowed, holds in checks if not holds]
+        )
 
     @property
     def samples(self) -> bool:

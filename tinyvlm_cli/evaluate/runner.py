@@ -117,9 +117,8 @@ def answer_all(job: EvalJob) -> None:
             done = answered(folder, questions, max_new_tokens=benchmark.max_new_tokens)
             share = share_of(questions, rank, ranks)
             waiting = [question for question in share if question.key not in done]
-            label = benchmark.label if task.images != SHUFFLED else f"{benchmark.label}, blind"
-            if ranks > 1:
-                label += f" (GPU 1 of {ranks})"
+            label = benchmark.label + (", blind" if task.images == SHUFFLED else "")
+            label += f" (GPU 1 of {ranks})" if ranks > 1 else ""
             bar = progress.add(label, len(share), done=len(share) - len(waiting))
             for batch in batches(waiting, job.batch_size):
                 texts = answerer(batch, max_new_tokens=benchmark.max_new_tokens)

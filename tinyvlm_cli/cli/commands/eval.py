@@ -31,7 +31,18 @@ def run(config: Eval) -> int:
         return 0  # only training takes several nodes
     results = Results(config.results_dir)
     runs = find_runs_to_score(results, config.run)
-    jobs = [_job(config, one, results) for one in runs]
+    images = [REAL, SHUFFLED] if config.blind else [REAL]
+    jobs = []
+    for one in runs:
+        found = model_of(one, config.stage, results)
+        tasks = [
+            Task(node, kind, str(Results.answers_dir(one.folder, found.stage, name, kind)))
+            for name, node in config.benchmark.items()
+            for kind in images
+        ]
+        stage_dirs = [str(folder) for folder in found.stage_dirs]
+        job = EvalJob(str(one.folder), found.stage, stage_dirs, config.batch_size, config.limit, config.seed, tasks)
+        jobs.append(job)
     benchmarks = {name: with_judge(build(node), config.judge, results) for name, node in config.benchmark.items()}
     findings = [finding for benchmark in benchmarks.values() for finding in take_inventory(benchmark).findings]
     raise_findings(findings)
@@ -58,24 +69,6 @@ def run(config: Eval) -> int:
         log.warning("%d answers wait for the judge; run the same command again to grade them", pending)
         return PENDING
     return 0
-
-
-def _job(config: Eval, run: Run, results: Results) -> EvalJob:
-    found = model_of(run, config.stage, results)
-    images = [REAL, SHUFFLED] if config.blind else [REAL]
-    return EvalJob(
-        run_dir=str(run.folder),
-        stage=found.stage,
-        stage_dirs=[str(folder) for folder in found.stage_dirs],
-        batch_size=config.batch_size,
-        limit=config.limit,
-        seed=config.seed,
-        tasks=[
-            Task(node, image, str(Results.answers_dir(run.folder, found.stage, name, image)))
-            for name, node in config.benchmark.items()
-            for image in images
-        ],
-    )
 
 
 def _score(benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Results) -> list[ScoreRow]:

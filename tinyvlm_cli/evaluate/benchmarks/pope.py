@@ -155,8 +155,7 @@ def _rates(pairs: Sequence[tuple[bool, bool]]) -> dict[str, float]:
     """
     counts = Counter(pairs)
     hits, alarms, misses = counts[True, True], counts[True, False], counts[False, True]
-    precision = hits / (hits + alarms) if hits + alarms else 0.0
-    recall = hits / (hits + misses) if hits + misses else 0.0
+    precision, recall = hits / max(hits + alarms, 1), hits / max(hits + misses, 1)
     return {
         "accuracy": sum(says == is_there for says, is_there in pairs) / len(pairs),
         "precision": precision,
