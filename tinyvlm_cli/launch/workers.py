@@ -64,7 +64,6 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
     """Run `tinyvlm_cli.launch.worker <job> <folder>` on every GPU and wait for it.
 
     node: this node, where several run the job together; each of them calls this function.
-
     Raises UserError with the message of a worker's UserError, WorkerError for anything else.
     """
     if is_rank():
@@ -116,12 +115,8 @@ def this_node() -> Node:
     count = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
     if count == 1:
         return ALONE
-    hosts = subprocess.run(
-        ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]]
+    hosts = subprocess.run(command, capture_output=True, text=True, check=True)
     port = FIRST_PORT + int(os.environ["SLURM_JOB_ID"]) % NUM_PORTS
     return Node(count, int(os.environ["SLURM_NODEID"]), f"{hosts.stdout.split()[0]}:{port}")
 
