@@ -77,7 +77,7 @@ class POPE(Benchmark):
         return ("yes" if {"No", "not", "no"}.isdisjoint(words) else "no") if text.strip() else None
 
     def headline(self, results: Sequence[Result]) -> Score:
-        """Return the mean F1 in percent over the categories with labels and answers."""
+        """Return the mean F1 in percent over the categories with labels and answers, with their official figures."""
         labelled = {item.category for item in self.known_items.values()}
         tallies: dict[str, Tally] = {}
         tables, notes = {}, []
@@ -86,11 +86,22 @@ class POPE(Benchmark):
             says = [(result.meaning != "no", bool(result.item.truth)) for result in same]
             for result, (is_yes, truth) in zip(same, says, strict=True):
                 tallies[result.item.key] = Tally(result.item.image_key, category, float(is_yes), float(truth))
-            if same:
-                tables[category] = _rates(says)
-            else:
+            if not same:
                 lacks = "answers" if category in labelled else "labels"
                 notes.append(f"{category} has no {lacks}: the mean is over the others")
+                continue
+            counts = Counter(says)
+            hits, alarms, misses = counts[True, True], counts[True, False], counts[False, True]
+            # Nothing to divide by gives 0, as with TinyLLaVA_Factory's eps; LLaVA's script stops there.
+            precision, recall = hits / max(hits + alarms, 1), hits / max(hits + misses, 1)
+            tables[category] = {
+                "accuracy": (hits + counts[False, False]) / len(says),
+                "precision": precision,
+                "recall": recall,
+                "f1": 2 * precision * recall / (precision + recall) if precision + recall else 0.0,
+                "yes_ratio": (hits + alarms) / len(says),
+                "n": len(says),
+            }
         value = 100 * sum(table["f1"] for table in tables.values()) / len(tables)
         points = {key: float(tally.value == tally.reference) for key, tally in tallies.items()}
         return self.scored(value, results, points, {"categories": tables}, tallies=tallies, notes=notes)
@@ -146,21 +157,3 @@ class POPE(Benchmark):
 def _plain(text: str) -> str:
     """Return what releases have in common: some have "a orange", LLaVA's file has "an orange in the imange"."""
     return " ".join(word for word in text.replace("imange", "image").split() if word not in ARTICLES)
-
-
-def _rates(pairs: Sequence[tuple[bool, bool]]) -> dict[str, float]:
-    """Return the official figures of pairs (says yes, is yes), 0..1.
-
-    Nothing to divide by gives 0, as with TinyLLaVA_Factory's eps; LLaVA's script stops there.
-    """
-    counts = Counter(pairs)
-    hits, alarms, misses = counts[True, True], counts[True, False], counts[False, True]
-    precision, recall = hits / max(hits + alarms, 1), hits / max(hits + misses, 1)
-    return {
-        "accuracy": sum(says == is_there for says, is_there in pairs) / len(pairs),
-        "precision": precision,
-        "recall": recall,
-        "f1": 2 * precision * recall / (precision + recall) if precision + recall else 0.0,
-        "yes_ratio": (hits + alarms) / len(pairs),
-        "n": len(pairs),
-    }
