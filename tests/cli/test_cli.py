@@ -227,9 +227,9 @@ def test_a_launched_job_reports_in_json(tmp_path: Path) -> None:
     (tmp_path / "outcomes").mkdir()
     for number, text in enumerate(
         [
-            '{"overrides": "seed=1", "code": 0, "message": null}',
-            '{"overrides": "seed=2", "code": 2, "message": "no data"}',
-            '{"overrides": "seed=3", "code": 1, "message": "worker 0 stopped"}',
+            '{"overrides": "seed=1", "code": 0, "error": null}',
+            '{"overrides": "seed=2", "code": 2, "error": "no data"}',
+            '{"overrides": "seed=3", "code": 1, "error": "worker 0 stopped"}',
         ]
     ):
         (tmp_path / f"outcomes/{number:06}.json").write_text(text, encoding="utf-8")

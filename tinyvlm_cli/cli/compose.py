@@ -3,13 +3,11 @@
 Hydra composes in the parent process only. A command gets dataclasses of config/ and nothing of Hydra's.
 """
 
-import atexit
 import copy
 import json
 import os
 import shutil
 import sys
-import tempfile
 import traceback
 import uuid
 import warnings
@@ -17,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import hydra
@@ -49,6 +48,7 @@ from tinyvlm_cli.launch.workers import this_node
 MULTIRUN = frozenset({"-m", "--multirun"})
 HELP = frozenset({"-h", "--help"})
 SWEEP = "sweep"  # configuration group of the files in ./sweeps
+scratch_dir = cache(lambda: TemporaryDirectory(prefix="tinyvlm-"))  # one folder, deleted when the process ends
 
 
 @dataclass(frozen=True)
@@ -206,8 +206,8 @@ class Job:
         if not self.is_launched:
             self.done.append(outcome)
         elif this_node().is_first:
-            message = None if outcome.error is None else str(outcome.error)
-            record = {"overrides": outcome.overrides, "code": outcome.code, "message": message}
+            error_text = None if outcome.error is None else str(outcome.error)
+            record = {"overrides": outcome.overrides, "code": outcome.code, "error": error_text}
             write_text(self.folder / f"{HydraConfig.get().job.num:06}.json", json.dumps(record))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -222,7 +222,7 @@ class Job:
         for path in sorted(self.folder.glob("*.json")):
             record = json.loads(path.read_text(encoding="utf-8"))
             kind = UserError if record["code"] == MISTAKE else WorkerError
-            error = None if record["message"] is None else kind(record["message"])
+            error = None if record["error"] is None else kind(record["error"])
             self.done.append(Outcome(record["overrides"], record["code"], error))
         return self.done
 
@@ -236,11 +236,8 @@ def _conclude(command: Command, outcomes: list[Outcome]) -> int:
         for line in str(outcome.error).splitlines():
             print(f"tinyvlm {command.name}: {outcome.overrides}: {line}", file=sys.stderr)
     if failed:
-        print(
-            f"tinyvlm {command.name}: {len(outcomes) - len(failed)} of {len(outcomes)} jobs are done, "
-            f"{len(failed)} failed; run the same command again for those",
-            file=sys.stderr,
-        )
+        counts = f"{len(outcomes) - len(failed)} of {len(outcomes)} jobs are done, {len(failed)} failed"
+        print(f"tinyvlm {command.name}: {counts}; run the same command again for those", file=sys.stderr)
         return FAILED
     return max((outcome.code for outcome in outcomes), default=0)
 
@@ -279,19 +276,11 @@ def prepare_hydra() -> None:
     for command in COMMANDS.values():
         ConfigStore.instance().store(f"{command.name}_schema", command.settings_class, provider="tinyvlm")
     OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
-    OmegaConf.register_new_resolver("scratch", _scratch, replace=True)
+    OmegaConf.register_new_resolver("scratch", lambda: scratch_dir().name, replace=True)
     OmegaConf.register_new_resolver("benchmark_dir", _benchmark_dir, replace=True)
     for plugin in (SweepSource, TinyvlmSearchPath):
         Plugins.instance().register(plugin)
     warnings.filterwarnings("ignore", message=".*Running Hydra app with --multirun.*")
-
-
-@cache
-def _scratch() -> str:
-    """Return a folder that is deleted when the process ends."""
-    folder = tempfile.mkdtemp(prefix="tinyvlm-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
 
 
 def _benchmark_dir(folder: str, *, _root_: DictConfig) -> str:
