@@ -48,7 +48,6 @@ from tinyvlm_cli.launch.workers import this_node
 MULTIRUN = frozenset({"-m", "--multirun"})
 HELP = frozenset({"-h", "--help"})
 SWEEP = "sweep"  # configuration group of the files in ./sweeps
-scratch_dir = cache(lambda: TemporaryDirectory(prefix="tinyvlm-"))  # one folder, deleted when the process ends
 
 
 @dataclass(frozen=True)
@@ -132,8 +131,7 @@ def run_command(command: Command, arguments: list[str]) -> int:
     except Exception as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         source = str(frame.f_globals.get("__name__")).partition(".")[0]
-        # Some overrides end in a ValueError or AssertionError of these packages.
-        if source in ("hydra", "omegaconf") or isinstance(error, HydraException | OmegaConfBaseException):
+        if isinstance(error, HydraException | OmegaConfBaseException) or source in ("hydra", "omegaconf"):
             raise UserError(explain(error, schema, settings)) from error
         if source != "submitit":
             raise
@@ -206,8 +204,8 @@ class Job:
         if not self.is_launched:
             self.done.append(outcome)
         elif this_node().is_first:
-            error_text = None if outcome.error is None else str(outcome.error)
-            record = {"overrides": outcome.overrides, "code": outcome.code, "error": error_text}
+            message = outcome.error and str(outcome.error)
+            record = {"overrides": outcome.overrides, "code": outcome.code, "error": message}
             write_text(self.folder / f"{HydraConfig.get().job.num:06}.json", json.dumps(record))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -250,9 +248,8 @@ def _print_help(command: Command) -> int:
         names = {*node.runtime.choices, *(setting.name for setting in fields(command.settings_class))}
         options = {name: loader.get_group_options(name) for name in sorted(names) if "/" not in name}
         groups = [f"  {name}: {', '.join(found)}" for name, found in options.items() if found]
-    if groups:
-        groups = ["", "Groups, chosen with group=option:", "", *groups]
-    print(node.help.header, *groups, "", node.help.footer, sep="\n")
+    title = ["", "Groups, chosen with group=option:", ""] if groups else []
+    print(node.help.header, *title, *groups, "", node.help.footer, sep="\n")
     return 0
 
 
@@ -276,11 +273,17 @@ def prepare_hydra() -> None:
     for command in COMMANDS.values():
         ConfigStore.instance().store(f"{command.name}_schema", command.settings_class, provider="tinyvlm")
     OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
-    OmegaConf.register_new_resolver("scratch", lambda: scratch_dir().name, replace=True)
+    OmegaConf.register_new_resolver("scratch", lambda: _scratch().name, replace=True)
     OmegaConf.register_new_resolver("benchmark_dir", _benchmark_dir, replace=True)
     for plugin in (SweepSource, TinyvlmSearchPath):
         Plugins.instance().register(plugin)
     warnings.filterwarnings("ignore", message=".*Running Hydra app with --multirun.*")
+
+
+@cache
+def _scratch() -> "TemporaryDirectory[str]":
+    """Return a folder that is deleted when the process ends."""
+    return TemporaryDirectory(prefix="tinyvlm-")
 
 
 def _benchmark_dir(folder: str, *, _root_: DictConfig) -> str:
