@@ -69,7 +69,7 @@ class Point:
 
     @property
     def overrides(self) -> str:
-        """Its overrides as text."""
+        """The point's overrides as text."""
         return " ".join(self.hydra.overrides.task)
 
     def config(self) -> Any:

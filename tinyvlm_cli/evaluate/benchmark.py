@@ -120,8 +120,6 @@ class Benchmark(ABC):
     judge_files: ClassVar[tuple[str, ...]] = ()  # official files with the judge's prompt; one of them is enough
     judge_source: ClassVar[str] = ""  # the same by public name
 
-    # A benchmark's own
-
     @abstractmethod
     def items(self) -> list[Item]:
         """Return every question of the split with its truth, in file order.
@@ -175,8 +173,6 @@ class Benchmark(ABC):
     def export(self, answers: Sequence[Answer], path: Path) -> None:
         """Write the file that the benchmark's server takes."""
         raise UserError(f"{self.label} has no server that takes answers; its answers are scored here")
-
-    # The same for every benchmark
 
     @property
     def folder(self) -> Path:

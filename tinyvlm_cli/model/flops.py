@@ -1,8 +1,8 @@
-"""The floating-point operations that training needs, by the model's shapes.
+"""The floating-point operations that training needs, computed from the model's shapes.
 
-Counted are matrix products: 2 for each weight and token forward; as many again for the gradient of their input where
-something before them is trained, and for that of the weight where it is. Causal attention counts the half of its
-products that it needs. Nothing that a run computes beyond that (padding, recomputation) counts.
+Only matrix products count. A weight costs 2 operations per token in the forward pass; 2 more in the backward pass where
+something before it is trained, and 2 more where the weight itself is. Causal attention counts half. Whatever a run
+computes beyond that (padding, recomputation) does not count.
 """
 
 import copy

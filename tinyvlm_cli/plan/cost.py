@@ -113,7 +113,7 @@ class PlannedStage:
 
     @property
     def trains(self) -> list[str]:
-        """Parts of which something is trained."""
+        """The parts in which the stage trains any weights."""
         return [part for part, number in self.estimate.trained.items() if number]
 
     @property

@@ -149,7 +149,7 @@ def _pictures(node: Any, keys: set[str]) -> Iterator[tuple[str, str]]:
 
 
 def _blocks(sheet: Sheet) -> list[list[dict[str, Any]]]:
-    """Return the rows in groups that stay together when the table is sorted."""
+    """Return the rows in groups, each of which stays together when the table is sorted."""
     blocks: list[list[dict[str, Any]]] = []
     for kind, texts, values, ranks in zip(
         sheet.kinds, sheet.text.to_numpy(), sheet.values.to_numpy(), sheet.ranks.to_numpy(), strict=True

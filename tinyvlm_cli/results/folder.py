@@ -53,8 +53,6 @@ class Results:
         self.bench_dir = self.root / "bench"  # the measurements of `tinyvlm bench`
         self.judge_dir = self.root / "judge"  # the judge's replies
 
-    # Paths
-
     def stage_dir(self, folder: str) -> Path:
         """Return where a stage's files are."""
         return self.root / "stages" / folder
@@ -86,8 +84,6 @@ class Results:
         found = sorted(self.root.glob(f"stages/{glob.escape(stage)}-*{digest}"))
         return max(found, key=self.is_done).name if found else None
 
-    # Hashes
-
     def file_hash(self, path: Path) -> str:
         """Return a file's sha256, which is remembered for large files."""
         return file_hash(path, self.root / "cache" / "sha256")
@@ -100,8 +96,6 @@ class Results:
         files = sorted(p for p in folder.iterdir() if p.suffix in WEIGHT_FILES)
         listing = "\n".join(f"{p.name} {self.file_hash(p)}" for p in files)
         return hashlib.sha256(listing.encode()).hexdigest()
-
-    # Stages
 
     @staticmethod
     def is_done(stage_dir: Path) -> bool:
@@ -123,8 +117,6 @@ class Results:
     def write_stage(stage_dir: Path, stage: Stage) -> None:
         """Write the stage's record."""
         write_text(stage_dir / "stage.yaml", yaml.safe_dump(asdict(stage), sort_keys=False))
-
-    # Runs
 
     @staticmethod
     def read_run(folder: Path) -> Run:
@@ -178,8 +170,6 @@ class Results:
         config = _read_yaml(path, "restore the file or delete it") if path.is_file() else {}
         return config if isinstance(config, dict) else {}
 
-    # Scores and answers
-
     def scores(self) -> list[ScoreRow]:
         """Return the newest row of every cell of every run, in order of first appearance."""
         rows: dict[tuple[str, str, str, str, int | None], ScoreRow] = {}
@@ -229,7 +219,7 @@ class Results:
 
     @staticmethod
     def answered(run: Run) -> dict[str, Path]:
-        """Return where the run's answers to each benchmark are: of its last stage that was evaluated on it."""
+        """Return the folder of the run's answers to each benchmark, from the last stage that answered it."""
         order = {stage: place for place, stage in enumerate(run.stages)}
         paths = sorted(
             run.folder.glob("eval/*/*/per_question.json"), key=lambda path: (order.get(path.parts[-3], -1), path)

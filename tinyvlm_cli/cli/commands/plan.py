@@ -240,7 +240,7 @@ def _aligned(rows: Sequence[Sequence[str]], *, right: bool = False) -> list[str]
 
 
 def short(number: float) -> str:
-    """Return a number in whole from 100 on, else with three digits: 263,050 or 29.8 or 0.0123."""
+    """Return a number rounded to an integer from 100 on, else with three significant digits: 263,050, 29.8, 0.0123."""
     return f"{number:,.0f}" if isinstance(number, int) or number >= 99.95 else f"{number:.3g}"
 
 
