@@ -68,13 +68,9 @@ def encode(
 
 
 def encode_prompt(
-    question: str,
-    *,
-    has_image: bool,
-    tokenizer: "PreTrainedTokenizerFast",
-    chat: Chat,
+    question: str, *, has_image: bool, tokenizer: "PreTrainedTokenizerFast", chat: Chat,
     history: Sequence[Turn] = (),
-) -> NDArray[np.int32]:
+) -> NDArray[np.int32]:  # fmt: skip
     """Return the ids of a question to answer: the chat format up to the assistant mark.
 
     history: the conversation so far. An image stands in its first turn, with no history in the question.

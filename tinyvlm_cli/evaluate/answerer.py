@@ -68,13 +68,9 @@ class Answerer(ABC):
 
 
 def load_answerer(
-    run: Run,
-    stage: str,
-    stage_dirs: Sequence[Path],
-    *,
-    device: torch.device | None = None,
-    dtype: torch.dtype | None = None,
-) -> Answerer:
+    run: Run, stage: str, stage_dirs: Sequence[Path], *,
+    device: torch.device | None = None, dtype: torch.dtype | None = None,
+) -> Answerer:  # fmt: skip
     """Return the model that a run's stages (first to last) left, or the one in a run's model folder.
 
     device: None: a rank's GPU, or the CPU if there is no GPU. dtype: None: the run's, or the folder's.

@@ -253,15 +253,9 @@ class Benchmark(ABC):
         return replace(score, notes=(*notes, *score.notes), partial=bool(missing))
 
     def scored(
-        self,
-        value: float | None,
-        counted: Sequence[Result],
-        points: Mapping[str, float],
-        details: dict[str, Any],
-        *,
-        tallies: Mapping[str, Tally] | None = None,
-        notes: Iterable[str] = (),
-    ) -> Score:
+        self, value: float | None, counted: Sequence[Result], points: Mapping[str, float], details: dict[str, Any], *,
+        tallies: Mapping[str, Tally] | None = None, notes: Iterable[str] = (),
+    ) -> Score:  # fmt: skip
         """Return the score of the results that the headline counts.
 
         points: Question.key -> what the question adds, 0..1. tallies: None: `value` is the mean of the points.

@@ -86,13 +86,9 @@ class Streamer:
 
 @torch.inference_mode()
 def generate(
-    model: VLM,
-    prompts: Sequence[Prompt],
-    pixels: Tensor,
-    *,
-    config: GenerationConfig,
-    streamer: Streamer | None = None,
-) -> Tensor:
+    model: VLM, prompts: Sequence[Prompt], pixels: Tensor, *,
+    config: GenerationConfig, streamer: Streamer | None = None,
+) -> Tensor:  # fmt: skip
     """Return the model's replies, [B, new tokens], each up to its end token and padded after it.
 
     pixels: [I, 3, size, size] uint8, each distinct image of the batch once.

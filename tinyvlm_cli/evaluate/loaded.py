@@ -59,23 +59,14 @@ class Loaded:
             if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
                 raise UserError(f"dtype={dtype}: not a precision; choose bf16, fp32, float16 or a torch.dtype")
             dtype = kind
-        self.answerer = load_answerer(
-            found.run,
-            found.stage,
-            found.stage_dirs,
-            device=None if device is None else torch.device(device),
-            dtype=dtype,
-        )
+        place = None if device is None else torch.device(device)
+        self.answerer = load_answerer(found.run, found.stage, found.stage_dirs, device=place, dtype=dtype)
         self.tokenizer = self.answerer.tokenizer
 
     def encode(
-        self,
-        record: Mapping[str, Any],
-        image_root: str | Path = ".",
-        *,
-        prompt: str | Prompt | None = None,
-        max_length: int | None = None,
-    ) -> TrainingSample:
+        self, record: Mapping[str, Any], image_root: str | Path = ".", *,
+        prompt: str | Prompt | None = None, max_length: int | None = None,
+    ) -> TrainingSample:  # fmt: skip
         """Return a record of LLaVA's JSON as this stage's training sees it, cut at `max_length`.
 
         prompt: "plain" or "chat"; None: the stage's own. max_length: tokens; None: the run's.
@@ -89,12 +80,9 @@ class Loaded:
             raise UserError(f"prompt={prompt}: choose from {', '.join(known.value for known in Prompt)}") from None
         parsed = parse_record(record)
         (encoded,) = encode([parsed], tokenizer=self.tokenizer, chat=config.llm.chat, prompt=kind)
-        ids, supervised = expand(
-            encoded.ids,
-            encoded.supervised,
-            tokens_per_image=ours.model.tokens_per_image,
-            max_length=config.llm.max_length if max_length is None else max_length,
-        )
+        tokens_per_image = ours.model.tokens_per_image
+        longest = config.llm.max_length if max_length is None else max_length
+        ids, supervised = expand(encoded.ids, encoded.supervised, tokens_per_image=tokens_per_image, max_length=longest)
         supervised[:1] = False  # nothing comes before the first token
         opened = [open_image(resolve(Path(image_root), image)) for image in parsed.images]
         loaded = [torch.from_numpy(pixels(image, config.vision, ours.image_mode)) for image in opened]
@@ -131,14 +119,9 @@ class Loaded:
         return self.answerer.texts([self.answer_ids(image, question, **settings)])[0]
 
     def answer_ids(
-        self,
-        image: Picture | None,
-        question: str,
-        *,
-        history: Sequence[tuple[str, str]] = (),
-        on_text: Callable[[str], None] | None = None,
-        **generation: Any,
-    ) -> list[int]:
+        self, image: Picture | None, question: str, *, history: Sequence[tuple[str, str]] = (),
+        on_text: Callable[[str], None] | None = None, **generation: Any,
+    ) -> list[int]:  # fmt: skip
         """Return the tokens of the answer that `ask` gives, with the end token unless max_new_tokens cut it.
 
         history: (question, answer) of the conversation so far, which began with the image.

@@ -1,8 +1,8 @@
 """The floating-point operations that training needs, computed from the model's shapes.
 
 Only matrix products count. A weight costs 2 operations per token in the forward pass; 2 more in the backward pass where
-something before it is trained, and 2 more where the weight itself is. Causal attention counts half. Whatever a run
-computes beyond that (padding, recomputation) does not count.
+something before it is trained, and 2 more where it is trained itself. Causal attention counts half; padding and
+recomputation do not count.
 """
 
 import copy

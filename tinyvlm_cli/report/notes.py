@@ -13,15 +13,9 @@ from tinyvlm_cli.statistics.intervals import INTERVALS, SEEDS
 
 
 def footnotes(  # noqa: PLR0917
-    name: str,
-    table: Table,
-    columns: Sequence[Column],
-    cited: pd.DataFrame,
-    shown: pd.DataFrame,
-    limited: pd.DataFrame,
-    *,
-    verbose: bool,
-) -> list[str]:
+    name: str, table: Table, columns: Sequence[Column], cited: pd.DataFrame, shown: pd.DataFrame,
+    limited: pd.DataFrame, *, verbose: bool,
+) -> list[str]:  # fmt: skip
     """Return the table's own footnotes, then those on published scores, then those on ours.
 
     cited, shown: the table's published scores and ours, in its columns; limited: ours of the first questions only.

@@ -72,15 +72,9 @@ class Sheet:
 
 
 def finish(
-    name: str,
-    table: Table,
-    rows: Sequence[Row],
-    columns: list[str],
-    *,
-    notes: Iterable[str],
-    records: Sequence[pd.DataFrame],
-    runs: Iterable[str],
-) -> Sheet:
+    name: str, table: Table, rows: Sequence[Row], columns: list[str], *,
+    notes: Iterable[str], records: Sequence[pd.DataFrame], runs: Iterable[str],
+) -> Sheet:  # fmt: skip
     """Return the table of these rows, with the best and second value of each column; equal values share a rank.
 
     records: data frames of raw scores, of which those without a row may lack columns.

@@ -42,9 +42,7 @@ def model_of(run: Run, stage: str | None, results: Results) -> TrainedModel:
     stage_dirs = tuple(results.stage_dir(folder) for folder in (*run.before, *own))
     for stage_dir in stage_dirs:
         if not results.is_done(stage_dir):
-            raise UserError(
-                f"{stage_dir}: this stage of {run.folder.name} is not trained; run its `tinyvlm train` again"
-            )
+            raise UserError(f"{stage_dir}: a stage of {run.folder.name} is not trained; run its `tinyvlm train` again")
     return TrainedModel(run, chosen, stage_dirs)
 
 
@@ -64,7 +62,7 @@ def find_runs_to_score(results: Results, wanted: str) -> list[Run]:
 
 
 def is_model_folder(path: Path) -> bool:
-    """Whether `path` has the Hugging Face form. TinyLLaVA's checkpoints look like it and need code of their own."""
+    """Return whether `path` has the Hugging Face form. TinyLLaVA's checkpoints look like it but need other code."""
     config = path / "config.json"
     return config.is_file() and not any(
         word in config.read_text(encoding="utf-8", errors="replace") for word in TINYLLAVA_FIELDS

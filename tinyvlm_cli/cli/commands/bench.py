@@ -32,13 +32,11 @@ def run(config: Bench) -> int:
         raise UserError(f"mixes: no entry for split '{job.stage.split}'; it has {', '.join(config.mixes)}")
     if config.action not in ("train", "data"):
         raise UserError(f"action={config.action}: choose train or data")
-    findings = []
     if config.action == "train":
         findings = invalid_engine_settings(config.engine)
         if config.steps < 1:
             findings.append(f"steps: {config.steps} is not allowed; choose 1 or more")
-        findings = findings or untrainable(job.llm, job.vision, job.connector, {job.name: job.stage})
-    raise_findings(findings)
+        raise_findings(findings or untrainable(job.llm, job.vision, job.connector, {job.name: job.stage}))
     gpus = launch.num_workers(config.engine.gpus)
     parts = (config.recipe.name, config.stage, config.vision.name, config.connector["name"], config.llm.name)
     folder = Results(config.results_dir).bench_dir / f"{'-'.join(parts)}-{gpus}"

@@ -7,7 +7,6 @@ share.
 import gc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -21,13 +20,7 @@ from tinyvlm_cli.train.layout import GIB
 
 SHARED = "shared"
 
-
-@dataclass(frozen=True)
-class Cell:
-    """A point of a grid."""
-
-    overrides: str  # its own, as on the command line
-    planned: PlannedRun | UserError
+Cell = tuple[str, PlannedRun | UserError]  # the overrides of a point of a grid, and its plan or why it has none
 
 
 def run_together(points: Iterator[Point]) -> list[Outcome]:
@@ -36,23 +29,22 @@ def run_together(points: Iterator[Point]) -> list[Outcome]:
     try:
         from tinyvlm_cli.plan.estimate import Models
 
-        models, cells = Models(), []
+        models = Models()
+        cells: list[Cell] = []
         for point in points:
-            planned: PlannedRun | UserError
             try:
-                planned = plan_run(point.config(), models)
+                cells.append((point.overrides, plan_run(point.config(), models)))
             except UserError as error:
-                planned = error
-            cells.append(Cell(point.overrides, planned))
+                cells.append((point.overrides, error))
     finally:
         gc.freeze()  # nor are they searched when the process ends
         gc.enable()
     if len(cells) > 1:
         print_grid(cells)
-    elif isinstance(cells[0].planned, PlannedRun):
-        print_run(cells[0].planned)
-    errors = [cell.planned if isinstance(cell.planned, UserError) else None for cell in cells]
-    return [Outcome(cell.overrides, MISTAKE if error else 0, error) for cell, error in zip(cells, errors, strict=True)]
+    elif isinstance(planned := cells[0][1], PlannedRun):
+        print_run(planned)
+    errors = [(overrides, found if isinstance(found, UserError) else None) for overrides, found in cells]
+    return [Outcome(overrides, MISTAKE if error else 0, error) for overrides, error in errors]
 
 
 def print_run(planned: PlannedRun) -> None:
@@ -141,7 +133,7 @@ def _space(one: PlannedStage) -> list[str]:
 
 def print_grid(cells: Sequence[Cell]) -> None:
     """Print a grid. A run that cannot be planned has its error in its line and counts nowhere else."""
-    runs = [cell.planned for cell in cells if isinstance(cell.planned, PlannedRun)]
+    runs = [planned for _, planned in cells if isinstance(planned, PlannedRun)]
     distinct: dict[Path, PlannedStage] = {}
     shared = []
     for one in (one for run in runs for one in run.stages):
@@ -164,11 +156,11 @@ def _rows(cells: Sequence[Cell], runs: Sequence[PlannedRun]) -> list[list[str]]:
     longest_first = sorted(runs, key=lambda planned: -len(planned.stages))  # or a stage between others would come last
     columns = list(dict.fromkeys(one.job.name for planned in longest_first for one in planned.stages))
     rows, seen = [[f"{len(cells)} cells", *columns]], set[Path]()
-    for cell in cells:
-        if isinstance(cell.planned, UserError):
-            rows.append([f"{cell.overrides}: {'; '.join(str(cell.planned).splitlines())}"])
+    for overrides, planned in cells:
+        if isinstance(planned, UserError):
+            rows.append([f"{overrides}: {'; '.join(str(planned).splitlines())}"])
             continue
-        run, stages = cell.planned.run, cell.planned.stages
+        run, stages = planned.run, planned.stages
         states = {one.job.name: SHARED if one.job.folder in seen else one.state for one in stages}
         seen |= {one.job.folder for one in stages}
         rows.append([run.name if are_unique else run.folder.name, *(states.get(column, "") for column in columns)])
@@ -231,9 +223,8 @@ def _aligned(rows: Sequence[Sequence[str]], *, right: bool = False) -> list[str]
     right: align all columns but the first to the right
     """
     widths = [max(map(len, column)) for column in zip(*(row for row in rows if len(row) > 1), strict=True)]
-    lines = []
+    side, lines = ">" if right else "<", []
     for row in rows:
-        side = ">" if right else "<"
         others = [f"{text:{side}{width}}" for text, width in zip(row[1:], widths[1:], strict=False)]
         lines.append("  ".join([f"{row[0]:{widths[0]}}", *others] if others else row).rstrip())
     return lines

@@ -78,11 +78,9 @@ def _findings(run: RunJob) -> list[str]:
     stages = {job.name: job.stage for job in missing}
     findings += settings or untrainable(config.llm, config.vision, config.connector, stages)
     for name, split in {job.stage.split: job.split for job in missing}.items():
-        for what, exists in (
-            ("annotations", Path(split.annotations).is_file()),
-            ("images", Path(split.images).is_dir()),
-        ):
-            if not exists:
+        present = {"annotations": Path(split.annotations).is_file(), "images": Path(split.images).is_dir()}
+        for what, is_present in present.items():
+            if not is_present:
                 setting = f"data.splits.{name}.{what}"
                 how = f"get it from {split.source}, or set data_dir or {setting} to its location"
                 if config.data.prepare:
