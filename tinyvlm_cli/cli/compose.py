@@ -73,7 +73,7 @@ class Point:
         return " ".join(self.hydra.overrides.task)
 
     def config(self) -> Any:
-        """Return the command's settings, with each group's member named by what it is.
+        """Return the command's settings, with each group's member under its effective name.
 
         Raises UserError with everything that is not set, or that does not fit the schema.
         """

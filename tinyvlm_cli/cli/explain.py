@@ -26,7 +26,7 @@ TAKE_ARGUMENT = frozenset(
 
 
 def read_arguments(arguments: list[str], schema: type) -> tuple[list[str], list[str]]:
-    """Return (Hydra's flags with their arguments, the settings as Hydra's grammar needs them).
+    """Return Hydra's flags with their arguments, and the settings in Hydra's grammar.
 
     Hydra reads flags and settings in that order only. Quotes are added to the values of text settings, such as a
     question with commas, and to values with "=", such as the name of a run, unless they are enclosed already. Settings

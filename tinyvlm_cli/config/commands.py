@@ -37,7 +37,7 @@ class Eval:
     judge: Judge = field(default_factory=Judge)
     gpus: int | None = None
     seed: int = MISSING  # of the blind control's shuffle
-    eval_dir: str = MISSING  # folder that holds one folder a benchmark, in LLaVA's layout
+    eval_dir: str = MISSING  # folder with one folder per benchmark, in LLaVA's layout
     data_dir: str = MISSING
     results_dir: str = MISSING
 

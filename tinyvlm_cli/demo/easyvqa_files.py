@@ -77,9 +77,9 @@ def prepare(folder: Path) -> None:
 
 
 def write_vqav2(questions: Sequence[QA], folder: Path) -> None:
-    """Write 700 questions, most of them about colour and shape, which the text alone does not tell.
+    """Write 700 questions, most of them about colour and shape, which the text alone does not give away.
 
-    Each answer is as frequent as the others of its kind, so that a guess is right once in 8 or in 3 times.
+    Each answer is as frequent as the others of its kind, so that a guess is right 1 time in 8 or in 3.
     """
     draw = random.Random("vqav2")
     counts = {**dict.fromkeys(COLOURS, 38), **dict.fromkeys(SHAPES, 100), "yes": 48, "no": 48}

@@ -102,8 +102,8 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
         raise KeyboardInterrupt from None
     except ChildFailedError as failed:
         _, failure = failed.get_first_failure()
-        told = failure.message  # a text when a signal ended the worker, a record when an exception did
-        message = str(told["message"] if isinstance(told, dict) else told)
+        found = failure.message  # a text when a signal ended the worker, a record when an exception did
+        message = str(found["message"] if isinstance(found, dict) else found)
         kind, _, text = message.partition(": ")
         if kind == UserError.__name__:
             raise UserError(text) from None

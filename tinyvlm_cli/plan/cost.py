@@ -118,7 +118,7 @@ class PlannedStage:
 
     @property
     def gpu_hours(self) -> float | None:
-        """Hours as measured, else by the needed operations and the assumed speed of a GPU; None: neither is known."""
+        """GPU-hours as measured, else by the needed operations and the assumed speed; None: neither is known."""
         if self.measured is not None:
             return self.measured.gpu_hours(self.trained_samples)
         if self.estimate.operations is None:

@@ -44,7 +44,7 @@ def typed(records: Iterable[dict[str, Any]], columns: dict[str, str] = RECORD) -
 def all_scores(rows: Iterable[ScoreRow], published: Path) -> pd.DataFrame:
     """Return published scores in file order, then ours.
 
-    rows: of a results folder. published: the file published_scores.csv.
+    rows: the score rows of a results folder. published: the file published_scores.csv.
     """
     records = []
     for row in rows:

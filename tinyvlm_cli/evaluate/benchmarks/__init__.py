@@ -1,1 +1,1 @@
-"""One file a benchmark; none imports torch."""
+"""One file per benchmark; none imports torch."""

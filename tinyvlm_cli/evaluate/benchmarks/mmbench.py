@@ -275,7 +275,7 @@ class MMBench(Judged):
             return OWN_PROMPT
         template = python_string(path, "tmpl", inside="build_prompt")
         if template.count("{}") != OWN_PROMPT.count("{}"):
-            raise UserError(f"{path}: no places for question, options and answer in the prompt; get the file of 2024")
+            raise UserError(f"{path}: the prompt lacks question, options or answer; get the file of 2024")
         return template
 
 

@@ -20,7 +20,7 @@ PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"
 )  # fmt: skip
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
-REQUEST = "Please answer yes or no."  # ends the official questions; LLaVA's suffix stands in its place
+REQUEST = "Please answer yes or no."  # ends the official questions; LLaVA's suffix replaces it
 QUESTIONS_FOLDER, IMAGES_FOLDER = "questions_answers_YN", "images"  # in five subtasks; the others are flat
 
 
@@ -108,7 +108,7 @@ class MME(Benchmark):
         if "/" not in image_id:
             raise UserError(f"{self.name}: question_id '{image_id}' names no image; it is like count/000000006040.jpg")
         if not answer.prompt:
-            lack = "no prompt, which tells the two questions on an image apart"
+            lack = "no prompt, which distinguishes the two questions on an image"
             raise UserError(f"{self.name}: an answer to {image_id} has {lack}; add the prompt")
         subtask, *_, name = image_id.split("/")
         return f"{subtask}/{name.partition('.')[0]}: {self._bare(answer.prompt)}"

@@ -61,7 +61,7 @@ class VQAv2(Benchmark):
         return questions
 
     def items(self) -> list[Item]:
-        """Return the annotated questions, without their texts. Of a repeated one the last annotation counts."""
+        """Return the annotated questions, without their texts. If one is repeated, its last annotation counts."""
         if self.parquet_files():
             records: Iterable[Record] = self.rows("question_id", "image_id", "question_type", "answer_type", "answers")
         else:
