@@ -33,7 +33,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("run=none", "run=none: no such run"),
         ("run=all", "run=all: one run is needed; choose from one, other, two"),
         ("run=other", "run=other: m is a model folder already"),
-        ("run=one", "results/stages/f: this stage of one is not trained"),
+        ("run=one", "results/stages/f: a stage of one is not trained"),
         ("run=one stage=share", "stage=share: one has no such stage; choose from pretrain, finetune"),
         ("run=one stage=pretrain output=results", "output=results: exists already"),
         ("run=one format=onnx", "expected one of [llava, parts]"),
