@@ -250,7 +250,7 @@ class Recipe:
 
 @dataclass
 class Engine:
-    """How training runs on the machine. Nothing here but `precision` changes the trained weights beyond rounding."""
+    """Execution of training on the machine. Only `precision` changes the trained weights beyond rounding."""
 
     zero: int = MISSING  # DeepSpeed ZeRO stage 1, 2 or 3
     precision: Precision = MISSING

@@ -98,7 +98,7 @@ class Finding:
 
     @property
     def leaves_out(self) -> bool:
-        """Whether no stage can use the record."""
+        """True if no stage can use the record."""
         return self.kind not in USED
 
 

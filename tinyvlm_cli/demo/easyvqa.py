@@ -60,7 +60,7 @@ class QA:
 
     @property
     def negated(self) -> bool:
-        """Whether the question is about what is not in the image."""
+        """True if the question is about something that is not in the image."""
         return "no" in self.words or "not" in self.words
 
 

@@ -39,7 +39,7 @@ class Decoding:
 
     @property
     def samples(self) -> bool:
-        """Whether tokens are drawn at random."""
+        """True if tokens are drawn at random."""
         return self.temperature > 0
 
 

@@ -38,7 +38,7 @@ class Node:
 
     @property
     def is_first(self) -> bool:
-        """Whether this one writes what all need once."""
+        """True for the node that writes the files that all nodes share."""
         return self.number == 0
 
 
@@ -46,7 +46,7 @@ ALONE = Node(1, 0, "localhost:0")  # any free port: several jobs run side by sid
 
 
 def is_rank() -> bool:
-    """Whether torchrun or srun has made this process one of several already."""
+    """Return whether torchrun or srun has already started this process as one of several."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 

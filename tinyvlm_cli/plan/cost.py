@@ -37,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a stage takes on any machine."""
+    """The work and sizes of a stage, the same on any machine."""
 
     samples: int  # published number of records of the split
     steps: int  # optimizer steps

@@ -19,7 +19,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Layout:
-    """How the micro-batches of a stage run."""
+    """The length of a stage's micro-batches, and the share of layers that is recomputed."""
 
     micro_tokens: int
     recompute: float  # share of the layers
@@ -43,7 +43,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a row needs with all activations kept, and with every layer recomputed; None: too much to be measured."""
+    """The memory of a row with all activations kept, and with every layer recomputed; None: too much to measure."""
 
     kept: Need | None
     recomputed: Need | None

@@ -19,7 +19,7 @@ NO_STEP = ("exist", "query: name", "choose name")  # operations that the officia
 
 
 class Truth(NamedTuple):
-    """What the official tables are made of."""
+    """The fields of a question that the official tables need."""
 
     answer: str
     structural: str  # "query" questions are open, the others binary
