@@ -81,9 +81,9 @@ def test_the_space_before_an_answer_belongs_to_its_first_token(stablelm2: PreTra
 @pytest.mark.parametrize(
     ("images", "questions", "says"),
     [
-        (("a.jpg",), ("no mark",), "record 7: 0 questions hold <image> for 1 image"),
-        (("a.jpg",), ("<image>", "<image>"), "record 7: 2 questions hold <image> for 1 image"),
-        ((), ("<image>",), "record 7: <image> in a question, but no image"),
+        (("a.jpg",), ("no mark",), "record 7: the number of questions with <image> is 0"),
+        (("a.jpg",), ("<image>", "<image>"), "record 7: the number of questions with <image> is 2"),
+        ((), ("<image>",), "record 7: .* there is no image"),
     ],
 )
 def test_marks_that_do_not_fit_the_image_are_refused(

@@ -68,7 +68,7 @@ def be_killed(path: Path) -> None:
 
 
 def test_a_killed_process_does_not_hang_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "look_at", be_killed)
+    monkeypatch.setattr(check, "check_image", be_killed)
     (tmp_path / "records.json").write_text(json.dumps([{"id": 1, "image": "a.png", "conversations": TALK}]))
     split = Split(annotations=str(tmp_path / "records.json"), images=str(tmp_path), count=1, source="here")
     with pytest.raises(UserError, match="was killed"):

@@ -91,7 +91,7 @@ def test_a_decompression_bomb_is_not_opened(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("path", ["../up.jpg", "a/../../up.jpg", "/etc/passwd"])
 def test_a_path_that_leaves_the_root_is_refused(tmp_path: Path, path: str) -> None:
-    with pytest.raises(UserError, match="leaves the image root"):
+    with pytest.raises(UserError, match="the image root"):
         resolve(tmp_path, path)
 
 
@@ -120,10 +120,10 @@ def test_an_address_gives_its_bytes(address: str) -> None:
 
 def test_an_address_without_an_image_is_one_sentence(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for place, says in (
-        (f"{address}/none", "the server answered 404 Not Found"),
-        ("http://127.0.0.1:1/a.png", "cannot be fetched"),
-        ("http://[", "cannot be fetched"),
-        ("ftp://example.org/a.png", "an address must start with http:// or https://"),
+        (f"{address}/none", "the server returned 404 Not Found"),
+        ("http://127.0.0.1:1/a.png", "download failed"),
+        ("http://[", "download failed"),
+        ("ftp://example.org/a.png", "use http:// or https://"),
     ):
         with pytest.raises(UserError, match=says):
             image_source(place)

@@ -98,7 +98,7 @@ def test_the_skip_list_of_the_data_check_is_obeyed_and_changes_the_stage(
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("[", "not a JSON file"), ("{}", "not a list"), ("[]", "an empty list"), ('[{"id": 1}]', "no record can be used")],
+    [("[", "not a valid JSON"), ("{}", "begins with"), ("[]", "is empty"), ('[{"id": 1}]', "no usable records")],
 )
 def test_a_file_without_usable_records_is_an_error(
     tmp_path: Path, words: PreTrainedTokenizerFast, text: str, says: str

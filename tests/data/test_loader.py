@@ -61,7 +61,7 @@ def test_steps_of_the_paper(samples: int, batch: int, steps: int) -> None:
 
 
 def test_a_sample_longer_than_micro_tokens_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"engine.micro_tokens: 100 is less than a sample of"):
+    with pytest.raises(UserError, match=r"engine.micro_tokens: 100 is too small"):
         spread(np.arange(4), np.full(4, 101, np.int32), ranks=1, micro_tokens=100)
 
 
@@ -171,13 +171,13 @@ def test_a_rank_without_samples_gets_a_row_that_predicts_nothing(plan: StagePlan
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_image_is_one_sentence_from_any_process(plan: StagePlan, workers: int) -> None:
     bad = replace(plan, usable=np.array([3, 3, 3]))
-    with pytest.raises(UserError, match=r"^image .*gone.png: no such file; `tinyvlm data check` finds all") as caught:
+    with pytest.raises(UserError, match=r"^image .*gone.png: no such file; run `tinyvlm data check`") as caught:
         next(step_batches(bad, first=0, last=1, rank=0, ranks=1, micro_tokens=4096, workers=workers))
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_an_error_in_a_loader_process_is_one_sentence(plan: StagePlan) -> None:
-    with pytest.raises(UserError, match=r"^engine.micro_tokens: 8 is less than [^\n]*$"):
+    with pytest.raises(UserError, match=r"^engine.micro_tokens: 8 is too small [^\n]*$"):
         next(step_batches(plan, first=0, last=1, rank=0, ranks=1, micro_tokens=8, workers=1))
 
 

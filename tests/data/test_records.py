@@ -47,18 +47,18 @@ def test_values_are_those_of_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "it is empty"),
-        (b'{"a": 1}', "it begins with '{'"),
-        (b"[1, 2", "it ends after record 1"),
-        (b'[1, {"a": "b', "it ends in record 1"),
-        (b"[1 2]", "no comma after record 0"),
+        (b"", "the file is empty"),
+        (b'{"a": 1}', "the file begins with '{'"),
+        (b"[1, 2", "the file ends after record 1"),
+        (b'[1, {"a": "b', "the file ends in record 1"),
+        (b"[1 2]", "missing comma after record 0"),
         (b"[1, {a: 2}, 3]", "Expecting property name enclosed in double quotes in record 1"),
         (b"[1, ]", "Expecting value in record 1"),
         (b"[1] [2]", "after the end of the list"),
         (b'["\xff"]', "can't decode byte 0xff"),
         (b"[" * 100_000, "nested too deeply"),
-        (b"[" + b"1" * 5000 + b"]", "not a JSON file"),
-        (b"[]", "an empty list"),
+        (b"[" + b"1" * 5000 + b"]", "not a valid JSON list"),
+        (b"[]", "the list is empty"),
     ],
 )
 def test_a_broken_file_is_one_sentence_with_the_record(tmp_path: Path, content: bytes, says: str) -> None:

@@ -1,4 +1,4 @@
-"""Training data: records, chat text and labels, images, the check and the index of a split, packing and loading.
+"""Training data: records, chat formats and labels, images, checking and indexing a split, packing, and loading.
 
-Of the model, this folder knows only the number of tokens of an image. It may not import any model code.
+This folder may not import model code. All that it needs from the model is the number of tokens per image.
 """

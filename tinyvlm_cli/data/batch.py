@@ -1,6 +1,6 @@
-"""The packed row of samples that one forward pass of training takes.
+"""Packed micro-batches, the input of a training forward pass.
 
-Shapes: T tokens of a row, S samples in it, I images of M connector tokens, P positions whose next token is supervised.
+Shapes: T tokens and S samples per row, I images of M connector tokens, P positions whose next token is supervised.
 """
 
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ from torch import Tensor
 from tinyvlm_cli.config.schema import Vision
 from tinyvlm_cli.data.chat import IMAGE
 
-Tokens = tuple[NDArray[np.int32], NDArray[np.bool_]]  # ids of a sample, and which of them are supervised
+Tokens = tuple[NDArray[np.int32], NDArray[np.bool_]]  # token ids of a sample, and whether each is supervised
 
 
 @dataclass(frozen=True)
 class Work:
-    """The sizes of a batch from which the operations that it needs are computed (model/flops.py)."""
+    """The sizes that determine the FLOPs of a batch (see model/flops.py)."""
 
-    tokens: int  # image tokens included
-    squares: int  # sum of the samples' squared lengths
+    tokens: int  # including image tokens
+    squares: int  # sum of squared sample lengths
     images: int
-    supervised: int  # tokens
+    supervised: int  # number of supervised tokens
 
     def __add__(self, other: "Work") -> "Work":
         return Work(*(ours + theirs for ours, theirs in zip(astuple(self), astuple(other), strict=True)))
@@ -34,38 +34,38 @@ class Work:
 class MicroBatch:
     """Whole samples packed into one row."""
 
-    ids: Tensor  # [1, T] token ids; any valid id where an image stands
-    positions: Tensor  # [1, T] position ids, from 0 in each sample
-    image_at: Tensor  # [I * M] positions where the connector's output goes
-    lengths: Tensor  # [S] tokens of each sample; stays on the CPU
+    ids: Tensor  # [1, T] token ids; an arbitrary valid id at image positions
+    positions: Tensor  # [1, T] position ids, restarting at 0 for each sample
+    image_at: Tensor  # [I * M] positions that receive the connector's output
+    lengths: Tensor  # [S] number of tokens in each sample; always on the CPU
     predict: Tensor  # [P] positions whose next token is supervised
-    targets: Tensor  # [P] those tokens
-    weights: Tensor  # [P] fp32, of each in the step's loss; over the step they sum to its supervised tokens
-    pixels: Tensor  # [max(I, 1), 3, size, size] uint8; one blank image for a row without any
+    targets: Tensor  # [P] ids of these next tokens
+    weights: Tensor  # [P] fp32 loss weights of the targets; over a whole step, they sum to the number of targets
+    pixels: Tensor  # [max(I, 1), 3, size, size] uint8; one blank image if the row has no images
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """Copy the batch to `device`, without waiting where its memory is pinned."""
+        """Copy the batch to `device`, asynchronously if its memory is pinned."""
         tensors = {name: tensor for name, tensor in vars(self).items() if name != "lengths"}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
     def pin_memory(self) -> "MicroBatch":
-        """Copy the batch to memory that a GPU reads while the CPU does other work. The loader calls it."""
+        """Copy the batch to pinned memory. The `DataLoader` calls this method."""
         tensors = {name: tensor for name, tensor in vars(self).items() if name != "lengths"}
         return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
 
 
 def expand(ids: NDArray[np.int32], supervised: NDArray[np.bool_], *, tokens_per_image: int, max_length: int) -> Tokens:
-    """Repeat each IMAGE of a sample `tokens_per_image` times, and cut the sample after `max_length` tokens."""
+    """Repeat each IMAGE of a sample `tokens_per_image` times, then truncate the sample to `max_length` tokens."""
     repeats = np.where(ids == IMAGE, tokens_per_image, 1)
     return np.repeat(ids, repeats)[:max_length], np.repeat(supervised, repeats)[:max_length]
 
 
 def row_of(expanded: Sequence[Tokens], pixels: Tensor, *, weights: Sequence[float]) -> MicroBatch:
-    """Pack samples into one row, in their order.
+    """Pack samples into one row, in the given order.
 
-    expanded: as `expand` returns them. The first token of a sample must not be supervised: no token comes before it.
-    pixels: [max(I, 1), 3, size, size] uint8, their images in order, or one blank image.
-    weights: for each sample, the weight of a supervised token.
+    expanded: samples from `expand`. The first token of a sample must not be supervised, because no token precedes it.
+    pixels: [max(I, 1), 3, size, size] uint8, the samples' images in order, or one blank image.
+    weights: for each sample, the loss weight of its supervised tokens.
     """
     ids = np.concatenate([ids for ids, _ in expanded])
     supervised = np.concatenate([flags for _, flags in expanded])
@@ -87,9 +87,9 @@ def row_of(expanded: Sequence[Tokens], pixels: Tensor, *, weights: Sequence[floa
 
 
 def widest_row(tokens: int, *, vision: Vision, tokens_per_image: int, supervised: int) -> MicroBatch:
-    """Return a row of that many tokens that takes as much memory as any: many images, with few words between them.
+    """Return the row of `tokens` tokens with the highest memory use: many images with little text between them.
 
-    supervised: positions whose next token is supervised.
+    supervised: number of positions whose next token is supervised.
     """
     images, rest = divmod(tokens, tokens_per_image + 16)
     ids = np.zeros(tokens_per_image + 16, np.int32)
@@ -102,8 +102,8 @@ def widest_row(tokens: int, *, vision: Vision, tokens_per_image: int, supervised
 
 
 def blank(vision: Vision) -> Tensor:
-    """Return the image of a row without any: zeros, [1, 3, size, size] uint8.
+    """Return the blank image that is used for a row without images: zeros, [1, 3, size, size] uint8.
 
-    The vision encoder runs on it with zero weight, because under ZeRO-2 and -3 every rank must run the same modules.
+    The vision encoder runs on it with zero weight, because ZeRO-2 and ZeRO-3 require the same modules on every rank.
     """
     return torch.zeros(1, 3, vision.image_size, vision.image_size, dtype=torch.uint8)

@@ -1,6 +1,6 @@
-"""From a record to token ids, and to the tokens that are supervised.
+"""Conversion of records to token ids and labels.
 
-The text of a sample is built in chunks, cut where an image stands, and each chunk is tokenised once. Labels come from
+The text of a sample is split into chunks at its images, and each chunk is tokenised once. Labels are computed from
 character offsets, so ids and labels cannot disagree. The ids equal those of the reference, which tokenises the same
 chunks (reference-system facts B4 and B5).
 """
@@ -15,26 +15,26 @@ from numpy.typing import NDArray
 from tinyvlm_cli.config.schema import Chat, Prompt
 from tinyvlm_cli.data.records import MARK, Record, Turn, check_marks
 
-if TYPE_CHECKING:  # loader processes import this module, and transformers takes seconds
+if TYPE_CHECKING:  # data loader workers import this module, and importing transformers takes seconds
     from transformers import PreTrainedTokenizerFast
 
-IMAGE = -200  # stands for an image in the ids of a sample, until its tokens are written in
+IMAGE = -200  # placeholder for an image in the ids of a sample
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The tokens of a sample, as the index keeps them."""
+    """The tokens of a sample, as stored in the index."""
 
-    ids: NDArray[np.int32]  # [T] token ids; IMAGE where an image goes
-    supervised: NDArray[np.bool_]  # [T] whether the loss is on the token
+    ids: NDArray[np.int32]  # [T] token ids; IMAGE for each image
+    supervised: NDArray[np.bool_]  # [T] whether the token contributes to the loss
 
 
 @dataclass
 class _Chunk:
-    """A piece of text between two images."""
+    """The text before, between or after the images of a sample."""
 
     text: str = ""
-    spans: list[tuple[int, int]] = field(default_factory=list)  # supervised characters, first and end
+    spans: list[tuple[int, int]] = field(default_factory=list)  # (start, end) of supervised characters
 
     def add(self, text: str, *, supervised: bool = False) -> None:
         if supervised:
@@ -45,13 +45,13 @@ class _Chunk:
 def encode(
     records: Sequence[Record], *, tokenizer: "PreTrainedTokenizerFast", chat: Chat, prompt: Prompt
 ) -> list[Encoded]:
-    """Tokenise records for training, all of them in one call of the tokenizer.
+    """Tokenise records for training, with a single call to the tokenizer.
 
-    Prompt.plain: images, then each answer and a newline, all of it supervised. The questions are not used, and a record
-    without an image is its answers alone.
-    Prompt.chat: all turns in the chat format. The loss is on the answers, the space before them and their end token.
+    Prompt.plain: the images, then each answer followed by a newline, all of it supervised. Questions are ignored, and
+    a record without images consists of its answers only.
+    Prompt.chat: all turns in the chat format. Each answer is supervised, with the space before it and its end token.
 
-    Raises FaultError for a record that the chat format cannot write (see `check_marks`).
+    Raises FaultError for a record that the chat format cannot represent (see `check_marks`).
     """
     samples = []
     for record in records:
@@ -71,9 +71,9 @@ def encode_prompt(
     question: str, *, has_image: bool, tokenizer: "PreTrainedTokenizerFast", chat: Chat,
     history: Sequence[Turn] = (),
 ) -> NDArray[np.int32]:  # fmt: skip
-    """Return the ids of a question to answer: the chat format up to the assistant mark.
+    """Return the token ids of a question in the chat format, up to and including the assistant prefix.
 
-    history: the conversation so far. An image stands in its first turn, with no history in the question.
+    history: the earlier turns of the conversation. The image always belongs to the first question of the conversation.
     """
     texts = [*(turn.question for turn in history), question]
     questions = [(text, has_image and place == 0) for place, text in enumerate(texts)]
@@ -82,11 +82,11 @@ def encode_prompt(
 
 
 def _chat_chunks(questions: Sequence[tuple[str, bool]], answers: Sequence[str], chat: Chat) -> list[_Chunk]:
-    """Write a conversation in the chat format. A last question without an answer ends at the assistant mark.
+    """Write a conversation in the chat format. If the last question has no answer, end with the assistant prefix.
 
-    questions: text, and whether an image comes with it. The image comes first, on a line of its own, wherever its mark
-    stood, and the rest of the question is stripped. As in LLaVA and TinyLLaVA_Factory, a question without a mark keeps
-    its outer white space.
+    questions: (text, has_image) pairs. The image is moved to the start, on its own line, and the rest of the question
+    is stripped. As in LLaVA and TinyLLaVA_Factory, a question without an image placeholder keeps its leading and
+    trailing white space.
     """
     chunks = [_Chunk(chat.system)]
     for place, (question, has_image) in enumerate(questions):
@@ -96,7 +96,7 @@ def _chat_chunks(questions: Sequence[tuple[str, bool]], answers: Sequence[str], 
         chunks[-1].add(chat.user)
         if has_image:
             chunks.append(_Chunk())
-            text = f"\n{text}" if text else ""  # an image without a question keeps no newline
+            text = f"\n{text}" if text else ""  # no newline after an image without a question
         chunks[-1].add(text + chat.assistant)
         if place < len(answers):
             chunks[-1].add(f" {answers[place]}{chat.end}", supervised=True)
@@ -104,7 +104,7 @@ def _chat_chunks(questions: Sequence[tuple[str, bool]], answers: Sequence[str], 
 
 
 def _tokenise(samples: list[list[_Chunk]], tokenizer: "PreTrainedTokenizerFast") -> list[Encoded]:
-    """Tokenise the chunks of each sample and join them: the tokenizer's start token, the chunks, IMAGE between them."""
+    """Tokenise the chunks of each sample. A sample is the tokenizer's start token, then its chunks joined by IMAGE."""
     texts = [chunk.text for chunks in samples for chunk in chunks]
     out = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
     tokens = iter(zip(out["input_ids"], out["offset_mapping"], strict=True))
@@ -126,7 +126,7 @@ def _tokenise(samples: list[list[_Chunk]], tokenizer: "PreTrainedTokenizerFast")
 
 
 def _inside(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[bool]:
-    """Return for each token whether it lies wholly in one of the spans. Both lists are in the order of the text."""
+    """Return for each token whether it lies entirely within one of the spans. Both lists are in text order."""
     flags = []
     waiting = iter([*spans, (1 << 60, 1 << 60)])
     begin, end = next(waiting)

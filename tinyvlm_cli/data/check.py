@@ -1,6 +1,6 @@
-"""The check of every record and image of a split, before a GPU is used, and the repair of images with a wrong name.
+"""Checks every record and image of a split before a GPU is used, and converts images that are wrongly named .jpg.
 
-Images are opened by as many processes as there are cores. Those processes import this module, so it imports little.
+Images are opened by one process per core. These processes import this module, so it imports little.
 """
 
 import multiprocessing
@@ -23,16 +23,16 @@ from tinyvlm_cli.data.records import FaultError, Finding, Kind, Record, check_ma
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import replaced
 
-JPEG = ("JPEG", "MPO")  # MPO: a JPEG followed by more pictures, as cameras write
+JPEG = ("JPEG", "MPO")  # MPO: a JPEG followed by more images, written by some cameras
 JPEG_NAMES = (".jpg", ".jpeg")
 FORMATS = {
     **dict.fromkeys(JPEG_NAMES, JPEG),
     ".png": ("PNG",), ".gif": ("GIF",), ".webp": ("WEBP",), ".bmp": ("BMP", "DIB"),
 }  # fmt: skip
 CONVERT = "`tinyvlm data prepare data=NAME convert_gifs=true`"
-QUALITY = 95  # of 100: an encoder's input size shows no loss
-CHUNK = 64  # items that a process gets at a time
-CHUNKS_AHEAD = 16  # queued for each process: a million paths do not wait in memory
+QUALITY = 95  # out of 100; no loss is visible at a vision encoder's input size
+CHUNK = 64  # items sent to a process at a time
+CHUNKS_AHEAD = 16  # chunks queued per process, so that a million paths are not queued at once
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -40,27 +40,27 @@ B = TypeVar("B")
 
 @dataclass(frozen=True)
 class Checked:
-    """The size of a split, and everything that was found."""
+    """The size of a split, and all findings."""
 
     num_records: int
-    num_images: int  # files: many records can share one
-    findings: list[Finding]  # in the records' order
+    num_images: int  # distinct files; records can share a file
+    findings: list[Finding]  # in the order of the records
 
 
 def check_split(split: Split) -> Checked:
-    """Check every record, and every image file once. A million records fit into memory."""
+    """Check every record, and every image file once. The findings for a million records fit in memory."""
     findings: list[Finding] = []
     ids: set[str] = set()
-    images: dict[str, int] = {}  # path -> its place in this mapping
-    owners, places = array("i"), array("i")  # the records that have images, and the places of these images
+    images: dict[str, int] = {}  # path -> its index in this mapping
+    owners, places = array("i"), array("i")  # for each use of an image: the record's number and the image's index
     number = -1
     for number, (raw, record) in enumerate(read_records(split, "reading")):
         if isinstance(record, FaultError):
             findings.append(Finding(number, record.kind, str(record)))
             continue
-        # Training can use a record with one of the following findings.
+        # The following findings do not exclude a record from training.
         if record.id in ids and raw.get("id") is not None:
-            findings.append(Finding(number, Kind.repeated, f"record {record.id}: another record has this id"))
+            findings.append(Finding(number, Kind.repeated, f"record {record.id}: another record has the same id"))
         ids.add(record.id)
         try:
             check_marks(record)
@@ -68,18 +68,18 @@ def check_split(split: Split) -> Checked:
             findings.append(Finding(number, fault.kind, str(fault)))
         is_human = [message.get("from") == "human" for message in raw["conversations"]]
         if is_human[-2 * len(record.turns) :] != [True, False] * len(record.turns):  # `parse_record` drops the others
-            says = "questions and answers are distinguished by position, but the speakers differ from that"
-            findings.append(Finding(number, Kind.speakers, f"record {record.id}: {says}"))
+            text = "messages are read as alternating questions and answers, but their speakers do not alternate"
+            findings.append(Finding(number, Kind.speakers, f"record {record.id}: {text}"))
         if not all(turn.answer.strip() for turn in record.turns):
             findings.append(Finding(number, Kind.empty_answer, f"record {record.id}: an answer is empty"))
         for image in record.images:
             owners.append(number)
             places.append(images.setdefault(image, len(images)))
     paths = (resolve(Path(split.images), image) for image in images)
-    looks = on_all_cores(look_at, paths, count=len(images), label="opening images")
-    faults = {  # by place; one text, however many records share the image
+    results = on_all_cores(check_image, paths, count=len(images), label="opening images")
+    faults = {  # by the image's index; all records with the image share one text
         place: (fault.kind, str(fault), image)
-        for place, (image, fault) in enumerate(zip(images, looks, strict=True))
+        for place, (image, fault) in enumerate(zip(images, results, strict=True))
         if fault is not None
     }
     findings += [Finding(n, *faults[place]) for n, place in zip(owners, places, strict=True) if place in faults]
@@ -87,47 +87,47 @@ def check_split(split: Split) -> Checked:
     return Checked(number + 1, len(images), findings)
 
 
-def look_at(path: Path) -> FaultError | None:
-    """Decode an image. Returns None when it is whole and of the type that its name says."""
+def check_image(path: Path) -> FaultError | None:
+    """Decode an image. Return None if it is intact and its type matches its file extension."""
     try:
         found = image_format(path, decode=True)
     except FaultError as fault:
         if fault.kind is Kind.absent and (gif := gif_of(path)):
-            return FaultError(Kind.absent, f"{fault}, but {gif.name} exists; {CONVERT} converts it")
+            return FaultError(Kind.absent, f"{fault}, but {gif.name} exists; run {CONVERT} to convert it")
         return fault
     suffix = path.suffix.lower()
     if found in FORMATS.get(suffix, (found,)):
         return None
-    how = f"; training can read it, and {CONVERT} makes it a JPEG" if suffix in JPEG_NAMES else "; training can read it"
-    return FaultError(Kind.other_type, f"image {path}: is a {found}{how}")
+    hint = f", or run {CONVERT} to convert it to JPEG" if suffix in JPEG_NAMES else ""
+    return FaultError(Kind.other_type, f"image {path}: the actual type is {found}; training can still read it{hint}")
 
 
 def gif_of(path: Path) -> Path | None:
-    """Return the GIF with a missing JPEG's name, if it exists.
+    """Return the GIF file with the same name as a missing JPEG, or None if there is none.
 
-    OCR-VQA's download script keeps the type of an image in its name, and LLaVA's list calls all of them .jpg.
+    OCR-VQA's download script names an image by its actual type, but LLaVA's annotations refer to every image as .jpg.
     """
     gif = path.with_suffix(".gif")
     return gif if path.suffix.lower() in JPEG_NAMES and gif.is_file() else None
 
 
 def convert_split(split: Split) -> list[bool | FaultError]:
-    """Rewrite every image that has a JPEG's name and is of another type, in place, as a JPEG of its first frame.
+    """Convert every image of another type that is named .jpg or .jpeg, in place, to a JPEG of its first frame.
 
-    Returns for each image with a JPEG's name whether it was rewritten, or why it cannot be read.
+    Returns, for each image named .jpg or .jpeg, whether it was converted, or a FaultError if it cannot be read.
     """
-    images: dict[str, None] = {}  # in order, without repetition
+    images: dict[str, None] = {}  # in order, without duplicates
     for _, record in read_records(split, "reading"):
-        if isinstance(record, Record):  # others are reported by the data check, and left out of the index
+        if isinstance(record, Record):  # invalid records are reported by the data check and left out of the index
             images.update((image, None) for image in record.images if image.lower().endswith(JPEG_NAMES))
     paths = (resolve(Path(split.images), image) for image in images)
     return list(on_all_cores(to_jpeg, paths, count=len(images), label="converting images"))
 
 
 def to_jpeg(path: Path) -> bool | FaultError:
-    """Make a file a JPEG, or make a missing one from the GIF with its name. Returns whether it was not a JPEG before.
+    """Convert a file to JPEG, or create a missing one from the GIF of the same name. Return whether a file was written.
 
-    Raises UserError where the folder cannot be written.
+    Raises UserError if the file cannot be written.
     """
     try:
         source = path if path.exists() else gif_of(path) or path
@@ -145,13 +145,13 @@ def to_jpeg(path: Path) -> bool | FaultError:
 
 
 def on_all_cores(function: Callable[[A], B], items: Iterable[A], *, count: int, label: str) -> Iterator[B]:
-    """Yield `function` of each of the `count` items, in their order, computed by one process for each core.
+    """Yield `function(item)` for each of the `count` items, in order, computed by one process per core.
 
-    function: a public name of a module that imports little, because each process imports it.
+    function: a public function of a module that imports little, because every process imports that module.
     """
     cores = num_cores()
-    # Not multiprocessing.Pool, which waits forever for a process that was killed. Ctrl-C reaches every process of the
-    # terminal: the others ignore it, and this one ends them.
+    # Not multiprocessing.Pool, which waits forever for a process that was killed. Ctrl-C reaches every process in the
+    # terminal: the worker processes ignore it, and this process shuts them down.
     ignore_interrupts = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
     pool = ProcessPoolExecutor(cores, multiprocessing.get_context("forkserver"), ignore_interrupts)
     waiting = iter(items)
@@ -161,7 +161,7 @@ def on_all_cores(function: Callable[[A], B], items: Iterable[A], *, count: int, 
                 yield from pool.map(function, window, chunksize=CHUNK)
                 bar.advance(len(window))
         except BrokenProcessPool:
-            raise UserError("a process that opens images was killed; is there enough memory? Run it again") from None
+            raise UserError("a process that opens images was killed; free some memory and run it again") from None
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -1,7 +1,7 @@
-"""Images: where they come from, opening them safely, and the encoder's input, bit for bit as transformers' processors.
+"""Images: resolving sources, opening files safely, and preprocessing that is bit-identical to transformers' processors.
 
-A record names an image below its split's image root. A person names a file, an address, standard input, or has an image
-in memory.
+A record gives an image's path relative to the image root of its split. A user gives a file, a URL, standard input or an
+in-memory image.
 """
 
 import http.client
@@ -24,25 +24,25 @@ from tinyvlm_cli.data.records import FaultError, Kind
 from tinyvlm_cli.errors import UserError
 
 STDIN = "-"
-MAX_BYTES = 64 * 2**20  # of an image from an address or standard input
+MAX_BYTES = 64 * 2**20  # limit for an image from a URL or standard input
 TIMEOUT_S = 30.0
 _CHUNK = 2**16
 
 
 def open_image(source: Path | bytes) -> Image.Image:
-    """Return the first frame as RGB, whatever the file's mode. Raises FaultError unless it is a whole image."""
+    """Return the first frame of an image as RGB. Raises FaultError if the image is missing, invalid or incomplete."""
     with _opened(source) as image:
         return to_rgb(image)
 
 
 def image_format(source: Path | bytes, *, decode: bool = False) -> str:
-    """Return Pillow's name of the file's real type ("JPEG", "GIF"), from its first bytes.
+    """Return Pillow's name of the actual image type ("JPEG", "GIF"), detected from the first bytes.
 
-    decode: decode the file to its end as well. Raises FaultError for what `open_image` rejects.
+    decode: also decode the whole file, so that every image that `open_image` rejects raises FaultError here too.
     """
     with _opened(source) as image:
         if decode:
-            # All bytes of a JPEG are also needed for an eighth of its size, which takes a third of the time.
+            # Decoding a JPEG at an eighth of its size still reads all its bytes, in a third of the time.
             image.draft("RGB", (1, 1))
             to_rgb(image)
         return image.format or ""
@@ -50,11 +50,11 @@ def image_format(source: Path | bytes, *, decode: bool = False) -> str:
 
 @contextmanager
 def _opened(source: Path | bytes) -> Iterator[Image.Image]:
-    """Open an image with Pillow. Errors in the block, too, become a FaultError that names the file."""
+    """Open an image with Pillow. An error here or in the `with` block becomes a FaultError that names the file."""
     name = "image data" if isinstance(source, bytes) else f"image {source}"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on palettes and Exif name no file
+            warnings.simplefilter("ignore")  # Pillow's warnings about palettes and Exif do not name the file
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 yield image
@@ -62,31 +62,31 @@ def _opened(source: Path | bytes) -> Iterator[Image.Image]:
         raise FaultError(Kind.absent, f"{name}: no such file") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = f"{Image.MAX_IMAGE_PIXELS or 0:,}"
-        raise FaultError(Kind.bomb, f"{name}: more than {limit} pixels, a possible decompression bomb") from None
+        raise FaultError(Kind.bomb, f"{name}: more than {limit} pixels; possible decompression bomb") from None
     except UnidentifiedImageError:
         if not (source if isinstance(source, bytes) else source.stat().st_size):
-            raise FaultError(Kind.empty, f"{name}: an empty file") from None
-        raise FaultError(Kind.no_image, f"{name}: not an image") from None
-    except (OSError, SyntaxError, ValueError, RuntimeError) as error:  # RuntimeError: broken AVIF
-        # The system's errors (no permission, a folder, a name too long) have a number, Pillow's own have none.
+            raise FaultError(Kind.empty, f"{name}: the file is empty") from None
+        raise FaultError(Kind.no_image, f"{name}: not an image in a supported format") from None
+    except (OSError, SyntaxError, ValueError, RuntimeError) as error:  # RuntimeError: invalid AVIF file
+        # Operating system errors (permission denied, is a folder, name too long) have an errno, Pillow's errors do not.
         kind = Kind.unreadable if isinstance(error, OSError) and error.errno is not None else Kind.damaged
         raise FaultError(kind, f"{name}: cannot be read ({error})") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image to 8 bits for each of red, green and blue."""
+    """Convert an image to 8-bit RGB."""
     if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow would clip 16-bit values at 255 instead of scaling them.
+        # Pillow's own conversion clips 16-bit values to 255 instead of scaling them.
         values = np.asarray(image).astype(np.float64) / 257
         return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
 
 
 def pixels(image: Image.Image, vision: Vision, mode: ImageMode) -> NDArray[np.uint8]:
-    """Bring an RGB image to the encoder's size: [3, size, size] values of 0..255, before normalisation.
+    """Preprocess an RGB image to the encoder's input size: [3, size, size] values of 0..255, before normalisation.
 
-    ImageMode.pad: first centre the image on a square of the longer side, in the encoder's mean colour.
-    Resize.crop: the shortest edge to the size, then the centre. Resize.stretch: both edges to the size.
+    ImageMode.pad: first pad the image to a square, centred, with the encoder's mean colour.
+    Resize.crop: resize the shorter edge to `size`, then crop the centre. Resize.stretch: resize both edges to `size`.
     """
     size = vision.image_size
     width, height = image.size
@@ -108,17 +108,17 @@ def pixels(image: Image.Image, vision: Vision, mode: ImageMode) -> NDArray[np.ui
 
 
 def normalisation_table(mean: list[float], std: list[float]) -> NDArray[np.float32]:
-    """Return [3, 256]: a channel's normalised value for every pixel value, rounded in the order of the processors."""
+    """Return [3, 256]: the normalised value of each pixel value per channel, rounded as in transformers' processors."""
     scaled = (np.arange(256).astype(np.float64) * (1 / 255)).astype(np.float32)
     table = (scaled[None, :] - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
     return table.astype(np.float32)
 
 
 def image_source(image: str | Path | bytes | Image.Image) -> Path | bytes:
-    """Return what `open_image` takes for an image that a person named.
+    """Convert an image given by a user to a source for `open_image`.
 
-    image: a path, an http(s) address, "-" for standard input, the bytes of a file, or an image in memory.
-    Raises UserError where an address or standard input gives no image.
+    image: a path, an http(s) URL, "-" for standard input, the bytes of a file, or an in-memory image.
+    Raises UserError if the URL or standard input cannot be read.
     """
     if isinstance(image, Image.Image):
         buffer = io.BytesIO()
@@ -128,48 +128,48 @@ def image_source(image: str | Path | bytes | Image.Image) -> Path | bytes:
         return image
     if image == STDIN:
         if sys.stdin.isatty():
-            raise UserError("image=-: standard input is a terminal; redirect a file, as in image=- < photo.jpg")
+            raise UserError("image=-: standard input is a terminal; redirect a file to it, as in image=- < photo.jpg")
         data = sys.stdin.buffer.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise UserError(f"image=-: standard input has more than {MAX_BYTES // 2**20} MiB; name a smaller image")
+            raise UserError(f"image=-: standard input has more than {MAX_BYTES // 2**20} MiB; use a smaller image")
         return data
     scheme, slashes, _ = image.partition("://")
     if not slashes:
         return Path(image).expanduser()
     if scheme.lower() not in ("http", "https"):
-        raise UserError(f"image {image}: an address must start with http:// or https://")
+        raise UserError(f"image {image}: unsupported URL scheme; use http:// or https://")
     return _fetch(image)
 
 
 def _fetch(address: str) -> bytes:
-    """Download an image, unless it is too large or takes too long."""
+    """Download an image. Raises UserError if this fails, takes too long, or gives too large a file."""
     deadline = time.monotonic() + TIMEOUT_S
     data = bytearray()
     try:
-        # Some servers reject a program that does not name itself.
+        # Some servers reject urllib's default User-Agent.
         request = urllib.request.Request(address, headers={"User-Agent": "tinyvlm"})
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
             while chunk := reply.read1(_CHUNK):
                 data += chunk
                 if len(data) > MAX_BYTES:
-                    raise UserError(f"image {address}: larger than {MAX_BYTES // 2**20} MiB; name a smaller image")
-                # The timeout of a socket starts again with each byte.
+                    raise UserError(f"image {address}: larger than {MAX_BYTES // 2**20} MiB; use a smaller image")
+                # The timeout of a socket restarts with every byte.
                 if time.monotonic() > deadline:
-                    raise UserError(f"image {address}: took more than {TIMEOUT_S:.0f} s; download it and name the file")
+                    raise UserError(f"image {address}: download exceeded {TIMEOUT_S:.0f} s; use a local file instead")
     except urllib.error.HTTPError as error:
-        raise UserError(f"image {address}: the server answered {error.code} {error.reason}") from None
+        raise UserError(f"image {address}: the server returned {error.code} {error.reason}; check the URL") from None
     except UserError:
         raise
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = str(getattr(error, "reason", error)) or type(error).__name__
-        raise UserError(f"image {address}: cannot be fetched ({reason})") from None
+        raise UserError(f"image {address}: download failed ({reason}); check the URL") from None
     return bytes(data)
 
 
 def write_jpegs(folder: Path, sizes: Sequence[Sequence[int]], *, count: int, seed: int) -> list[str]:
-    """Write `count` pictures of soft shapes, JPEGs of the size of photographs (50-100 kB), and return their names.
+    """Write `count` random JPEGs of blurred shapes, with the file size of photographs (50-100 kB). Return their names.
 
-    sizes: width and height in pixels, used in turn.
+    sizes: (width, height) pairs in pixels, used in turn.
     """
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)

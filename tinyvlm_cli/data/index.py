@@ -1,8 +1,8 @@
-"""Training samples by number: those of a split, tokenised once and mapped into memory, or synthetic ones.
+"""Training samples by number: the samples of a split, tokenised once and memory-mapped, or synthetic samples.
 
-A worker process holds no copy of the JSON. The index of a split is in results/index/<hash>/:
-ids.bin, supervised.bin, texts.bin   the samples' token ids, flags, and image paths and record ids, one after another
-samples.npy                          where each sample is in them, and what its length depends on
+Worker processes do not load the JSON. The index of a split is stored in results/index/<hash>/:
+ids.bin, supervised.bin, texts.bin   token ids, supervision flags, and image paths with record ids, concatenated
+samples.npy                          offsets of each sample in these files, and the counts that determine its length
 left_out.jsonl                       records that cannot be used, with the reason
 """
 
@@ -27,26 +27,26 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import locked, new_folder, read_jsonl, write_jsonl
 from tinyvlm_cli.results.folder import Results
 
-if TYPE_CHECKING:  # loader processes import this module, and transformers takes seconds
+if TYPE_CHECKING:  # data loader workers import this module, and importing transformers takes seconds
     from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # raised when the same records would give another index; 2: a question without an image is not stripped
-BATCH = 512  # records tokenised together, by the tokenizer's own threads
+FORMAT = 2  # increment when the same records give a different index; 2: questions without an image are not stripped
+BATCH = 512  # records per call to the tokenizer, which uses several threads
 SAMPLE = np.dtype(
     [
-        ("start", np.int64),  # first token in ids.bin and supervised.bin
-        ("num_ids", np.int32),  # an image counts as one
+        ("start", np.int64),  # index of the first token in ids.bin and supervised.bin
+        ("num_ids", np.int32),  # an image counts as one id
         ("num_images", np.int32),
-        ("first_ids", np.int32),  # ids before the first supervised token, images not counted; -1 when there is none
-        ("first_images", np.int32),  # images before it
-        ("text", np.int64),  # first byte in texts.bin: image path, then record id
-        ("image_bytes", np.int32),  # 0 without image
+        ("first_ids", np.int32),  # text tokens before the first supervised token; -1 if no token is supervised
+        ("first_images", np.int32),  # images before the first supervised token
+        ("text", np.int64),  # byte offset in texts.bin: image paths, then record id
+        ("image_bytes", np.int32),  # 0 without images
         ("id_bytes", np.int32),
     ]
 )
-SHORTEST, LONGEST = 8, 2000  # tokens of a synthetic text
+SHORTEST, LONGEST = 8, 2000  # length limits of a synthetic text in tokens
 EncodeAll = Callable[[Sequence[Record]], list[Encoded]]
 
 
@@ -54,14 +54,14 @@ EncodeAll = Callable[[Sequence[Record]], list[Encoded]]
 class Sample:
     """A training sample of T tokens."""
 
-    ids: NDArray[np.int32]  # [T] IMAGE stands for an image
-    supervised: NDArray[np.bool_]  # [T] never the first: no token comes before it
+    ids: NDArray[np.int32]  # [T] token ids; IMAGE for each image
+    supervised: NDArray[np.bool_]  # [T] false for the first token, which no token precedes
     images: tuple[str, ...]  # paths relative to the image root
     id: str
 
 
 class SplitIndex:
-    """The samples of a split under one tokenizer and prompt."""
+    """The samples of a split, encoded with one tokenizer and one prompt format."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -74,10 +74,10 @@ class SplitIndex:
         return len(self._samples)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SplitIndex, (self.folder,)  # a worker process maps the files itself
+        return SplitIndex, (self.folder,)  # each worker process memory-maps the files itself
 
     def sample(self, number: int) -> Sample:
-        """Return the sample with that number."""
+        """Return the sample with the given number."""
         row = self._samples[number]
         tokens = slice(row["start"], row["start"] + row["num_ids"])
         middle = row["text"] + row["image_bytes"]
@@ -87,43 +87,43 @@ class SplitIndex:
         return Sample(self._ids[tokens], self._supervised[tokens], images, name)
 
     def lengths(self, tokens_per_image: int, max_length: int) -> NDArray[np.int32]:
-        """Return each sample's tokens, with images written in and the tail cut; 0 if none of them is supervised."""
+        """Return the length of each sample with image tokens and truncation; 0 if no supervised token is left."""
         rows = self._samples
         lengths = rows["num_ids"] + rows["num_images"] * (tokens_per_image - 1)
         first = rows["first_ids"] + rows["first_images"] * tokens_per_image
         keeps = (rows["first_ids"] >= 0) & (first < max_length)
         if not keeps.all():
             log.info(
-                "%d of %d samples keep no supervised token within %d tokens; they are left out",
+                "%d of %d samples have no supervised token among the first %d tokens and are left out",
                 len(keeps) - keeps.sum(), len(keeps), max_length,
             )  # fmt: skip
         return np.where(keeps, np.minimum(lengths, max_length), 0).astype(np.int32)
 
     def text_tokens(self) -> NDArray[np.int32]:
-        """Return the tokens of each sample's text, its images not counted."""
+        """Return the number of text tokens in each sample."""
         return np.asarray(self._samples["num_ids"] - self._samples["num_images"], np.int32)
 
     @property
     def num_left_out(self) -> int:
-        """Records of the split that cannot be used."""
+        """Number of records in the split that cannot be used."""
         return sum(1 for _ in read_jsonl(self.folder / "left_out.jsonl"))
 
 
 @dataclass(frozen=True)
 class SyntheticIndex:
-    """Samples whose texts have log-normal lengths, used in place of a `SplitIndex`. N: their number."""
+    """N synthetic samples with log-normal text lengths, for use in place of a `SplitIndex`."""
 
-    texts: NDArray[np.int32]  # [N] tokens of each text
+    texts: NDArray[np.int32]  # [N] length of each text in tokens
     has_image: NDArray[np.bool_]  # [N]
-    supervised: float  # share of a text that is supervised, at its end
+    supervised: float  # fraction of each text that is supervised, at its end
     vocabulary: int
-    images: tuple[str, ...]  # of the samples, in turn
+    images: tuple[str, ...]  # image paths, used in turn
 
     @classmethod
     def draw(
         cls, mix: Mix, num: int, *, vocabulary: int, images: Sequence[str], max_length: int, seed: int
     ) -> "SyntheticIndex":
-        """Draw `num` samples of `mix`. No text is longer than `max_length`."""
+        """Draw `num` samples with the lengths and shares of `mix`. Texts have at most `max_length` tokens."""
         random = np.random.default_rng(seed)
         middle = np.log(mix.text) - mix.spread**2 / 2
         texts = np.clip(random.lognormal(middle, mix.spread, num), SHORTEST, min(LONGEST, max_length))
@@ -131,7 +131,7 @@ class SyntheticIndex:
         return cls(texts.astype(np.int32), has_image, mix.supervised, vocabulary, tuple(images))
 
     def sample(self, number: int) -> Sample:
-        """Return the sample with that number: random ids, and for an image IMAGE before them."""
+        """Return the sample with the given number: random ids, preceded by IMAGE if the sample has an image."""
         random = np.random.default_rng(number)
         length = int(self.texts[number])
         ids = random.integers(0, self.vocabulary, length, dtype=np.int32)
@@ -141,7 +141,7 @@ class SyntheticIndex:
         return Sample(np.concatenate([before, ids]), np.pad(supervised, (len(images), 0)), images, str(number))
 
     def lengths(self, tokens_per_image: int, max_length: int) -> NDArray[np.int32]:
-        """As `SplitIndex.lengths`: [N]."""
+        """Return the length of each sample with image tokens and truncation: [N]."""
         return np.minimum(self.texts + self.has_image * tokens_per_image, max_length).astype(np.int32)
 
 
@@ -151,9 +151,9 @@ Samples = SplitIndex | SyntheticIndex
 def open_index(
     split: Split, *, tokenizer: "PreTrainedTokenizerFast", chat: Chat, prompt: Prompt, results: Results
 ) -> SplitIndex:
-    """Open the index of a split, and make it first where it is missing.
+    """Open the index of a split. If the index does not exist, it is built first.
 
-    Several processes can call this at once: one makes the index, the others wait for it.
+    Several processes can call this at the same time: one builds the index while the others wait.
     """
     if not Path(split.annotations).is_file():
         raise UserError(f"{split.annotations}: no such file; get it from {split.source}")
@@ -175,16 +175,16 @@ def open_index(
     index = SplitIndex(folder)
     if left_out:
         log.warning(
-            "%s: %d records are left out, %d are used (the first: %s); all of them: %s", Path(split.annotations).name,
+            "%s: %d records are left out, %d are used (first reason: %s); see %s", Path(split.annotations).name,
             len(left_out), len(index), left_out[min(left_out)], folder / "left_out.jsonl",
         )  # fmt: skip
     return index
 
 
 def _write_files(folder: Path, split: Split, encode_all: EncodeAll, skips: dict[int, str]) -> dict[int, str]:
-    """Write the files of an index, a batch of records at a time.
+    """Write the files of an index, one batch of records at a time.
 
-    Returns record number -> reason for the records that are left out, `skips` included.
+    Returns record number -> reason for all records that are left out, including `skips`.
     """
     left_out = dict(skips)
     rows = [np.zeros(0, SAMPLE)]
@@ -194,7 +194,7 @@ def _write_files(folder: Path, split: Split, encode_all: EncodeAll, skips: dict[
         (folder / "supervised.bin").open("wb") as supervised_file,
         (folder / "texts.bin").open("wb") as texts_file,
     ):
-        at = texts_file.write(b"\n")  # an empty file cannot be mapped
+        at = texts_file.write(b"\n")  # an empty file cannot be memory-mapped
         items = enumerate(record for _, record in read_records(split, "tokenising"))
         while batch := list(islice(items, BATCH)):
             added = []
@@ -218,20 +218,20 @@ def _write_files(folder: Path, split: Split, encode_all: EncodeAll, skips: dict[
     np.save(folder / "samples.npy", samples)
     write_jsonl(folder / "left_out.jsonl", ({"number": n, "reason": left_out[n]} for n in sorted(left_out)))
     if not len(samples):
-        raise UserError(f"{split.annotations}: no record can be used; the first: {left_out[min(left_out)]}")
+        raise UserError(f"{split.annotations}: no usable records; first reason: {left_out[min(left_out)]}")
     return left_out
 
 
 def _encoded(
     batch: Sequence[tuple[int, Record | FaultError]], encode_all: EncodeAll, left_out: dict[int, str]
 ) -> Iterator[tuple[Record, Encoded]]:
-    """Encode a batch of numbered records, except those in `left_out`. Others that cannot be used are added to it."""
+    """Yield each usable record with its encoding. Skip records in `left_out`, and add unusable ones to it."""
     rest = [(number, record) for number, record in batch if number not in left_out]
     left_out |= {number: str(record) for number, record in rest if isinstance(record, FaultError)}
     records = {number: record for number, record in rest if isinstance(record, Record)}
     try:
         together = encode_all(list(records.values())) if records else []
-    except UserError:  # one of them cannot be encoded: find it
+    except UserError:  # encode the records one by one to find those that fail
         for number, record in records.items():
             try:
                 yield record, encode_all([record])[0]

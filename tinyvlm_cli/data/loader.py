@@ -1,7 +1,7 @@
-"""From the samples of a stage to the micro-batches of each step, loaded ahead in worker processes.
+"""Loads the micro-batches of each training step ahead of time, in worker processes.
 
-The samples of a step are a pure function of (seed, step), on any number of GPUs, so that resuming is exact. Only how
-they are spread over GPUs and micro-batches depends on the machine.
+The samples of a step are a pure function of (seed, step) on any number of GPUs, so that resuming is exact. Only their
+distribution over GPUs and micro-batches depends on the machine.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,11 +29,11 @@ Micro = tuple[int, ...]  # sample numbers of one micro-batch
 
 @dataclass(frozen=True)
 class StagePlan:
-    """The samples of a stage, and all that decides what a step computes: nothing here depends on the machine."""
+    """The samples of a stage and everything else that determines what a step computes. Independent of the machine."""
 
     index: Samples
-    usable: NDArray[np.int64]  # numbers of the samples that keep a supervised token
-    lengths: NDArray[np.int32]  # tokens of every sample, images and truncation counted
+    usable: NDArray[np.int64]  # numbers of the samples with at least one supervised token
+    lengths: NDArray[np.int32]  # length of every sample in tokens, with image tokens and truncation
     image_root: Path
     vision: Vision
     image_mode: ImageMode
@@ -41,23 +41,23 @@ class StagePlan:
     max_length: int
     samples_per_step: int
     seed: int
-    samples_per_mean: int | None = None  # the loss is the mean of such groups' means; None: of all tokens
+    samples_per_mean: int | None = None  # average the loss over groups of this size, then over groups; None: no groups
 
     def samples(self, step: int) -> NDArray[np.int64]:
-        """Return the numbers of the samples of a step, counted from 0, in their order."""
+        """Return the numbers of the samples in a step, in order. Steps are counted from 0."""
         return step_samples(self.usable, step, samples_per_step=self.samples_per_step, seed=self.seed)
 
     def expand(self, sample: Sample) -> Tokens:
-        """Return a sample's tokens with its images written in and the tail cut, see `batch.expand`."""
+        """Return a sample's tokens with expanded images and truncation, see `batch.expand`."""
         return expand(sample.ids, sample.supervised, tokens_per_image=self.tokens_per_image, max_length=self.max_length)
 
     def token_weights(self, supervised: Mapping[int, int]) -> dict[int, float]:
         """Return for each sample the weight of a supervised token in the step's loss.
 
-        With groups, every group has the same weight, so a token in a group with few tokens weighs more: that is the
-        loss of the reference, whose groups are the batches of single devices.
+        With groups, all groups have the same total weight, so a token in a group with few tokens has a larger weight.
+        This is the loss of the reference, whose groups are the per-device batches.
 
-        supervised: sample number -> its supervised tokens, in the step's order.
+        supervised: sample number -> number of supervised tokens, in the step's order.
         """
         if self.samples_per_mean is None:
             return dict.fromkeys(supervised, 1.0)
@@ -74,7 +74,7 @@ class StepBatch:
 
     step: int
     micros: list[MicroBatch]
-    work: Work  # of all ranks
+    work: Work  # of the whole step, over all ranks
 
     def pin_memory(self) -> "StepBatch":
         """See `MicroBatch.pin_memory`."""
@@ -82,7 +82,7 @@ class StepBatch:
 
 
 def prepare_loaders() -> None:
-    """Start the process that loader processes are forked from. It imports what they need while this one continues."""
+    """Start the process that data loader workers are forked from. It imports their modules in the background."""
     forkserver.set_forkserver_preload([__name__])
     forkserver.ensure_running()
 
@@ -90,11 +90,11 @@ def prepare_loaders() -> None:
 def step_batches(
     plan: StagePlan, *, first: int, last: int, rank: int, ranks: int, micro_tokens: int, workers: int
 ) -> Iterator[StepBatch]:
-    """Yield this rank's share of the steps first..last-1, in order, loaded ahead by `workers` processes.
+    """Yield this rank's share of each step from `first` to `last - 1`, loaded ahead by `workers` processes.
 
-    micro_tokens: the most tokens of a micro-batch. Raises UserError for an image that cannot be read.
+    micro_tokens: maximum number of tokens in a micro-batch. Raises UserError for an image that cannot be read.
     """
-    steps: Any = range(first, last)  # to the DataLoader a dataset whose items are step numbers
+    steps: Any = range(first, last)  # serves as a map-style dataset of step numbers
     loader = DataLoader(
         steps,
         batch_size=None,
@@ -111,13 +111,13 @@ def step_batches(
 
 
 def num_steps(num_samples: int, *, samples_per_step: int, epochs: int, max_steps: int | None) -> int:
-    """Return the optimizer steps of a stage. The last, incomplete step of an epoch is dropped."""
+    """Return the number of optimizer steps in a stage. An incomplete step at the end of an epoch is dropped."""
     steps = num_samples // samples_per_step * epochs
     return steps if max_steps is None else min(steps, max_steps)
 
 
 def step_samples(usable: NDArray[np.int64], step: int, *, samples_per_step: int, seed: int) -> NDArray[np.int64]:
-    """Return the samples of an optimizer step: a pure function of (seed, step). Every epoch has another order."""
+    """Return the samples of an optimizer step, a pure function of (seed, step). Each epoch has a different order."""
     epoch, place = divmod(step, len(usable) // samples_per_step)
     order = np.random.default_rng([seed, epoch]).permutation(len(usable))  # 50 ms for a million samples
     chosen: NDArray[np.int64] = usable[order[place * samples_per_step : (place + 1) * samples_per_step]]
@@ -127,24 +127,24 @@ def step_samples(usable: NDArray[np.int64], step: int, *, samples_per_step: int,
 def spread(
     samples: NDArray[np.int64], lengths: NDArray[np.int32], *, ranks: int, micro_tokens: int
 ) -> list[list[Micro]]:
-    """Spread the samples of a step over ranks and micro-batches, as even in tokens as whole samples allow.
+    """Distribute the samples of a step over ranks and micro-batches, balancing the number of tokens.
 
-    Returns [rank][micro-batch]. Every rank gets the same number of micro-batches, the fewest with which none holds more
-    than `micro_tokens`. One may be empty when there are fewer samples than micro-batches.
+    Returns [rank][micro-batch]. Every rank gets the same number of micro-batches: the smallest number for which none
+    exceeds `micro_tokens`. A micro-batch may be empty if there are fewer samples than micro-batches.
 
-    lengths: tokens of every sample of the split.
+    lengths: length in tokens of every sample in the split.
     """
     sizes = lengths[samples].astype(np.int64)
     if sizes.max() > micro_tokens:
         raise UserError(
-            f"engine.micro_tokens: {micro_tokens} is less than a sample of {sizes.max()} tokens; "
-            "raise it or lower llm.max_length"
+            f"engine.micro_tokens: {micro_tokens} is too small for a sample of {sizes.max()} tokens; "
+            "increase it or decrease llm.max_length"
         )
     per_rank = max(1, -(-int(sizes.sum()) // (ranks * micro_tokens)))
     while True:
         loads = np.zeros(ranks * per_rank, np.int64)
         members: list[list[int]] = [[] for _ in loads]
-        for place in np.argsort(-sizes, kind="stable"):  # the longest sample first, into the lightest micro-batch
+        for place in np.argsort(-sizes, kind="stable"):  # longest sample first, into the lightest micro-batch
             lightest = int(loads.argmin())
             loads[lightest] += sizes[place]
             members[lightest].append(int(place))
@@ -157,7 +157,7 @@ def spread(
 
 
 def _load_step(step: int, *, plan: StagePlan, rank: int, ranks: int, micro_tokens: int) -> StepBatch | UserError:
-    """Load one rank's share of a step. A UserError is returned: raised in a loader process, it would be a traceback."""
+    """Load one rank's share of a step. Return a UserError, because raising it in a worker would print a traceback."""
     try:
         numbers = plan.samples(step)
         works = {}
@@ -179,14 +179,14 @@ def _load_step(step: int, *, plan: StagePlan, rank: int, ranks: int, micro_token
 def pack(plan: StagePlan, micro: Micro, weights: Mapping[int, float]) -> MicroBatch:
     """Load the samples of a micro-batch with their images, and pack them into one row.
 
-    weights: of a supervised token of each sample, see `StagePlan.token_weights`.
+    weights: for each sample, the loss weight of its supervised tokens, see `StagePlan.token_weights`.
     """
     expanded, loaded = [], []
     for number in micro:
         sample = plan.index.sample(number)
         ids, supervised = plan.expand(sample)
-        # Where the cut went through an image or in front of it, its remaining positions are at the end, and no label
-        # follows. They are dropped: the tokens that they lack would be taken from the row's next image.
+        # If truncation cut through an image, its remaining positions are at the end of the sample, after all labels.
+        # They are dropped, because otherwise the missing image tokens would come from the row's next image.
         whole, part = divmod(np.count_nonzero(ids == IMAGE), plan.tokens_per_image)
         end = len(ids) - part
         expanded.append((ids[:end], supervised[:end]))
@@ -194,9 +194,9 @@ def pack(plan: StagePlan, micro: Micro, weights: Mapping[int, float]) -> MicroBa
             for image in sample.images[:whole]:
                 loaded.append(pixels(open_image(resolve(plan.image_root, image)), plan.vision, plan.image_mode))
         except UserError as error:
-            hint = "`tinyvlm data check` finds all such images, and training then leaves them out"
+            hint = "run `tinyvlm data check` to find all such images, which training then leaves out"
             raise UserError(f"{error}; {hint}") from None
-    if not micro:  # this rank has no samples left: one token that predicts nothing
+    if not micro:  # there is no sample for this micro-batch: use one unsupervised token
         expanded = [(np.zeros(1, np.int32), np.zeros(1, np.bool_))]
     images = torch.from_numpy(np.stack(loaded)) if loaded else blank(plan.vision)
     return row_of(expanded, images, weights=[weights[number] for number in micro] or [1.0])

@@ -1,7 +1,7 @@
-"""The records of a split: LLaVA's JSON list read item by item, what can be wrong with a record, and the skip list.
+"""The records of a split: streaming LLaVA's JSON list, validating records, and the skip list.
 
-`tinyvlm data check` writes the skip list: records that training leaves out because of their images. It belongs to an
-annotation file and an image root together, because the same records can be intact with other images.
+`tinyvlm data check` writes the skip list: records that training leaves out because of their images. There is one per
+pair of annotation file and image root, because the same records can be valid with another image root.
 """
 
 import json
@@ -18,9 +18,9 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import read_jsonl, write_jsonl
 from tinyvlm_cli.results.folder import Results
 
-MARK = "<image>"  # stands for an image in a question
+MARK = "<image>"  # image placeholder in a question
 PIECE = 2**20  # characters read at a time
-NEAR = 16  # a number, a word or an escape so close to the end of a piece may be cut
+NEAR = 16  # a number, literal or escape this close to the end of a piece may be incomplete
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 
@@ -29,7 +29,7 @@ _DECODER = json.JSONDecoder()
 class Turn:
     """A question and its answer."""
 
-    question: str  # may hold MARK
+    question: str  # may contain MARK
     answer: str
 
 
@@ -37,7 +37,7 @@ class Turn:
 class Record:
     """One training sample."""
 
-    id: str  # not unique across sources
+    id: str  # not necessarily unique
     images: tuple[str, ...]  # paths relative to the image root, in the order of their questions
     turns: tuple[Turn, ...]
 
@@ -45,71 +45,71 @@ class Record:
 class Kind(StrEnum):
     """A kind of finding. `tinyvlm data check` counts the findings of each kind."""
 
-    broken = "record broken"
-    no_answer = "record without answer"
-    unequal = "questions and answers do not pair up"
-    absolute = "image path absolute"
-    outside = "image path leaves the image root"
-    absent = "image missing"
-    empty = "image file empty"
+    broken = "invalid record"
+    no_answer = "question without an answer"
+    unequal = "unpaired questions and answers"
+    absolute = "absolute image path"
+    outside = "image path outside the image root"
+    absent = "missing image"
+    empty = "empty image file"
     no_image = "not an image"
-    damaged = "image truncated or damaged"
-    bomb = "image a possible decompression bomb"
-    unreadable = "image cannot be opened"
-    other_type = "image type differs from its name"
-    marks = "number of images and of <image> differ"
-    speakers = "speakers do not take turns"
-    empty_answer = "answer empty"
-    repeated = "id repeated"
+    damaged = "truncated or damaged image"
+    bomb = "possible decompression bomb"
+    unreadable = "unreadable image file"
+    other_type = "image type differs from its extension"
+    marks = "wrong number of <image> placeholders"
+    speakers = "speakers do not alternate"
+    empty_answer = "empty answer"
+    repeated = "duplicate id"
 
     @property
     def training(self) -> str:
-        """The use of such records in training, for people."""
+        """Return whether training uses records with this finding, as text for the user."""
         if self is Kind.marks:
-            return "left out of chat, used as captions"
+            return "used in plain prompts, left out of chat"
         return "used" if self in USED else "left out"
 
 
-# Pillow opens the image all the same, and the record has ids and labels.
+# Training can use these records: Pillow can open the image, and the record has ids and labels.
 USED = (Kind.other_type, Kind.marks, Kind.speakers, Kind.empty_answer, Kind.repeated)
-# Found only by opening the image. The index does not do that, so it needs the skip list to leave these records out.
+# Found only by opening images. The index does not open images, so it needs the skip list to leave these records out.
 IMAGE_FAULTS = (Kind.absent, Kind.empty, Kind.no_image, Kind.damaged, Kind.bomb, Kind.unreadable)
 
 
 class FaultError(UserError):
     """Raised for a record or an image that cannot be used."""
 
-    def __init__(self, kind: Kind, says: str) -> None:
-        super().__init__(says)
+    def __init__(self, kind: Kind, text: str) -> None:
+        super().__init__(text)
         self.kind = kind
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FaultError, (self.kind, str(self))  # processes that open images send it to their parent
+        return FaultError, (self.kind, str(self))  # makes it picklable, for worker processes
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A fault or an oddity of one record."""
+    """A fault or an irregularity in one record."""
 
-    number: int  # place in the annotation file, from 0
+    number: int  # index in the annotation file, from 0
     kind: Kind
     says: str
-    image: str | None = None  # the image's path, where the image is at fault
+    image: str | None = None  # path of the image, if the image is at fault
 
     @property
     def leaves_out(self) -> bool:
-        """True if no stage can use the record."""
+        """Return whether no stage can use the record."""
         return self.kind not in USED
 
 
 def read_records(split: Split, label: str) -> Iterator[tuple[Any, Record | FaultError]]:
-    """Yield the items of the JSON list as json.load would return them, each with its record or why it has none.
+    """Yield each item of the JSON list as `json.load` would return it, with its record or the fault it contains.
 
-    The file can be larger than the memory. Not ijson: its fast parser silently replaces an unpaired surrogate by "?",
-    rejects NaN, and returns floats as Decimal or else rejects integers of more than 64 bits.
+    The file can be larger than memory. ijson is not used, because its fast parser silently replaces an unpaired
+    surrogate with "?", rejects NaN, and either returns floats as Decimal or rejects integers of more than 64 bits.
 
-    label: of the progress, which counts bytes.
-    Raises UserError for a file that is not a JSON list, with the number of the record.
+    label: label of the progress bar, which counts bytes.
+    Raises UserError, with the number of the record, for a file that is not a JSON list.
     """
     path = Path(split.annotations)
     is_empty = True
@@ -130,81 +130,81 @@ def read_records(split: Split, label: str) -> Iterator[tuple[Any, Record | Fault
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except RecursionError:
-        raise UserError(f"{path}: nested too deeply for records; get it again from {split.source}") from None
-    except ValueError as error:  # of JSON, UTF-8, or an integer of thousands of digits
-        says = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise UserError(f"{path}: not a JSON file ({says}); get it again from {split.source}") from None
+        raise UserError(f"{path}: the JSON is nested too deeply; get it again from {split.source}") from None
+    except ValueError as error:  # invalid JSON, invalid UTF-8, or an integer with thousands of digits
+        text = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise UserError(f"{path}: not a valid JSON list ({text}); get it again from {split.source}") from None
     if is_empty:
-        raise UserError(f"{path}: an empty list; a list of records is needed")
+        raise UserError(f"{path}: the list is empty; expected at least one record")
 
 
 def parse_record(raw: Any) -> Record:
     """Parse an item of the JSON list. Extra keys are ignored.
 
-    As in the reference, a first message that is not from "human" is dropped, and then questions and answers are
-    distinguished by position. Raises FaultError for a record that is not in LLaVA's form.
+    As in the reference, a first message that is not from "human" is dropped, and the other messages are read as
+    alternating questions and answers. Raises FaultError for a record that is not in LLaVA's format.
     """
     if not isinstance(raw, Mapping):
-        raise FaultError(Kind.broken, f"a record must be an object, not a {type(raw).__name__}")
+        raise FaultError(Kind.broken, f"a record must be a JSON object, but this is a {type(raw).__name__}")
     name = str(raw.get("id", "without id"))
-    image = raw.get("image")  # one path, a list of paths, or nothing
+    image = raw.get("image")  # one path, a list of paths, or None
     images = image if isinstance(image, list) else [image] if image else []
     messages = raw.get("conversations")
     texts = [name]
     for path in images:
         if not isinstance(path, str) or not path or "\0" in path:
-            says = f"image must be a path or a list of paths, not a {type(path).__name__}"
-            raise FaultError(Kind.broken, f"record {name}: {says}")
+            text = f"'image' must be a path or a list of paths, but found {path!a:.60}"
+            raise FaultError(Kind.broken, f"record {name}: {text}")
         texts.append(path)
     if not isinstance(messages, list) or not messages:
-        raise FaultError(Kind.broken, f"record {name}: no conversations")
+        raise FaultError(Kind.broken, f"record {name}: 'conversations' is missing, empty or not a list")
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("value"), str):
-            raise FaultError(Kind.broken, f"record {name}: a message without a text value")
+            raise FaultError(Kind.broken, f"record {name}: the 'value' of a message is missing or not a string")
         texts.append(message["value"])
-    try:  # JSON allows an unpaired surrogate, but neither the tokenizer nor a file takes it
+    try:  # JSON allows unpaired surrogates, but tokenizers and UTF-8 files do not
         "".join(texts).encode()
     except UnicodeEncodeError:
         shown = name.encode("ascii", "backslashreplace").decode()
-        raise FaultError(Kind.broken, f"record {shown}: a text holds an unpaired surrogate") from None
+        raise FaultError(Kind.broken, f"record {shown}: its text contains an unpaired surrogate") from None
     values = [message["value"] for message in messages]
     if messages[0].get("from") != "human":
         values = values[1:]
     if len(values) == 1:
-        raise FaultError(Kind.no_answer, f"record {name}: a question without an answer")
+        raise FaultError(Kind.no_answer, f"record {name}: found a question without an answer")
     if not values or len(values) % 2:
-        raise FaultError(Kind.unequal, f"record {name}: {len(values)} messages do not pair into questions and answers")
+        raise FaultError(Kind.unequal, f"record {name}: found {len(values)} messages, not pairs of question and answer")
     turns = tuple(Turn(q, a) for q, a in zip(values[::2], values[1::2], strict=True))
     return Record(name, tuple(images), turns)
 
 
 def resolve(root: Path, relative: str) -> Path:
-    """Return the file of a record's image path. Raises FaultError for a path that leaves the image root."""
+    """Return the path of a record's image file. Raises FaultError for a path outside the image root."""
     if Path(relative).is_absolute():
-        says = f"image {relative}: an absolute path leaves the image root {root}; make it relative"
-        raise FaultError(Kind.absolute, says)
+        text = f"image {relative}: the path is absolute; make it relative to the image root {root}"
+        raise FaultError(Kind.absolute, text)
     if ".." in Path(relative).parts:
-        raise FaultError(Kind.outside, f"image {relative}: leaves the image root {root}; paths are relative to it")
+        raise FaultError(Kind.outside, f"image {relative}: outside the image root {root}; use a path without '..'")
     return root / relative
 
 
 def check_marks(record: Record) -> None:
-    """Raise FaultError for a record that the chat format cannot write: each image needs a question with a mark.
+    """Raise FaultError for a record that the chat format cannot represent: each image needs its own question with MARK.
 
-    The reference would give such a sample the next sample's image.
+    The reference would use the next sample's image instead.
     """
     marked = sum(MARK in turn.question for turn in record.turns)
     if not record.images and marked:
-        raise FaultError(Kind.marks, f"record {record.id}: {MARK} in a question, but no image")
+        raise FaultError(Kind.marks, f"record {record.id}: a question contains {MARK}, but there is no image")
     if marked != len(record.images):
-        says = f"{marked} questions hold {MARK} for {len(record.images)} image(s); each image needs one of its own"
-        raise FaultError(Kind.marks, f"record {record.id}: {says}")
+        text = f"the number of questions with {MARK} is {marked}, but the number of images is {len(record.images)}"
+        raise FaultError(Kind.marks, f"record {record.id}: {text}")
 
 
 def split_hash(split: Split, results: Results) -> str:
-    """Return the hash of the annotation file and of the records that the data check excluded.
+    """Return a hash of the annotation file and of the records in its skip list.
 
-    Before the file is there, its name and published size represent it.
+    If the file does not exist yet, its name and published number of records are used instead.
     """
     path = Path(split.annotations)
     if not path.is_file():
@@ -215,13 +215,13 @@ def split_hash(split: Split, results: Results) -> str:
 
 
 def read_skips(split: Split, results: Results) -> dict[int, str]:
-    """Return record number -> reason; empty before the first check."""
+    """Return the skip list as record number -> reason. It is empty before the first data check."""
     path = results.skip_path(Path(split.annotations), Path(split.images))
     return {line["number"]: line["reason"] for line in read_jsonl(path)} if path.exists() else {}
 
 
 def write_skips(split: Split, results: Results, skips: Iterable[tuple[int, str]]) -> Path:
-    """Replace the list by these (record number, reason). Returns its file."""
+    """Replace the skip list by (record number, reason) pairs. Return its path."""
     path = results.skip_path(Path(split.annotations), Path(split.images))
     write_jsonl(path, ({"number": number, "reason": reason} for number, reason in skips))
     return path
@@ -229,33 +229,33 @@ def write_skips(split: Split, results: Results, skips: Iterable[tuple[int, str]]
 
 @dataclass
 class _Buffer:
-    """The part of a file that was read and not yet parsed."""
+    """The part of a file that has been read but not yet parsed."""
 
     file: TextIO
-    bar: ProgressBar  # of the bytes read
+    bar: ProgressBar  # counts bytes read
     text: str = ""
-    at: int = 0  # the first character that is not parsed
-    is_last: bool = False  # the file ends with `text`
+    at: int = 0  # index of the first unparsed character
+    is_last: bool = False  # whether `text` reaches the end of the file
 
     def read_more(self) -> None:
-        """Read as much again as is not yet parsed, so that a long item is not parsed too many times."""
+        """Read at least as much text as is still unparsed, so that a long item is not parsed too many times."""
         rest = self.text[self.at :]
         piece = self.file.read(max(PIECE, len(rest)))
         self.text, self.at, self.is_last = rest + piece, 0, not piece
         self.bar.advance(self.file.buffer.tell() - self.bar.done)
 
     def peek(self) -> str:
-        """Skip white space and return the next character, which stays; "" at the end of the file."""
+        """Skip white space and return the next character without consuming it, or "" at the end of the file."""
         while True:
             space = _SPACE.match(self.text, self.at)
-            assert space is not None  # it matches nothing, too
+            assert space is not None  # the pattern also matches the empty string
             self.at = space.end()
             if self.at < len(self.text) or self.is_last:
                 return self.text[self.at : self.at + 1]
             self.read_more()
 
     def item(self, number: int) -> Any:
-        """Parse the item that begins here. An item cut by the end of the piece is parsed again with more text."""
+        """Parse the item at the current position. If the end of the text cuts it off, read more and parse it again."""
         self.peek()
         while True:
             near = len(self.text) - (0 if self.is_last else NEAR)
@@ -265,8 +265,8 @@ class _Buffer:
             except json.JSONDecodeError as error:
                 is_cut = error.pos >= near or error.msg.startswith("Unterminated string")
                 if self.is_last or not is_cut:
-                    says = "it ends" if is_cut else error.msg
-                    raise json.JSONDecodeError(f"{says} in record {number:,}", error.doc, error.pos) from None
+                    text = "the file ends" if is_cut else error.msg
+                    raise json.JSONDecodeError(f"{text} in record {number:,}", error.doc, error.pos) from None
             if not is_cut:
                 self.at = end
                 return item
@@ -275,16 +275,16 @@ class _Buffer:
 
 def _items(buffer: _Buffer) -> Iterator[Any]:
     if (first := buffer.peek()) != "[":
-        says = f"it begins with {first!r}, so it is not a list" if first else "it is empty"
-        raise json.JSONDecodeError(says, buffer.text, buffer.at)
+        text = f"the file begins with {first!r}" if first else "the file is empty"
+        raise json.JSONDecodeError(text, buffer.text, buffer.at)
     buffer.at += 1
     number, separator = 0, buffer.peek()
     while separator != "]":
         yield buffer.item(number)
         separator = buffer.peek()
         if separator not in ("]", ","):
-            says = f"no comma after record {number:,}" if separator else f"it ends after record {number:,}"
-            raise json.JSONDecodeError(says, buffer.text, buffer.at)
+            text = f"missing comma after record {number:,}" if separator else f"the file ends after record {number:,}"
+            raise json.JSONDecodeError(text, buffer.text, buffer.at)
         number += 1
         buffer.at += separator == ","
     buffer.at += 1

@@ -81,5 +81,5 @@ def test_convert_gifs_counts_conversions_and_faults(folder: Path, capfd: pytest.
     assert main(["data", "prepare", "data=mine", "convert_gifs=true"]) == 1
     shown = capfd.readouterr().err
     assert "pretrain: converted 1 of 3 images" in shown
-    assert "pretrain: 2 cannot be read (the first: image b.jpg: not an image)" in shown
+    assert "pretrain: 2 cannot be read (the first: image b.jpg: not an image in a supported format)" in shown
     assert not (folder / "results/index").exists()
