@@ -55,7 +55,7 @@ def test_a_trained_tensor_without_gradient_is_named() -> None:
     check = GradientCheck(model)
     (micros,), _ = micro_batches(0, 1)
     model(micros[0]).backward()
-    with pytest.raises(UserError, match=r"1 trained tensors get no gradient: connector.forgotten"):
+    with pytest.raises(UserError, match=r"1 trained tensors received no gradient: connector.forgotten"):
         check.finish()
 
 

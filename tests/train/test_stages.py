@@ -80,9 +80,9 @@ def test_order_follows_start_not_the_order_of_writing() -> None:
 @pytest.mark.parametrize(
     ("stages", "says"),
     [
-        ({"a": stage("b")}, "'b' is not a stage"),
+        ({"a": stage("b")}, "'b' does not exist"),
         ({"a": stage("b"), "b": stage("a")}, "a, b cannot be reached"),
-        ({"a": stage(None), "b": stage("a"), "c": stage("a")}, "b and c both start from a"),
+        ({"a": stage(None), "b": stage("a"), "c": stage("a")}, "b and c have the same start"),
         ({"a": stage("a"), "b": stage(None)}, "a cannot be reached"),
     ],
 )
@@ -156,10 +156,10 @@ def test_a_stage_folder_that_describes_another_stage_is_rejected(config: Train) 
     assert mismatch(job) == []
     path = job.folder / "stage.yaml"
     path.write_text(path.read_text(encoding="utf-8").replace("seed: 42", "seed: 43"), encoding="utf-8")
-    with pytest.raises(UserError, match=r"describes another stage \(seed differ\)"):
+    with pytest.raises(UserError, match=r"describes a different stage \(seed differ\)"):
         write_job(run, job)
     (job.folder / "DONE").touch()  # the same for a trained one
-    with pytest.raises(UserError, match=r"describes another stage \(seed differ\)"):
+    with pytest.raises(UserError, match=r"describes a different stage \(seed differ\)"):
         train.run(config)
     path.write_text("identity: [", encoding="utf-8")
     with pytest.raises(UserError, match=r"stage\.yaml: "):

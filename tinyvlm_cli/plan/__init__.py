@@ -1,3 +1,3 @@
-"""The cost of a run before it is trained: sizes, work, memory and hours; and benchmarks that measure them.
+"""Estimates of the sizes, work, memory and GPU-hours of a run before training, and benchmarks to measure them.
 
 Nothing here trains a run or reads its data."""

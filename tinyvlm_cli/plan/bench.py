@@ -1,7 +1,7 @@
-"""Benchmarks of training on this machine: the real engine, loader and sizes, with random weights and synthetic samples.
+"""Training benchmarks on this machine: the real engine, loader and model sizes, random weights and synthetic samples.
 
-The figure that compares machines and versions is MFU: the operations per second that the step needs (flops.py), as a
-share of what a large matrix product reaches in the same process.
+Machines and versions are compared by MFU (model FLOPs utilization): the required operations per second (flops.py)
+divided by those of a large matrix product in the same process.
 """
 
 import json
@@ -33,14 +33,14 @@ from tinyvlm_cli.train.loop import num_loaders, stage_plan, start_engine
 from tinyvlm_cli.train.optim import count
 from tinyvlm_cli.train.stages import StageJob, stage_job
 
-WARM_UP = 3  # steps before the clock starts: layers are compiled, memory is allocated
+WARM_UP = 3  # steps that are not timed, as layers are compiled and memory is allocated
 NUM_IMAGES = 64
-DATA_STEP = 32  # samples of a step where the input alone is measured
+DATA_STEP = 32  # samples per step in the data loading benchmark
 IMAGES = "images"
 
 
 def bench_train(folder: Path) -> None:
-    """Measure the stage in `folder`/config.yaml and write bench.json next to it. Runs in every worker process."""
+    """Benchmark the stage in `folder`/config.yaml and write bench.json next to it. Runs in every worker process."""
     started = time.perf_counter()
     device = start_process_group()
     config = from_yaml(Bench, folder / "config.yaml")
@@ -99,19 +99,19 @@ def bench_train(folder: Path) -> None:
 
 @dataclass
 class _Clock:
-    """The measurements of the steps after the warm-up."""
+    """Measurements of the steps after the warm-up."""
 
-    first_step_s: float = 0.0  # from the start of the process
+    first_step_s: float = 0.0  # from process start to the end of the first step
     step_s: list[float] = field(default_factory=list)
-    waited_s: float = 0.0  # for input
-    work: Work = field(default_factory=lambda: Work(0, 0, 0, 0))  # of all ranks
-    losses: list[float] = field(default_factory=list)  # of the warm-up too
+    waited_s: float = 0.0  # waiting time for input
+    work: Work = field(default_factory=lambda: Work(0, 0, 0, 0))  # over all ranks
+    losses: list[float] = field(default_factory=list)  # including those of the warm-up
 
 
 def _measure(
     engine: Engine, plan: StagePlan, job: StageJob, steps: int, started: float, *, micro_tokens: int
 ) -> _Clock:
-    """Train for the warm-up and `steps` more, and measure these. started: when this process did"""
+    """Run the warm-up and `steps` timed steps, and return the measurements. started: when the process started."""
     clock = _Clock()
     batches = step_batches(
         plan, first=0, last=WARM_UP + steps, rank=dist.get_rank(), ranks=dist.get_world_size(),
@@ -133,7 +133,7 @@ def _measure(
 
 
 def bench_data(config: Bench, image_dir: Path) -> dict[int, float]:
-    """Return the images per second that reach the training process, by the number of processes that load them."""
+    """Return the images per second that reach the training process, by number of loader processes."""
     write_jpegs(image_dir, config.image_sizes, count=NUM_IMAGES, seed=config.seed)
     job = stage_job(config, config.stage)
     job = replace(job, stage=replace(job.stage, samples_per_step=DATA_STEP))
@@ -146,14 +146,14 @@ def bench_data(config: Bench, image_dir: Path) -> dict[int, float]:
         for batch in step_batches(plan, first=0, last=steps, rank=0, ranks=1, micro_tokens=2**20, workers=workers):
             if began:
                 images += batch.work.images
-            elif batch.step == 2 * workers:  # every process has started
+            elif batch.step == 2 * workers:  # all loader processes have started
                 began = time.perf_counter()
         rates[workers] = images / (time.perf_counter() - began)
     return rates
 
 
 def _synthetic_plan(config: Bench, job: StageJob, model: VLM, image_dir: Path, *, num: int) -> StagePlan:
-    """Return the plan of a stage on `num` synthetic samples."""
+    """Return a stage plan with `num` synthetic samples."""
     index = SyntheticIndex.draw(
         config.mixes[job.stage.split],
         num,
@@ -167,7 +167,7 @@ def _synthetic_plan(config: Bench, job: StageJob, model: VLM, image_dir: Path, *
 
 
 def matmul_ceiling(device: torch.device) -> float:
-    """Return 1e12 operations per second of a large product of random bf16 matrices (smaller, in fp32, on a CPU)."""
+    """Return the TFLOP/s of a large bf16 matrix product on a GPU, or of a smaller fp32 one on a CPU."""
     size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = []

@@ -1,6 +1,6 @@
-"""The cost of a run: memory and disk by its sizes, and hours as measured, or as assumed by the operations it needs.
+"""The cost of a run: memory and disk space from model sizes, and GPU-hours as measured or as estimated from FLOPs.
 
-Needs no torch: the sizes come from `estimate.py`, which builds the models.
+Does not import torch: the sizes come from `estimate.py`, which builds the models.
 """
 
 import json
@@ -13,7 +13,7 @@ import yaml
 from tinyvlm_cli.config.commands import Assumed, Bench, Mix, Plan
 from tinyvlm_cli.config.schema import Engine, Precision, Stage, from_yaml
 from tinyvlm_cli.errors import UserError, raise_findings
-from tinyvlm_cli.train.layout import GIB, USED, Layout, Need, Needs, choose, fixed_layout, longest_row
+from tinyvlm_cli.train.layout import GIB, USABLE, Layout, Need, Needs, choose, fixed_layout, longest_row
 from tinyvlm_cli.train.stages import RunJob, StageJob, resolve, stage_job
 
 if TYPE_CHECKING:
@@ -22,43 +22,43 @@ if TYPE_CHECKING:
 DONE, TO_RESUME, TO_DO = "done", "to resume", "to do"
 RESULT = "bench.json"
 WEIGHT_BYTES = {Precision.bf16: 2, Precision.fp32: 4}
-GRADIENT_BYTES = 4  # per trained parameter: gradients of a step are summed in fp32
-OPTIMIZER_BYTES = 12  # per trained parameter: its fp32 master weight and Adam's two moments
+GRADIENT_BYTES = 4  # per trained parameter: gradients are accumulated in fp32
+OPTIMIZER_BYTES = 12  # per trained parameter: fp32 master weight and Adam's two moments
 
 
 @dataclass(frozen=True)
 class Row:
-    """Numbers that a packed row keeps for its backward pass."""
+    """Number of activation values that a packed row keeps for its backward pass."""
 
-    kept: float  # for each token
-    recomputed: float  # for each token where every layer is recomputed
-    fixed: float
+    kept: float  # per token, without recomputation
+    recomputed: float  # per token, if every layer is recomputed
+    fixed: float  # independent of the row's length
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The work and sizes of a stage, the same on any machine."""
+    """Work and sizes of a stage, independent of the machine."""
 
-    samples: int  # published number of records of the split
+    samples: int  # published number of records in the split
     steps: int  # optimizer steps
-    parameters: dict[str, int]  # of each part as kept in memory
-    trained: dict[str, int]  # those that this stage changes
+    parameters: dict[str, int]  # of each part, as kept in memory
+    trained: dict[str, int]  # of each part, those that this stage trains
     tokens_per_image: int
-    tokens: int | None  # of all steps, image tokens included; None: the lengths of the split's samples are not known
-    operations: float | None  # that all steps need (flops.py); None: as for tokens
+    tokens: int | None  # in all steps, including image tokens; None if the lengths of the samples are unknown
+    operations: float | None  # required by all steps (flops.py); None if `tokens` is None
     row: Row
 
 
 @dataclass(frozen=True)
 class Result:
-    """A measurement of `tinyvlm bench train`: bench.json. Figures are of all GPUs together unless noted otherwise."""
+    """A measurement by `tinyvlm bench train` (bench.json). Values are totals over all GPUs unless noted otherwise."""
 
     llm: str
     vision: str
     connector: str
     recipe: str
     stage: str
-    split: str  # whose lengths the samples had
+    split: str  # the split whose sample lengths were used
     trains: dict[str, str]  # part -> how it is trained
     device: str
     gpus: int
@@ -68,26 +68,26 @@ class Result:
     samples_per_step: int
     samples_per_s: float
     images_per_s: float
-    tokens_per_s: float  # without padding, image tokens included
-    tflops_per_s: float  # of one GPU; needed operations only
-    ceiling_tflops: float  # of one GPU: a large matrix product in the same process
+    tokens_per_s: float  # excluding padding, including image tokens
+    tflops_per_s: float  # per GPU, counting only required operations
+    ceiling_tflops: float  # per GPU, of a large matrix product in the same process
     mfu: float  # tflops_per_s / ceiling_tflops
     memory_gib: float  # peak of one GPU
-    data_wait: float  # share of the time
-    first_step_s: float  # from the start of the process
+    data_wait: float  # fraction of the time spent waiting for input
+    first_step_s: float  # from process start to the end of the first step
     step_s: list[float]
     losses: list[float]
     made_with: dict[str, Any]
-    parameters: dict[str, int] = field(default_factory=dict)  # of each part; empty: written by an older version
+    parameters: dict[str, int] = field(default_factory=dict)  # of each part; empty if written by an older version
 
     def gpu_hours(self, samples: int) -> float:
-        """Return the GPU-hours of training on that many samples."""
+        """Return the GPU-hours of training on this number of samples."""
         return samples / self.samples_per_s * self.gpus / 3600
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The most memory that a GPU needs, and the layout that it is needed with."""
+    """Peak memory of a GPU, and the layout that it was computed for."""
 
     bytes: float
     layout: Layout
@@ -95,30 +95,30 @@ class Peak:
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage and what it takes."""
+    """A stage and its estimated cost."""
 
     job: StageJob
     state: str  # DONE, TO_RESUME or TO_DO
     estimate: Estimate
-    measured: Result | None  # the last measurement of the same work
+    measured: Result | None  # the latest measurement of the same work
     assumed: Assumed
-    held_bytes: float | None  # by each GPU at all times; None: not estimated for 4-bit weights
-    peak: Peak | UserError | None  # of each GPU, or why the stage does not fit; None: as for held_bytes
+    held_bytes: float | None  # per GPU, see `held_bytes`
+    peak: Peak | UserError | None  # per GPU, or why the stage does not fit; None if held_bytes is None
     written_bytes: int
 
     @property
     def trained_samples(self) -> int:
-        """Samples of all steps."""
+        """Number of samples in all steps."""
         return self.estimate.steps * self.job.stage.samples_per_step
 
     @property
     def trains(self) -> list[str]:
-        """The parts in which the stage trains any weights."""
+        """Parts in which the stage trains any weights."""
         return [part for part, number in self.estimate.trained.items() if number]
 
     @property
     def gpu_hours(self) -> float | None:
-        """GPU-hours as measured, else by the needed operations and the assumed speed; None: neither is known."""
+        """GPU-hours as measured, or else estimated from the required operations; None if neither is known."""
         if self.measured is not None:
             return self.measured.gpu_hours(self.trained_samples)
         if self.estimate.operations is None:
@@ -128,14 +128,14 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run and its stages in training order."""
+    """A run and its planned stages in training order."""
 
     run: RunJob
     stages: list[PlannedStage]
 
 
 def plan_run(config: Plan, models: "Models") -> PlannedRun:
-    """Return what a run takes. Raises UserError for one that cannot be trained."""
+    """Return the estimated cost of a run. Raises UserError if the run cannot be trained."""
     from tinyvlm_cli.plan.estimate import estimate_stage, invalid_engine_settings
 
     run = resolve(config)
@@ -171,9 +171,9 @@ def plan_run(config: Plan, models: "Models") -> PlannedRun:
 
 
 def held_bytes(estimate: Estimate, stage: Stage, engine: Engine) -> float | None:
-    """Return the bytes that each GPU holds at all times, without activations; None: not estimated for 4-bit weights.
+    """Return the bytes of weights, gradients and optimizer state per GPU, or None with 4-bit weights (not estimated).
 
-    ZeRO-1 shards the optimizer over the GPUs, ZeRO-2 also the gradients, ZeRO-3 also the weights (arXiv 1910.02054).
+    ZeRO-1 shards the optimizer state over GPUs, ZeRO-2 also the gradients, ZeRO-3 also the weights (arXiv 1910.02054).
     """
     if stage.four_bit_parts:
         return None
@@ -185,13 +185,13 @@ def held_bytes(estimate: Estimate, stage: Stage, engine: Engine) -> float | None
 
 
 def peak_of(held: float, row: Row, engine: Engine, *, gpu_bytes: float, max_length: int) -> Peak:
-    """Return the layout that training would choose on a GPU of that size, and its memory. held: see `held_bytes`.
+    """Return the layout that training would choose on a GPU of this size, and its peak memory. held: see `held_bytes`.
 
-    Raises UserError where nothing fits.
+    Raises UserError if no layout fits.
     """
     width = WEIGHT_BYTES[engine.precision]
     needs = Needs(*(Need(width * row.fixed, width * per_token) for per_token in (row.kept, row.recomputed)))
-    room = USED * gpu_bytes - held
+    room = USABLE * gpu_bytes - held
     if engine.zero == 3:
         layout = fixed_layout(engine, max_length)
     else:
@@ -200,16 +200,16 @@ def peak_of(held: float, row: Row, engine: Engine, *, gpu_bytes: float, max_leng
     need = needs.at(layout.recompute)
     assert need is not None, "both are known"
     total = held + need.bytes(layout.micro_tokens)
-    if (short := total - USED * gpu_bytes) > 0:
+    if (short := total - USABLE * gpu_bytes) > 0:
         raise UserError(
-            f"engine: rows of {layout.micro_tokens} tokens need {short / GIB:.1f} GiB more than this GPU has; "
+            f"engine: rows of {layout.micro_tokens} tokens need {short / GIB:.1f} GiB more memory than this GPU has; "
             "use more GPUs, lower engine.micro_tokens, or raise engine.recompute"
         )
     return Peak(total, layout)
 
 
 def written_bytes(estimate: Estimate, stage: Stage, engine: Engine) -> int:
-    """Return the bytes of the stage's weights on disk, without checkpoints: whole parts, or their low-rank updates."""
+    """Return the bytes of the saved weights of a stage (full parts or LoRA weights), without checkpoints."""
     numbers = (
         (estimate.trained if part in stage.adapted_parts else estimate.parameters)[part] for part in stage.trained_parts
     )
@@ -217,10 +217,10 @@ def written_bytes(estimate: Estimate, stage: Stage, engine: Engine) -> int:
 
 
 def last_result(job: StageJob, mix: Mix | None, parameters: dict[str, int]) -> Result | None:
-    """Return the newest measurement of the same work; None if there is none.
+    """Return the latest measurement of the same work, or None if there is none.
 
-    The work is what is computed, whatever its parts are called: the models by their paths, settings and sizes, the
-    trained parts, and the lengths of the samples.
+    Work is the same if the models (paths, settings and sizes), the trained parts and the sample lengths are equal;
+    component names do not matter.
     """
     same = []
     for path in job.results.bench_dir.glob(f"*/{RESULT}"):
@@ -231,7 +231,7 @@ def last_result(job: StageJob, mix: Mix | None, parameters: dict[str, int]) -> R
             config = from_yaml(Bench, path.with_name("config.yaml"))
             other = stage_job(config, result.stage)
         except (UserError, OSError, KeyError, ValueError, yaml.YAMLError):
-            continue  # of another version, or damaged: `tinyvlm bench train` replaces it
+            continue  # incompatible version or corrupt: `tinyvlm bench train` replaces it
         measured_mix = config.mixes.get(other.stage.split)
         if _work(other, mix and measured_mix) == _work(job, mix):
             same.append(result)
@@ -239,12 +239,12 @@ def last_result(job: StageJob, mix: Mix | None, parameters: dict[str, int]) -> R
 
 
 def trains(stage: Stage) -> dict[str, str]:
-    """Return how a stage trains each part that it changes: `Result.trains`."""
+    """Return how the stage trains each of its trained parts, as in `Result.trains`."""
     return {part: stage.describe_training(part) for part in stage.trained_parts}
 
 
 def read_result(path: Path) -> Result | None:
-    """Return the measurement in a file; None for a file of another version, which a new measurement replaces."""
+    """Return the measurement in a file, or None if the file is corrupt or has an incompatible version."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         return Result(**record)
@@ -253,7 +253,7 @@ def read_result(path: Path) -> Result | None:
 
 
 def _work(job: StageJob, mix: Mix | None) -> tuple[Any, ...]:
-    """Return what the time of a stage depends on. mix: the lengths of its samples; None: not compared."""
+    """Return the settings that determine a stage's training time. mix: sample lengths; None to ignore them."""
     llm, vision = asdict(job.llm), asdict(job.vision)
     return (
         [llm[key] for key in ("path", "architecture", "max_length")],

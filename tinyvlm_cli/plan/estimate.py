@@ -1,6 +1,6 @@
-"""Sizes of a stage by the shapes of its model, on the meta device: parameters, operations and activations.
+"""Sizes of a stage, computed from its model on the meta device: parameters, operations and activations.
 
-Nothing here needs weights, images or a GPU.
+Nothing here requires weights, images or a GPU.
 """
 
 import copy
@@ -23,33 +23,33 @@ from tinyvlm_cli.plan.cost import Estimate, Row
 from tinyvlm_cli.train.optim import count
 from tinyvlm_cli.train.stages import StageJob
 
-# Activations of a compiled layer for each token, in units of the layer's width. Measured on one H200
-# (docs/performance.md): 15.2 (TinyLlama, Phi-2) and 16.7 (StableLM-2) where the layer is trained, 9.7 (TinyLlama) and
-# 10.4 (Phi-2) where gradients only pass through it.
+# Activations of a compiled layer per token, in multiples of the hidden size. Measured on one H200
+# (docs/performance.md): 15.2 (TinyLlama, Phi-2) and 16.7 (StableLM-2) for trained layers, 9.7 (TinyLlama) and
+# 10.4 (Phi-2) for frozen layers that gradients pass through.
 TRAINED, PASSED = 16.5, 10.5
-LOSS = 3  # numbers for each logit: itself, and its fp32 copy, which takes the memory of two
+LOSS = 3  # bf16 values per logit: the logit and its fp32 copy, which is twice as large
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of a stage's model."""
+    """Sizes of a stage's model."""
 
-    parameters: dict[str, int]  # of each part as kept in memory
-    trained: dict[str, int]  # those that the stage changes
+    parameters: dict[str, int]  # of each part, as kept in memory
+    trained: dict[str, int]  # of each part, those that the stage trains
     tokens_per_image: int
     flops: Flops
     row: Row
 
 
 class Models:
-    """The sizes of many stages' models. Stages with equal settings share the model, and its sizes are computed once."""
+    """A cache of models and their sizes, so that stages with equal settings compute them only once."""
 
     def __init__(self) -> None:
         self._models: dict[str, VLM] = {}
         self._sizes: dict[str, Sizes] = {}
 
     def sizes(self, job: StageJob) -> Sizes:
-        """Return the sizes of the run's model as the stage trains it. Raises UserError where it cannot be trained."""
+        """Return the sizes of a stage's model. Raises UserError if the stage cannot train the model."""
         stage = job.stage
         parts = _as_text(job.llm, job.vision, job.connector)
         key = parts + _as_text(stage.train, stage.vision_from_layer, stage.llm_from_layer, stage.lora)
@@ -64,9 +64,9 @@ class Models:
 
 
 def sizes(model: VLM, stage: Stage) -> Sizes:
-    """Return the sizes of a model on the meta device as `stage` trains it, which is marked on the model."""
+    """Mark the parameters of a meta-device model that `stage` trains, and return the model's sizes."""
     if stage.adapted_parts:
-        model = copy.deepcopy(model)  # the next stage does not have this one's adapters
+        model = copy.deepcopy(model)  # other stages must not see this stage's adapters
     choose_trained(model, stage)
     counts = {part: count(getattr(model, part)) for part in PARTS}
     return Sizes(
@@ -79,21 +79,21 @@ def sizes(model: VLM, stage: Stage) -> Sizes:
 
 
 def activations(model: VLM) -> Row:
-    """Return what a row keeps for its backward pass, by the layers that gradients pass through.
+    """Return the activations that a row keeps for its backward pass, in the layers that gradients pass through.
 
-    model: its trained parameters are chosen; it may be on the meta device.
+    model: a model with marked trained parameters, possibly on the meta device.
     """
-    patches = model.vision.num_patches / model.tokens_per_image  # for each image token
+    patches = model.vision.num_patches / model.tokens_per_image  # per image token
     vision_width = patches / len(model.vision.models) * model.vision.model.config.hidden_size
     vision = [(layer, vision_width) for encoder in model.vision.models for layer in layers_of(encoder)]
     llm = [(layer, float(model.llm.config.hidden_size)) for layer in layers_of(model.llm)]
     kept = recomputed = widest = 0.0
-    learns = False
+    needs_gradient = False
     for number, (layer, width) in enumerate([*vision, *llm]):
         if number == len(vision):
-            learns |= is_trained(model.connector) or is_trained(model.llm.get_input_embeddings())
-        learns |= is_trained(layer)
-        if learns:
+            needs_gradient |= is_trained(model.connector) or is_trained(model.llm.get_input_embeddings())
+        needs_gradient |= is_trained(layer)
+        if needs_gradient:
             own = width * (TRAINED if is_trained(layer) else PASSED)
             kept += own
             recomputed += width
@@ -102,9 +102,9 @@ def activations(model: VLM) -> Row:
 
 
 def estimate_stage(job: StageJob, model: Sizes, mix: Mix | None = None) -> Estimate:
-    """Return the estimate of one stage. The last, incomplete step of an epoch is dropped, as in training.
+    """Return the estimate of one stage. As in training, the last step of an epoch is dropped if it is incomplete.
 
-    mix: the lengths of the split's samples; None: not known
+    mix: the lengths of the split's samples; None if unknown.
     """
     stage, samples = job.stage, job.split.count
     steps = num_steps(samples, samples_per_step=stage.samples_per_step, epochs=stage.epochs, max_steps=stage.max_steps)
@@ -125,9 +125,9 @@ def estimate_stage(job: StageJob, model: Sizes, mix: Mix | None = None) -> Estim
 
 
 def expected_work(mix: Mix, num: int, *, tokens_per_image: int, max_length: int) -> Work:
-    """Return the work of `num` samples with the means of `mix`; their texts are log-normal, as `bench` draws them.
+    """Return the expected work of `num` samples whose text lengths are log-normal as given by `mix`, as in `bench`.
 
-    The truncation of single long samples is not modelled, but the work is at most that of samples of `max_length`.
+    The truncation of single long samples is not modelled, but the total is capped at `num` samples of `max_length`.
     """
     with_image = 1 - mix.text_only
     tokens = mix.text + with_image * tokens_per_image
@@ -141,16 +141,16 @@ def expected_work(mix: Mix, num: int, *, tokens_per_image: int, max_length: int)
 
 
 def invalid_engine_settings(engine: Engine) -> list[str]:
-    """Return a finding for each engine setting that is out of its range."""
+    """Return a finding for each engine setting that is out of range."""
     findings = []
     if engine.zero not in (1, 2, 3):
         findings.append(
-            f"engine.zero: {engine.zero} is not allowed; choose 1, 2 or 3 (0 takes a wrong first step in bf16)"
+            f"engine.zero: {engine.zero} is not supported; choose 1, 2 or 3 (ZeRO-0 takes a wrong first step in bf16)"
         )
     if engine.micro_tokens is not None and engine.micro_tokens < 1:
-        findings.append(f"engine.micro_tokens: {engine.micro_tokens} is not allowed; choose 1 or more, or null")
+        findings.append(f"engine.micro_tokens: {engine.micro_tokens} is invalid; choose a positive number, or null")
     if engine.recompute is not None and not 0 <= engine.recompute <= 1:
-        findings.append(f"engine.recompute: {engine.recompute:g} is not a share of the layers; choose 0 to 1, or null")
+        findings.append(f"engine.recompute: {engine.recompute:g} is not a fraction; choose from 0 to 1, or null")
     return findings
 
 

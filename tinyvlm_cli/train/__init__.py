@@ -1,3 +1,3 @@
-"""Training: the stage graph, a stage's job, the engine, the loop and its measurements.
+"""Training: the stage graph, stage jobs, the engine, the training loop and its metrics.
 
-Training and evaluation do not import each other; they meet in the results folder."""
+Training and evaluation do not import each other; they only share the results folder."""

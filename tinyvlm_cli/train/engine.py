@@ -1,7 +1,7 @@
-"""A small class around DeepSpeed, which no other module of the project uses.
+"""A thin wrapper around DeepSpeed; no other module of the project imports it.
 
-DeepSpeed shards the optimizer over GPUs, keeps fp32 master weights under bf16, clips gradients and writes checkpoints.
-The optimizer, the learning rate, the number of micro-batches in a step and the weighting of the loss are ours.
+DeepSpeed shards optimizer state, keeps fp32 master weights for bf16 training, clips gradients and writes checkpoints.
+The optimizer, the learning rate schedule, gradient accumulation and the weighting of the loss are our own.
 """
 
 import io
@@ -24,18 +24,18 @@ from tinyvlm_cli.model.tuning import ADAPTER_MARK
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.train.optim import build_optimizer
 
-BUCKET = 200_000_000  # gradients that ranks exchange at once, in elements
+BUCKET = 200_000_000  # elements in a bucket of gradients that are reduced together
 
 
 def start_process_group() -> torch.device:
-    """Join the process group that the environment describes, and return this rank's device."""
+    """Join the process group defined by the environment variables and return this rank's device."""
     cuda = torch.cuda.is_available()
     os.environ["DS_ACCELERATOR"] = "cuda" if cuda else "cpu"
     import deepspeed
 
     silence("DeepSpeed")
     if not cuda:
-        # DeepSpeed would compile a shared-memory all-reduce, which takes a minute and a C++ compiler; gloo suffices.
+        # Otherwise DeepSpeed compiles a shared-memory all-reduce, which takes a minute and requires a C++ compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
@@ -45,37 +45,37 @@ def start_process_group() -> torch.device:
 
 
 class Engine:
-    """Takes optimizer steps on a model whose trained parameters are marked by requires_grad."""
+    """Runs optimizer steps on the parameters of a model that have requires_grad=True."""
 
     def __init__(
         self, model: VLM, settings: EngineSettings, optim: Optim, device: torch.device, *, rates: dict[str, float]
     ) -> None:
-        """rates: learning rate of each part relative to the stage's, see `Stage.rate_scales`."""
+        """Initialize DeepSpeed. rates: each part's learning rate relative to the stage's (`Stage.rate_scales`)."""
         import deepspeed
 
         self.device = device
         self.ranks = dist.get_world_size()
         self.zero = settings.zero
-        # A checkpoint's shards depend on these, so its name contains them.
+        # Checkpoint shards depend on these values, so checkpoint names contain them.
         self.layout = f"gpus-{self.ranks}-zero-{self.zero}"
         bf16 = settings.precision is Precision.bf16
-        self.keeps_fp32_sums = settings.zero == 1 and bf16  # DeepSpeed accumulates gradients in fp32
+        self.keeps_fp32_sums = settings.zero == 1 and bf16  # DeepSpeed then accumulates in fp32
         self.micro = 0
         if self.keeps_fp32_sums:
             self._accumulate_in_place(model)
-        with redirect_stdout(io.StringIO()):  # DeepSpeed prints the memory in use at every stage of its start
+        with redirect_stdout(io.StringIO()):  # DeepSpeed prints memory usage during initialization
             self.engine, *_ = deepspeed.initialize(
                 model=model,
                 optimizer=build_optimizer(model, optim, rates, fused=device.type == "cuda"),
                 config={
-                    # Both have no effect: we form the batches and accumulate gradients over them.
+                    # Neither has an effect: we build the batches and accumulate gradients ourselves.
                     "train_micro_batch_size_per_gpu": 1,
                     "gradient_accumulation_steps": 1,
                     "gradient_clipping": optim.max_grad_norm,
                     "bf16": {"enabled": bf16, "immediate_grad_update": True},
                     "data_types": {"grad_accum_dtype": "fp32"},
-                    # ZeRO-1 exchanges the sums of a step, which even a single rank would round to bf16 otherwise.
-                    # ZeRO-2 and 3 exchange the gradients of each row, which have the training precision.
+                    # ZeRO-1 reduces gradients accumulated over a step; without fp32, even one rank rounds them to bf16.
+                    # ZeRO-2 and ZeRO-3 reduce gradients after each micro-batch, in the training precision.
                     "communication_data_type": "fp32" if settings.zero == 1 else settings.precision.value,
                     "zero_optimization": {
                         "stage": settings.zero, "reduce_bucket_size": BUCKET, "overlap_comm": True
@@ -87,15 +87,15 @@ class Engine:
 
     @property
     def model(self) -> VLM:
-        """The model that is being trained."""
+        """The model being trained."""
         model: VLM = self.engine.module
         return model
 
     def step(self, micros: Sequence[MicroBatch], *, lr: float, supervised_tokens: int) -> Tensor:
-        """Take one optimizer step over this rank's micro-batches and return its loss, a scalar on the device.
+        """Take one optimizer step on this rank's micro-batches and return the loss as a scalar on the device.
 
-        supervised_tokens: of the step, over all ranks. The loss is the mean over them, whichever rank and micro-batch
-        holds them.
+        supervised_tokens: number of supervised tokens in the step, over all ranks. The loss is the mean over these
+        tokens, regardless of how they are distributed over ranks and micro-batches.
         """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
@@ -112,29 +112,29 @@ class Engine:
         return total / supervised_tokens
 
     @property
-    def later_bytes(self) -> int:
-        """Memory on this rank that DeepSpeed allocates in the first step: Adam's moments, and sums of gradients."""
+    def first_step_bytes(self) -> int:
+        """Bytes that DeepSpeed allocates on this rank in the first step: Adam's moments and gradient buffers."""
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         moments = 8 * trained // self.ranks
-        if self.keeps_fp32_sums:  # allocated already
+        if self.keeps_fp32_sums:  # the gradient buffers are already allocated
             return moments
         return moments + 4 * (trained if self.zero == 1 else trained // self.ranks) + 12 * min(trained, BUCKET)
 
     @property
     def grad_norm(self) -> float:
-        """The gradient norm of the last step, before clipping."""
+        """Gradient norm of the last step, before clipping."""
         norm = self.engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
 
     def _accumulate_in_place(self, model: VLM) -> None:
-        """Add gradients directly to DeepSpeed's fp32 sums in every micro-batch of a step but the first.
+        """Accumulate gradients directly in DeepSpeed's fp32 buffers, from the second micro-batch of a step on.
 
-        DeepSpeed would add them right after, from an fp32 copy of each: twice the memory traffic.
+        DeepSpeed would first make an fp32 copy of each gradient, which doubles the memory traffic.
         """
 
         def accumulate(parameter: Tensor) -> None:
             if self.micro and parameter.grad is not None:
-                total: Tensor = parameter._hp_grad  # type: ignore[attr-defined] # DeepSpeed's name
+                total: Tensor = parameter._hp_grad  # type: ignore[attr-defined] # set by DeepSpeed
                 total.view_as(parameter.grad).add_(parameter.grad)
                 parameter.grad = None
 
@@ -143,7 +143,7 @@ class Engine:
                 parameter.register_post_accumulate_grad_hook(accumulate)  # type: ignore[no-untyped-call]
 
     def save(self, folder: Path, step: int) -> None:
-        """Write a checkpoint that `resume` finds, then delete the earlier ones."""
+        """Write a checkpoint for `resume`, then delete earlier checkpoints."""
         tag = f"step-{step}-{self.layout}"
         self.engine.save_checkpoint(str(folder), tag=tag, exclude_frozen_parameters=True)
         dist.barrier()
@@ -153,9 +153,9 @@ class Engine:
                     shutil.rmtree(old)
 
     def resume(self, folder: Path) -> int:
-        """Load the newest complete checkpoint and return the number of steps it has taken; 0 without a checkpoint.
+        """Load the latest complete checkpoint and return its number of completed steps, or 0 if there is none.
 
-        Raises UserError for a checkpoint that another number of GPUs or another ZeRO stage wrote, or that is damaged.
+        Raises UserError if it was written with a different number of GPUs or ZeRO stage, or if it is corrupt.
         """
         latest = folder / "latest"  # DeepSpeed writes this file last
         if not latest.exists():
@@ -164,8 +164,8 @@ class Engine:
         _, step, layout = tag.split("-", 2)
         if layout != self.layout:
             raise UserError(
-                f"{folder / tag}: the checkpoint was written with {layout}, this run has {self.layout}; "
-                f"set engine.gpus and engine.zero as they were, or delete {folder} to start over"
+                f"{folder / tag}: the checkpoint was written with {layout}, but this run uses {self.layout}; "
+                f"restore engine.gpus and engine.zero, or delete {folder} to start over"
             )
         path, _ = self.engine.load_checkpoint(
             str(folder), tag=tag, load_module_strict=False, load_lr_scheduler_states=False
@@ -175,10 +175,10 @@ class Engine:
         return int(step)
 
     def part_state(self, part: str, *, adapters_only: bool) -> dict[str, Tensor]:
-        """Return a part's weights on the CPU: all of them on rank 0, at every ZeRO stage, and none on other ranks.
+        """Return a part's full weights on the CPU on rank 0, and an empty dict on other ranks.
 
-        adapters_only: the low-rank updates without the weights that they are added to.
-        A tensor with two names (a head tied to the embeddings) is returned once.
+        adapters_only: return only the LoRA weights, without the base weights.
+        A tensor with two names (an output head tied to the embeddings) is returned once.
         """
         import deepspeed
 

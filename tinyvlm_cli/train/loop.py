@@ -1,4 +1,4 @@
-"""The training of one stage, in one worker process per GPU."""
+"""Training of one stage, with one worker process per GPU."""
 
 import logging
 import math
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 def train_stage(job: StageJob) -> None:
-    """Train a stage to its end, from its last checkpoint if it has one, and write its weights."""
+    """Train a stage, resuming from its last checkpoint if there is one, and save its weights."""
     device = start_process_group()
     is_main = dist.get_rank() == 0
     stage = job.stage
@@ -57,8 +57,8 @@ def train_stage(job: StageJob) -> None:
     )  # fmt: skip
     if steps == 0:
         raise UserError(
-            f"recipe.stages.{job.name}.samples_per_step: {stage.samples_per_step} is more than the "
-            f"{len(plan.usable)} usable samples of split '{stage.split}'"
+            f"recipe.stages.{job.name}.samples_per_step: {stage.samples_per_step} exceeds the "
+            f"{len(plan.usable)} usable samples of split '{stage.split}'; lower it"
         )
     choose_trained(model, stage)
     if is_main:
@@ -85,9 +85,9 @@ def train_stage(job: StageJob) -> None:
 
 
 def start_engine(job: StageJob, model: VLM, device: torch.device) -> tuple[Engine, Layout]:
-    """Return the engine over a model whose trained parameters are chosen, and the layout of its micro-batches."""
+    """Return the engine and the memory layout for a model whose trained parameters are already selected."""
     model.check_head()
-    model.train()  # the reference also keeps the dropout of frozen parts on
+    model.train()  # as in the reference, dropout stays active in frozen parts
     settings = job.engine
     compiles_by_default = device.type == "cuda" and settings.zero != 3 and not job.stage.four_bit_parts
     if settings.compile if settings.compile is not None else compiles_by_default:
@@ -100,32 +100,32 @@ def start_engine(job: StageJob, model: VLM, device: torch.device) -> tuple[Engin
 
 
 def compile_layers(model: VLM) -> None:
-    """Compile each layer and the loss by itself, for rows of any length.
+    """Compile each layer and the loss separately, for rows of any length.
 
-    Layers of one kind share their code, which PyTorch caches on disk, so that a second start takes seconds.
+    Identical layers share their compiled code. PyTorch caches it on disk, so later runs start within seconds.
     """
-    # Code is cached for each kind of layer: of two encoders and an LLM, with gradients and without.
+    # The limit counts all kinds of layers: of two vision encoders and an LLM, each with and without gradients.
     torch._dynamo.config.recompile_limit = 64
-    # Dropout as PyTorch draws it: the same numbers as without compilation, and faster than Inductor's own.
+    # PyTorch's random numbers for dropout equal those of eager mode and are faster than Inductor's.
     torch._inductor.config.fallback_random = True
     for layers in map(layers_of, (*model.vision.models, model.llm)):
         for layer in layers:
             layer.compile(dynamic=True)
     model.token_losses = torch.compile(token_losses, dynamic=True)
     if torch.cuda.is_available():
-        # Recomputation runs in autograd's own thread. Its number of CPU threads is 1, set by PyTorch's pinning thread,
-        # and code that was compiled under another number of threads would be compiled again there.
+        # Recomputation runs in autograd's thread, where PyTorch's pin-memory thread has set the number of CPU threads
+        # to 1. If the main thread used a different number, the layers would be compiled again in that thread.
         torch.set_num_threads(1)
 
 
 def stage_index(job: StageJob) -> SplitIndex:
-    """Return the tokenised samples of a stage's split."""
+    """Return the tokenized samples of a stage's split."""
     tokenizer, chat = load_tokenizer(job.llm), job.llm.chat
     return open_index(job.split, tokenizer=tokenizer, chat=chat, prompt=job.stage.prompt, results=job.results)
 
 
 def stage_plan(job: StageJob, index: Samples, *, tokens_per_image: int) -> StagePlan:
-    """Return the samples of a stage, and everything that decides what each step computes."""
+    """Return the plan of a stage: its samples and the settings that determine what each step computes."""
     stage = job.stage
     lengths = index.lengths(tokens_per_image, job.llm.max_length)
     return StagePlan(
@@ -150,11 +150,11 @@ def num_loaders(settings: EngineSettings) -> int:
     if not torch.cuda.is_available():
         return 0
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(16, num_cores() // ranks_here - 2))  # two cores drive the GPU
+    return max(1, min(16, num_cores() // ranks_here - 2))  # two cores per rank are kept free for the GPU
 
 
 def _take_steps(job: StageJob, engine: Engine, plan: StagePlan, first: int, steps: int, *, micro_tokens: int) -> None:
-    """Take the optimizer steps first..steps-1. Raises UserError when a loss is not finite."""
+    """Run the optimizer steps from `first` to `steps` - 1. Raises UserError if a loss is not finite."""
     stage, rank, ranks = job.stage, dist.get_rank(), dist.get_world_size()
     batches = step_batches(
         plan, first=first, last=steps, rank=rank, ranks=ranks, micro_tokens=micro_tokens,
@@ -167,7 +167,7 @@ def _take_steps(job: StageJob, engine: Engine, plan: StagePlan, first: int, step
         asked = time.perf_counter()
         for batch in batches:
             waited_s = time.perf_counter() - asked
-            # Dropout, too, is a function of (seed, step, rank), so that a resumed stage equals an uninterrupted one.
+            # Dropout is seeded by (seed, step, rank), so that a resumed stage equals an uninterrupted one.
             mixed = np.random.SeedSequence([job.seed, batch.step, rank]).generate_state(1)
             torch.manual_seed(int(mixed[0]))
             lr = lr_at(batch.step, steps, peak=stage.lr, warmup_ratio=job.optim.warmup_ratio)
@@ -179,9 +179,9 @@ def _take_steps(job: StageJob, engine: Engine, plan: StagePlan, first: int, step
                 numbers = [int(number) for number in plan.samples(batch.step)]
                 ids = ", ".join(plan.index.sample(number).id for number in numbers[:20])
                 raise UserError(
-                    f"{job.name}: the loss of step {done} is not finite; its samples are {ids}"
-                    f"{' ...' if len(numbers) > 20 else ''}; lower recipe.stages.{job.name}.lr or inspect these "
-                    "samples. The last checkpoint is kept"
+                    f"{job.name}: the loss is not finite at step {done}; lower recipe.stages.{job.name}.lr, or "
+                    f"inspect the samples of this step: {ids}{' ...' if len(numbers) > 20 else ''}. "
+                    "The last checkpoint was kept"
                 )
             if meter:
                 meter.step(
@@ -194,7 +194,7 @@ def _take_steps(job: StageJob, engine: Engine, plan: StagePlan, first: int, step
 
 
 def _short(number: int) -> str:
-    """Return a number of parameters as 2.78B, 9.51M or 12k."""
+    """Return a parameter count in short form, such as 2.78B, 9.51M or 12k."""
     for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= size:
             return f"{number / size:.3g}{unit}"

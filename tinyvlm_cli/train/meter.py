@@ -1,4 +1,4 @@
-"""The measurements of a running stage: the progress bar, train.jsonl and TensorBoard."""
+"""Metrics of a running stage: the progress bar, train.jsonl and TensorBoard."""
 
 import json
 import time
@@ -11,24 +11,24 @@ from tinyvlm_cli.files import append_jsonl, read_jsonl, write_text
 
 @dataclass(frozen=True)
 class StepRecord:
-    """A line of train.jsonl."""
+    """One line of train.jsonl."""
 
     step: int  # from 1
-    loss: float  # mean over the step's supervised tokens, all GPUs
+    loss: float  # mean over the step's supervised tokens on all GPUs
     lr: float
     grad_norm: float  # before clipping
-    samples_per_s: float  # all GPUs
-    tokens_per_s: float  # all GPUs, image tokens included
-    tflops_per_s: float  # of one GPU: 1e12 needed operations, see flops.py
-    data_wait_s: float  # time that the step waited for its images
-    elapsed_s: float  # since this process began to train
+    samples_per_s: float  # over all GPUs
+    tokens_per_s: float  # over all GPUs, including image tokens
+    tflops_per_s: float  # per GPU, counting only required operations (flops.py)
+    data_wait_s: float  # time that the step waited for input
+    elapsed_s: float  # since this process started training
 
 
 class Meter:
-    """Writes a record of each step and shows the stage's progress. A context manager, for rank 0 only."""
+    """Context manager that records each step and displays the progress of a stage, for rank 0 only."""
 
     def __init__(self, stage_dir: Path, *, name: str, first: int, last: int) -> None:
-        """first: steps that are done already. A record of a later step is deleted: that step is taken again."""
+        """Open the outputs. first: number of completed steps; records of later steps, which run again, are deleted."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = stage_dir / "train.jsonl"
@@ -53,10 +53,10 @@ class Meter:
         self, *, step: int, loss: float, lr: float, grad_norm: float,
         samples: int, tokens: int, tflops: float, waited_s: float,
     ) -> None:  # fmt: skip
-        """Record a finished step.
+        """Record a completed step.
 
-        step: from 1. samples, tokens: of the step, on all GPUs. tflops: 1e12 operations that one GPU needed.
-        waited_s: time that the step waited for its images.
+        step: counted from 1. samples, tokens: in this step on all GPUs. tflops: required operations per GPU / 1e12.
+        waited_s: time that the step waited for input.
         """
         now = time.perf_counter()
         took, self.last_step_at = now - self.last_step_at, now

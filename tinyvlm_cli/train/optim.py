@@ -1,4 +1,4 @@
-"""The optimizer over the parameters that a stage trains, and its learning rates."""
+"""The optimizer for the trained parameters of a stage, and its learning rate schedule."""
 
 import math
 
@@ -11,9 +11,9 @@ from tinyvlm_cli.model.vlm import VLM
 
 
 def build_optimizer(model: VLM, optim: Optim, rates: dict[str, float], *, fused: bool) -> AdamW:
-    """Return AdamW over the trained parameters; biases and norms get no weight decay.
+    """Return AdamW for the trained parameters, without weight decay on biases and norms.
 
-    rates: `Stage.rate_scales`. Parts of equal rate share their groups; `lr_scale` of a group is its rate.
+    rates: `Stage.rate_scales`. Parts with equal rates share parameter groups, whose `lr_scale` is that rate.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for part in PARTS:
@@ -26,9 +26,9 @@ def build_optimizer(model: VLM, optim: Optim, rates: dict[str, float], *, fused:
 
 
 def lr_at(step: int, steps: int, *, peak: float, warmup_ratio: float) -> float:
-    """Return the learning rate of optimizer step `step` (from 0): linear warm-up from zero, then a cosine to zero.
+    """Return the learning rate of optimizer step `step` (from 0): linear warm-up, then cosine decay to zero.
 
-    It equals the reference's, which is transformers' cosine schedule: the very first step has learning rate zero.
+    As in the reference, this is transformers' cosine schedule: warm-up starts with a step at learning rate zero.
     """
     warmup = math.ceil(warmup_ratio * steps)
     if step < warmup:
@@ -38,16 +38,16 @@ def lr_at(step: int, steps: int, *, peak: float, warmup_ratio: float) -> float:
 
 
 def count(module: nn.Module) -> tuple[int, int]:
-    """Return the number of all parameters and of the trained ones."""
+    """Return the total number of parameters and the number of trained parameters."""
     parameters = list(module.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
 class GradientCheck:
-    """Checks that every trained tensor gets a gradient in the first step.
+    """Checks that every trained tensor receives a gradient in the first step.
 
-    A tensor without one would silently keep its old weights: in the reference, a partly tuned vision encoder learned
-    nothing (facts K1).
+    A tensor without a gradient would silently keep its initial values, as happens in the reference when the vision
+    encoder is partially tuned (docs/reference.md, K1).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -61,12 +61,12 @@ class GradientCheck:
         ]
 
     def finish(self) -> None:
-        """Stop watching. Raises UserError if a tensor got no gradient."""
+        """Remove the hooks. Raises UserError if a trained tensor received no gradient."""
         for hook in self.hooks:
             hook.remove()
         if self.waiting:
             first = ", ".join(sorted(self.waiting)[:5])
             raise UserError(
-                f"{len(self.waiting)} trained tensors get no gradient: {first}; the loss does not depend on them, "
-                "so freeze them or change what the model uses"
+                f"{len(self.waiting)} trained tensors received no gradient: {first}; the loss does not depend on them, "
+                "so freeze them or change the model so that it uses them"
             )

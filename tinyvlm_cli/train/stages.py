@@ -1,8 +1,8 @@
-"""The stages of a run: their order, what makes two stages the same, and the job that trains each of them.
+"""The stages of a run: their order, their identities, and the jobs that train them.
 
-A stage's identity is everything that determines its weights. Its hash names the stage's folder, so two runs that need
-the same stage find the same folder and train it once. A configuration is resolved into jobs here, and only here: below
-this module nothing reads it.
+A stage's identity is everything that determines its weights. The stage's folder name contains a hash of it, so runs
+that need the same stage share the folder and train it once. Only this module resolves configurations into jobs; the
+code that runs a job does not read the configuration.
 """
 
 import hashlib
@@ -34,45 +34,45 @@ from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Run, provenance
 from tinyvlm_cli.results.records import Stage as StageRecord
 
-FORMAT = 1  # raised when the same settings would give other weights
-# Modules that held our connectors when the first stages were trained: the hashes of those stages contain them. A
-# connector that was added later is identified by its name alone.
+FORMAT = 1  # increased when the same settings would lead to different weights
+# Modules in which these connectors were first defined. The hashes of existing stages contain these module names;
+# connectors that were added later are identified by class name alone.
 FIRST_MODULES = dict.fromkeys(("Identity", "Linear", "MLP", "MoFMLP"), "tinyvlm_cli.model.connectors")
 FIRST_MODULES |= dict.fromkeys(("Perceiver", "QFormer", "Resampler"), "tinyvlm_cli.model.resamplers")
 
 
 @dataclass(frozen=True)
 class StageJob:
-    """One stage of a run, with everything that training it needs."""
+    """One stage of a run, with everything needed to train it."""
 
-    name: str  # its key in recipe.stages
+    name: str  # key in recipe.stages
     stage: Stage
     llm: LLM
     vision: Vision
     connector: dict[str, Any]
     optim: Optim
     engine: Engine
-    split: Split  # the files that it trains on
+    split: Split  # training data
     seed: int
     results: Results
-    folder: Path  # its own
-    before: tuple[Path, ...]  # folders of the stages that it builds on, first to last
-    identity: dict[str, Any]  # everything that determines its weights
+    folder: Path  # folder of this stage
+    before: tuple[Path, ...]  # folders of the preceding stages, first to last
+    identity: dict[str, Any]  # everything that determines the weights
 
 
 @dataclass(frozen=True)
 class RunJob:
-    """A run, resolved into the jobs of its stages."""
+    """A run, resolved into stage jobs."""
 
-    config: Train  # with the llm, vision encoder and connector of the run that it continues
-    name: str  # displayed name: TinyLLaVA-base-C-TL
+    config: Train  # with the llm, vision encoder and connector of the run that it continues, if any
+    name: str  # displayed name, such as TinyLLaVA-base-C-TL
     folder: Path
     before: tuple[Path, ...]  # stage folders of the run that it continues, first to last
     stages: tuple[StageJob, ...]  # in training order
-    recipe: str  # its name in the report, where a recipe of the paper is another if it continues a run
+    recipe: str  # name in the report; a paper recipe that continues a run gets the suffix +start=NAME
 
     def write(self) -> None:
-        """Write the run's configuration and record into its folder."""
+        """Write the run's configuration and record to its folder."""
         config = self.config
         write_text(self.folder / "config.yaml", to_yaml(config))
         Results.write_run(
@@ -93,19 +93,19 @@ class RunJob:
 
 
 def resolve(config: Train) -> RunJob:
-    """Resolve a run and its stages. Raises UserError for stages, splits or a start that cannot be used."""
+    """Resolve a run and its stages. Raises UserError if the stages, a split or `start` is invalid."""
     results = Results(config.results_dir)
     start = None
     if config.start is not None:
         runs = results.find_runs(config.start, setting="start")
         if len(runs) > 1 or runs[0].model is not None:
             raise UserError(
-                f"start={config.start}: choose one run that was trained or imported here; "
-                "import a TinyLLaVA checkpoint with: tinyvlm import"
+                f"start={config.start}: expected one run that was trained or imported in {config.results_dir}; "
+                "import a TinyLLaVA checkpoint with `tinyvlm import`"
             )
         start = runs[0]
         theirs = from_yaml(Train, start.folder / "config.yaml")
-        if config.engine.precision is config.llm.precision:  # the default; theirs is the other LLM's
+        if config.engine.precision is config.llm.precision:  # not overridden: use that of the run's LLM
             config = replace(config, engine=replace(config.engine, precision=theirs.llm.precision))
         config = replace(
             config, llm=theirs.llm, vision=theirs.vision, connector=theirs.connector, start=start.folder.name
@@ -119,10 +119,10 @@ def resolve(config: Train) -> RunJob:
         identity = _identity(job)
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
         new = "-".join((name, config.vision.name, config.connector["name"], config.llm.name, digest))
-        folder = results.same_stage(name, digest) or new  # it may have been trained under other names
+        folder = results.same_stage(name, digest) or new  # other runs may use other component names
         jobs[name] = replace(job, folder=results.stage_dir(folder), identity=identity)
     stages = tuple(jobs.values())
-    # The displayed name follows the paper's rule, with what differs from the paper's setting appended.
+    # The displayed name follows the paper's convention; settings that differ from the paper's are appended.
     shown = f"TinyLLaVA-{config.recipe.name}-{config.vision.label}-{config.llm.label}"
     if config.connector["name"] != "mlp":
         shown += f"-{config.connector['name']}"
@@ -133,18 +133,18 @@ def resolve(config: Train) -> RunJob:
         shown += f"-from-{start.name}"
         if config.recipe.paper_data is not None:
             recipe += f"+start={start.name}"
-    # Runs that differ in anything differ in the hash of their last stage.
+    # Any difference between runs changes the hash of their last stage.
     digest = stages[-1].folder.name.rsplit("-", 1)[1]
     return RunJob(config, shown, results.run_dir(f"{shown}-s{config.seed}-{digest[:6]}"), before, stages, recipe)
 
 
 def stage_job(config: Train, name: str, *, before: tuple[Path, ...] = (), folder: Path = Path()) -> StageJob:
-    """Return the job of one stage without an identity: for measurements, and for a worker, which is given a folder."""
+    """Return the job of one stage without its identity, for benchmarks and for workers, which know the folder."""
     stage = config.recipe.stages[name]
     if stage.split not in config.data.splits:
         raise UserError(
-            f"data={config.data.name} has no split '{stage.split}', which recipe={config.recipe.name} trains on; "
-            f"it has {sorted(config.data.splits)}"
+            f"data={config.data.name}: the split '{stage.split}', which recipe={config.recipe.name} requires, does not "
+            f"exist; this data set has {', '.join(sorted(config.data.splits))}"
         )
     return StageJob(
         name=name,
@@ -164,9 +164,9 @@ def stage_job(config: Train, name: str, *, before: tuple[Path, ...] = (), folder
 
 
 def write_job(run: RunJob, job: StageJob) -> None:
-    """Create the stage's folder with its record and configuration, or check that the existing one is this stage's.
+    """Write the stage's record and configuration to its folder, unless the folder already contains another stage.
 
-    Raises UserError where the folder describes another stage: its weights would be mistaken for this one's.
+    In that case, raises UserError: the other stage's weights would be mistaken for this stage's.
     """
     if findings := mismatch(job):
         raise UserError(findings[0])
@@ -177,17 +177,17 @@ def write_job(run: RunJob, job: StageJob) -> None:
 
 
 def read_job(folder: Path) -> StageJob:
-    """Return the job that `write_job` described."""
+    """Return the job from a folder that `write_job` has written."""
     record = Results.read_stage(folder)
     if record is None:
-        raise UserError(f"{folder}: not a stage folder (no stage.yaml)")
+        raise UserError(f"{folder}: not a stage folder, as it has no stage.yaml; check the path")
     before = tuple(folder.parent / name for name in record.before)
     job = stage_job(from_yaml(Train, folder / "config.yaml"), record.stage, before=before, folder=folder)
     return replace(job, identity=record.identity)
 
 
 def mismatch(job: StageJob) -> list[str]:
-    """Return a finding if the stage's folder describes another stage or cannot be read; none if it does not exist."""
+    """Return a finding if the stage's folder contains a different stage or is unreadable, else an empty list."""
     try:
         record = Results.read_stage(job.folder)
     except UserError as error:
@@ -197,41 +197,41 @@ def mismatch(job: StageJob) -> list[str]:
     if not changed:
         return []
     return [
-        f"{job.folder / 'stage.yaml'}: describes another stage ({', '.join(changed)} differ); was it edited? "
-        f"Move or delete {job.folder} to train the stage again"
+        f"{job.folder / 'stage.yaml'}: describes a different stage ({', '.join(changed)} differ), perhaps because it "
+        f"was edited; move or delete {job.folder} to train this stage again"
     ]
 
 
 def stage_order(stages: dict[str, Stage]) -> list[str]:
-    """Return the stages' names, each after the one it starts from. Raises UserError unless they form one chain."""
+    """Return the stage names in training order. Raises UserError if the stages do not form a single chain."""
     where = "recipe.stages"
     follows: dict[str | None, list[str]] = {}
     for name, stage in stages.items():
         if stage.start is not None and stage.start not in stages:
             raise UserError(
-                f"{where}.{name}.start: '{stage.start}' is not a stage; choose from {sorted(stages)} or null"
+                f"{where}.{name}.start: '{stage.start}' does not exist; choose null or {', '.join(sorted(stages))}"
             )
         follows.setdefault(stage.start, []).append(name)
     for start, names in follows.items():
         if len(names) > 1:
             raise UserError(
-                f"{where}: {' and '.join(sorted(names))} both start from {start}; each stage may be followed by one"
+                f"{where}: {' and '.join(sorted(names))} have the same start ({start or 'null'}); give each its own"
             )
     if not stages:
-        raise UserError(f"{where}: no stage; a recipe has at least one")
+        raise UserError(f"{where}: no stages; a recipe requires at least one")
     order: list[str] = []
     while (following := follows.get(order[-1] if order else None)) is not None and len(order) <= len(stages):
         order += following
     if sorted(order) != sorted(stages):
-        lost = sorted(set(stages) - set(order))
+        unreachable = sorted(set(stages) - set(order))
         raise UserError(
-            f"{where}: {', '.join(lost)} cannot be reached; the first stage has start: null, the others follow it"
+            f"{where}: {', '.join(unreachable)} cannot be reached; set start to null or to the preceding stage"
         )
     return order
 
 
 def _identity(job: StageJob) -> dict[str, Any]:
-    """Return everything that determines the stage's weights: not names, paths, code locations or the machine."""
+    """Return everything that determines the stage's weights, which excludes names, paths and the machine."""
     stage = job.stage
     settings = _plain(asdict(stage))
     del settings["start"], settings["split"]
@@ -270,7 +270,7 @@ def _identity(job: StageJob) -> dict[str, Any]:
 
 
 def _connector_identity(node: dict[str, Any]) -> dict[str, Any]:
-    """Return what determines a connector: its class and settings, wherever the class's code is."""
+    """Return the identity of a connector: its class and settings, and a hash of the code if it is not our own."""
     settings = {key: value for key, value in node.items() if key not in ("name", "label", "_target_")}
     module, _, name = str(node.get("_target_", "")).rpartition(".")
     if module.partition(".")[0] != "tinyvlm_cli":
@@ -279,7 +279,7 @@ def _connector_identity(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return nested dicts with enums replaced by their values."""
+    """Return nested dicts with enum members replaced by their values."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return value.value if isinstance(value, Enum) else value
