@@ -34,10 +34,10 @@ def test_two_tables_are_one_csv_with_every_raw_score() -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("x,y", "not as many cells"),
-        ("a,m" + "," * 7 + ",gqa,many,,s,,n", "value is not a number"),
+        ("x,y", "expected 15 cells"),
+        ("a,m" + "," * 7 + ",gqa,many,,s,,n", "'many' is not a number"),
         ("a,m" + "," * 7 + ",gqa,1,no,s,,n", "seen_in_training"),
-        ("a,m" + "," * 7 + ",gqa,1,,s,,n\na,m" + "," * 7 + ",gqa,2,,s,,n", "a second value of gqa for m"),
+        ("a,m" + "," * 7 + ",gqa,1,,s,,n\na,m" + "," * 7 + ",gqa,2,,s,,n", "duplicate value of gqa for m"),
     ],
 )
 def test_a_broken_line_of_the_published_scores_is_named(tmp_path: Path, line: str, says: str) -> None:

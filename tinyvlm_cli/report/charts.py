@@ -1,4 +1,4 @@
-"""Charts: a table as bars for each benchmark and as a radar over all, and the training curves of its runs."""
+"""Charts: bar charts and a radar chart of a table, and the training curves of its runs."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,33 +16,33 @@ from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Run
 
 FORMATS = ("png", "svg")
-MAX_SERIES = 12  # table rows in a chart: the colours of more are hard to tell apart
-PANELS_PER_ROW = 6  # of bars
+MAX_SERIES = 12  # table rows in a chart, as more colours are hard to distinguish
+PANELS_PER_ROW = 6  # of the bar chart
 CURVE_PANEL = (4.2, 3.2)  # inches
-SMOOTHING = 50  # a curve is the running mean over this part of its steps: 1 / 50
-MAX_POINTS = 500  # of a running mean
-MAX_COLOURS = 7  # curves with a colour; the others are grey
+SMOOTHING = 50  # the window of the running mean is the number of steps divided by this
+MAX_POINTS = 500  # approximate limit for each running mean
+MAX_COLOURS = 7  # coloured curves in a panel; the others are grey
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A figure of a field of train.jsonl over the steps of each stage."""
+    """A plot of one field of train.jsonl over the steps of each stage."""
 
-    name: str  # the end of the file's name
+    name: str  # suffix of the file name
     title: str
     field: str
-    label: str  # of the y axis
-    scale: str
+    label: str  # y axis label
+    scale: str  # y axis scale
 
 
 CURVES = (
     Curve("loss", "Training loss", "loss", "loss", "log"),
-    Curve("throughput", "Training throughput: real tokens, all GPUs", "tokens_per_s", "tokens a second", "linear"),
+    Curve("throughput", "Training throughput over all GPUs", "tokens_per_s", "tokens per second", "linear"),
 )
 
 
 def draw_charts(sheet: Sheet, folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """Draw the table's charts in each format, and return the files; there are none for a table without scores."""
+    """Draw the table's charts in each format and return the paths, or [] for a table without scores."""
     from matplotlib.patches import Patch
 
     values, is_ours = _series(sheet)
@@ -67,9 +67,9 @@ def draw_charts(sheet: Sheet, folder: Path, formats: Sequence[str] = FORMATS) ->
 
 
 def draw_curve(curve: Curve, stages: dict[str, dict[str, list[float]]], paths: Sequence[Path]) -> list[Path]:
-    """Draw what `read_curve` returns, with a panel for each stage, to every path; nothing without a stage.
+    """Draw the curves from `read_curve` with one panel per stage, and save the figure to every path.
 
-    Returns the files.
+    Returns the paths, or [] if there are no stages.
     """
     if not stages:
         return []
@@ -81,7 +81,7 @@ def draw_curve(curve: Curve, stages: dict[str, dict[str, list[float]]], paths: S
             colour, order = (f"C{number}", 3) if number < MAX_COLOURS else ("0.6", 2)
             names = label.splitlines()
             shown = label if len(names) <= 3 else "\n".join([*names[:2], f"and {len(names) - 2} more runs"])
-            # Every step is pale, under the running mean; as pixels in an SVG too, where lines would take megabytes.
+            # Single steps are drawn in a pale colour, and rasterized because an SVG would otherwise take megabytes.
             panel.plot(steps, values, color=colour, zorder=1, alpha=0.25, linewidth=0.8, rasterized=True)
             every = max(1, len(values) // MAX_POINTS)
             key = shown if number < MAX_COLOURS else None
@@ -92,7 +92,7 @@ def draw_curve(curve: Curve, stages: dict[str, dict[str, list[float]]], paths: S
         panel.grid(alpha=0.3)
     figure.suptitle(curve.title, fontsize=10, x=0.01, ha="left")
     figure.tight_layout()
-    for panel, lines in zip(axes[0], stages.values(), strict=True):  # after the layout: it may be higher than a panel
+    for panel, lines in zip(axes[0], stages.values(), strict=True):  # after the layout, as legends may be tall
         more = f"grey: {len(lines) - MAX_COLOURS} more" if len(lines) > MAX_COLOURS else None
         place = {"loc": "upper left", "bbox_to_anchor": (0, -0.22)}
         panel.legend(fontsize=7, title=more, title_fontsize=7, frameon=False, alignment="left", **place)
@@ -100,14 +100,14 @@ def draw_curve(curve: Curve, stages: dict[str, dict[str, list[float]]], paths: S
 
 
 def read_curve(curve: Curve, runs: Sequence[Run], results: Results) -> dict[str, dict[str, list[float]]]:
-    """Return for each stage's name its trainings: run folders (one per line of text) -> a value for every step.
+    """Return a dict of stage name -> label -> values of all steps; a label lists the run folders that share a curve.
 
-    Raises UserError for a damaged train.jsonl.
+    Raises UserError for a corrupt train.jsonl.
     """
     names: dict[str, list[str]] = defaultdict(list)
     for run in runs:
         for folder in run.stages.values():
-            # Not the displayed name: runs with other seeds have the same, and one curve would hide the rest.
+            # Not the displayed name, which is the same for all seeds: one curve would replace the others.
             names[folder].append(run.folder.name)
     stages: dict[str, dict[str, list[float]]] = {}
     for run in runs:
@@ -121,23 +121,23 @@ def read_curve(curve: Curve, runs: Sequence[Run], results: Results) -> dict[str,
             except UserError:
                 raise
             except (KeyError, TypeError, ValueError) as error:
-                raise UserError(f"{path}: a line has no {curve.field} ({error!r}); delete that line") from None
+                raise UserError(f"{path}: a line has no valid '{curve.field}' ({error!r}); delete that line") from None
             stages.setdefault(stage, {})[label] = values
     return stages
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """Return the mean over the last `len / SMOOTHING` values at each place; over fewer at the beginning."""
+    """Return the running mean over windows of `len / SMOOTHING` values, which are shorter at the beginning."""
     window = max(1, len(values) // SMOOTHING)
     means: list[float] = pd.Series(values, dtype="float64").rolling(window, min_periods=1).mean().tolist()
     return means
 
 
 def _series(sheet: Sheet) -> tuple[pd.DataFrame, list[bool]]:
-    """Return the values [series, columns] of a chart and which series are ours, in the columns that have any score.
+    """Return a chart's values [series, columns], without empty columns, and whether each series is ours.
 
-    Ours come first, then published rows with at least half of the scores. A series is called by the first header of
-    its row, and by all where another row has the same first one.
+    Our rows come first, then the published rows that have at least half of the scores. A series is named by the first
+    header cell of its row, or by all header cells if several rows have the same first one.
     """
     is_shown = [kind in COMPARED for kind in sheet.kinds]
     values = sheet.values[is_shown].dropna(axis="columns", how="all")
@@ -154,7 +154,7 @@ def _series(sheet: Sheet) -> tuple[pd.DataFrame, list[bool]]:
 
 
 def _bars(figure: Any, values: pd.DataFrame, is_ours: list[bool]) -> None:
-    """Draw a panel for each benchmark, as their units differ; published values are hatched."""
+    """Draw one panel per benchmark, as units differ; published values are hatched."""
     across = min(len(values.columns), PANELS_PER_ROW)
     for place, (title, column) in enumerate(values.items(), 1):
         panel = figure.add_subplot(-(-len(values.columns) // across), across, place)
@@ -162,7 +162,7 @@ def _bars(figure: Any, values: pd.DataFrame, is_ours: list[bool]) -> None:
             if not isnan(value):
                 look = {} if is_ours[number] else {"hatch": "//", "alpha": 0.6}
                 panel.bar(number, value, color=_colour(number), **look)
-        # Differences of a point would vanish on an axis that begins at zero; each panel says where it begins.
+        # Differences of one point would be invisible on an axis that starts at zero; tick labels show the range.
         low, high = column.min(), column.max()
         margin = (high - low) * 0.25 or max(1.0, high * 0.05)
         panel.set(title=title, ylim=(max(0.0, low - margin), high + margin), xlim=(-0.6, len(values) - 0.4), xticks=[])
@@ -171,7 +171,7 @@ def _bars(figure: Any, values: pd.DataFrame, is_ours: list[bool]) -> None:
 
 
 def _radar(figure: Any, values: pd.DataFrame, is_ours: list[bool]) -> None:
-    """Draw each axis from the lowest value shown (at a fifth of the radius) to the highest."""
+    """Draw a radar chart whose axes run from the lowest value shown (at a fifth of the radius) to the highest."""
     panel = figure.add_subplot(projection="polar")
     angles = [2 * pi * place / len(values.columns) for place in range(len(values.columns))]
     low, high = values.min(), values.max()
@@ -184,20 +184,20 @@ def _radar(figure: Any, values: pd.DataFrame, is_ours: list[bool]) -> None:
     labels = [f"{title}\n{least:.1f} - {most:.1f}" for title, least, most in zip(values, low, high, strict=True)]
     panel.set_xticks(angles, labels, fontsize=7)
     for angle, label in zip(angles, panel.get_xticklabels(), strict=True):
-        side = round(sin(angle), 3)  # of the circle: the first axis points up, the others follow clockwise
+        side = round(sin(angle), 3)  # positive on the right: the first axis points up, the others follow clockwise
         label.set_horizontalalignment("left" if side > 0 else "right" if side < 0 else "center")
     panel.set(yticks=[], ylim=(0, 1.05), theta_offset=pi / 2, theta_direction=-1)
 
 
 def _colour(number: int) -> Any:
-    """Return one of MAX_SERIES colours that differ."""
+    """Return one of MAX_SERIES distinct colours."""
     from matplotlib import colormaps
 
     return colormaps["tab20"](2 * number % 20 + number // 10)
 
 
 def _pyplot(salt: str) -> Any:
-    """Return matplotlib without a window. salt: makes the SVG's ids, so that equal charts are equal files."""
+    """Return pyplot with a file backend. salt: makes SVG ids reproducible, so that equal charts give equal files."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -208,7 +208,7 @@ def _pyplot(salt: str) -> Any:
 
 
 def _save(figure: Any, paths: Sequence[Path]) -> list[Path]:
-    """Write the figure to every path, close it, and return the paths."""
+    """Save the figure to every path, close it, and return the paths."""
     from matplotlib import pyplot
 
     for path in paths:

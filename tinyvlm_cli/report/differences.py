@@ -1,4 +1,4 @@
-"""Differences between our runs: the marks of an ablation table, and two runs compared benchmark by benchmark."""
+"""Differences between our runs: marks in ablation tables, and the comparison of two runs on each benchmark."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,26 +19,26 @@ from tinyvlm_cli.results.records import REAL, Run
 from tinyvlm_cli.statistics.intervals import INTERVALS, PAIRED, SEEDS, Difference, difference, holm, interval
 from tinyvlm_cli.statistics.questions import FILE, Questions
 
-SIGNIFICANCE = 0.05  # a difference is real where its corrected p is lower
+SIGNIFICANCE = 0.05  # a difference is significant if its corrected p value is lower
 HOLM = (
-    "Holm: p corrected for the number of rows (Holm 1979); a difference is real, and bold, where that is below "
-    f"{SIGNIFICANCE}"
+    "Holm: p value corrected for the number of rows (Holm 1979); significant differences, with "
+    f"a corrected p value below {SIGNIFICANCE}, are bold"
 )
 
 
 @dataclass(frozen=True)
 class Marks:
-    """The marks of a table's scores, the footnotes about them, and the differences in the form of scores."""
+    """Marks of a table's scores, footnotes about the marks, and the differences as score records."""
 
-    marks: dict[tuple[int, str], str]  # number of the row, benchmark -> mark
+    marks: dict[tuple[int, str], str]  # (row number, benchmark) -> mark
     notes: list[str]
     records: pd.DataFrame
 
 
 def compare_rows(table: Table, own: pd.DataFrame, benchmarks: Sequence[str], results: Results) -> Marks:
-    """Compare each row with the one that differs from it in nothing but the settings of `table.against`.
+    """Compare each row with its reference row, which differs only in having the settings of `table.against`.
 
-    own: our scores with the number of their row (`row`).
+    own: our scores with their row number (`row`).
     """
     found: dict[tuple[int, str], Difference] = {}
     records: list[dict[str, Any]] = []
@@ -55,7 +55,7 @@ def compare_rows(table: Table, own: pd.DataFrame, benchmarks: Sequence[str], res
                 continue
             try:
                 one = found[other, benchmark] = between(a, b, results)
-            except UserError:  # the table is worth showing without it
+            except UserError:  # show the table without this comparison
                 missing += [score.run for score in (*a, *b)]
                 continue
             records.append(_record(f"{b[0].shown} - {a[0].shown}", benchmark, one))
@@ -69,17 +69,17 @@ def compare_rows(table: Table, own: pd.DataFrame, benchmarks: Sequence[str], res
     notes = []
     if found:
         notes = [
-            f"{BETTER} {WORSE}: better or worse than the row with {settings} that is otherwise the same: p < "
-            f"{SIGNIFICANCE} after Holm's correction (1979) for the {len(found)} differences here. Without a mark "
-            "it may be noise",
+            f"{BETTER} {WORSE}: significantly better or worse than the otherwise identical row with {settings} (p < "
+            f"{SIGNIFICANCE} after Holm's correction (1979) for the {len(found)} differences in this table). "
+            "Unmarked differences may be noise",
             *_methods(list(found.values())),
         ]
     elif settings and not missing and own["row"].nunique() > 1:
-        notes = [f"No score is marked: no two rows of ours, one with {settings}, are otherwise the same"]
+        notes = [f"No score is marked, as there is no otherwise identical row to compare with {settings}"]
     if missing:
         notes.append(
-            "Not compared, as a questions.json is missing or has other questions: "
-            f"{', '.join(dict.fromkeys(missing))}; repeat their `tinyvlm eval`"
+            "Not compared, as questions.json is missing or contains different questions: "
+            f"{', '.join(dict.fromkeys(missing))}; run `tinyvlm eval` for them again"
         )
     return Marks(marks, notes, typed(records))
 
@@ -87,10 +87,10 @@ def compare_rows(table: Table, own: pd.DataFrame, benchmarks: Sequence[str], res
 def compare_runs(name: str, table: Table, scores: pd.DataFrame, results: Results) -> Sheet:
     """Return the table of differences between the two runs of `table.between`.
 
-    Raises UserError where a run is not named, or where the two have no benchmark in common.
+    Raises UserError if a run is not set, or if the two runs have no benchmark in common.
     """
     a, b = (_side(wanted, setting, results) for wanted, setting in zip(table.between or (), ("a", "b"), strict=True))
-    same_name = a[0].name == b[0].name  # then the folders distinguish them
+    same_name = a[0].name == b[0].name  # then use the folder names
     names = [side[0].folder.name if same_name else side[0].name for side in (a, b)]
     titles = [
         name if len(side) == 1 else f"{name} ({len(side)} seeds)" for name, side in zip(names, (a, b), strict=True)
@@ -107,11 +107,11 @@ def compare_runs(name: str, table: Table, scores: pd.DataFrame, results: Results
             one = found[column.label] = between(first, second, results)
             records.append(_record(f"{titles[1]} - {titles[0]}", column.benchmark, one))
         elif first and second and not any(isnan(score.value) for score in (*first, *second)):
-            notes.append(f"{column.label}: left out, as the runs were scored by different rules, splits or judges")
+            notes.append(f"{column.label}: omitted, as the runs were scored with different rules, splits or judges")
     if not found:
         raise UserError(
             f"table.{name}: {titles[0]} and {titles[1]} have no benchmark in common; "
-            "evaluate both on the same ones: tinyvlm eval run=RUN"
+            "evaluate both on the same benchmarks with `tinyvlm eval run=RUN`"
         )
     corrected = holm([one.p for one in found.values()])
 
@@ -136,18 +136,18 @@ def compare_runs(name: str, table: Table, scores: pd.DataFrame, results: Results
 
 
 def is_comparable(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    """Return whether both have scores, and all of them by the same rules, split and judge.
+    """Return whether both sides have scores, none is missing, and all have the same scoring rule, split and judge.
 
-    a, b: rows of the data frame of scores, as `itertuples` yields them.
+    a, b: rows of the data frame of scores, from `itertuples`.
     """
     rules = {(score.follows, score.version, score.split, score.judge) for score in (*a, *b)}
     return bool(a) and bool(b) and len(rules) == 1 and not any(isnan(score.value) for score in (*a, *b))
 
 
 def between(a: Sequence[Any], b: Sequence[Any], results: Results) -> Difference:
-    """Return the difference of b to a, whose scores on one benchmark differ only in the seed.
+    """Return the difference b - a on one benchmark, where the scores of each side differ only in the seed.
 
-    Where the two have seeds in common, only those count.
+    If the two sides have seeds in common, only these seeds are used.
     """
     common = {score.seed for score in a} & {score.seed for score in b}
     sides = ([score for score in side if score.seed in common or not common] for side in (a, b))
@@ -158,37 +158,37 @@ def between(a: Sequence[Any], b: Sequence[Any], results: Results) -> Difference:
 def interval_of_mean(scores: Sequence[Any], results: Results) -> tuple[float, float] | None:
     """Return the 95% interval of the mean of scores that differ only in the seed.
 
-    None where the questions of one are missing, or are all on one image.
+    Returns None if a questions.json is missing, or if all questions are on a single image.
     """
     paths = _paths(scores, results)
     return interval([_read(path) for path in paths]) if all(path.is_file() for path in paths) else None
 
 
 def _paths(scores: Sequence[Any], results: Results) -> list[Path]:
-    """Return where the per-question results of these scores are."""
+    """Return the paths of the per-question results of these scores."""
     folders = [results.answers_dir(results.run_dir(one.run), one.stage, one.benchmark) for one in scores]
     return [folder / FILE for folder in folders]
 
 
-@lru_cache(maxsize=16)  # one row is compared with several others in turn
+@lru_cache(maxsize=16)  # one row is compared with several others
 def _read(path: Path) -> Questions:
     return Questions.read(path)
 
 
 def _ablations(table: Table, own: pd.DataFrame) -> list[tuple[int, int]]:
-    """Return each row that has the settings of `table.against`, with each row that is otherwise the same."""
+    """Return pairs of a reference row, with the settings of `table.against`, and an otherwise identical row."""
     kept = [choice for choice in CHOICES if choice not in table.against]
     found = []
     for _, group in own.drop_duplicates("row").sort_values("row").groupby(["stage", *kept], sort=False):
         has_settings = (group[list(table.against)] == pd.Series(table.against, dtype="str")).all(axis="columns")
-        if has_settings.sum() == 1:  # nothing that the table shows distinguishes two
+        if has_settings.sum() == 1:  # the table could not distinguish two reference rows
             reference = group.loc[has_settings, "row"].item()
             found += [(reference, other) for other in group.loc[~has_settings, "row"]]
     return found
 
 
 def _record(name: str, benchmark: str, one: Difference) -> dict[str, Any]:
-    """Return a difference as a record of the data frame of scores. name: "b - a"."""
+    """Return a difference as a record of the data frame of scores. name: such as "b - a"."""
     return {
         "origin": DIFFERENCE, "name": name, "images": REAL, "benchmark": benchmark, "value": one.change, "low": one.low,
         "high": one.high, "p": one.p, "n": one.num_questions,
@@ -196,20 +196,20 @@ def _record(name: str, benchmark: str, one: Difference) -> dict[str, Any]:
 
 
 def _methods(found: Sequence[Difference], paired: Sequence[str] = (PAIRED,)) -> list[str]:
-    """Return the footnotes on how the differences were computed. paired: those of runs of one seed."""
+    """Return footnotes on the statistical methods. paired: the footnotes for runs with a single seed."""
     notes = list(paired) if any(one.num_seeds == 1 for one in found) else []
     return [*notes, SEEDS] if any(one.num_seeds > 1 for one in found) else notes
 
 
 def _side(wanted: str | None, setting: str, results: Results) -> list[Run]:
-    """Return the run of this name, or all runs of this displayed name that differ only in the seed."""
+    """Return the run with this name, or all runs with this displayed name if they differ only in the seed."""
     if wanted is None:
-        raise UserError(f"{setting}: not set; table=compare needs two runs, a=RUN b=RUN")
+        raise UserError(f"{setting}: not set; table=compare requires two runs: a=RUN b=RUN")
     named = [run for run in results.runs() if run.name == wanted]
     choices = {tuple(getattr(run, choice) for choice in CHOICES) for run in named}
     if len({run.seed for run in named}) == len(named) > 1 and len(choices) == 1:
         return named
     runs = results.find_runs(wanted, setting=setting)
     if len(runs) > 1:
-        raise UserError(f"{setting}={wanted}: one run is compared with one other; name one run")
+        raise UserError(f"{setting}={wanted}: matches {len(runs)} runs; choose a single run")
     return runs

@@ -1,4 +1,4 @@
-"""Footnotes: what a reader must know to read a table's numbers."""
+"""Footnotes: the information required to interpret a table."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,37 +16,37 @@ def footnotes(  # noqa: PLR0917
     name: str, table: Table, columns: Sequence[Column], cited: pd.DataFrame, shown: pd.DataFrame,
     limited: pd.DataFrame, *, verbose: bool,
 ) -> list[str]:  # fmt: skip
-    """Return the table's own footnotes, then those on published scores, then those on ours.
+    """Return the table's own footnotes, then those on published scores, then those on our scores.
 
-    cited, shown: the table's published scores and ours, in its columns; limited: ours of the first questions only.
-    verbose: also where published numbers were found, and what was odd about them.
+    cited, shown: published scores and our scores in the table's columns. limited: our scores on only part of the
+    questions. verbose: also report where published scores were found, with remarks on them.
     """
     found = [*table.footnotes, *_on_published(cited, verbose=verbose)]
     if cited.empty and shown.empty:
-        found.append("No run has scores for this table: train one (tinyvlm train), then evaluate it (tinyvlm eval)")
+        found.append("No run has scores for this table; train a run (`tinyvlm train`) and evaluate it (`tinyvlm eval`)")
     own_rows = [row for _, row in shown.groupby("row")]
     if table.intervals and shown["low"].notna().any():
         found += [INTERVALS, *([SEEDS] if any(row["seed"].nunique() > 1 for row in own_rows) else [])]
     found += _on_scoring(columns, shown, ", ours" if len(cited) else "")
     if "not judged" in set(shown["state"]):
-        found.append("not judged: no judge was named; repeat `tinyvlm eval` with judge.model=MODEL")
+        found.append("not judged: no judge was set; run `tinyvlm eval` again with judge.model=MODEL")
     if "pending" in set(shown["state"]):
-        found.append("pending: answers wait for the judge; repeat the same `tinyvlm eval`")
+        found.append("pending: some answers have not been judged yet; run the same `tinyvlm eval` again")
     found += _on_seeds(columns, own_rows)
     for _, scores in shown[shown["clash"]].groupby(["name", "stage", "seed"], sort=False):
         runs, one = list(scores["run"].unique()), scores.iloc[0]
         found.append(
-            f"{len(runs)} runs are {one['name']}, {one['stage']}, seed {one['seed']}: {' and '.join(runs)}; each has "
-            f"its own row. Compare their config.yaml, or choose one with table.{name}.runs.run={runs[0]}"
+            f"{' and '.join(runs)} share the name {one['name']}, stage and seed, so each has its own row; "
+            f"compare their config.yaml, or choose one with table.{name}.runs.run={runs[0]}"
         )
     if len(limited):
         names = ", ".join(limited["run"].unique())
-        found.append(f"Left out: {len(limited)} scores of the first questions only (limit) of {names}")
+        found.append(f"Omitted: {len(limited)} scores on only the first questions (limit), of {names}")
     return found
 
 
 def _on_published(cited: pd.DataFrame, *, verbose: bool) -> list[str]:
-    """Return the sources, what changes how a published number must be read, and with `verbose` its provenance."""
+    """Return the sources and caveats of published scores, and with `verbose` also where they were found."""
     if cited.empty:
         return []
     sources = dict.fromkeys(part for source in cited["source"] for part in source.split("; "))
@@ -58,12 +58,12 @@ def _on_published(cited: pd.DataFrame, *, verbose: bool) -> list[str]:
                 models[part][name] = None
         found += [f"{', '.join(names)}: {part}" for part, names in models.items()]
     if (cited["seen_in_training"] != "").any():
-        found.append("* the publication says that training saw this benchmark's training set")
+        found.append("* according to the publication, the model was trained on this benchmark's training set")
     return found
 
 
 def _on_scoring(columns: Sequence[Column], shown: pd.DataFrame, suffix: str) -> list[str]:
-    """Return each benchmark's metric, split and scorer, then the judges."""
+    """Return footnotes on the metric, split and scorer of each benchmark, then on the judges."""
     rules, judges = [], []
     labels: dict[str, str] = {}
     for column in columns:
@@ -83,21 +83,21 @@ def _on_scoring(columns: Sequence[Column], shown: pd.DataFrame, suffix: str) -> 
 
 
 def _judge(judge: str, details: dict[str, Any]) -> str:
-    """Return by which model and protocol a score was judged."""
+    """Return a description of the judge and protocol of a score."""
     reply = details.get("judge")
     reply = reply if isinstance(reply, dict) else {}
     served = [name for name in reply.get("served", []) if name != judge]
     text = f"judged by {judge}" + (f" (served as {', '.join(served)})" if served else "")
     if "without" in reply:
-        text += f", which takes no {', '.join(reply['without'])},"
+        text += f", which does not support {', '.join(reply['without'])},"
     protocol = details.get("protocol")
     if protocol == "tinyvlm":
-        return f"{text} in tinyvlm's own words, not comparable with published scores"
+        return f"{text} with tinyvlm's own prompt, not comparable with published scores"
     return f"{text}, {protocol} protocol" if protocol else text
 
 
 def _on_seeds(columns: Sequence[Column], own_rows: Sequence[pd.DataFrame]) -> list[str]:
-    """Return which rows are means over seeds, with the columns in which fewer seeds have a score."""
+    """Return footnotes on rows that are means over seeds, with the columns that have scores for fewer seeds."""
     alike: dict[str, list[str]] = {}
     for row in own_rows:
         seeds = sorted(row["seed"].unique())
@@ -106,8 +106,8 @@ def _on_seeds(columns: Sequence[Column], own_rows: Sequence[pd.DataFrame]) -> li
         text = f"mean {PLUS_MINUS} standard deviation of {len(seeds)} seeds ({', '.join(map(str, seeds))})"
         scored = row[row["images"] == REAL].groupby("column")["value"].count()
         fewer = [column.label for column in columns if 0 < scored.get(column.label, 0) < len(seeds)]
-        parts = [text, ", ".join(f"{label} of {scored[label]}" for label in fewer)]
+        parts = [text, ", ".join(f"{label}: only {scored[label]}" for label in fewer)]
         alike.setdefault("; ".join(part for part in parts if part), []).append(row["shown"].iloc[0])
     if len(alike) == 1 and sum(map(len, alike.values())) == len(own_rows) > 1:
-        return [f"All of ours: {next(iter(alike))}"]
+        return [f"All our rows: {next(iter(alike))}"]
     return [f"{', '.join(names)}: {text}" for text, names in alike.items()]

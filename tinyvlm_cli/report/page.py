@@ -1,4 +1,4 @@
-"""The report as one HTML file that opens from disk: tables, charts, configurations, and where two runs disagree."""
+"""The report as a standalone HTML file: tables, charts, configurations, and disagreements between two runs."""
 
 import base64
 import io
@@ -21,17 +21,17 @@ from tinyvlm_cli.results.records import Run
 
 log = logging.getLogger(__name__)
 
-MAX_QUESTIONS = 200  # of a benchmark in the page
-MAX_CHARACTERS = 600  # of a prompt or an answer
+MAX_QUESTIONS = 200  # per benchmark
+MAX_CHARACTERS = 600  # per prompt or answer
 SEED = 0
-THUMBNAIL_SIDE = 112  # pixels of the longer side
+THUMBNAIL_SIDE = 112  # longer side in pixels
 JPEG_QUALITY = 60
-# A results folder may be someone else's: its benchmark.yaml builds one of our benchmarks and nothing else.
+# A results folder may come from someone else, so its benchmark.yaml may only build one of our benchmarks.
 OUR_BENCHMARKS = "tinyvlm_cli.evaluate.benchmarks."
 
 
 def page(sheets: Sequence[Sheet], runs: Sequence[Run], *, charts: Iterable[tuple[str, str]]) -> str:
-    """Return the file's text. charts: title and SVG of each."""
+    """Return the HTML of the page. charts: (title, SVG) pairs."""
     environment = Environment(loader=PackageLoader("tinyvlm_cli.report", "."), autoescape=True)
     questions, pictures = disagreements(runs)
     configurations = {run.folder.name: configuration(run) for run in runs}
@@ -40,19 +40,19 @@ def page(sheets: Sequence[Sheet], runs: Sequence[Run], *, charts: Iterable[tuple
     for sheet in sheets:
         headers = sheet.text.loc[[kind in MAIN for kind in sheet.kinds], sheet.headers]
         values = [(place, title, sorted(set(headers[title]))) for place, title in enumerate(sheet.headers)]
-        filters = [one for one in values if one[0] and len(one[2]) > 1]  # headers that differ, all but the first
+        filters = [one for one in values if one[0] and len(one[2]) > 1]  # all except the first and those with one value
         tables.append((sheet, _blocks(sheet), filters))
     return environment.get_template("page.html.j2").render(
         sheets=tables,
         charts=list(charts),
-        # Nothing but its end is special in a script element.
+        # The closing tag is the only special text in a script element.
         data=json.dumps(data, ensure_ascii=False).replace("</", "<\\/"),
         runs=list(configurations),
     )
 
 
 def configuration(run: Run) -> dict[str, str]:
-    """Return a run's resolved configuration and versions, as dotted names and values."""
+    """Return a run's resolved configuration and software versions as a dict of dotted names and values."""
 
     def flat(node: Any, name: str) -> Iterator[tuple[str, str]]:
         if isinstance(node, dict) and node:
@@ -65,12 +65,12 @@ def configuration(run: Run) -> dict[str, str]:
 
 
 def disagreements(runs: Sequence[Run]) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-    """Return for each benchmark questions whose scores differ between runs, and the pictures of them all.
+    """Return for each benchmark the questions whose scores differ between runs, and a list of all their pictures.
 
-    At most MAX_QUESTIONS of each benchmark, drawn at random. A question has its key, its prompt, (score 0..1, answer)
-    for each run that answered it, and the place of its picture among the pictures, or None.
+    At most MAX_QUESTIONS per benchmark, drawn at random. A question has its key, its prompt, a (score from 0 to 1,
+    answer) pair for each run that answered it, and the index of its picture, or None.
     """
-    folders: dict[str, dict[str, Path]] = {}  # benchmark -> run folder -> where its answers are
+    folders: dict[str, dict[str, Path]] = {}  # benchmark -> run folder -> folder of its answers
     for run in runs:
         for benchmark, folder in Results.answered(run).items():
             folders.setdefault(benchmark, {})[run.folder.name] = folder
@@ -103,9 +103,9 @@ def disagreements(runs: Sequence[Run]) -> tuple[dict[str, list[dict[str, Any]]],
 
 
 def thumbnails(folders: Sequence[Path], keys: set[str]) -> dict[str, str]:
-    """Return the questions' images as data: URIs, by Question.key, without those that are missing or unreadable.
+    """Return the questions' images as data URIs, by Question.key, without missing and unreadable images.
 
-    folders: of one benchmark's answers, each with or without a benchmark.yaml.
+    folders: answer folders of one benchmark, each with or without a benchmark.yaml.
     """
     found: dict[str, str] = {}
     tried = set()
@@ -116,19 +116,19 @@ def thumbnails(folders: Sequence[Path], keys: set[str]) -> dict[str, str]:
                 tried.add(text)
                 found.update(_pictures(yaml.safe_load(text), keys - found.keys()))
         except (ValueError, OSError, yaml.YAMLError) as error:
-            log.info("%s: its questions have no pictures in the page: %s", path, error)
+            log.info("%s: the page has no pictures for these questions: %s", path, error)
     return found
 
 
 def _pictures(node: Any, keys: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield keys and pictures of one benchmark's questions. An image of several questions is opened once.
+    """Yield the keys and pictures of one benchmark's questions, opening each image only once.
 
-    node: a resolved benchmark configuration, or anything else that a file may hold.
+    node: a resolved benchmark configuration, or any other content of a YAML file.
     """
     if not keys or not isinstance(node, dict) or not str(node.get("_target_")).startswith(OUR_BENCHMARKS):
         return
     pictures: dict[str, str] = {}  # "" for an image that cannot be read
-    # In file order, as neighbours in a parquet file are read together.
+    # In file order, as adjacent rows of a parquet file are read together.
     for question in build(node).questions:
         if question.key not in keys or question.image is None:
             continue
@@ -139,7 +139,7 @@ def _pictures(node: Any, keys: set[str]) -> Iterator[tuple[str, str]]:
                 file = io.BytesIO()
                 image.save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
                 uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-            except (ValueError, OSError):  # UserError is one
+            except (ValueError, OSError):  # UserError is a ValueError
                 uri = ""
             pictures[question.image_key] = uri
         if pictures[question.image_key]:
@@ -149,7 +149,7 @@ def _pictures(node: Any, keys: set[str]) -> Iterator[tuple[str, str]]:
 
 
 def _blocks(sheet: Sheet) -> list[list[dict[str, Any]]]:
-    """Return the rows in groups, each of which stays together when the table is sorted."""
+    """Return the rows in groups that stay together when the table is sorted."""
     blocks: list[list[dict[str, Any]]] = []
     for kind, texts, values, ranks in zip(
         sheet.kinds, sheet.text.to_numpy(), sheet.values.to_numpy(), sheet.ranks.to_numpy(), strict=True

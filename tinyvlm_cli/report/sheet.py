@@ -1,4 +1,4 @@
-"""A finished table, and its text for the terminal, Markdown, LaTeX (booktabs) and CSV."""
+"""A finished table, and its rendering for the terminal, Markdown, LaTeX (booktabs) and CSV."""
 
 import io
 import re
@@ -24,11 +24,11 @@ LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     BETTER: r"$\uparrow$", WORSE: r"$\downarrow$", "\n": " ", "\r": " ",
 }  # fmt: skip
 
-Cell = tuple[str, float | None]  # text, and the value as shown (to one decimal); None: no score
+Cell = tuple[str, float | None]  # text, and the value rounded to one decimal as shown (None: no score)
 
 
 class Kind(StrEnum):
-    """The content of a table row."""
+    """Kind of content of a table row."""
 
     published = "published"
     ours = "ours"
@@ -39,45 +39,45 @@ class Kind(StrEnum):
 
 
 MAIN = (Kind.published, Kind.ours, Kind.benchmark)  # a row of another kind belongs to the row above it
-COMPARED = (Kind.published, Kind.ours)  # the best and the second value of a column are among these
+COMPARED = (Kind.published, Kind.ours)  # rows considered for a column's best and second-best value
 STYLES = {Kind.interval: "dim", Kind.blind: "dim", Kind.difference: "dim italic"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A table row as it is printed."""
+    """A table row as printed."""
 
     kind: Kind
-    section: int  # a rule stands between two sections
+    section: int  # sections are separated by a rule
     headers: list[str]  # [H]
     cells: list[Cell]  # [C]
 
 
 @dataclass(frozen=True, eq=False)
 class Sheet:
-    """A finished table of L rows, with H columns that say what a row is and C columns of scores."""
+    """A finished table of L rows, with H header columns that identify a row and C score columns."""
 
     name: str
     title: str
     headers: list[str]  # [H] titles
     columns: list[str]  # [C] titles
     kinds: list[Kind]  # [L]
-    rules: list[int]  # numbers of the rows with a rule above them
+    rules: list[int]  # row numbers that have a rule above them
     text: pd.DataFrame  # [L, H + C]
-    values: pd.DataFrame  # [L, C] as shown; NaN where there is no score
+    values: pd.DataFrame  # [L, C] as shown; NaN if there is no score
     ranks: pd.DataFrame  # [L, C] "best", "second" or ""
     notes: list[str]
-    records: pd.DataFrame  # the raw scores: scores.RECORD
-    runs: list[str]  # the run folders whose scores it shows
+    records: pd.DataFrame  # raw scores with the columns of scores.RECORD
+    runs: list[str]  # run folders whose scores are shown
 
 
 def finish(
     name: str, table: Table, rows: Sequence[Row], columns: list[str], *,
     notes: Iterable[str], records: Sequence[pd.DataFrame], runs: Iterable[str],
 ) -> Sheet:  # fmt: skip
-    """Return the table of these rows, with the best and second value of each column; equal values share a rank.
+    """Return a table of these rows, with the best and second-best value of each column marked; ties share a rank.
 
-    records: data frames of raw scores, of which those without a row may lack columns.
+    records: data frames of raw scores; empty data frames may lack columns.
     """
     headers = list(table.headers.values())
     values = pd.DataFrame([[value for _, value in row.cells] for row in rows], columns=columns, dtype="float64")
@@ -102,7 +102,7 @@ def finish(
 
 
 def render(sheet: Sheet, kind: Format) -> str:
-    """Return the table's text in a format, without colours, ending in a newline."""
+    """Return the table as text in the given format, without colours and ending with a newline."""
     if kind is Format.csv:
         return csv_text([sheet])
     if kind is Format.markdown:
@@ -115,7 +115,7 @@ def render(sheet: Sheet, kind: Format) -> str:
 
 
 def show(sheet: Sheet, console: Console) -> None:
-    """Print the table for people. A table wider than the terminal is not squeezed: numbers stay whole."""
+    """Print the table. A table that is wider than the terminal is not squeezed, so numbers are never truncated."""
     table = RichTable(
         box=box.SIMPLE_HEAD, title=Text(sheet.title), title_justify="left", title_style="bold", pad_edge=False
     )
@@ -139,7 +139,7 @@ def show(sheet: Sheet, console: Console) -> None:
 
 def _markdown(sheet: Sheet) -> str:
     def plain(text: str) -> str:
-        # Nothing that Markdown reads: a star after a bold score would end up inside it.
+        # Escape Markdown syntax: an asterisk after a bold score would become part of the markup.
         return re.sub(r"([\\|*<])", r"\\\1", re.sub(r"[\r\n]", " ", text))
 
     marks = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}
@@ -169,10 +169,10 @@ def _latex(sheet: Sheet) -> str:
 
 
 def escape(text: object) -> str:
-    """Return the text as LaTeX prints it."""
+    """Return the text with special characters escaped for LaTeX."""
     return "".join(LATEX.get(character, character) for character in str(text))
 
 
 def csv_text(sheets: Iterable[Sheet]) -> str:
-    """Return one raw score a line, of all tables together: nothing is rounded, ranked or averaged."""
+    """Return the raw scores of all tables as CSV, one per line, without rounding, ranking or averaging."""
     return str(pd.concat([typed([]), *(sheet.records for sheet in sheets)]).to_csv(index=False, lineterminator="\n"))

@@ -1,8 +1,8 @@
-"""A table of scores: which scores it shows, in which rows and cells, and which tables suit a user's runs.
+"""Builds tables of scores (columns, rows and cells), and selects the tables that suit a user's runs.
 
-Published models stand in file order, each with ours of the same components under it; the rest of ours follow.
-Runs that differ only in the seed share one row. Two runs of the same displayed name, stage and seed (they differ in a
-setting that the name does not show) each have their own row, called by the run folder.
+Published models appear in file order, each followed by our runs with the same components; our other runs come last.
+Runs that differ only in the seed share one row. Runs with the same displayed name, stage and seed, which differ in a
+setting that the name does not show, each have their own row, named by the run folder.
 """
 
 from collections import Counter, defaultdict
@@ -24,16 +24,16 @@ from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import REAL, SHUFFLED, ScoreRow
 
 HEADERS = ["name", *CHOICES, "size", "resolution", "seed", "stage"]
-SEEN = "*"  # after a published value whose training set was seen
+SEEN = "*"  # marks a published score if the model was trained on the benchmark's training set
 
-Cells = dict[tuple[int, Kind], list[Cell]]  # number of our row, content -> a cell for each column
+Cells = dict[tuple[int, Kind], list[Cell]]  # (number of our row, kind) -> one cell per column
 
 
 def build(name: str, table: Table, scores: pd.DataFrame, results: Results, *, verbose: bool = False) -> Sheet:
-    """Return the table `name`. Raises UserError for a table that names an unknown field or published row.
+    """Return the table `name`. Raises UserError if it refers to an unknown field or published row.
 
-    results: where the per-question results of our scores are. verbose: footnotes also say where published numbers
-    were found.
+    results: the folder with the per-question results of our scores. verbose: footnotes also report where published
+    scores were found.
     """
     _check(name, table, scores)
     wanted = scores[fits(table, scores)]
@@ -49,24 +49,24 @@ def build(name: str, table: Table, scores: pd.DataFrame, results: Results, *, ve
         _rows(table, columns, cited, own, _own_cells(table, columns, shown, compared, results)),
         [column.label for column in columns],
         notes=[*footnotes(name, table, columns, cited, shown, limited, verbose=verbose), *compared.notes],
-        # Without a value and a state: the score exists, and its details have nothing for this column.
+        # A score has neither a value nor a state if its details have no entry for this column.
         records=[cited, shown[shown["value"].notna() | (shown["state"] != "")], compared.records],
         runs=own["run"],
     )
 
 
 def fitting(tables: Mapping[str, Table], scores: pd.DataFrame) -> list[str]:
-    """Return the names of the tables that show the user's own runs, in order; without own runs, of published tables.
+    """Return the names of the tables that suit our runs, in order, or of the published tables if there are no runs.
 
-    A table of an ablation (`against`) fits when two rows of ours differ in nothing but one of its settings. A table
-    of all benchmarks (`own_benchmarks`) fits when the tables before it lack some of our scores. A table that would
-    show the same scores as an earlier one is left out.
+    An ablation table (`against`) is selected if two of our rows differ only in one of its settings. A table of all
+    benchmarks (`own_benchmarks`) is selected if the tables before it lack some of our scores. A table that would show
+    the same scores as an earlier one is omitted.
     """
     own = scores[scores["origin"] == OURS]
     if own.empty:
         return [name for name, table in tables.items() if table.published and not table.against]
     is_full = own["limit"].isna() & (own["images"] == REAL)
-    own = own[is_full | ~own["run"].isin(own.loc[is_full, "run"])]  # of a run without full scores, what it has
+    own = own[is_full | ~own["run"].isin(own.loc[is_full, "run"])]  # partial scores only for runs without full ones
     chosen: dict[str, frozenset[int]] = {}
     for name, table in tables.items():
         shown = own[fits(table, own)]
@@ -84,7 +84,7 @@ def fitting(tables: Mapping[str, Table], scores: pd.DataFrame) -> list[str]:
 
 
 def _check(name: str, table: Table, scores: pd.DataFrame) -> None:
-    """Raise UserError with every field and published row that the table names and that does not exist."""
+    """Raise UserError for all unknown fields and published rows in the table's settings, and for repeated titles."""
     published = scores[scores["origin"] == PUBLISHED]
     tables = list(dict.fromkeys(published["table"]))
     filters = [field.name for field in fields(ScoreRow) if field.name in scores and field.name != "details"]
@@ -106,7 +106,7 @@ def _check(name: str, table: Table, scores: pd.DataFrame) -> None:
     ]
     titles = Counter([*table.headers.values(), *(column.label for column in table.columns)])
     findings += [
-        f"table.{name}: {count} columns are called '{title}'; give each a label of its own"
+        f"table.{name}: {count} columns have the title '{title}'; give each column a unique label"
         for title, count in titles.items()
         if count > 1
     ]
@@ -114,17 +114,17 @@ def _check(name: str, table: Table, scores: pd.DataFrame) -> None:
 
 
 def _with_rows(own: pd.DataFrame) -> pd.DataFrame:
-    """Return our scores with their table row's number (`row`), its name (`shown`), and whether runs `clash` on it."""
+    """Return our scores with row number (`row`), row name (`shown`), and whether runs share their name (`clash`)."""
     clash = own.groupby(["name", "stage", "seed"])["run"].transform("nunique") > 1
     found = own.assign(shown=own["run"].where(clash, own["name"]), clash=clash)
     number = found.groupby(["shown", "stage", *CHOICES], sort=False).ngroup()
-    of_name = pd.factorize(own["name"])[0]  # rows of one name stand together, in order of first appearance
+    of_name = pd.factorize(own["name"])[0]  # rows of one name are adjacent
     order = {row: place for place, (_, row) in enumerate(sorted(set(zip(of_name, number, strict=True))))}
     return found.assign(row=[order[row] for row in number])
 
 
 def _columns(table: Table, own: pd.DataFrame) -> list[Column]:
-    """Return the columns of scores; of a table of all benchmarks, one for each that our scores have."""
+    """Return the score columns; for a table of all benchmarks, one for each benchmark with scores of ours."""
     if not table.own_benchmarks:
         return table.columns
     found = set(own["benchmark"])
@@ -135,7 +135,7 @@ def _columns(table: Table, own: pd.DataFrame) -> list[Column]:
 
 
 def _cited(table: Table, scores: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
-    """Return the published scores of the table, with the number of their row (`row`) and their `column`."""
+    """Return the published scores of the table, with their row number (`row`) and column label (`column`)."""
     labels = {column.benchmark: column.label for column in reversed(columns) if not column.detail}
     published = scores[(scores["origin"] == PUBLISHED) & scores["benchmark"].isin(labels)]
     parts = [published[:0]]
@@ -149,7 +149,7 @@ def _cited(table: Table, scores: pd.DataFrame, columns: Sequence[Column]) -> pd.
 
 
 def _rows(table: Table, columns: Sequence[Column], cited: pd.DataFrame, own: pd.DataFrame, cells: Cells) -> list[Row]:
-    """Return first the published rows, each with ours of the same components under it, then the rest of ours."""
+    """Return the published rows, each followed by our rows with the same components, then our other rows."""
     rest = {int(scores["row"].iloc[0]): scores for _, scores in own.groupby("row")}
     components = {row: tuple(scores[CHOICES].iloc[0]) for row, scores in rest.items()}
     rows: list[Row] = []
@@ -182,7 +182,7 @@ def _rows(table: Table, columns: Sequence[Column], cited: pd.DataFrame, own: pd.
         parts = tuple(model[CHOICES].iloc[0])
         for row in [row for row in rest if components[row] == parts]:
             add_own(row, 0, ", ours")
-            # Of the values as shown, so that a reader who subtracts them agrees. Adding zero makes 0.0 of -0.0.
+            # Subtract the values as shown, so that readers get the same result. Adding zero turns -0.0 into 0.0.
             changes: list[Cell] = [
                 (DASH if a is None or b is None else f"{round(b - a, 1) + 0.0:+.1f}", None)
                 for (_, a), (_, b) in zip(published, cells[row, Kind.ours], strict=True)
@@ -197,11 +197,11 @@ def _rows(table: Table, columns: Sequence[Column], cited: pd.DataFrame, own: pd.
 def _own_cells(
     table: Table, columns: Sequence[Column], shown: pd.DataFrame, compared: Marks, results: Results
 ) -> Cells:
-    """Return the cells of our rows: scores, their intervals and their blind control.
+    """Return the cells of our rows: scores, their intervals, and scores with shuffled images.
 
-    A score is a value, or the mean and standard deviation over seeds, or the reason why there is none.
+    A score cell shows a value, a mean and standard deviation over seeds, or the reason why there is no score.
     """
-    groups: dict[tuple[int, str, str], list[Any]] = defaultdict(list)  # a data frame for each cell would be slow
+    groups: dict[tuple[int, str, str], list[Any]] = defaultdict(list)  # one data frame per cell would be slow
     every: list[Any] = list(shown.itertuples())
     for one in every:
         groups[one.row, one.column, one.images].append(one)
@@ -217,7 +217,7 @@ def _own_cells(
         return f"{mark}{' ' if mark else ''}{fmean(values):.1f}{deviation}", round(fmean(values), 1)
 
     def interval(row: int, column: Column) -> Cell:
-        # A part of a score has no interval, nor has a score by an older version.
+        # Scores from `details` and scores written by older versions have no interval.
         scores = [one for one in groups[row, column.label, REAL] if not isnan(one.low)]
         bounds = (scores[0].low, scores[0].high) if len(scores) == 1 else None
         if len(scores) > 1:

@@ -1,3 +1,3 @@
-"""Headline scores as formulas over questions, their intervals, and paired tests between runs.
+"""Headline scores as formulas over questions, their confidence intervals, and paired tests between runs.
 
-Only pure functions of arrays live here, with the reader and writer of questions.json; models and answers do not."""
+This package has only pure functions of arrays and the reader and writer of questions.json: no models, no answers."""

@@ -1,7 +1,7 @@
-"""Confidence intervals of scores and tests of differences, from the answers to each question.
+"""Confidence intervals of scores and tests of differences, computed from per-question results.
 
-Questions on one image are correlated, so images are resampled, not questions. Images with questions in different
-groups (MME's subtasks) are resampled separately.
+Questions on the same image are correlated, so images are resampled instead of questions. Images are stratified by the
+groups of their questions (MME's subtasks).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,25 +15,25 @@ from tinyvlm_cli.statistics.questions import Questions, Sums, headline, summed
 DRAWS = 2000
 SEED = 0
 LEVEL = 0.95
-TINY = 1e-9  # rounding error of a headline, in its own unit
-MAX_WEIGHTS = 4_000_000  # of images in draws, in memory at a time
+TINY = 1e-9  # rounding error of a headline score, in the score's unit
+MAX_WEIGHTS = 4_000_000  # draws x images in memory at a time
 
 INTERVALS = (
-    "Intervals: 95%, percentile bootstrap over images (Efron and Tibshirani 1993), 2,000 draws, stratified by group"
+    "Intervals: 95%, percentile bootstrap over images (Efron and Tibshirani 1993) with 2,000 draws, stratified by group"
 )
 PAIRED = (
-    "Differences: on the questions that both answered; p by the paired randomization test (Noreen 1989), which swaps "
-    "the two runs' answers to an image at random, 2,000 times; mid-p"
+    "Differences: on the questions that both runs answered; mid-p value of a paired randomization test (Noreen 1989) "
+    "that randomly swaps the two runs' answers for each image, 2,000 times"
 )
 SEEDS = (
-    "Means over seeds and their differences: variance clustered by image and by seed (Cameron, Gelbach and Miller "
-    "2011), Student's t with the degrees of freedom that the seeds leave (Welch 1947)"
+    "Means over seeds and their differences: variance clustered by image and seed (Cameron, Gelbach and Miller "
+    "2011), Student's t with Welch's degrees of freedom (Welch 1947)"
 )
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference between runs a and b on one benchmark, in its unit; with several seeds, between their means."""
+    """The difference between runs a and b on one benchmark, or between their means over several seeds."""
 
     a: float
     b: float
@@ -41,18 +41,18 @@ class Difference:
     high: float
     p: float
     num_questions: int
-    num_seeds: int  # the smaller number of the two
+    num_seeds: int  # of the run with fewer seeds
 
     @property
     def change(self) -> float:
-        """The difference b - a."""
+        """Difference b - a."""
         return self.b - self.a
 
 
 def interval(runs: Sequence[Questions], *, draws: int = DRAWS) -> tuple[float, float] | None:
     """Return the 95% interval of a run's headline, or of the mean of runs that differ only in the seed.
 
-    Returns None for questions on a single image.
+    Returns None if all questions are on a single image.
     """
     sums = summed(runs)
     if len(sums.strata) < 2:
@@ -66,7 +66,7 @@ def interval(runs: Sequence[Questions], *, draws: int = DRAWS) -> tuple[float, f
 def difference(a: Sequence[Questions], b: Sequence[Questions], *, draws: int = DRAWS) -> Difference:
     """Compare two runs that answered the same questions, or two groups of runs that differ only in the seed.
 
-    a, b: a run's questions for each seed. Where one side has a single seed, only the first of the other side counts.
+    a, b: the questions of each seed. If one side has a single seed, only the first seed of the other side is used.
     """
     num_seeds = min(len(a), len(b))
     if num_seeds == 1:
@@ -83,7 +83,7 @@ def difference(a: Sequence[Questions], b: Sequence[Questions], *, draws: int = D
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Return p values corrected for their number (Holm 1979), in the same order."""
+    """Return p values with Holm's correction for multiple tests (Holm 1979), in the same order."""
     order = np.argsort(values)
     corrected = np.zeros(len(values))
     corrected[order] = np.maximum.accumulate(np.arange(len(values), 0, -1) * np.array(values)[order])
@@ -93,7 +93,7 @@ def holm(values: Sequence[float]) -> list[float]:
 def _bootstrap(
     sums: Sums, statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]], draws: int
 ) -> tuple[float, float]:
-    """Return the 95% percentile interval of a statistic [D] of the runs' headlines [R, D] over D resamples."""
+    """Return the 95% percentile interval of a statistic over D resamples; it maps headlines [R, D] to [D]."""
     random = np.random.default_rng(SEED)
     strata = [np.flatnonzero(sums.strata == stratum) for stratum in range(sums.strata.max() + 1)]
     found = []
@@ -111,8 +111,8 @@ def _bootstrap(
 def _randomization_p(sums: Sums, observed: float, draws: int) -> float:
     """Return the p value of a difference between two runs whose answers to an image are exchangeable under the null.
 
-    Differences of exactly the observed size count half (mid-p, Fagerland et al. 2013): with few images many draws tie,
-    and counting them whole makes the test far too conservative.
+    Draws that equal the observed difference count half (mid-p, Fagerland et al. 2013): with few images there are many
+    ties, and counting them fully would make the test far too conservative.
     """
     if abs(observed) < TINY:
         return 1.0
@@ -130,17 +130,17 @@ def _randomization_p(sums: Sums, observed: float, draws: int) -> float:
 
 
 def _over_seeds(sums: Sums, sides: dict[int, slice]) -> tuple[float, float, float]:
-    """Return the 95% interval of a mean over seeds, or of a difference of two such means, and its p value against 0.
+    """Return the 95% interval of a mean over seeds, or of the difference of two such means, and its p value against 0.
 
-    sides: sign of the side in the difference -> its runs among those of `sums`.
+    sides: sign of each side in the difference -> the slice of its runs in `sums`.
 
-    Both images and seeds are sampled, so the variance is that over images plus that over seeds, minus what both
-    contain: the variance of single answers.
+    Both images and seeds are sampled, so the variance is the sum of the variance over images and the variance over
+    seeds, minus the variance of single answers, which both terms contain.
     """
-    from scipy import stats  # half a second, which a report without several seeds saves
+    from scipy import stats  # takes half a second to import, and is only needed for several seeds
 
     headlines = sums.headlines()[:, 0]
-    influence = np.einsum("rigk,rgk->ri", sums.sums, sums.gradients())  # [R, I] of an image on a run's headline
+    influence = np.einsum("rigk,rgk->ri", sums.sums, sums.gradients())  # [R, I] influence of an image on a headline
     center, of_answers = 0.0, 0.0
     of_images = np.zeros(len(sums.strata))
     of_seeds, freedom = [], []
@@ -152,7 +152,7 @@ def _over_seeds(sums: Sums, sides: dict[int, slice]) -> tuple[float, float, floa
         freedom.append(len(own) - 1)
         of_answers += float(((images - images.mean(axis=0)) ** 2).sum()) / (len(own) - 1) / len(own)
     excess = max(0.0, sum(of_seeds) - of_answers)  # variance between seeds beyond that of single answers
-    clustered = 0.0  # variance of a sum over images with a fixed number of images in each stratum
+    clustered = 0.0  # variance of a sum over images, with a fixed number of images per stratum
     for stratum in range(sums.strata.max() + 1):
         members = of_images[sums.strata == stratum]
         if len(members) > 1:

@@ -1,7 +1,7 @@
-"""A benchmark's headline score as a formula over its questions, which is what statistics need.
+"""A benchmark's headline score as a formula over its questions, as required for statistics.
 
-questions.json, next to a run's answers, holds the questions of the headline in columns. Every headline of the nine
-benchmarks is a formula of sums over questions, so it can be computed for any weighting of the images.
+questions.json, next to a run's answers, stores the questions of the headline score in columns. The headline scores of
+all nine benchmarks are functions of sums over questions, so they can be computed for any weighting of the images.
 """
 
 import json
@@ -21,18 +21,18 @@ FILE = "questions.json"
 
 
 class Formula(Enum):
-    """The formula of a headline. All are in percent."""
+    """Formula of a headline score, in percent."""
 
     mean = "mean"  # mean of `value`
-    f1 = "f1"  # mean over groups of the F1 score of yes; value: the answer is yes, reference: the truth is yes (POPE)
-    pairs = "pairs"  # sum over groups of accuracy and of images with both questions right; value: is right (MME)
-    ratio = "ratio"  # sum of `value` over sum of `reference`: the grades of the model and of the reference (LLaVA-W)
+    f1 = "f1"  # mean over groups of the F1 score of "yes"; value: the answer is yes, reference: the truth is yes (POPE)
+    pairs = "pairs"  # sum over groups of accuracy and share of images with both questions right; value: is right (MME)
+    ratio = "ratio"  # sum of `value` / sum of `reference`: grades of the model's and the reference answers (LLaVA-W)
 
 
 class Tally(NamedTuple):
     """One question's contribution to the headline."""
 
-    image: str  # questions on one image are correlated; for a question without an image, its key
+    image: str  # questions on one image are correlated; the question's key if it has no image
     group: str
     value: float
     reference: float = 0.0
@@ -40,7 +40,7 @@ class Tally(NamedTuple):
 
 @dataclass(frozen=True)
 class Questions:
-    """All questions of one score, in columns. Q questions."""
+    """All Q questions of one score, in columns."""
 
     formula: Formula
     keys: list[str]  # [Q] Question.key
@@ -51,13 +51,13 @@ class Questions:
 
     @classmethod
     def of(cls, formula: Formula, tallies: Mapping[str, Tally]) -> Self:
-        """Return the questions of a mapping from Question.key to tally."""
+        """Return questions from a mapping of Question.key to tally."""
         images, groups, values, references = zip(*tallies.values(), strict=True) if tallies else ((), (), (), ())
         return cls(formula, list(tallies), _codes(images), _codes(groups), np.array(values), np.array(references))
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Return what `write` wrote. Raises UserError for a missing file and for any other content."""
+        """Read a file written by `write`. Raises UserError if the file is missing or invalid."""
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             images, groups = (np.array(record[name], dtype=np.int64) for name in ("images", "groups"))
@@ -66,13 +66,13 @@ class Questions:
                 raise ValueError("columns of different lengths")
             return cls(Formula(record["formula"]), record["keys"], images, groups, values, references)
         except FileNotFoundError:
-            found = "the file is missing"
+            found = "the file does not exist;"
         except (ValueError, TypeError, KeyError):
-            found = "not a file of per-question results; delete it"
-        raise UserError(f"{path}: {found}; run the same `tinyvlm eval` again, which repeats no answer")
+            found = "not a valid file of per-question results; delete it and"
+        raise UserError(f"{path}: {found} run the same `tinyvlm eval` again, which reuses existing answers")
 
     def write(self, path: Path) -> None:
-        """Atomically write the file."""
+        """Write the file atomically."""
         columns = {"images": self.images, "groups": self.groups, "own": self.values, "other": self.references}
         lists = {name: column.tolist() for name, column in columns.items()}
         write_text(path, json.dumps({"formula": self.formula.value, "keys": self.keys, **lists}))
@@ -80,9 +80,9 @@ class Questions:
 
 @dataclass(frozen=True)
 class Sums:
-    """The results of several runs on the same questions, summed by image.
+    """Results of several runs on the same questions, summed by image.
 
-    R runs, I images, G groups, K sums that the formula needs.
+    R runs, I images, G groups, K sums that the formula requires.
     """
 
     formula: Formula
@@ -91,7 +91,7 @@ class Sums:
     num_questions: int
 
     def headlines(self, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-        """Return the headlines [R, D] of R runs for D weightings of the images. weights: [D, I]; None: one of ones."""
+        """Return the headlines [R, D] of R runs for D weightings of the images. weights: [D, I]; None: all ones."""
         runs, images, groups, kinds = self.sums.shape
         weights = np.ones((1, images)) if weights is None else weights
         flat = self.sums.transpose(1, 0, 2, 3).reshape(images, -1)
@@ -111,14 +111,14 @@ class Sums:
 
 
 def summed(runs: Sequence[Questions]) -> Sums:
-    """Sum the results of runs over the questions that all of them have.
+    """Return the results of the runs on the questions that they have in common, summed by image.
 
-    Raises UserError where there are none, or where the scores follow different formulas.
+    Raises UserError if the runs have no questions in common or use different formulas.
     """
     first = runs[0]
     common = set(first.keys).intersection(*(run.keys for run in runs))
     if not common or len({run.formula for run in runs}) > 1:
-        raise UserError("these scores have no questions in common; compare scores on the same split")
+        raise UserError("questions.json: the scores have no questions in common; compare scores on the same split")
     keys = [key for key in first.keys if key in common]
     is_common = [key in common for key in first.keys]
     images, groups = _codes(first.images[is_common].tolist()), _codes(first.groups[is_common].tolist())
@@ -138,7 +138,7 @@ def summed(runs: Sequence[Questions]) -> Sums:
         sums = np.zeros((*shape, len(columns)))
         for kind, column in enumerate(columns):
             np.add.at(sums[..., kind], (images, groups), column)
-        if first.formula is Formula.pairs:  # also whether all questions on an image are right, and that there are any
+        if first.formula is Formula.pairs:  # add whether all questions on an image are right, and whether it has any
             right, count = np.moveaxis(sums, -1, 0)
             is_present = count > 0
             sums = np.stack([right, count, is_present & (right == count), is_present], axis=-1).astype(np.float64)
@@ -150,7 +150,7 @@ def summed(runs: Sequence[Questions]) -> Sums:
 
 
 def headline(formula: Formula, sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the headlines [...] of sums [..., G, K]. A share of nothing is 0, as in the official scorers."""
+    """Return the headlines [...] of sums [..., G, K]. 0 / 0 is 0, as in the official scorers."""
 
     def share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
@@ -169,6 +169,6 @@ def headline(formula: Formula, sums: NDArray[np.float64]) -> NDArray[np.float64]
 
 
 def _codes(names: Sequence[Any]) -> NDArray[np.int64]:
-    """Return the names as 0, 1, 2, ... in order of first appearance."""
+    """Return the names as integer codes 0, 1, 2, ... in order of first appearance."""
     codes = {name: code for code, name in enumerate(dict.fromkeys(names))}
     return np.array([codes[name] for name in names], dtype=np.int64)
