@@ -1,4 +1,4 @@
-"""Ablations of small vision-language models."""
+"""Train, evaluate and compare small vision-language models."""
 
 from typing import TYPE_CHECKING
 
@@ -18,13 +18,13 @@ def load(
     device: "str | torch.device | None" = None,
     dtype: "str | torch.dtype | None" = None,
 ) -> "Loaded":
-    """Load a trained model, for use in a notebook.
+    """Load a trained model for use in a notebook.
 
     path_or_run: a run in `results_dir` by any name that `run=` accepts, a run folder, or a model folder in Hugging
-    Face form. stage: one of the run's; None: its last. device: None: a GPU where there is one.
-    dtype: "bf16", "fp32" or a torch.dtype; None: the run's precision.
+    Face format. stage: a stage of the run; None: the last one. device: None: a GPU if available, otherwise the CPU.
+    dtype: "bf16", "fp32" or a torch.dtype; None: the precision of the run.
     """
-    # torch is imported only here: the command line must start without it.
+    # Imported here because the command line must start without torch.
     from tinyvlm_cli.evaluate.loaded import Loaded
     from tinyvlm_cli.results.folder import Results
     from tinyvlm_cli.results.models import find_model

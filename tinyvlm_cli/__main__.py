@@ -1,4 +1,4 @@
-"""Run the command line as `python -m tinyvlm_cli`."""
+"""Run the command line with `python -m tinyvlm_cli`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Messages and progress for people: log lines on standard error, and one progress display for terminals and logs."""
+"""Log messages on standard error, and a progress display for terminals and log files."""
 
 import logging
 import sys
@@ -13,19 +13,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 log = logging.getLogger(__name__)
 
-LINE_EVERY_S = 30.0  # between the progress lines of a log file, unless a tenth of the work is done before
+LINE_EVERY_S = 30.0  # interval of progress lines in a log file; each tenth of the work also gets one
 
 
 def set_up_logging(*, is_main: bool = True) -> None:
-    """Send the project's messages to standard error and keep other libraries quiet.
+    """Log tinyvlm's messages to standard error, and silence other libraries.
 
-    is_main: whether this process reports progress; other ranks only warn.
+    is_main: whether this process reports progress; other ranks log only warnings and errors.
     """
     handler: logging.Handler
     if sys.stderr.isatty():
         handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
         handler.setFormatter(logging.Formatter("%(message)s"))
-    else:  # in a file or a pipe a message is one line
+    else:  # one line per message in files and pipes
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -35,13 +35,13 @@ def set_up_logging(*, is_main: bool = True) -> None:
 
 
 def silence(*names: str, level: int = logging.ERROR) -> None:
-    """Let the loggers of these libraries report errors only. Call it again after an import that resets them."""
+    """Set the level of these libraries' loggers. Call it again after an import that resets them."""
     for name in names:
         logging.getLogger(name).setLevel(level)
 
 
 class ProgressBar:
-    """One task of a progress display: a bar on a terminal, and now and then a line in a log file."""
+    """One task of a progress display: a bar on a terminal, or occasional lines in a log file."""
 
     def __init__(self, display: Progress, label: str, total: int, done: int) -> None:
         self._display = display
@@ -51,7 +51,7 @@ class ProgressBar:
         self._reported_at = done
 
     def advance(self, steps: int = 1, *, figures: str = "") -> None:
-        """Report that `steps` more of the total are done. figures: what else to show, such as a loss or a rate."""
+        """Advance the bar by `steps`. figures: additional text, such as the loss or the throughput."""
         self.done += steps
         self._display.update(self._task, completed=self.done, figures=figures)
         now = time.perf_counter()
@@ -64,7 +64,7 @@ class ProgressBar:
 
 
 class ProgressDisplay(Progress):
-    """Progress bars, one below the other, on standard error. A process that is not `shown` displays nothing."""
+    """Progress bars on standard error. With shown=False, nothing is displayed."""
 
     def __init__(self, *, shown: bool = True, console: Console | None = None) -> None:
         console = console or Console(stderr=True)
@@ -75,7 +75,7 @@ class ProgressDisplay(Progress):
         )  # fmt: skip
 
     def add(self, label: str, total: int, *, done: int = 0) -> ProgressBar:
-        """Begin a task of `total` steps, of which `done` were done before."""
+        """Add a task with `total` steps, `done` of which are already complete."""
         return ProgressBar(self, label, total, done)
 
 

@@ -1,25 +1,25 @@
-"""The errors that end a command, and the exit codes."""
+"""Errors that end a command, and exit codes."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
 FAILED = 1
-MISTAKE = 2  # the user can correct it
-INTERRUPTED = 130  # as a shell reports it
+MISTAKE = 2  # an error that the user can correct
+INTERRUPTED = 130  # 128 + SIGINT, as in a shell
 
 
 class UserError(ValueError):
-    """A mistake that the user can correct. The command prints its text without a traceback and exits with 2.
+    """A mistake that the user can correct. The command prints its message without a traceback and exits with code 2.
 
-    The text is one sentence for each finding: the setting, what was found, what is allowed and what to do. Several
-    findings are several lines.
+    The message has one line per finding. Each line is a sentence that states the setting, what was found, what is
+    allowed and what to do.
     """
 
 
 @contextmanager
 def collected(findings: list[str]) -> Iterator[None]:
-    """Add the text of a UserError that the block raises to `findings`, and continue after the block."""
+    """Append the message of a UserError raised in the block to `findings`, and suppress the error."""
     try:
         yield
     except UserError as error:
@@ -27,17 +27,17 @@ def collected(findings: list[str]) -> Iterator[None]:
 
 
 def raise_findings(findings: list[str]) -> None:
-    """Raise one UserError with all of `findings`, if there are any."""
+    """Raise one UserError that lists all `findings`, if there are any."""
     if findings:
         raise UserError("\n".join(findings))
 
 
 def suggest(name: str, options: Iterable[str]) -> str:
-    """Return "did you mean 'X'? choose from X, Y", for the end of a sentence that rejects a name."""
+    """Return "did you mean 'X'? Choose from X, Y", to complete a message that rejects a name."""
     options = list(options)
-    near = [f"did you mean '{option}'? " for option in get_close_matches(name, options, n=1)]
-    return f"{''.join(near)}choose from {', '.join(options)}"
+    near = get_close_matches(name, options, n=1)
+    return (f"did you mean '{near[0]}'? Choose" if near else "choose") + f" from {', '.join(options)}"
 
 
 class WorkerError(RuntimeError):
-    """Raised when a worker process ends for a reason that is not a user's mistake. The command exits with 1."""
+    """A failure of a worker or launcher that is not a mistake of the user. The command exits with code 1."""

@@ -1,4 +1,4 @@
-"""Files that an interruption cannot leave half-written, JSON lines, locks and content hashes."""
+"""Atomic writes of files and folders, JSON Lines, locks and content hashes."""
 
 import hashlib
 import json
@@ -16,12 +16,12 @@ from tinyvlm_cli.errors import UserError
 
 log = logging.getLogger(__name__)
 
-LARGE_BYTES = 16 * 2**20  # hashing a smaller file takes no time worth saving
+LARGE_BYTES = 16 * 2**20  # hashes of smaller files are not cached
 
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Yield the path of a draft, which atomically replaces `path` when the block ends without an error."""
+    """Yield the path of a draft that atomically replaces `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
@@ -33,9 +33,9 @@ def replaced(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty draft folder, which is renamed to `folder` when the block ends without an error.
+    """Yield an empty draft folder that is renamed to `folder` when the block ends without an error.
 
-    Where several processes may create the same folder, hold `locked(folder)` around the block.
+    If several processes may create the same folder, hold `locked(folder)` around the block.
     """
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)  # left by a killed process
@@ -49,13 +49,13 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Be the only process that creates or changes `path`; wait while another one does, and log that."""
+    """Hold an exclusive lock for creating or changing `path`. Log a message while waiting for another process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log.info("%s: another process is working on it; waiting", path.name)
+        log.info("%s: waiting for another process that is working on it", path.name)
         lock.acquire()
     try:
         yield
@@ -64,37 +64,37 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Atomically replace a file: a reader sees the old text or the new one, never half of it."""
+    """Atomically replace a text file, so that readers see either the old text or the new text."""
     with replaced(path) as draft:
         draft.write_text(text, encoding="utf-8")
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Atomically replace a file by one with a line for each record. The records need not fit into memory."""
+    """Atomically replace a JSON Lines file. The records are streamed and need not fit in memory."""
     with replaced(path) as draft, draft.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record) + "\n" for record in records)
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a JSON-lines file of ours. A last line that was cut off by a kill is left out."""
-    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # a text may hold other line separators
+    """Yield the records of a JSON Lines file. A truncated last line, as left by a killed process, is ignored."""
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # unlike splitlines()
     for number, line in enumerate(lines, 1):
         try:
             yield json.loads(line)
         except json.JSONDecodeError as error:
             if number == len(lines):
                 return
-            raise UserError(f"{path}:{number}: not a JSON record ({error.msg}); delete that line or the file") from None
+            raise UserError(f"{path}:{number}: invalid JSON ({error.msg}); delete this line or the file") from None
 
 
 def append_jsonl(path: Path, *records: dict[str, Any]) -> None:
-    """Append a line for each record and force them to disk, so that a kill loses nothing already reported."""
+    """Append one line per record and force the lines to disk, so that a crash loses no record."""
     lines = b"".join(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         if (end := file.seek(0, os.SEEK_END)) > 0:
             file.seek(end - 1)
-            if file.read(1) != b"\n":  # a kill cut the last line off: the next record needs a line of its own
+            if file.read(1) != b"\n":  # remove a last line that a killed process left incomplete
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
         file.write(lines)
@@ -103,9 +103,9 @@ def append_jsonl(path: Path, *records: dict[str, Any]) -> None:
 
 
 def file_hash(path: Path, memo_dir: Path) -> str:
-    """Return a file's sha256. A large file is hashed once, and again only when its size or time changes.
+    """Return a file's SHA-256. A large file is hashed again only if its size or modification time changes.
 
-    memo_dir: where the hashes of large files are kept.
+    memo_dir: the folder that caches the hashes of large files.
     """
     stat = path.stat()
     if stat.st_size < LARGE_BYTES:

@@ -63,30 +63,30 @@ def test_help_lists_the_groups_that_a_command_reads(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("trian", "not a command; did you mean 'train'?"),
-        ("train llm=phi3", "llm=phi3: no llm of that name; did you mean 'phi2'?"),
-        ("train hydra/launcher=joblb", "hydra/launcher=joblb: no hydra/launcher of that name; did you mean 'joblib'?"),
-        ("train lm=phi2", "lm=phi2: no setting 'lm'; did you mean 'llm'?"),
+        ("trian", "unknown command; did you mean 'train'?"),
+        ("train llm=phi3", "llm=phi3: 'phi3' does not exist; did you mean 'phi2'?"),
+        ("train hydra/launcher=joblb", "hydra/launcher=joblb: 'joblb' does not exist; did you mean 'joblib'?"),
+        ("train lm=phi2", "lm=phi2: unknown setting 'lm'; did you mean 'llm'?"),
         (
             "train recipe.stages.pretrian.lr=1",
             "did you mean recipe.stages.pretrain?",
         ),
-        ("train recipe.lr=1", "recipe.lr: no such setting; did you mean recipe.stages.NAME.lr?"),
-        ("train +recipe.lrr=1", "recipe.lrr: no such setting; did you mean"),
+        ("train recipe.lr=1", "recipe.lr: unknown setting; did you mean recipe.stages.NAME.lr?"),
+        ("train +recipe.lrr=1", "recipe.lrr: unknown setting; did you mean"),
         ("train connector.dpth=1", "did you mean connector.depth?"),
         ("train seed=1.5", "seed: Value '1.5' of type 'float' could not be converted to Integer"),
         ("train engine.precision=fp8", "engine.precision: Invalid value 'fp8', expected one of [bf16, fp32]"),
         ("train llm=phi2,tinyllama", "add -m to run one job for each"),
-        ("train sweep=recipee", "sweep=recipee: no sweep of that name; did you mean 'recipe'?"),
-        ("train sweep=llm,vision", "one sweep at a time"),
-        ("report table.others.runs.seed=1", "table.others: not chosen here; add table=others"),
-        ("train llm", "llm: no value; write llm=VALUE"),
-        ("data chekc data=llava15", "'chekc' is not an action of data; choose check or prepare"),
+        ("train sweep=recipee", "sweep=recipee: 'recipee' does not exist; did you mean 'recipe'?"),
+        ("train sweep=llm,vision", "only one sweep per command"),
+        ("report table.others.runs.seed=1", "table.others: 'others' is not selected; add table=others"),
+        ("train llm", "llm: missing value; write llm=VALUE"),
+        ("data chekc data=llava15", "unknown action 'chekc'; choose check or prepare"),
         ("eval", "run: not set; add run=..."),
         ("train seed=range(1,3)", "add -m to run one job for each"),
-        ("train llm.path=<x", "llm.path=<x: not valid"),
-        ("train then", "then: no setting"),
-        ("train recipe.stages.finetune.lora.rank=8", "recipe.stages.finetune.lora.rank=8: the setting above is null"),
+        ("train llm.path=<x", "llm.path=<x: invalid"),
+        ("train then", "then: unknown setting"),
+        ("train recipe.stages.finetune.lora.rank=8", "recipe.stages.finetune.lora.rank=8: the parent setting is null"),
         ("train llm=null", "Config group override must be a string"),
     ],
 )
@@ -113,7 +113,7 @@ def test_all_missing_files_are_reported_before_training_starts(
     assert main(["train", "recipe=share", "data=llava15"]) == 2
     error = capsys.readouterr().err
     for setting in ("pretrain.annotations", "pretrain.images", "finetune.annotations"):
-        assert f"data.splits.{setting}: no data/" in error
+        assert f"data.splits.{setting}: data/" in error
     assert not list(tmp_path.iterdir())
 
 

@@ -49,17 +49,17 @@ def test_a_documented_command_line_is_valid(line: str, tmp_path: Path, monkeypat
 
     def run(command: Command, argument: Any) -> Any:
         if command.takes_grid:
-            points = list(argument)
-            ran.extend(point.config() for point in points)
-            return [Outcome(point.overrides, 0) for point in points]
+            cells = list(argument)
+            ran.extend(cell.config() for cell in cells)
+            return [Outcome(cell.overrides, 0) for cell in cells]
         ran.append(argument)
         return 0
 
-    def two_points(*given: Any, **named: Any) -> Any:  # of a grid: the others differ in their values only
+    def two_cells(*given: Any, **named: Any) -> Any:  # of a grid: the others differ in their values only
         return [split_arguments(*given, **named)[0][:2]]
 
     split_arguments = BasicSweeper.split_arguments
-    monkeypatch.setattr(BasicSweeper, "split_arguments", staticmethod(two_points))
+    monkeypatch.setattr(BasicSweeper, "split_arguments", staticmethod(two_cells))
     monkeypatch.setattr(Command, "run", run)
     monkeypatch.chdir(tmp_path)
     for group in ("data", "llm"):  # the reader's own

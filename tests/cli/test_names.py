@@ -108,7 +108,7 @@ def test_a_file_that_shadows_a_packaged_member_is_compared_with_it(conf: Path) -
     [
         ("defaults: [phi2, _self_]\nname: other\n", "llm.name: found 'other'"),
         ("defaults: [phi2, _self_]\nname: phi2\n", "llm.name: found 'phi2'"),
-        ("defaults: [phi2, _self_]\nlabel: Phi\n", "llm.label: 'Phi' is the label of llm=phi2"),
+        ("defaults: [phi2, _self_]\nlabel: Phi\n", "llm.label: 'Phi' is already the label of llm=phi2"),
     ],
 )
 def test_a_name_or_label_of_another_member_is_refused(

@@ -7,7 +7,7 @@ import pytest
 from support.composed import composed, options
 
 from tinyvlm_cli.cli.commands import COMMANDS
-from tinyvlm_cli.cli.compose import points, prepare_hydra
+from tinyvlm_cli.cli.compose import compose_cells, prepare_hydra
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.config.build import check, sweeps_dir
 from tinyvlm_cli.config.schema import Train, from_yaml, to_yaml
@@ -75,7 +75,7 @@ def test_the_users_own_files_come_first(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("name", [path.stem for path in sweeps_dir().glob("*.yaml")])
 def test_every_sweep_composes(name: str) -> None:
     prepare_hydra()
-    first, second = islice(points(COMMANDS["train"], [f"sweep={name}"], is_grid=False), 2)
+    first, second = islice(compose_cells(COMMANDS["train"], [f"sweep={name}"], is_grid=False), 2)
     assert resolve(first.config()).name != resolve(second.config()).name
 
 

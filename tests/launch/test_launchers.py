@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyvlm_cli.launch.workers import ALONE, Node, invitation, invited, this_node
+from tinyvlm_cli.launch.workers import ALONE, Node, announced, await_first_node, this_node
 
 TINY = ["llm=tiny", "vision=tiny", "data=easyvqa"]
 SHORT = [
@@ -49,7 +49,7 @@ def test_six_cells_on_two_joblib_workers_share_stages_and_outlive_a_failing_one(
     assert tinyvlm(*evaluate, folder=study).returncode == 0
     assert len(list((study / "results/runs").glob("*/scores.jsonl"))) == 4
     assert "connector.surplus: not a setting of tinyvlm_cli.model.connectors.Linear" in first.stderr
-    assert "4 of 6 jobs are done, 2 failed" in first.stderr
+    assert "4 of 6 jobs succeeded, 2 failed" in first.stderr
     done = {path: path.stat().st_mtime_ns for path in (study / "results/stages").glob("*/DONE")}
     # A connector pretraining for each connector, which both recipes share, and each cell's own instruction tuning.
     assert sorted(path.parent.name.split("-")[0] for path in done) == ["finetune"] * 4 + ["pretrain"] * 2
@@ -134,7 +134,7 @@ def test_without_a_step_there_is_one_node() -> None:
 
 def test_other_nodes_join_what_the_first_trains_and_nothing_else(two_nodes: None, tmp_path: Path) -> None:
     folder = tmp_path / "stage"
-    assert not invited(folder, lambda path: True)  # trained already
-    with invitation(folder, Node(2, 0, "gpu07:23456")):
-        assert invited(folder, lambda path: False)
-    assert not invited(folder, lambda path: False)  # the first one gave up
+    assert not await_first_node(folder, lambda path: True)  # trained already
+    with announced(folder, Node(2, 0, "gpu07:23456")):
+        assert await_first_node(folder, lambda path: False)
+    assert not await_first_node(folder, lambda path: False)  # the first one gave up

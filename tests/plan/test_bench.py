@@ -28,7 +28,7 @@ def test_bench_measures_and_plan_reads_it(capsys: pytest.CaptureFixture[str]) ->
     assert main(["plan", *TINY]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "GPU-hours on CPU (measured 20" in shown
-    assert "not measured yet: tinyvlm bench train llm=tiny vision=tiny" in shown  # the other stage
+    assert "not measured yet; run: tinyvlm bench train llm=tiny vision=tiny" in shown  # the other stage
 
 
 @pytest.mark.e2e
@@ -41,12 +41,12 @@ def test_bench_data_counts_images(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("train stage=caption_pretrain", "stage=caption_pretrain: recipe=base has pretrain, finetune"),
-        ("train steps=0", "steps: 0 is not allowed; choose 1 or more"),
+        ("train stage=caption_pretrain", "stage=caption_pretrain: unknown stage; choose from pretrain, finetune"),
+        ("train steps=0", "steps: 0 is invalid; choose a positive number"),
         ("train engine.zero=4", "engine.zero: 4 is not supported; choose 1, 2 or 3"),
         ("train engine.recompute=2", "engine.recompute: 2 is not a fraction; choose from 0 to 1, or null"),
         ("train engine.micro_tokens=-5", "engine.micro_tokens: -5 is invalid; choose a positive number, or null"),
-        ("trian", "'trian' is not an action of bench; choose train or data"),
+        ("trian", "unknown action 'trian'; choose train or data"),
         ("train recipe=qlora", "recipe.stages.finetune: train.llm: qlora keeps weights in 4 bits, which needs a GPU"),
     ],
 )

@@ -13,7 +13,7 @@ from support.composed import composed
 
 from tinyvlm_cli.cli.commands import COMMANDS
 from tinyvlm_cli.cli.commands.plan import run_together
-from tinyvlm_cli.cli.compose import points, prepare_hydra
+from tinyvlm_cli.cli.compose import compose_cells, prepare_hydra
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.config.commands import Bench
 from tinyvlm_cli.config.schema import Engine, Parts, Precision, Stage, Tune, to_yaml
@@ -44,7 +44,7 @@ def test_crossed_shares_connector_pretraining_over_data_and_recipes(
     # ShareGPT4V's own first split is LLaVA's, and both recipes begin alike; what follows differs in data or start.
     distinct = models * (1 + data * (base + share - 2))
     prepare_hydra()
-    cells = list(points(COMMANDS["plan"], ["sweep=crossed"], is_grid=False))
+    cells = list(compose_cells(COMMANDS["plan"], ["sweep=crossed"], is_grid=False))
     jobs = [job for cell in cells for job in resolve(cell.config()).stages]
     assert (len(cells), len(jobs), len({job.folder for job in jobs})) == (24, needed, distinct) == (24, 60, 42)
     assert [outcome.code for outcome in run_together(iter(cells))] == [0] * 24
@@ -52,7 +52,7 @@ def test_crossed_shares_connector_pretraining_over_data_and_recipes(
     assert shown.count("TinyLLaVA-") == 24 and shown.count(" shared ") == 18
     assert f"stages {needed} {needed - distinct} {distinct} 0 {distinct}" in shown
     assert f"optimizer steps 219,348 {18 * 2180:,} 180,108 0 180,108" in shown
-    assert "GPU-hours of 42 stages assumed, not measured: at 60% of 780 TFLOP/s" in shown
+    assert "GPU-hours of 42 stages not measured: assuming 60% of 780 TFLOP/s" in shown
     assert not list(tmp_path.iterdir())
 
 
@@ -72,14 +72,14 @@ def test_tokens_operations_memory_and_disk_are_those_of_a_hand_computation(capsy
     found = [float(word.replace(",", "")) for word in shown.partition(" million")[0].split()[-1:]]
     found.append(float(shown.partition(" PFLOP")[0].split()[-1].replace(",", "")))
     assert found == pytest.approx([samples * tokens / 1e6, operations / 1e15], rel=0.01)
-    assert f"{operations / (0.6 * 780e12) / 3600:.3g} GPU-hours assumed" in shown
+    assert f"{operations / (0.6 * 780e12) / 3600:.3g} GPU-hours, assuming 60%" in shown
     every, trained = 397_745_440 + 9_507_840 + 2_779_683_840, 9_507_840 + 2_779_683_840
-    assert f"held at all times: {(2 * every + 16 * trained) / 2**30:.3g} GiB (ZeRO-1 on 1 GPU)" in shown
+    assert f"persistent GPU memory: {(2 * every + 16 * trained) / 2**30:.3g} GiB (ZeRO-1 on 1 GPU)" in shown
     assert f"weights on disk: {2 * trained / 1e9:.3g} GB" in shown
     row = 24576 * 32 * 16.5 * 2560 * 2 + 3 * 4096 * 51200 * 2  # activations kept, and the logits of a piece
-    peak = f"fits: at most about {(2 * every + 16 * trained + row) / 2**30:.0f} of 140 GiB"
-    assert "together: 3 stages, 2,191 million tokens" in shown and "to do: " not in shown
-    assert peak in shown and "rows of 24,576 tokens weights" in shown
+    peak = f"fits: peak of about {(2 * every + 16 * trained + row) / 2**30:.0f} of 140 GiB"
+    assert "total: 3 stages, 2,191 million tokens" in shown and "to do: " not in shown
+    assert peak in shown and "packed sequences of 24,576 tokens weights" in shown
 
 
 def test_a_setting_out_of_its_range_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,11 +91,11 @@ def test_a_stage_that_does_not_fit_is_reported(capsys: pytest.CaptureFixture[str
     words = ["llm=phi2", "vision=siglip", "assumed.memory_gib=40"]
     shown = " ".join(planned(capsys, *words).replace("│", " ").split())
     assert (
-        "fits: at most about 37 of 40 GiB (assumed.memory_gib), rows of 18,432 tokens" in shown
+        "fits: peak of about 37 of 40 GiB (assumed.memory_gib), packed sequences of 18,432 tokens" in shown
     )  # the connector alone
-    assert "does not fit into 40 GiB (assumed.memory_gib): rows of 3072 tokens need" in shown
+    assert "does not fit in 40 GiB (assumed.memory_gib): rows of 3072 tokens need" in shown
     assert "fits" in planned(capsys, *words, "engine.zero=2", "engine.gpus=8").partition("finetune")[2]
-    assert "2 stages beyond a GPU's 40 GiB" in planned(capsys, "-m", *words, "seed=1,2")
+    assert "2 stages too large for 40 GiB" in planned(capsys, "-m", *words, "seed=1,2")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_done_stages_and_measured_hours_are_shown(capsys: pytest.CaptureFixture[
     shown = planned(capsys, "-m", *TINY, "recipe=demo,demo_share")
     assert "TinyLLaVA-demo-tiny-tiny done to do" in shown
     assert "TinyLLaVA-demo_share-tiny-tiny shared to do to do" in shown
-    assert "stages 5 1 4 1 3" in shown and "GPU-hours of 2 stages as measured on Some GPU" in shown
+    assert "stages 5 1 4 1 3" in shown and "GPU-hours of 2 stages measured on Some GPU" in shown
     assert "\nto do: 1 stage, " in planned(capsys, *TINY, "recipe=demo")
     hours = f"{125 * 16 / 100 * 2 / 3600:.3g} GPU-hours on Some GPU, 1 GiB (measured 2026-01-02)"
     assert hours in " ".join(planned(capsys, *TINY, "recipe=demo").split())
@@ -182,10 +182,10 @@ def test_a_damaged_measurement_counts_as_none(tmp_path: Path) -> None:
 
 def test_a_split_without_mix_has_no_tokens_and_hours(capsys: pytest.CaptureFixture[str]) -> None:
     shown = planned(capsys, *TINY, "recipe=base", "~mixes.finetune")
-    assert "tokens, PFLOP and GPU-hours not known: mixes has no entry for split" in shown
-    assert shown.count("PFLOP needed") == 1
+    assert "tokens, PFLOP and GPU-hours are unknown: mixes has no entry for split" in shown
+    assert shown.count(" PFLOP\n") == 1
     shown = planned(capsys, "-m", *TINY, "recipe=base,share", "~mixes.finetune")
-    assert "without tokens and PFLOP of 2 stages" in shown and "entry for split finetune" in shown
+    assert "GPU-hours of 2 stages: mixes has no" in shown and "entry for split finetune" in shown
 
 
 def test_a_run_that_cannot_be_planned_hides_no_other(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyvlm_cli.cli.commands import COMMANDS
-from tinyvlm_cli.cli.compose import points, prepare_hydra
+from tinyvlm_cli.cli.compose import compose_cells, prepare_hydra
 from tinyvlm_cli.cli.explain import read_arguments
 from tinyvlm_cli.config.build import conf_dir
 
@@ -22,8 +22,8 @@ def composed(command: str, *overrides: str) -> Any:
 def _composed(command: str, overrides: tuple[str, ...]) -> Any:
     prepare_hydra()
     _, settings = read_arguments(list(overrides), COMMANDS[command].settings_class)
-    (point,) = points(COMMANDS[command], settings, is_grid=False)
-    return point.config()
+    (cell,) = compose_cells(COMMANDS[command], settings, is_grid=False)
+    return cell.config()
 
 
 def options(group: str) -> list[str]:

@@ -1,3 +1,3 @@
-"""The command line: picks a command, composes its configuration with Hydra, and reports errors in one sentence.
+"""The command line: selects a command, composes its configuration with Hydra, runs it and reports errors.
 
-Nothing here computes; the commands call the other folders. No other folder imports this one."""
+The commands call the other packages for all computation. No other package imports this one."""

@@ -1,6 +1,6 @@
-"""Compose a command's configuration with Hydra and run the command, once or for each point of a grid.
+"""Compose a command's configuration with Hydra and run the command, once or for each cell of a grid.
 
-Hydra composes in the parent process only. A command gets dataclasses of config/ and nothing of Hydra's.
+Hydra runs in the parent process only. Commands receive the dataclasses of config/ rather than Hydra's objects.
 """
 
 import copy
@@ -47,35 +47,35 @@ from tinyvlm_cli.launch.workers import this_node
 
 MULTIRUN = frozenset({"-m", "--multirun"})
 HELP = frozenset({"-h", "--help"})
-SWEEP = "sweep"  # configuration group of the files in ./sweeps
+SWEEP = "sweep"  # the configuration group whose options are the files in sweeps/
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of one point of a grid."""
+    """The result of one grid cell."""
 
-    overrides: str  # of that point
+    overrides: str  # of the cell
     code: int
     error: Exception | None = None
 
 
 @dataclass(frozen=True)
-class Point:
-    """One composed configuration of a command line."""
+class Cell:
+    """A composed configuration: one cell of a grid, or the only configuration of a command."""
 
     command: Command
     composed: DictConfig
-    hydra: Any  # the node `hydra` of the same composition
+    hydra: Any  # the `hydra` node of the same composition
 
     @property
     def overrides(self) -> str:
-        """The point's overrides as text."""
+        """Overrides of the cell, separated by spaces."""
         return " ".join(self.hydra.overrides.task)
 
     def config(self) -> Any:
-        """Return the command's settings, with each group's member under its effective name.
+        """Return the command's settings, with the effective name of each group's member.
 
-        Raises UserError with everything that is not set, or that does not fit the schema.
+        Raises UserError if settings are missing or do not match the schema.
         """
         schema = self.command.settings_class
         name_members(self.composed, self.hydra)
@@ -83,19 +83,19 @@ class Point:
             if missing := sorted(OmegaConf.missing_keys(self.composed)):
                 raise UserError("\n".join(f"{key}: not set; add {key}=..." for key in missing))
             overrides = packaged_overrides(self.composed, self.hydra)
-            if not overrides and not any(word.startswith("+") for word in self.hydra.overrides.task):
+            if not overrides and not any(override.startswith("+") for override in self.hydra.overrides.task):
                 return OmegaConf.to_object(self.composed)
             plain: Any = OmegaConf.to_container(self.composed, resolve=True)
             if overrides:
                 show_differences(plain, _compose_packaged(self.command, overrides))
-            # Merging again rejects keys that `+key=` has added to the composition.
+            # Merge again to reject keys that `+key=` added to the composition.
             return OmegaConf.to_object(OmegaConf.unsafe_merge(OmegaConf.structured(schema), plain))
         except OmegaConfBaseException as error:
             raise UserError(explain(error, schema, [])) from error
 
 
 def _compose_packaged(command: Command, overrides: list[str]) -> Any:
-    """Compose a configuration from the files that come with tinyvlm only, while Hydra may be composing another."""
+    """Compose a configuration from the packaged files only. Hydra may be composing another one meanwhile."""
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     TinyvlmSearchPath.includes_own = False
@@ -108,14 +108,14 @@ def _compose_packaged(command: Command, overrides: list[str]) -> Any:
 
 
 def run_command(command: Command, arguments: list[str]) -> int:
-    """Compose the command's configuration from `arguments`, run it for every point, and return the exit code."""
+    """Compose the command's configuration from `arguments`, run it for each cell, and return the exit code."""
     prepare_hydra()
     schema = command.settings_class
     flags, settings = read_arguments(arguments, schema)
     results_dir = dict(setting.partition("=")[::2] for setting in settings).get("results_dir", "results")
     _make_importable(Path.cwd(), Path(results_dir.strip("'\"")))
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises an error instead of printing it and exiting
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors instead of printing them and exiting
     job = Job(command.name, Path.cwd() / f".tinyvlm-{uuid.uuid4().hex}", full_error)
     argv, sys.argv = sys.argv, ["tinyvlm" if "-sc" in flags else f"tinyvlm {command.name}", *flags, *settings]
     set_up_logging()
@@ -123,7 +123,7 @@ def run_command(command: Command, arguments: list[str]) -> int:
         if HELP & set(flags):
             return _print_help(command)
         if command.takes_grid and set(flags) <= MULTIRUN:
-            return _conclude(command, command.run(points(command, settings, is_grid=bool(flags))))
+            return _conclude(command, command.run(compose_cells(command, settings, is_grid=bool(flags))))
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command.name)(job)()
         return _conclude(command, job.outcomes())
     except SystemExit as left:  # after --cfg, --info and arguments that argparse rejects
@@ -135,7 +135,7 @@ def run_command(command: Command, arguments: list[str]) -> int:
             raise UserError(explain(error, schema, settings)) from error
         if source != "submitit":
             raise
-        # A Slurm launcher raises errors of many types: no cluster here, a rejected request, a killed job.
+        # submitit raises errors of many types, for example without a cluster or when a job is rejected or killed.
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise WorkerError(f"hydra/launcher: {reason}") from error
     finally:
@@ -144,11 +144,11 @@ def run_command(command: Command, arguments: list[str]) -> int:
         os.environ["HYDRA_FULL_ERROR"] = full_error
 
 
-def points(command: Command, settings: list[str], *, is_grid: bool) -> Iterator[Point]:
-    """Yield every configuration that the settings describe, composed in this process: one, or those of a grid.
+def compose_cells(command: Command, settings: list[str], *, is_grid: bool) -> Iterator[Cell]:
+    """Compose and yield, in this process, each cell of the grid that `settings` describe, or the only configuration.
 
-    For a command that needs all points together. Hydra's own sweeper composes each point twice and copies it twice
-    more, and a launcher may run it on another machine. is_grid: -m was given; otherwise `sweep=NAME` may ask for one.
+    For commands that need all cells together: Hydra's own sweeper composes each cell twice, copies it twice more, and
+    may launch it on another machine. is_grid: whether -m was given; without it, `sweep=NAME` may still define a grid.
     """
     with hydra.initialize_config_dir(str(conf_dir()), job_name=f"tinyvlm {command.name}", version_base="1.3"):
         loader: Any = GlobalHydra.instance().config_loader()
@@ -166,39 +166,39 @@ def points(command: Command, settings: list[str], *, is_grid: bool) -> Iterator[
         elif has_several:
             loader.load_configuration(command.name, settings, run_mode=RunMode.RUN)  # raises Hydra's error
         for config in configs:
-            HydraConfig.instance().set_config(config)  # so that `${hydra:...}` in a setting means this point
+            HydraConfig.instance().set_config(config)  # so that `${hydra:...}` in a setting refers to this cell
             node = config.hydra
             with open_dict(config), read_write(config):
                 del config["hydra"]
-            yield Point(command, config, node)
+            yield Cell(command, config, node)
 
 
 @dataclass
 class Job:
-    """The function that Hydra calls for each point of a grid, in this process or in one that a launcher started.
+    """The callable that Hydra runs for each grid cell, in this process or in one started by a launcher.
 
-    From a launcher's process the outcome comes back as a file in `folder`, which all nodes of a cluster see.
+    A launcher's process returns its outcome as a file in `folder`, which all nodes of a cluster can access.
     """
 
     name: str  # of the command
     folder: Path
-    full_error: str = "0"  # HYDRA_FULL_ERROR as the user set it, for the commands that `demo` runs
+    full_error: str = "0"  # the user's HYDRA_FULL_ERROR, for the commands that `demo` runs
     is_launched: bool = False
     done: list[Outcome] = field(default_factory=list)
 
     def __call__(self, composed: DictConfig) -> None:
-        """Run the command for one point. Its error is kept, so that the other points of a grid run too."""
-        point = Point(COMMANDS[self.name], composed, HydraConfig.get())
+        """Run the command for one cell. Its error is recorded, so that the other cells of a grid still run."""
+        cell = Cell(COMMANDS[self.name], composed, HydraConfig.get())
         os.environ["HYDRA_FULL_ERROR"] = self.full_error
         try:
-            if point.command.takes_grid:
-                (outcome,) = point.command.run(iter([point]))
+            if cell.command.takes_grid:
+                (outcome,) = cell.command.run(iter([cell]))
             else:
-                outcome = Outcome(point.overrides, point.command.run(point.config()))
+                outcome = Outcome(cell.overrides, cell.command.run(cell.config()))
         except UserError as error:
-            outcome = Outcome(point.overrides, MISTAKE, error)
-        except (WorkerError, BrokenPipeError) as error:  # the latter: `tinyvlm report | head`
-            outcome = Outcome(point.overrides, FAILED, error)
+            outcome = Outcome(cell.overrides, MISTAKE, error)
+        except (WorkerError, BrokenPipeError) as error:  # a broken pipe: `tinyvlm report | head`
+            outcome = Outcome(cell.overrides, FAILED, error)
         finally:
             os.environ["HYDRA_FULL_ERROR"] = "1"
         if not self.is_launched:
@@ -209,14 +209,14 @@ class Job:
             write_text(self.folder / f"{HydraConfig.get().job.num:06}.json", json.dumps(record))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Recreate the job in a launcher's process, where nothing is set up yet."""
+        """Restore the job in a launcher's process, and set up Hydra and logging there."""
         self.__dict__ = {**state, "is_launched": True}
         os.environ["HYDRA_FULL_ERROR"] = "1"
         prepare_hydra()
         set_up_logging()
 
     def outcomes(self) -> list[Outcome]:
-        """Return the outcomes of all points that ended, in the grid's order."""
+        """Return the outcomes of all cells that have ended, in grid order."""
         for path in sorted(self.folder.glob("*.json")):
             record = json.loads(path.read_text(encoding="utf-8"))
             kind = UserError if record["code"] == MISTAKE else WorkerError
@@ -226,7 +226,7 @@ class Job:
 
 
 def _conclude(command: Command, outcomes: list[Outcome]) -> int:
-    """Return the command's exit code, after a report of the points that failed. A single point's error is raised."""
+    """Report the cells that failed and return the exit code. If there is only one cell, raise its error."""
     failed = [outcome for outcome in outcomes if outcome.error]
     if len(outcomes) == 1 and outcomes[0].error:
         raise outcomes[0].error
@@ -234,30 +234,30 @@ def _conclude(command: Command, outcomes: list[Outcome]) -> int:
         for line in str(outcome.error).splitlines():
             print(f"tinyvlm {command.name}: {outcome.overrides}: {line}", file=sys.stderr)
     if failed:
-        counts = f"{len(outcomes) - len(failed)} of {len(outcomes)} jobs are done, {len(failed)} failed"
-        print(f"tinyvlm {command.name}: {counts}; run the same command again for those", file=sys.stderr)
+        counts = f"{len(outcomes) - len(failed)} of {len(outcomes)} jobs succeeded, {len(failed)} failed"
+        print(f"tinyvlm {command.name}: {counts}; run the same command again to retry them", file=sys.stderr)
         return FAILED
     return max((outcome.code for outcome in outcomes), default=0)
 
 
 def _print_help(command: Command) -> int:
-    """Print the command's help: the header of its YAML, and the groups that it reads with their options."""
+    """Print the command's help: the header from its YAML, and its configuration groups with their options."""
     with hydra.initialize_config_dir(str(conf_dir()), job_name=f"tinyvlm {command.name}", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         node = hydra.compose(command.name, return_hydra_config=True).hydra
         names = {*node.runtime.choices, *(setting.name for setting in fields(command.settings_class))}
         options = {name: loader.get_group_options(name) for name in sorted(names) if "/" not in name}
         groups = [f"  {name}: {', '.join(found)}" for name, found in options.items() if found]
-    title = ["", "Groups, chosen with group=option:", ""] if groups else []
+    title = ["", "Configuration groups, selected with group=option:", ""] if groups else []
     print(node.help.header, *title, *groups, "", node.help.footer, sep="\n")
     return 0
 
 
 def _make_importable(working_dir: Path, results_dir: Path) -> None:
-    """Let this process and those that it starts import the user's own modules, as `python -m` does.
+    """Let this process and its children import modules from the working directory, as `python -m` does.
 
-    `_target_: my_connectors.Mine` then finds my_connectors.py in the working folder. A results folder may come from
-    other people, and nothing in it is executed: it is left out even when it is the working folder.
+    `_target_: my_connectors.Mine` then finds my_connectors.py there. A working directory inside a results folder is not
+    added: results may come from other people, so nothing in them may be executed.
     """
     inside = (working_dir, *working_dir.parents)
     if results_dir.resolve() in inside or any((f / "runs").is_dir() and (f / "stages").is_dir() for f in inside):
@@ -269,7 +269,7 @@ def _make_importable(working_dir: Path, results_dir: Path) -> None:
 
 
 def prepare_hydra() -> None:
-    """Register schemas, resolvers and the search path with Hydra. May be called again."""
+    """Register schemas, resolvers and the search path with Hydra. Can be called more than once."""
     for command in COMMANDS.values():
         ConfigStore.instance().store(f"{command.name}_schema", command.settings_class, provider="tinyvlm")
     OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
@@ -282,20 +282,20 @@ def prepare_hydra() -> None:
 
 @cache
 def _scratch() -> "TemporaryDirectory[str]":
-    """Return a folder that is deleted when the process ends."""
+    """Return a temporary folder that is deleted when the process ends."""
     return TemporaryDirectory(prefix="tinyvlm-")
 
 
 def _benchmark_dir(folder: str, *, _root_: DictConfig) -> str:
-    """Return a benchmark's folder: in `eval_dir` if the command has one; `score` names the folder itself."""
+    """Return a benchmark's folder: `folder` in `eval_dir`, or `data_dir` if the command has no `eval_dir`."""
     eval_dir = _root_.get("eval_dir")
     return str(Path(eval_dir) / folder) if eval_dir is not None else str(_root_.data_dir)
 
 
 class TinyvlmSearchPath(SearchPathPlugin):
-    """The user's ./conf and ./sweeps are searched before those that come with tinyvlm."""
+    """A search path with the user's ./conf and ./sweeps before those that come with tinyvlm."""
 
-    includes_own = True  # False while the packaged members are composed to compare the user's with them
+    includes_own = True  # False while the packaged configuration is composed for comparison
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         own_conf, own_sweeps = Path("conf").resolve(), Path("sweeps").resolve()
@@ -307,26 +307,26 @@ class TinyvlmSearchPath(SearchPathPlugin):
 
 
 class CachedRepository(ConfigRepository):
-    """The configuration files of a grid, each read once for all points."""
+    """A repository that reads each configuration file once for all cells of a grid."""
 
     def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
-        """Start with empty caches on another search path."""
+        """Set the search path and clear the cache."""
         super().initialize_sources(config_search_path)
         self.cache: dict[str, ConfigResult | None] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CachedRepository":
-        """Return a repository that shares what was read, until it gets another search path; Hydra copies it often."""
+        """Return a shallow copy that shares the cache, because Hydra copies the repository often."""
         return copy.copy(self)
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        """Return a copy of a file's content, which Hydra changes in place."""
+        """Return a copy of the file's content, because Hydra modifies it in place."""
         if config_path not in self.cache:
             self.cache[config_path] = super().load_config(config_path)
         return copy.deepcopy(self.cache[config_path])
 
 
 class SweepSource(FileConfigSource):
-    """A folder whose files are the options of the group `sweep`, without a folder of that name around them."""
+    """A source that provides the files of a folder as the options of the group `sweep`."""
 
     @staticmethod
     def scheme() -> str:

@@ -1,6 +1,6 @@
-"""Check the arguments of a command, and explain errors of Hydra and OmegaConf in one sentence each.
+"""Check the arguments of a command, and explain each error from Hydra and OmegaConf in one sentence.
 
-A sentence says which setting, what was found and what is allowed.
+The sentence states the setting, what was found and what is allowed.
 """
 
 import re
@@ -16,9 +16,9 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from tinyvlm_cli.errors import UserError, suggest
 
-# Mappings of a report's table to which a user may add keys.
+# Mappings of a report table to which users may add keys.
 OWN_KEYS = re.compile(r"table\.[^.=]+\.(runs|headers|against)[.=]")
-# Hydra's own flags that take an argument.
+# Hydra flags that take an argument.
 TAKE_ARGUMENT = frozenset(
     {"-c", "-p", "-i", "-cn", "-cp", "-cd", "-sc", "--cfg", "--package", "--info"}
     | {"--config-name", "--config-path", "--config-dir", "--shell-completion"}
@@ -26,11 +26,11 @@ TAKE_ARGUMENT = frozenset(
 
 
 def read_arguments(arguments: list[str], schema: type) -> tuple[list[str], list[str]]:
-    """Return Hydra's flags with their arguments, and the settings in Hydra's grammar.
+    """Split a command's arguments into Hydra flags (with their arguments) and settings in Hydra's override grammar.
 
-    Hydra reads flags and settings in that order only. Quotes are added to the values of text settings, such as a
-    question with commas, and to values with "=", such as the name of a run, unless they are enclosed already. Settings
-    that may add a key of the user's own to a mapping get Hydra's prefix `++`.
+    Hydra requires flags before settings. Values of free-text settings, such as a question with commas, and values that
+    contain "=", such as some run names, are quoted unless they already are. Settings that may add a new key to a
+    mapping get Hydra's prefix `++`.
     Raises UserError for an argument that is not `key=value` with a key of the command.
     """
     flags: list[str] = []
@@ -41,18 +41,18 @@ def read_arguments(arguments: list[str], schema: type) -> tuple[list[str], list[
     for index, setting in enumerate(settings):
         group = re.split(r"[=.@/]", setting.lstrip("+~"), maxsplit=1)[0]
         if group not in (*allowed, "hydra", "sweep"):
-            raise UserError(f"{setting}: no setting '{group}'; {suggest(group, allowed)}")
+            raise UserError(f"{setting}: unknown setting '{group}'; {suggest(group, allowed)}")
         if "=" not in setting and not setting.startswith("~"):
-            raise UserError(f"{setting}: no value; write {setting}=VALUE")
+            raise UserError(f"{setting}: missing value; write {setting}=VALUE")
         if group == "sweep" and re.search(r"[,\[]", setting):
-            # Hydra would run each file once, as a single job without its grid.
-            raise UserError(f"{setting}: one sweep at a time; run the command once for each")
+            # Hydra would run a single job per sweep file and ignore the grids in the files.
+            raise UserError(f"{setting}: only one sweep per command is supported; run the command once for each sweep")
         key, _, value = setting.partition("=")
         if key in allowed and allowed[key].metadata.get("text"):
             pieces = [value]
             is_plain = value in ("", "null") or (len(value) > 1 and value[0] + value[-1] in ("''", '""', "[]"))
         else:
-            pieces = value.split(",")  # the points of a grid
+            pieces = value.split(",")  # the values of a sweep
             is_plain = "=" not in value or re.search(r"[\"'\[({]", value) is not None
         if not is_plain:
             settings[index] = f"{key}={','.join(QuotedString(piece, Quote.double).with_quotes() for piece in pieces)}"
@@ -61,38 +61,38 @@ def read_arguments(arguments: list[str], schema: type) -> tuple[list[str], list[
     return flags, settings
 
 
-def explain(error: Exception, schema: type, settings: list[str]) -> str:  # noqa: PLR0911 - one for each kind of error
-    """Return one sentence for an error that Hydra or OmegaConf raised while composing `settings` for `schema`."""
+def explain(error: Exception, schema: type, settings: list[str]) -> str:  # noqa: PLR0911 - one per kind of error
+    """Return a one-sentence explanation of an error that Hydra or OmegaConf raised while composing `settings`."""
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: not valid ({_first_line(error.message)}); quote what the shell or Hydra would read"
+        return f"{error.override}: invalid override ({_first_line(error.message)}); quote special characters"
     if isinstance(error, MissingConfigException) and "/" in (path := error.missing_cfg_file or ""):
         group, _, name = path.rpartition("/")
-        return f"{group}={name}: no {group} of that name; {suggest(name, sorted(error.options or []))}"
-    if isinstance(error, AssertionError):  # OmegaConf's, for a key below null
+        return f"{group}={name}: '{name}' does not exist; {suggest(name, sorted(error.options or []))}"
+    if isinstance(error, AssertionError):  # raised by OmegaConf for a key of a null setting
         nested = ", ".join(setting for setting in settings if "." in setting.partition("=")[0])
-        return f"{nested}: the setting above is null; set all of it, as in 'KEY={{rank: 8, alpha: 16}}'"
+        return f"{nested}: the parent setting is null; set all of its keys, as in 'PARENT={{rank: 8, alpha: 16}}'"
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__ or cause.__context__  # Hydra wraps OmegaConf's errors, some without `from`
     if cause is None:
-        # Hydra has no class of its own for several values without -m.
+        # Hydra raises a generic error for several values without -m.
         for override in OverridesParser.create().parse_overrides(settings):
             if override.is_sweep_override():
-                return f"{override.input_line}: several values; add -m to run one job for each"
+                return f"{override.input_line}: several values without -m; add -m to run one job for each value"
         return _first_line(error)
     key = cause.full_key or str(cause.key)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
-        return f"{key}: no such setting; {_similar(key, cause, schema)}"
-    if cause.parent_node is None:  # a key below an entry that does not exist, as in ++table.NAME.runs.seed=1
+        return f"{key}: unknown setting; {_similar(key, cause, schema)}"
+    if cause.parent_node is None:  # a key of a missing entry, as in ++table.NAME.runs.seed=1
         for setting in settings:
             group, *entry = setting.lstrip("+").partition("=")[0].split(".")
             if entry[:1] == [key]:
-                return f"{group}.{key}: not chosen here; add {group}={key}"
+                return f"{group}.{key}: '{key}' is not selected; add {group}={key}"
     return f"{key}: {_first_line(cause)}"
 
 
 def _similar(key: str, error: OmegaConfBaseException, schema: type) -> str:
-    """Return the setting that was probably meant: next to the unknown key, or elsewhere under a similar name."""
+    """Return a hint at the intended setting: a sibling of the unknown key, or a similar name elsewhere."""
     prefix, _, last = key.rpartition(".")
     neighbours = [str(name) for name in error.parent_node] if isinstance(error.parent_node, Mapping) else []
     if near := get_close_matches(last, neighbours, n=1):
@@ -100,11 +100,11 @@ def _similar(key: str, error: OmegaConfBaseException, schema: type) -> str:
     paths = list(_paths(schema))
     ends = get_close_matches(last, {path.rpartition(".")[2] for path in paths}, n=1)
     close = get_close_matches(key, [path for path in paths if path.rpartition(".")[2] in ends], n=1, cutoff=0.0)
-    return f"did you mean {close[0]}?" if close else "`--cfg job` shows all settings"
+    return f"did you mean {close[0]}?" if close else "use `--cfg job` to show all settings"
 
 
 def _paths(schema: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted paths of all settings; NAME stands for a key of a mapping."""
+    """Yield the dotted paths of all settings, with NAME as the placeholder for a mapping's keys."""
     for name, hint in get_type_hints(schema).items():
         yield (path := f"{prefix}{name}")
         for inner in (hint, *get_args(hint)):

@@ -1,7 +1,7 @@
-"""The command `tinyvlm`: finds the subcommand and hands the rest of the command line to Hydra.
+"""The `tinyvlm` command: finds the subcommand and passes the remaining arguments to Hydra.
 
-Hydra has no subcommands, so the first argument is removed and Hydra sees `tinyvlm train` as the program's name. Nothing
-heavy is imported before the subcommand is known.
+Hydra does not support subcommands, so the first argument is removed and Hydra gets `tinyvlm train` as the program name.
+Slow modules are imported only once the subcommand is known.
 """
 
 import os
@@ -17,7 +17,7 @@ Usage: tinyvlm COMMAND [key=value ...]
 
 {commands}
 
-`tinyvlm COMMAND --help` shows a command's groups and examples. Arguments are Hydra overrides (key=value).
+`tinyvlm COMMAND --help` shows a command's configuration groups and examples. Arguments are Hydra overrides (key=value).
 
   tinyvlm demo
   tinyvlm plan  llm=phi2 vision=siglip recipe=share
@@ -34,8 +34,8 @@ Tab completion: eval "$(tinyvlm -sc install=bash)"
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line and return the exit code.
 
-    0: done. 1: failed. 2: a mistake in the arguments or files. 3: answers wait for a judge. 130: interrupted.
-    With HYDRA_FULL_ERROR=1 an error is raised with its traceback instead of printed as a sentence.
+    0: success. 1: failure. 2: mistake in the arguments or files. 3: answers are waiting for a judge. 130: interrupted.
+    With HYDRA_FULL_ERROR=1, errors are raised with a traceback instead of being printed as one sentence.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in ("-sc", "--shell-completion"):
@@ -53,11 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
     code = FAILED
     try:
         if name not in COMMANDS:
-            raise UserError(f"not a command; {suggest(name, COMMANDS)}")
+            raise UserError(f"unknown command; {suggest(name, COMMANDS)}")
         actions = COMMANDS[name].actions
         if actions and rest and "=" not in rest[0] and not rest[0].startswith("-"):
             if rest[0] not in actions:
-                raise UserError(f"'{rest[0]}' is not an action of {name}; choose {' or '.join(actions)}")
+                raise UserError(f"unknown action '{rest[0]}'; choose {' or '.join(actions)}")
             rest[0] = f"action={rest[0]}"
         from tinyvlm_cli.cli.compose import run_command
 
@@ -77,10 +77,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def complete(arguments: list[str]) -> int:
-    """Answer a shell's request for completions (query=SHELL) or for its set-up script (install=SHELL).
+    """Handle a shell's request for completions (query=SHELL) or for its setup script (install=SHELL).
 
-    Hydra completes groups, options and settings; commands and actions are completed here. The shell sends the line as
-    typed in COMP_LINE. Returns the exit code.
+    Hydra completes groups, options and settings; this function completes commands and actions. The shell passes the
+    current command line in COMP_LINE. Returns the exit code.
     """
     from tinyvlm_cli.cli.compose import run_command
 
@@ -88,7 +88,7 @@ def complete(arguments: list[str]) -> int:
     if request.startswith(("install=", "uninstall=")):
         return run_command(COMMANDS["train"], ["-sc", request])
     if not request.startswith("query="):
-        print('tinyvlm: set up tab completion with: eval "$(tinyvlm -sc install=bash)"', file=sys.stderr)
+        print('tinyvlm: to set up tab completion, run: eval "$(tinyvlm -sc install=bash)"', file=sys.stderr)
         return MISTAKE
     program, _, typed = os.environ.get("COMP_LINE", "").partition(" ")
     name, space, rest = typed.partition(" ")

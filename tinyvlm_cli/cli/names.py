@@ -1,7 +1,7 @@
-"""Name the members of a configuration: by their files, and by what differs from the packaged member of that name.
+"""Name the members of a configuration after their files and their differences from the packaged members.
 
 Runs are reported under these names, so only the paper's own components may carry the paper's names. `llm=phi2` is named
-phi2 and shown as Phi; `llm=phi2 llm.path=mydir` is named phi2+path=mydir and shown as Phi+path=mydir.
+phi2 and displayed as Phi; `llm=phi2 llm.path=mydir` is named phi2+path=mydir and displayed as Phi+path=mydir.
 """
 
 import hashlib
@@ -21,26 +21,26 @@ from tinyvlm_cli.config.build import conf_dir, sweeps_dir
 from tinyvlm_cli.errors import raise_findings
 
 GROUPS = ("llm", "vision", "connector", "data", "recipe")
-LABELLED = ("llm", "vision")  # groups whose members have a short name for run names
-UNNAMED = ("???", *(f"${{hydra:runtime.choices.{group}}}" for group in GROUPS))  # no file states a name
-# Settings that determine neither the weights nor the answers. Of a training set, the names of the annotation files
-# count: each machine has its own folders.
+LABELLED = ("llm", "vision")  # groups whose members have a short label for run names
+UNNAMED = ("???", *(f"${{hydra:runtime.choices.{group}}}" for group in GROUPS))  # `name` if no file sets it
+# Settings that affect neither weights nor answers. Annotation files are compared by file name only, because their
+# folders differ between machines.
 NOT_COMPARED = re.compile(
     r"(\w+\.)*architecture\b.*|prepare\b.*|name|label|partial_from_layer|paper_data"
     r"|image_sources\b.*|splits\.[^.]+\.(images|count|source)"
 )
-MAX_SHOWN = 2  # differing settings in a name
-MAX_CHARACTERS = 24  # of a value in a name
+MAX_SHOWN = 2  # settings listed in a name
+MAX_CHARACTERS = 24  # per value in a name
 
 
 def name_members(composed: DictConfig, hydra: Any) -> None:
-    """Set each chosen member's `name`, and the `label` of one that states none, from the name of its file.
+    """Set the `name` of each selected member, and its `label` if it has none, to its file name.
 
-    hydra: the node of that name in the same composition: it holds the choices, the overrides and the search path.
-    Raises UserError when the settings state another name, or the label of another packaged member.
+    hydra: the `hydra` node of the same composition, which contains the choices, the overrides and the search path.
+    Raises UserError if a setting gives a member another name, or the label of another packaged member.
     """
     findings = []
-    overridden = {word.partition("=")[0].lstrip("+") for word in hydra.overrides.task}
+    overridden = {override.partition("=")[0].lstrip("+") for override in hydra.overrides.task}
     for group in GROUPS:
         choice = hydra.runtime.choices.get(group)
         if choice is None or not isinstance(composed.get(group), DictConfig):
@@ -48,12 +48,12 @@ def name_members(composed: DictConfig, hydra: Any) -> None:
         choice = posixpath.normpath(choice.removesuffix(".yaml"))
         name = choice.replace("/", "-")
         paths = [Path(source.path) / group / f"{choice}.yaml" for source in hydra.runtime.config_sources]
-        file = next(path for path in paths if path.is_file())  # the first one on Hydra's search path
+        file = next(path for path in paths if path.is_file())  # the first match on Hydra's search path
         stated: Any = OmegaConf.to_container(composed[group], resolve=False)
         if stated.get("name", UNNAMED[0]) not in (*UNNAMED, name):
             findings.append(
-                f"{group}.name: found '{stated['name']}', but a member has the name of its file, {file}; remove the "
-                "setting `name`, also from a file that it inherits from, or rename the file"
+                f"{group}.name: found '{stated['name']}', but the name must match the file {file}; remove `name`, also "
+                "from inherited files, or rename the file"
             )
         OmegaConf.update(composed, f"{group}.name", name, force_add=True)
         if group in LABELLED:
@@ -62,23 +62,22 @@ def name_members(composed: DictConfig, hydra: Any) -> None:
             OmegaConf.update(composed, f"{group}.label", label)
             if (owner := packaged_labels(group).get(label, name)) != name:
                 findings.append(
-                    f"{group}.label: '{label}' is the label of {group}={owner}, under which the report would show "
-                    f"this {group}; give {group}={name} another label"
+                    f"{group}.label: '{label}' is already the label of {group}={owner}; choose another label"
                 )
     raise_findings(findings)
 
 
 @cache
 def packaged_labels(group: str) -> dict[str, str]:
-    """Return label -> name of the group's members that come with tinyvlm."""
+    """Return a mapping from label to name of the group's packaged members."""
     files = sorted((conf_dir() / group).glob("*.yaml"))
     return {yaml.safe_load(file.read_text(encoding="utf-8"))["label"]: file.stem for file in files}
 
 
 def packaged_overrides(config: DictConfig, hydra: Any) -> list[str]:
-    """Return the overrides that choose the packaged members of the same names, in the same folders.
+    """Return overrides that select the packaged members of the same names, with the same folders.
 
-    Returns none when `config` consists of packaged members that are unchanged, as in most grids.
+    Returns an empty list if `config` contains only unchanged packaged members, as in most grids.
     """
     shipped = {str(conf_dir()), str(sweeps_dir()), "hydra.conf", ""}
     changed = re.compile(rf"[+~]*({'|'.join(GROUPS)})[./@]")
@@ -90,14 +89,14 @@ def packaged_overrides(config: DictConfig, hydra: Any) -> list[str]:
         name = (config.get(group) or {}).get("name", "")
         if (conf_dir() / group / f"{name}.yaml").is_file():
             overrides += [f"{group}={name}", f"{group}.name={name}"]
-        elif name and group == "vision":  # a recipe refers to it
+        elif name and group == "vision":  # recipes refer to it
             overrides.append(f"vision.partial_from_layer={config['vision']['partial_from_layer']}")
     folders = {key: str(config[key]) for key in ("data_dir", "results_dir") if key in config}
     return overrides + [f"{key}={QuotedString(value, Quote.double).with_quotes()}" for key, value in folders.items()]
 
 
 def show_differences(config: dict[str, Any], packaged: dict[str, Any]) -> None:
-    """Append "+setting=value" to the names and labels in `config` for what differs from `packaged`."""
+    """Append the settings that differ from `packaged` to the names and labels in `config`, as "+setting=value"."""
     for group in GROUPS:
         member = config.get(group)
         if not member or not (conf_dir() / group / f"{member['name']}.yaml").is_file():
@@ -111,7 +110,7 @@ def show_differences(config: dict[str, Any], packaged: dict[str, Any]) -> None:
         for path in paths:
             value = found.get(path)
             text = f"{value:g}" if isinstance(value, float) else str(value)
-            # The last part of a path or class, with a hash where that leaves something out.
+            # The last component of a path or class, with a hash if anything was dropped.
             last = text.rstrip("/").rpartition("." if path == "_target_" else "/")[2]
             safe = re.sub(r"[^\w.-]+", "_", last).strip("_")[:MAX_CHARACTERS]
             key = re.sub(r"^(stages|splits)\.|\.annotations$|^_|_$", "", path)
@@ -121,7 +120,7 @@ def show_differences(config: dict[str, Any], packaged: dict[str, Any]) -> None:
 
 
 def _settings(node: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted path, value) of the settings of a member that are compared."""
+    """Yield (dotted path, value) for each setting of a member that is compared."""
     for key, value in node.items():
         path = f"{prefix}{key}"
         if NOT_COMPARED.fullmatch(path):

@@ -1,3 +1,3 @@
-"""Worker processes: started on each GPU of this machine or of a Slurm step.
+"""Worker processes, started on each GPU of this machine or of a Slurm job step.
 
-The parent process writes a job into a folder; the workers read it from there."""
+The parent process writes a job to a folder, and the workers read it from there."""

@@ -1,6 +1,6 @@
-"""A worker process: `python -m tinyvlm_cli.launch.worker train|bench|eval FOLDER`, started by workers.py.
+"""Run a worker process, which workers.py starts as `python -m tinyvlm_cli.launch.worker train|bench|eval FOLDER`.
 
-FOLDER holds the whole description of the job.
+FOLDER contains the complete description of the job.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def work(job: str, folder: Path) -> None:
-    """Do this rank's share of the job."""
+    """Run this rank's share of the job."""
     if job == "train":
         from tinyvlm_cli.train.loop import train_stage
         from tinyvlm_cli.train.stages import read_job
@@ -36,9 +36,9 @@ def work(job: str, folder: Path) -> None:
 
 
 def main() -> None:
-    """Run the process."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent reports an interruption, this process just ends
-    if sys.platform == "linux":  # end with the parent: when it is killed, the lock on the stage folder is lost
+    """Run the worker process, and record its error for the parent process."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # exit silently; the parent reports interruptions
+    if sys.platform == "linux":  # exit with the parent, which holds the lock on the stage folder
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -56,7 +56,7 @@ def _main() -> None:
 
 
 def leave() -> NoReturn:
-    """End the process when all ranks are done, without unwinding: gloo's threads sometimes abort it there."""
+    """Exit when all ranks are done. Skip interpreter shutdown, where gloo's threads sometimes abort the process."""
     from torch import distributed
 
     if distributed.is_initialized():
@@ -68,7 +68,7 @@ def leave() -> NoReturn:
 
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print the traceback of an error, except of a user's mistake, which the parent process reports."""
+    """Print the traceback of an error, except for a UserError, which the parent process reports."""
     if not isinstance(error, UserError):
         sys.__excepthook__(kind, error, trace)
 

@@ -1,11 +1,11 @@
-"""Worker processes, one for each GPU, started with PyTorch's elastic launcher.
+"""Start one worker process per GPU with PyTorch's elastic launcher.
 
-The parent process composes the configuration and writes it to a folder; the workers read that folder. Fresh workers
-for every job leave no memory and no process group behind.
+The parent process composes the configuration and writes it to a folder, which the workers read. Each job gets new
+workers, so that no GPU memory or process group persists between jobs.
 
-Several nodes of a Slurm step can train one job: `srun` (or submitit) starts the same command once on every node. The
-first node writes the records; the others join it for the training. https://slurm.schedmd.com/srun.html, output
-environment variables.
+Several nodes of a Slurm job step can train one job: `srun` (or submitit) starts the same command on each node. The
+first node writes the records, and the others join it for training. See "Output environment variables" in
+https://slurm.schedmd.com/srun.html.
 """
 
 import logging
@@ -30,41 +30,41 @@ POLL_S = 0.5
 
 @dataclass(frozen=True)
 class Node:
-    """A node of a step; outside of Slurm the only one."""
+    """A node of a Slurm job step, or the only node outside Slurm."""
 
-    count: int  # nodes of the step
-    number: int  # of this one, from 0
-    address: str  # host:port of the first node, where the processes of all nodes meet
+    count: int  # number of nodes in the step
+    number: int  # index of this node, from 0
+    address: str  # host:port of the first node, the rendezvous endpoint of all nodes
 
     @property
     def is_first(self) -> bool:
-        """True for the node that writes the files that all nodes share."""
+        """Return whether this node writes the files that all nodes share."""
         return self.number == 0
 
 
-ALONE = Node(1, 0, "localhost:0")  # any free port: several jobs run side by side
+ALONE = Node(1, 0, "localhost:0")  # port 0 selects a free port, so that several jobs can run at once
 
 
 def is_rank() -> bool:
-    """Return whether torchrun or srun has already started this process as one of several."""
+    """Return whether torchrun or srun started this process as one of several ranks."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def num_workers(gpus: int | None) -> int:
-    """Return the number of worker processes to start: `gpus`, else one for each visible GPU, else one."""
+    """Return the number of worker processes: `gpus` if set, else one per visible GPU, or one without GPUs."""
     import torch
 
-    visible = torch.cuda.device_count()  # counts without touching them
+    visible = torch.cuda.device_count()  # does not initialize CUDA
     if gpus is not None and visible and gpus > visible:
-        raise UserError(f"engine.gpus: {gpus} asked for, {visible} visible on this machine")
+        raise UserError(f"engine.gpus: {gpus} is more than the {visible} visible GPUs; choose at most {visible}")
     return gpus or visible or 1
 
 
 def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None:
-    """Run `tinyvlm_cli.launch.worker <job> <folder>` on every GPU and wait for it.
+    """Run `tinyvlm_cli.launch.worker <job> <folder>` on each GPU and wait for it to finish.
 
-    node: this node, where several run the job together; each of them calls this function.
-    Raises UserError with the message of a worker's UserError, WorkerError for anything else.
+    node: this node. If several nodes run the job together, each of them calls this function.
+    Raises UserError with the message of a worker's UserError, and WorkerError for any other failure.
     """
     if is_rank():
         from tinyvlm_cli.launch.worker import work
@@ -75,7 +75,7 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # A failure is reported once, below, and an interruption by the command line.
+    # Failures are reported below, and interruptions by the command line.
     silence("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api", level=logging.CRITICAL)
     count = num_workers(gpus)
     config = LaunchConfig(
@@ -89,29 +89,29 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
         monitor_interval=0.1,
     )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    # Threads that spin while they wait cost nothing on an idle CPU, but make a step ten times slower on a busy one.
+    # Spinning threads cost nothing on an idle CPU, but make a step ten times slower on a busy one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # rows of many lengths leave no holes
-    # PyTorch keeps compiled layers in /tmp, which a restart empties.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # avoids fragmentation by varying lengths
+    # By default, PyTorch caches compiled layers in /tmp, which a reboot clears.
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "tinyvlm" / "compiled"))
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of libraries; ours are log lines
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of libraries; tinyvlm logs its own
     try:
         elastic_launch(config, sys.executable)("-P", "-m", "tinyvlm_cli.launch.worker", job, str(folder))
-    except SignalException:  # Ctrl-C or a scheduler: Hydra would take an exception for a failed job, and start the next
+    except SignalException:  # Ctrl-C or the scheduler; after another exception, Hydra would start the next job
         raise KeyboardInterrupt from None
     except ChildFailedError as failed:
         _, failure = failed.get_first_failure()
-        found = failure.message  # a text when a signal ended the worker, a record when an exception did
+        found = failure.message  # a string after a signal, a dict after an exception
         message = str(found["message"] if isinstance(found, dict) else found)
         kind, _, text = message.partition(": ")
         if kind == UserError.__name__:
             raise UserError(text) from None
-        raise WorkerError(f"worker {failure.local_rank} stopped (exit code {failure.exitcode}): {message}") from None
+        raise WorkerError(f"worker {failure.local_rank} failed (exit code {failure.exitcode}): {message}") from None
 
 
 def this_node() -> Node:
-    """Return the node of this process. A batch script is not a step: without srun, its commands run on one node."""
+    """Return the node of this process. Without srun, the commands of a batch script run on a single node."""
     count = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
     if count == 1:
         return ALONE
@@ -122,8 +122,8 @@ def this_node() -> Node:
 
 
 @contextmanager
-def invitation(folder: Path, first: Node) -> Iterator[None]:
-    """Invite the other nodes of the step to join while the first one trains in `folder`."""
+def announced(folder: Path, first: Node) -> Iterator[None]:
+    """Let the other nodes of the step join while the first node trains in `folder`."""
     if first.count == 1:
         yield
         return
@@ -135,8 +135,8 @@ def invitation(folder: Path, first: Node) -> Iterator[None]:
         path.write_text(OVER, encoding="utf-8")
 
 
-def invited(folder: Path, is_done: Callable[[Path], bool]) -> bool:
-    """Wait for the step's first node to train in `folder`; return False when there is nothing left to join."""
+def await_first_node(folder: Path, is_done: Callable[[Path], bool]) -> bool:
+    """Wait for the step's first node to start training in `folder`. Returns False if there is no training to join."""
     path = folder.with_name(f".{folder.name}.{_step()}")
     while not is_done(folder):
         state = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -147,5 +147,5 @@ def invited(folder: Path, is_done: Callable[[Path], bool]) -> bool:
 
 
 def _step() -> str:
-    """Return the Slurm step that this process belongs to."""
+    """Return the ID of the Slurm job step that this process belongs to."""
     return f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', '0')}"

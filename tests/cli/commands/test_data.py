@@ -103,7 +103,7 @@ def test_records_that_the_index_itself_leaves_out_do_not_change_a_stages_identit
 
 def test_check_without_the_image_folder_leaves_nothing_out(tmp_path: Path, split: Split) -> None:
     group = Data(name="x", splits={"pretrain": replace(split, images=str(tmp_path / "gone"))})
-    with pytest.raises(UserError, match=r"^data\.splits\.pretrain\.images: .*gone; get it from the author$"):
+    with pytest.raises(UserError, match=r"^data\.splits\.pretrain\.images: .*gone is missing; get it from the author$"):
         check(group, tmp_path)
     assert not (tmp_path / "index").exists()
 
@@ -114,8 +114,8 @@ def test_check_says_where_to_get_missing_images(
     splits = {"pretrain": split, "finetune": replace(split, annotations="no.json")}
     assert check(Data(name="x", splits=splits, image_sources={"sam": "SA-1B"}), tmp_path) == 1
     shown = capsys.readouterr().out
-    assert "data.splits.finetune.annotations: no file no.json; get it from the author" in shown
-    assert "data.image_sources: no folder sam; get its images from SA-1B" in shown
+    assert "data.splits.finetune.annotations: no.json is missing; get it from the author" in shown
+    assert "data.image_sources: sam is missing; get its images from SA-1B" in shown
     assert "pretrain: images of 2 records are missing; get them from SA-1B, into sam" in shown
     assert "pretrain: images of 1 records are missing; get them from the author" in shown
 
@@ -144,4 +144,4 @@ def test_check_counts_the_files_of_each_benchmark(tmp_path: Path, capsys: pytest
     assert " 9 │ 1 of 3 │ incomplete" in shown
     assert "POPE: 2 of 3 images are missing (first: " in shown
     assert "LLaVA-W: questions.jsonl, context.jsonl, answers_gpt4.jsonl not in " in shown
-    assert "LLaVA-W, for the official judging: " in shown and "rule.json of LLaVA" in shown
+    assert "LLaVA-W, for official judging: " in shown and "rule.json of LLaVA" in shown

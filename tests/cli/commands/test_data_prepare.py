@@ -42,8 +42,8 @@ def test_training_opens_the_prepared_index(
 ) -> None:
     assert main(["data", "prepare", "data=mine", "llm=tiny"]) == 1
     shown = capfd.readouterr()
-    assert shown.out.count(" 4 │        1 │") == 2
-    assert "no file gone.json; get it from the author of captions" in shown.err
+    assert shown.out.count(" 4 │       1 │") == 2
+    assert "gone.json is missing; get it from the author of captions" in shown.err
     monkeypatch.setattr(index, "encode", None)  # no index can be made any more
     config = composed("train", "data=mine", "llm=tiny", "vision=tiny", "recipe=base")
     assert [len(stage_index(stage_job(config, name))) for name in config.recipe.stages] == [4, 4]
@@ -81,5 +81,5 @@ def test_convert_gifs_counts_conversions_and_faults(folder: Path, capfd: pytest.
     assert main(["data", "prepare", "data=mine", "convert_gifs=true"]) == 1
     shown = capfd.readouterr().err
     assert "pretrain: converted 1 of 3 images" in shown
-    assert "pretrain: 2 cannot be read (the first: image b.jpg: not an image in a supported format)" in shown
+    assert "pretrain: 2 images cannot be read (first: image b.jpg: not an image" in shown
     assert not (folder / "results/index").exists()

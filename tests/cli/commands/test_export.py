@@ -32,10 +32,10 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("run=none", "run=none: no such run"),
         ("run=all", "run=all: one run is needed; choose from one, other, two"),
-        ("run=other", "run=other: m is a model folder already"),
+        ("run=other", "run=other: m is already a model folder"),
         ("run=one", "results/stages/f: a stage of one is not trained"),
         ("run=one stage=share", "stage=share: one has no such stage; choose from pretrain, finetune"),
-        ("run=one stage=pretrain output=results", "output=results: exists already"),
+        ("run=one stage=pretrain output=results", "output=results: already exists"),
         ("run=one format=onnx", "expected one of [llava, parts]"),
     ],
 )

@@ -46,7 +46,7 @@ def test_the_score_is_shown_with_its_categories(pope: Path, capsys: Any, caplog:
         assert score.run(settings(pope, "pope")) == 0
     shown = capsys.readouterr().out
     assert "POPE: mean F1 100.00 (2 questions, 100.0% readable)" in shown
-    assert "as LLaVA eval_pope.py, version 1" in shown
+    assert "scored as in LLaVA eval_pope.py, version 1" in shown
     assert "adversarial" in shown and "yes_ratio" in shown
     assert "POPE: random has no labels: the mean is over the others" in caplog.messages
 
@@ -72,7 +72,7 @@ def test_a_partial_score_is_marked(pope: Path, capsys: Any) -> None:
 
 @pytest.mark.parametrize("names", [(), ("pope", "gqa")])
 def test_one_file_is_for_one_benchmark(pope: Path, names: tuple[str, ...]) -> None:
-    with pytest.raises(UserError, match="one answers file is for one benchmark"):
+    with pytest.raises(UserError, match="benchmark: expected exactly one"):
         score.run(settings(pope, *names))
 
 
@@ -122,7 +122,7 @@ def test_a_split_of_a_server_is_exported_and_not_scored(tmp_path: Path, capsys: 
     write_lines(tmp_path / "answers-0.jsonl", [{"question_id": 1, "text": "Two."}])
     node = {"vqav2": node_of("vqav2", Path("nowhere"), server="EvalAI")}
     config = replace(settings(tmp_path), benchmark=node, answers=str(tmp_path))  # a folder of `tinyvlm eval`
-    with pytest.raises(UserError, match=r"only EvalAI scores it; add upload=FILE\.json"):
+    with pytest.raises(UserError, match=r"scored only by EvalAI; add upload=FILE\.json"):
         score.run(config)
     assert score.run(replace(config, upload=str(tmp_path / "up.json"))) == 0
     assert json.loads((tmp_path / "up.json").read_text())[1] == {"question_id": 2, "answer": ""}

@@ -1,6 +1,6 @@
-"""Every command of tinyvlm, declared in one place. A command's module is imported only when the command runs.
+"""Declarations of all tinyvlm commands. A command's module is imported only when the command runs.
 
-To add a command, add a line to _COMMANDS, its module, and conf/NAME.yaml with its settings and help.
+To add a command, add an entry to _COMMANDS, a module to this folder, and conf/NAME.yaml with its settings and help.
 """
 
 import importlib
@@ -10,25 +10,25 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Command:
-    """A command: what is needed to list it, compose its configuration and run it."""
+    """Declaration of a command: its help text, settings class and function."""
 
     name: str
     help: str  # one line
-    schema: str  # "module:Class" of its settings, in tinyvlm_cli.config
-    function: str = "run"  # of its module: takes the settings and returns the exit code
-    actions: tuple[str, ...] = ()  # arguments that follow the name and set `action`
-    takes_grid: bool = False  # its function takes the points of a grid together and returns an outcome for each
+    schema: str  # "module:Class" of the settings, in tinyvlm_cli.config
+    function: str = "run"  # in the command's module; takes the settings and returns the exit code
+    actions: tuple[str, ...] = ()  # allowed values of `action`, which follows the command's name
+    takes_grid: bool = False  # the function takes all cells of a grid and returns one outcome per cell
 
     @property
     def settings_class(self) -> type:
-        """The dataclass of its settings."""
+        """Dataclass of the command's settings."""
         module, _, name = self.schema.partition(":")
         kind = getattr(importlib.import_module(f"tinyvlm_cli.config.{module}"), name)
         assert isinstance(kind, type)
         return kind
 
     def run(self, argument: Any) -> Any:
-        """Import its module and call its function."""
+        """Import the command's module and call its function."""
         return getattr(importlib.import_module(f"{__name__}.{self.name}"), self.function)(argument)
 
 
@@ -36,19 +36,19 @@ class Command:
 _COMMANDS = (
     Command("train", "train all stages of one run, or of a grid with -m or sweep=NAME", "schema:Train"),
     Command("eval", "answer benchmarks with trained runs and score the answers", "commands:Eval"),
-    Command("score", "score an answers file from anywhere; needs no model", "commands:Score"),
+    Command("score", "score an answers file from any source, without a model", "commands:Score"),
     Command("report", "print tables of all scores next to the published ones", "commands:Report"),
     Command("plan", "show what `train` would do with the same arguments, and what it would cost", "commands:Plan",
             function="run_together", takes_grid=True),
-    Command("data", "check that data sets are complete and readable, or prepare what can be made here",
+    Command("data", "check that data sets are complete and readable, or prepare data, models and indexes",
             "commands:DataCommand", actions=("check", "prepare")),
     Command("ask", "ask a trained model questions about images", "commands:Ask"),
-    Command("import", "import a TinyLLaVA checkpoint as a run to evaluate, ask and train further", "commands:Import"),
-    Command("export", "export a trained run as a Hugging Face LLaVA folder, or its parts as folders",
+    Command("import", "import a TinyLLaVA checkpoint as a run to evaluate, query or train further", "commands:Import"),
+    Command("export", "export a trained run as a Hugging Face LLaVA folder, or each part as a folder",
             "commands:Export"),
-    Command("bench", "measure how fast a stage trains here, or how fast images are loaded", "commands:Bench",
+    Command("bench", "measure the speed of training or of image loading on this machine", "commands:Bench",
             actions=("train", "data")),
-    Command("demo", "run a small study from data to tables on the embedded models, on a CPU, in minutes",
+    Command("demo", "run a small study from data to tables with bundled models, in minutes on a CPU",
             "commands:Demo"),
 )
 # fmt: on

@@ -1,4 +1,4 @@
-"""Ask a trained run about images: questions from the command line, a conversation in a terminal, or lines of a pipe."""
+"""Ask a trained run about images, with questions from the command line, a terminal conversation or a pipe."""
 
 import logging
 import sys
@@ -16,30 +16,30 @@ from tinyvlm_cli.results.models import find_model
 
 log = logging.getLogger(__name__)
 
-Sources = list[tuple[str, Path | bytes]]  # images with the names that were given
+Sources = list[tuple[str, Path | bytes]]  # (name on the command line, image)
 History = list[tuple[str, str]]
-AskOne = Callable[[Path | bytes, str, History], str]  # prints the answer and returns it
+AskOne = Callable[[Path | bytes, str, History], str]  # prints and returns the answer
 
 
 def run(config: Ask) -> int:
-    """Print the answers. Returns the exit code."""
+    """Print the answers and return the exit code."""
     found = find_model(Results(config.results_dir), config.run, stage=config.stage)
     questions = _texts("question", config.question)
     images = _texts("image", config.image)
     if not images:
         raise UserError("image: not set; add image=FILE")
     if STDIN in images and not questions:
-        raise UserError("question: not set, and the image comes from standard input; add question=...")
+        raise UserError("question: not set, but the image is read from standard input; add question=...")
     sources: Sources = [(name, image_source(name)) for name in images]
     for _, source in sources:
-        open_image(source)  # a bad image is reported before the model is loaded
+        open_image(source)  # report an unreadable image before loading the model
 
     from tinyvlm_cli.evaluate.generation import Decoding
     from tinyvlm_cli.evaluate.loaded import Loaded
 
     decoding = Decoding(config.max_new_tokens, config.temperature, config.top_p, config.num_beams, config.seed)
     if not decoding.samples and decoding.top_p != 1:
-        log.warning("top_p=%g: has no effect at temperature=0, where every answer is greedy", decoding.top_p)
+        log.warning("top_p=%g: has no effect with temperature=0 (greedy decoding)", decoding.top_p)
     model = Loaded(found, device=None, dtype=None)
 
     def ask(image: Path | bytes, question: str, history: History) -> str:
@@ -53,27 +53,27 @@ def run(config: Ask) -> int:
     elif sys.stdin.isatty():
         _converse(sources, ask)
     else:
-        lines = (line.strip() for line in sys.stdin if line.strip())  # read and answered one by one
+        lines = (line.strip() for line in sys.stdin if line.strip())  # lazy: each line is answered as it arrives
         try:
             num_asked = _ask_all(sources, lines, ask, is_titled=True)
         except UnicodeDecodeError as error:
-            raise UserError(f"standard input: not a text in {error.encoding}; give one question per line") from None
+            raise UserError(f"standard input: not {error.encoding} text; give one question per line") from None
         if not num_asked:
-            raise UserError("question: not set, and standard input has none; add question=...")
+            raise UserError("question: not set, and standard input is empty; add question=...")
     return 0
 
 
 def _texts(setting: str, value: Any) -> list[str]:
-    """Return the texts of a setting that is a text, a list of texts, or null."""
+    """Return the value of a setting, which is a text, a list of texts or null, as a list of texts."""
     texts = value if isinstance(value, list) else [] if value is None else [value]
     for text in texts:
         if isinstance(text, dict | list) or text is None or not str(text).strip():
-            raise UserError(f"{setting}={text!r}: give a text, or a list of texts as in '{setting}=[...,...]'")
+            raise UserError(f"{setting}={text!r}: expected a text or a list of texts, as in '{setting}=[...,...]'")
     return [str(text) for text in texts]
 
 
 def _ask_all(sources: Sources, questions: Iterable[str], ask: AskOne, *, is_titled: bool) -> int:
-    """Ask every question about every image, each on its own as in evaluation. Returns the number of questions."""
+    """Ask each question about each image independently, as in evaluation. Returns the number of questions."""
     asked = 0
     for question in questions:
         asked += 1
@@ -85,13 +85,13 @@ def _ask_all(sources: Sources, questions: Iterable[str], ask: AskOne, *, is_titl
 
 
 def _converse(sources: Sources, ask: AskOne) -> None:
-    """Have a conversation about each image, with the same questions, until an empty line or the end of input."""
+    """Hold a conversation about each image, with the same questions, until an empty line or the end of input."""
     with suppress(ImportError):
-        import readline  # noqa: F401 - makes the input line editable
-    print(f"About {', '.join(name for name, _ in sources)}. An empty line or Ctrl-D ends.", file=sys.stderr)
+        import readline  # noqa: F401 - enables line editing
+    print(f"Images: {', '.join(name for name, _ in sources)}. An empty line or Ctrl-D quits.", file=sys.stderr)
     histories: list[History] = [[] for _ in sources]
     while True:
-        if not sys.stdout.isatty():  # only answers go there
+        if not sys.stdout.isatty():  # keep the prompt out of redirected answers
             print("> ", end="", file=sys.stderr, flush=True)
         try:
             question = input("> " if sys.stdout.isatty() else "").strip()

@@ -1,4 +1,4 @@
-"""`tinyvlm bench train`: how fast a stage trains here. `tinyvlm bench data`: how fast its input is loaded."""
+"""Measure the speed of training (`tinyvlm bench train`) or of image loading (`tinyvlm bench data`)."""
 
 import json
 import shutil
@@ -22,20 +22,20 @@ from tinyvlm_cli.train.stages import stage_job
 
 
 def run(config: Bench) -> int:
-    """Measure and print. Returns the exit code."""
+    """Run the measurement, print the result and return the exit code."""
     if not this_node().is_first:
-        return 0  # only training runs on several nodes
+        return 0  # only `tinyvlm train` uses several nodes
     if config.stage not in config.recipe.stages:
-        raise UserError(f"stage={config.stage}: recipe={config.recipe.name} has {', '.join(config.recipe.stages)}")
+        raise UserError(f"stage={config.stage}: unknown stage; choose from {', '.join(config.recipe.stages)}")
     job = stage_job(config, config.stage)
     if job.stage.split not in config.mixes:
-        raise UserError(f"mixes: no entry for split '{job.stage.split}'; it has {', '.join(config.mixes)}")
+        raise UserError(f"mixes.{job.stage.split}: not set; add an entry like those of {', '.join(config.mixes)}")
     if config.action not in ("train", "data"):
-        raise UserError(f"action={config.action}: choose train or data")
+        raise UserError(f"action={config.action}: unknown action; choose train or data")
     if config.action == "train":
         findings = invalid_engine_settings(config.engine)
         if config.steps < 1:
-            findings.append(f"steps: {config.steps} is not allowed; choose 1 or more")
+            findings.append(f"steps: {config.steps} is invalid; choose a positive number")
         raise_findings(findings or untrainable(job.llm, job.vision, job.connector, {job.name: job.stage}))
     gpus = launch.num_workers(config.engine.gpus)
     parts = (config.recipe.name, config.stage, config.vision.name, config.connector["name"], config.llm.name)
@@ -53,8 +53,8 @@ def run(config: Bench) -> int:
 
 
 def _train(config: Bench, folder: Path) -> tuple[str, dict[str, str]]:
-    """Measure training in worker processes. Returns the title and the rows to print."""
-    draft = folder / "draft"  # an interruption leaves the last measurement as it was
+    """Measure training in worker processes. Returns the title and rows of the table to print."""
+    draft = folder / "draft"  # an interruption keeps the previous measurement
     try:
         write_text(draft / "config.yaml", to_yaml(config))
         launch.run("bench", draft, gpus=config.engine.gpus)
@@ -68,22 +68,22 @@ def _train(config: Bench, folder: Path) -> tuple[str, dict[str, str]]:
     assert found is not None
     title = f"{found.stage} of {found.recipe}, {found.vision} + {found.connector} + {found.llm}"
     return f"{title} on {found.gpus} x {found.device}", {
-        "trains": ", ".join(f"{part} {how}" for part, how in found.trains.items()),
-        "engine": f"ZeRO-{found.zero}, rows of up to {found.micro_tokens:,} tokens, "
-        f"{found.recompute:.0%} of the layers recomputed",
+        "trained parts": ", ".join(f"{part} {how}" for part, how in found.trains.items()),
+        "engine": f"ZeRO-{found.zero}, packed sequences of up to {found.micro_tokens:,} tokens, "
+        f"activation checkpointing in {found.recompute:.0%} of the layers",
         "samples/s": f"{found.samples_per_s:.2f}",
         "real tokens/s": f"{found.tokens_per_s:,.0f}",
-        "MFU": f"{found.mfu:.1%}: {found.tflops_per_s:.4g} needed TFLOP/s of {found.ceiling_tflops:.4g} "
-        "that a large matrix product reaches in the same process",
-        "memory": f"{found.memory_gib:.1f} GiB on a GPU" if found.memory_gib else "not measured on a CPU",
-        "waited for input": f"{found.data_wait:.1%}",
-        "first step after": f"{found.first_step_s:.0f} s",
+        "MFU": f"{found.mfu:.1%}: {found.tflops_per_s:.4g} model TFLOP/s; a large matrix product in the same process "
+        f"reaches {found.ceiling_tflops:.4g} TFLOP/s",
+        "peak memory": f"{found.memory_gib:.1f} GiB per GPU" if found.memory_gib else "not measured on a CPU",
+        "time waiting for data": f"{found.data_wait:.1%}",
+        "time to first step": f"{found.first_step_s:.0f} s",
         "result": str(folder / RESULT),
     }
 
 
 def _data(config: Bench, folder: Path) -> tuple[str, dict[str, str]]:
-    """Measure the input alone. Returns the title and the rows to print."""
+    """Measure image loading alone. Returns the title and rows of the table to print."""
     try:
         rates = bench_data(config, folder / IMAGES)
     finally:
@@ -91,4 +91,4 @@ def _data(config: Bench, folder: Path) -> tuple[str, dict[str, str]]:
     write_text(folder / "data.json", json.dumps(rates) + "\n")
     rows = {f"{workers} processes": f"{rate:,.0f} images/s" for workers, rate in rates.items()}
     size = config.vision.image_size
-    return f"JPEGs to {size} x {size} pixels", {**rows, "result": str(folder / "data.json")}
+    return f"JPEGs loaded and resized to {size} x {size} pixels", {**rows, "result": str(folder / "data.json")}

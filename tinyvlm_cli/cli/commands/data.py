@@ -1,7 +1,7 @@
-"""Check that training sets and benchmarks are complete and readable, or prepare what this machine can make.
+"""Check that training sets and benchmarks are complete and readable, or prepare files for training.
 
-`tinyvlm data check` reports what is missing, what is wrong, and where to get the files. `tinyvlm data prepare` makes
-training sets, model folders and indexes before training needs them.
+`tinyvlm data check` reports missing and invalid files and where to get them. `tinyvlm data prepare` creates training
+sets, model folders and indexes before training needs them.
 """
 
 import logging
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SHOWN = 10  # findings of each kind on the screen; the file has all of them
+SHOWN = 10  # findings to print per kind; the file lists all of them
 
 
 def run(config: DataCommand) -> int:
-    """Check or prepare what the configuration names. Returns the exit code."""
+    """Check or prepare the selected groups and return the exit code."""
     if config.action not in ("check", "prepare"):
-        raise UserError(f"action={config.action}: choose check or prepare")
+        raise UserError(f"action={config.action}: unknown action; choose check or prepare")
     unused = {"benchmark": config.benchmark} if config.action == "prepare" else {
         "llm": config.llm, "vision": config.vision, "convert_gifs": config.convert_gifs is True
     }  # fmt: skip
     for setting in (name for name, value in unused.items() if value):
-        log.warning("%s: has no effect in `tinyvlm data %s`", setting, config.action)
+        log.warning("%s: has no effect on `tinyvlm data %s`", setting, config.action)
     if config.action == "prepare":
         return prepare(config)
     if config.data is None and not config.benchmark:
@@ -52,8 +52,8 @@ def run(config: DataCommand) -> int:
 
 
 def _check_data(data: Data, results: Results) -> int:
-    """Check every split of a data group whose files exist. Returns the exit code."""
-    names: dict[tuple[str, str], str] = {}  # two splits can have the same files
+    """Check each split whose files exist and report the missing files. Returns the exit code."""
+    names: dict[tuple[str, str], str] = {}  # two splits can share files
     missing: dict[str, list[str]] = {}
     for name, split in data.splits.items():
         if names.setdefault((split.annotations, split.images), name) != name:
@@ -62,12 +62,12 @@ def _check_data(data: Data, results: Results) -> int:
         if not Path(split.annotations).is_file():
             missing[name].append(_missing_annotations(name, split))
         if not Path(split.images).is_dir():
-            missing[name].append(f"data.splits.{name}.images: no folder {split.images}; get it from {split.source}")
+            missing[name].append(f"data.splits.{name}.images: {split.images} is missing; get it from {split.source}")
     lines = [line for found in missing.values() for line in found]
     if lines:
         roots = [Path(split.images) for split in data.splits.values()]
         lines += [
-            f"data.image_sources: no folder {folder}; get its images from {source}"
+            f"data.image_sources: {folder} is missing; get its images from {source}"
             for folder, source in data.image_sources.items()
             if not any((root / folder).is_dir() for root in roots)
         ]
@@ -80,12 +80,12 @@ def _check_data(data: Data, results: Results) -> int:
 
 
 def _check_split(name: str, data: Data, results: Results) -> int:
-    """Check one split, show the findings and write them to results/index/skip/. Returns the records left out."""
+    """Check one split, print its findings and write them to files. Returns the number of unusable records."""
     from tinyvlm_cli.data.check import check_split
 
     split = data.splits[name]
     checked = check_split(split)
-    # The index itself leaves out broken records. In this list they would only change the identity of trained stages.
+    # Invalid records are not listed: the index skips them itself, and listing them would change stage identities.
     skips = ((finding.number, finding.says) for finding in checked.findings if finding.kind in IMAGE_FAULTS)
     path = write_skips(split, results, skips)
     everything = path.with_suffix(".findings.jsonl")
@@ -114,25 +114,25 @@ def _check_split(name: str, data: Data, results: Results) -> int:
     )
     for source, count in sources.items():
         _print(f"{name}: images of {count:,} records are missing; get them from {source}")
-    _print(f"{name}: all findings are in {everything}; the records that training skips are in {path}")
+    _print(f"{name}: all findings are listed in {everything}, and the records that training skips in {path}")
     return len(left_out)
 
 
 def _check_benchmarks(nodes: dict[str, Any]) -> int:
-    """Print a table of the benchmarks' files, and a line for each that is missing. Returns the exit code."""
+    """Print a table of the benchmarks' files and a line for each missing file. Returns the exit code."""
     from tinyvlm_cli.evaluate.runner import take_inventory
 
     right = [Column(header, justify="right") for header in ("questions", "images")]
-    table = Table("benchmark", "split", *right, "state")
+    table = Table("benchmark", "split", *right, "status")
     lines, is_complete = [], True
     for node in nodes.values():
         benchmark: Benchmark = build(node)
         found = take_inventory(benchmark)
         images = f"{found.images - found.absent:,} of {found.images:,}"
-        state = "incomplete" if found.findings else "complete"
-        table.add_row(benchmark.label, benchmark.split, f"{found.questions:,}", images, state)
+        status = "incomplete" if found.findings else "complete"
+        table.add_row(benchmark.label, benchmark.split, f"{found.questions:,}", images, status)
         lines += [f"{benchmark.label}: {finding}" for finding in found.findings]
-        lines += [f"{benchmark.label}, for the official judging: {file}" for file in benchmark.wanted()]
+        lines += [f"{benchmark.label}, for official judging: {file}" for file in benchmark.wanted()]
         is_complete &= not found.findings
     _print(table)
     for line in lines:
@@ -141,7 +141,7 @@ def _check_benchmarks(nodes: dict[str, Any]) -> int:
 
 
 def prepare(config: DataCommand) -> int:
-    """Make what has a `prepare` node, then JPEGs on request, then the index. Returns the exit code."""
+    """Create folders from `prepare` nodes, convert images on request and build indexes. Returns the exit code."""
     chosen: dict[str, Data | LLM | Vision | None] = {"data": config.data, "llm": config.llm, "vision": config.vision}
     groups = {key: group for key, group in chosen.items() if group is not None}
     raise_findings(_mistakes(config, groups))
@@ -149,7 +149,7 @@ def prepare(config: DataCommand) -> int:
         if group.prepare:
             make(f"{key}={group.name}", group.prepare)
         elif not isinstance(group, Data) and Path(group.path).is_dir():
-            log.info("%s=%s: exists already, in %s", key, group.name, group.path)
+            log.info("%s=%s: already exists in %s", key, group.name, group.path)
     data = config.data
     if data is None or not (config.llm or config.convert_gifs):
         return 0
@@ -168,17 +168,17 @@ def prepare(config: DataCommand) -> int:
             again = f"; check them again with: tinyvlm data check data={data.name}" if True in done else ""
             log.info("%s: converted %s of %s images to JPEG%s", name, f"{done.count(True):,}", f"{len(done):,}", again)
             if faults:
-                log.warning("%s: %s cannot be read (the first: %s)", name, f"{len(faults):,}", faults[0])
+                log.warning("%s: %s images cannot be read (first: %s)", name, f"{len(faults):,}", faults[0])
     if config.llm:
         _build_index(config, config.llm, splits)
     return FAILED if missing else 0
 
 
 def _mistakes(config: DataCommand, groups: dict[str, Data | LLM | Vision]) -> list[str]:
-    """Return a sentence for each setting with which nothing can be prepared."""
+    """Return a message for each setting that prevents preparation."""
     findings = []
     if config.convert_gifs and config.data is None:
-        findings.append("convert_gifs: needs a training set; add data=NAME")
+        findings.append("convert_gifs: requires a training set; add data=NAME")
     elif not groups:
         files = {
             f"{group}={path.stem}": path
@@ -188,17 +188,17 @@ def _mistakes(config: DataCommand, groups: dict[str, Data | LLM | Vision]) -> li
         }
         nodes = {choice: yaml.safe_load(path.read_text("utf-8")) for choice, path in files.items()}
         options = ", ".join(choice for choice, node in nodes.items() if "prepare" in (node or {}))
-        findings.append(f"nothing to prepare; choose from {options}, or add data=NAME llm=NAME for the data's index")
-    # Groups that are useful without a `prepare` node, and the setting that makes them so.
+        findings.append(f"nothing to prepare; choose from {options}, or add data=NAME llm=NAME to build an index")
+    # Whether the other settings make a group useful without a `prepare` node, and how to make it useful.
     uses = {"data": config.llm is not None or config.convert_gifs, "llm": config.data is not None}
-    hints = {"data": "; add llm=NAME to index existing files", "llm": "; add data=NAME to index that data"}
+    hints = {"data": ", or add llm=NAME to index existing files", "llm": ", or add data=NAME to build an index"}
     for key, group in groups.items():
         exists = not isinstance(group, Data) and Path(group.path).is_dir()
         if group.prepare and "folder" not in group.prepare:
-            findings.append(f"{key}.prepare.folder: not set; add +{key}.prepare.folder=DIR, the folder to make")
+            findings.append(f"{key}.prepare.folder: not set; add +{key}.prepare.folder=DIR, the folder to create")
         elif not group.prepare and not uses.get(key) and not exists:
-            how = f"get the files yourself, or set their path{hints.get(key, '')}"
-            findings.append(f"{key}={group.name}: tinyvlm cannot make it; {how}")
+            how = f"download its files, or set their path{hints.get(key, '')}"
+            findings.append(f"{key}={group.name}: cannot be created by tinyvlm; {how}")
     if config.data is not None and config.llm is not None:
         shipped = yaml.safe_load((conf_dir() / "data.yaml").read_text("utf-8"))["prompts"]
         splits = ", ".join(config.data.splits)
@@ -207,16 +207,16 @@ def _mistakes(config: DataCommand, groups: dict[str, Data | LLM | Vision]) -> li
                 findings.append(f"prompts.{name}: not set; add +prompts.{name}=plain or +prompts.{name}=chat")
         for name in config.prompts:
             if name not in config.data.splits and name not in shipped:
-                findings.append(f"prompts.{name}: data={config.data.name} has no such split; choose from {splits}")
+                findings.append(f"prompts.{name}: not a split of data={config.data.name}; choose from {splits}")
     return findings
 
 
 def make(choice: str, node: dict[str, Any]) -> None:
-    """Make the folder that a `prepare` node describes, complete or not at all, while other processes wait."""
+    """Create the folder of a `prepare` node atomically and under a lock, unless it exists."""
     folder = Path(node["folder"])
     with locked(folder):
         if folder.exists():
-            log.info("%s: exists already, in %s", choice, folder)
+            log.info("%s: already exists in %s", choice, folder)
             return
         with new_folder(folder) as draft:
             build({**node, "folder": draft})
@@ -224,13 +224,13 @@ def make(choice: str, node: dict[str, Any]) -> None:
 
 
 def _build_index(config: DataCommand, llm: LLM, splits: dict[str, Split]) -> None:
-    """Make the index of each split that training will open, and print the splits' sizes."""
+    """Build the index of each split that training will open, and print the splits' sizes."""
     from tinyvlm_cli.data.index import open_index
     from tinyvlm_cli.model.llm import load_tokenizer
 
     tokenizer = load_tokenizer(llm)
-    right = [Column(header, justify="right") for header in ("samples", "left out", "tokens", "mean", "longest")]
-    table = Table("split", "prompt", *right, caption="tokens of the text, images not counted")
+    right = [Column(header, justify="right") for header in ("samples", "skipped", "tokens", "mean", "longest")]
+    table = Table("split", "prompt", *right, caption="text tokens only, without image tokens")
     results = Results(config.results_dir)
     for name, split in splits.items():
         prompt = config.prompts[name]
@@ -244,9 +244,9 @@ def _build_index(config: DataCommand, llm: LLM, splits: dict[str, Split]) -> Non
 
 
 def _missing_annotations(name: str, split: Split) -> str:
-    return f"data.splits.{name}.annotations: no file {split.annotations}; get it from {split.source}"
+    return f"data.splits.{name}.annotations: {split.annotations} is missing; get it from {split.source}"
 
 
 def _print(content: str | Table) -> None:
-    """Print for people: long lines are not broken, and brackets in them are not markup."""
+    """Print without wrapping long lines or interpreting brackets as markup."""
     Console(markup=False, highlight=False).print(content, soft_wrap=isinstance(content, str))

@@ -1,4 +1,4 @@
-"""Run a small study, from data to tables, with the embedded models."""
+"""Run a small study, from data to tables, with bundled models."""
 
 import shlex
 import time
@@ -12,8 +12,8 @@ from tinyvlm_cli.config.commands import Demo
 
 
 def run(config: Demo) -> int:
-    """Run the commands of conf/demo.yaml one after the other. Returns the first exit code that is not 0, else 0."""
-    GlobalHydra.instance().clear()  # this command is composed; each command of the study is composed on its own
+    """Run the commands of conf/demo.yaml in order. Stop at and return the first nonzero exit code, else return 0."""
+    GlobalHydra.instance().clear()  # each command of the study initializes Hydra again
     console = Console(highlight=False)
     began = time.perf_counter()
     for command in config.commands:

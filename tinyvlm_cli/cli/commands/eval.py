@@ -1,4 +1,4 @@
-"""Answer benchmarks with a trained run or a model folder and score the answers."""
+"""Answer benchmarks with trained runs or a model folder, and score the answers."""
 
 import json
 import logging
@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Eval) -> int:
-    """Answer the open questions of every run, then score. Returns the exit code."""
+    """Answer each run's unanswered questions, score all answers, and return the exit code."""
     if not this_node().is_first:
-        return 0  # only training takes several nodes
+        return 0  # only `tinyvlm train` uses several nodes
     results = Results(config.results_dir)
     runs = find_runs_to_score(results, config.run)
     images = [REAL, SHUFFLED] if config.blind else [REAL]
@@ -60,19 +60,19 @@ def run(config: Eval) -> int:
             replace(job, tasks=waiting).write(folder)
             launch.run("eval", folder, gpus=config.gpus)
         else:
-            log.info("%s, %s: every question has an answer already", one.folder.name, job.stage)
+            log.info("%s, %s: all questions are already answered", one.folder.name, job.stage)
         rows = _score(benchmarks, one, job, results)
         if rows:
             _show(one, job, rows)
         pending += sum(row.details.get("pending", 0) for row in rows)
     if pending:
-        log.warning("%d answers wait for the judge; run the same command again to grade them", pending)
+        log.warning("%d answers are waiting for the judge; run the same command again to grade them", pending)
         return PENDING
     return 0
 
 
 def _score(benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Results) -> list[ScoreRow]:
-    """Score every task and write its files; where a server scores, write the upload file. Returns the rows."""
+    """Score each task, write its files and return the rows. If a server scores it, write its upload file instead."""
     known = {row.cell: row for row in results.scores()}
     rows: list[ScoreRow] = []
     notes: list[str] = []
@@ -85,7 +85,7 @@ def _score(benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Re
             benchmark.export(answers, path)
             notes.append(f"{benchmark.label}, {benchmark.split}: upload {path} to {benchmark.server}")
             continue
-        # Every question has an answer. Where LLaVA's question file lacks some of the official ones, a note says so.
+        # All questions are answered. If LLaVA's question file lacks some official questions, a note reports it.
         keys = None if job.limit is None else {answer.key for answer in answers}
         score = benchmark.score(answers, keys, partial=True)
         notes += [f"{benchmark.label}: {note}" for note in score.notes]
@@ -100,7 +100,7 @@ def _score(benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Re
             benchmark=benchmark.name,
             images=task.images,
             limit=job.limit,
-            details=json.loads(json.dumps({**score.details, **marks})),  # so that it equals the row read from its file
+            details=json.loads(json.dumps({**score.details, **marks})),  # so that the row equals one read from a file
             interval=bounds and [round(bound, 4) for bound in bounds],
             created=now(),
             **{name: getattr(run, name) for name in ("name", "llm", "vision", "connector", "data", "recipe", "seed")},
@@ -117,8 +117,8 @@ def _score(benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Re
 
 
 def _show(run: Run, job: EvalJob, rows: list[ScoreRow]) -> None:
-    """Print the scores; the blind control's are a column."""
-    limit = f"the first {job.limit} questions only: not comparable" if job.limit is not None else None
+    """Print the scores, with a column for the blind control."""
+    limit = f"only the first {job.limit} questions; not comparable with full scores" if job.limit is not None else None
     table = Table(title=f"{run.folder.name}, {job.stage}", caption=limit)
     for column in ("benchmark", "metric", "score", "blind", "questions", "readable"):
         table.add_column(column, justify="left" if column in ("benchmark", "metric") else "right")

@@ -1,4 +1,4 @@
-"""Write a trained run in a form that others read."""
+"""Export a trained run in a format that other software reads."""
 
 import logging
 from pathlib import Path
@@ -14,11 +14,11 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Export) -> int:
-    """Write the folder. Returns the exit code."""
+    """Export the run to a folder and return the exit code."""
     found = find_model(Results(config.results_dir), config.run, stage=config.stage)
     if found.run.model is not None:
         raise UserError(
-            f"run={config.run}: {found.run.model} is a model folder already; give a run that was trained here"
+            f"run={config.run}: {found.run.model} is already a model folder; choose a run that was trained here"
         )
     if config.output is not None:
         output = Path(config.output)
@@ -26,7 +26,7 @@ def run(config: Export) -> int:
         stage = "" if found.stage == list(found.run.stages)[-1] else f"-{found.stage}"
         output = Path(config.exports_dir) / f"{found.run.folder.name}{stage}-{config.format.value}"
     if output.exists():
-        raise UserError(f"output={output}: exists already; move or delete it, or give another output")
+        raise UserError(f"output={output}: already exists; move or delete it, or choose another output")
 
     import torch
 
@@ -49,8 +49,8 @@ def run(config: Export) -> int:
             write_llava(source, processor, draft, lossy=config.lossy)
     else:
         if config.lossy:
-            log.warning("lossy=true has no effect: format=parts loses nothing")
+            log.warning("lossy=true: has no effect with format=parts, which is lossless")
         with new_folder(output) as draft:
             write_parts(source, draft, output)
-    log.info("written to %s", output)
+    log.info("exported to %s", output)
     return 0

@@ -1,4 +1,4 @@
-"""Bring a published TinyLLaVA checkpoint in, as a run to evaluate, ask and train further."""
+"""Import a published TinyLLaVA checkpoint as a run to evaluate, query or train further."""
 
 import hashlib
 import logging
@@ -15,21 +15,21 @@ from tinyvlm_cli.results.records import Run, Stage, provenance
 log = logging.getLogger(__name__)
 
 STAGE = "import"
-READ = (".safetensors", ".bin", ".json", ".model", ".txt")  # suffixes of a checkpoint's files
+READ = (".safetensors", ".bin", ".json", ".model", ".txt")  # file suffixes in a checkpoint
 
 
 def run(config: Import) -> int:
-    """Write the checkpoint as a stage, and a run of that stage. Returns the exit code."""
+    """Write the checkpoint as a stage and a run with that stage, and return the exit code."""
     source = Path(config.path)
     settings = ("path", "vision_dir", "second_vision_dir", "qformer_dir")
     places = {name: Path(value) for name in settings if (value := getattr(config, name))}
     findings = [
-        f"{name}={place}: no such folder; give the one that the checkpoint or encoder was saved to"
+        f"{name}={place}: folder does not exist; give the folder of the saved checkpoint or encoder"
         for name, place in places.items()
         if not place.is_dir()
     ]
     if config.name is not None and Path(config.name).name != config.name:
-        findings.append(f"name={config.name}: not the name of a folder; give one without slashes")
+        findings.append(f"name={config.name}: invalid folder name; choose a name without slashes")
     raise_findings(findings)
     results = Results(Path(config.results_dir).resolve())
     files = sorted(path for place in places.values() for path in place.rglob("*") if path.suffix in READ)
@@ -65,12 +65,12 @@ def run(config: Import) -> int:
 
 
 def _write_stage(config: Import, places: dict[str, Path], stage_dir: Path) -> None:
-    """Write the stage folder, whole or not at all. places: setting -> folder."""
+    """Write the stage folder atomically. places: mapping from setting to folder."""
     from tinyvlm_cli.checkpoint.tinyllava.layouts import read_foreign
     from tinyvlm_cli.checkpoint.tinyllava.stage import import_parts
 
     foreign = read_foreign(places["path"], vision=places.get("vision_dir"))
-    # A recipe of one finished stage, which says how images and prompts are prepared.
+    # A recipe with one completed stage, which records the image mode and the prompt format.
     frozen = schema.Parts(vision=Tune.frozen, connector=Tune.frozen, llm=Tune.frozen)
     stage = schema.Stage(
         split="", prompt=foreign.prompt, image_mode=foreign.image_mode, train=frozen, vision_from_layer=0, lr=0.0,

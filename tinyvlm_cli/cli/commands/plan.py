@@ -1,7 +1,7 @@
-"""`tinyvlm plan`: show what `tinyvlm train` would do with the same settings; nothing is started.
+"""Show what `tinyvlm train` would do with the same settings, without starting it.
 
-A single run is shown stage by stage. A grid gets a line for each run, and totals with and without the stages that runs
-share.
+A single run is printed stage by stage. A grid is printed with one line per run, and with totals that show how much is
+saved by sharing stages.
 """
 
 import gc
@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.tree import Tree
 
-from tinyvlm_cli.cli.compose import Outcome, Point
+from tinyvlm_cli.cli.compose import Cell, Outcome
 from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.errors import MISTAKE, UserError
 from tinyvlm_cli.plan.cost import DONE, PlannedRun, PlannedStage, plan_run
@@ -20,30 +20,30 @@ from tinyvlm_cli.train.layout import GIB
 
 SHARED = "shared"
 
-Cell = tuple[str, PlannedRun | UserError]  # the overrides of a point of a grid, and its plan or why it has none
+PlannedCell = tuple[str, PlannedRun | UserError]  # a grid cell's overrides, and its plan or the error that prevents it
 
 
-def run_together(points: Iterator[Point]) -> list[Outcome]:
-    """Print one run's stages, or a grid's lines and totals. The error of a run is kept so that it hides no other."""
-    gc.disable()  # imports and models stay until the end: searching them for garbage takes a quarter of the time
+def run_together(cells: Iterator[Cell]) -> list[Outcome]:
+    """Print the stages of a single run, or the runs and totals of a grid. Returns all errors in the outcomes."""
+    gc.disable()  # imports and models are kept until exit, and garbage collection takes a quarter of the time
     try:
         from tinyvlm_cli.plan.estimate import Models
 
         models = Models()
-        cells: list[Cell] = []
-        for point in points:
+        grid: list[PlannedCell] = []
+        for cell in cells:
             try:
-                cells.append((point.overrides, plan_run(point.config(), models)))
+                grid.append((cell.overrides, plan_run(cell.config(), models)))
             except UserError as error:
-                cells.append((point.overrides, error))
+                grid.append((cell.overrides, error))
     finally:
-        gc.freeze()  # nor are they searched when the process ends
+        gc.freeze()  # also excludes them from the collection at exit
         gc.enable()
-    if len(cells) > 1:
-        print_grid(cells)
-    elif isinstance(planned := cells[0][1], PlannedRun):
+    if len(grid) > 1:
+        print_grid(grid)
+    elif isinstance(planned := grid[0][1], PlannedRun):
         print_run(planned)
-    errors = [(overrides, found if isinstance(found, UserError) else None) for overrides, found in cells]
+    errors = [(overrides, found if isinstance(found, UserError) else None) for overrides, found in grid]
     return [Outcome(overrides, MISTAKE if error else 0, error) for overrides, error in errors]
 
 
@@ -55,7 +55,7 @@ def print_run(planned: PlannedRun) -> None:
     console = Console(highlight=False)
     console.print(tree)
     to_do = [one for one in planned.stages if one.state != DONE]
-    sums = {"together": planned.stages} | ({"to do": to_do} if len(to_do) < len(planned.stages) else {})
+    sums = {"total": planned.stages} | ({"to do": to_do} if len(to_do) < len(planned.stages) else {})
     for title, stages in sums.items():
         figures = (
             f"{title}: {count_stages(len(stages))}",
@@ -71,13 +71,13 @@ def print_run(planned: PlannedRun) -> None:
         f"parameters kept in memory: {parts}",
         f"{estimate.tokens_per_image} tokens per image",
         f"run folder: {planned.run.folder}",
-        "the last, incomplete step of an epoch is dropped",
+        "the last step of each epoch is dropped if it is incomplete",
     )
     console.print("\n".join(lines), soft_wrap=True)
 
 
 def _training(one: PlannedStage) -> list[str]:
-    """Return lines on what a stage trains, and on how much."""
+    """Return lines that describe what a stage trains and on how many samples."""
     stage, estimate = one.job.stage, one.estimate
     how = {part: stage.describe_training(part) for part in one.trains}
     names = {part: part if how[part] == "full" else f"{part} ({how[part]})" for part in one.trains}
@@ -91,48 +91,48 @@ def _training(one: PlannedStage) -> list[str]:
 
 
 def _cost(one: PlannedStage, config: Train) -> list[str]:
-    """Return lines on operations and GPU-hours, and where these come from."""
+    """Return lines with the operations and GPU-hours of a stage, and the source of the GPU-hours."""
     estimate, hours, result = one.estimate, one.gpu_hours, one.measured
     if estimate.tokens is None or estimate.operations is None:
         unknown = "tokens and PFLOP" if result else "tokens, PFLOP and GPU-hours"
-        lines = [f"{unknown} not known: mixes has no entry for split '{one.job.stage.split}'"]
+        lines = [f"{unknown} are unknown: mixes has no entry for split '{one.job.stage.split}'"]
     else:
-        lines = [f"{short(estimate.tokens / 1e6)} million tokens, {short(estimate.operations / 1e15)} PFLOP needed"]
+        lines = [f"{short(estimate.tokens / 1e6)} million tokens, {short(estimate.operations / 1e15)} PFLOP"]
     if result is not None:
         memory = f", {result.memory_gib:.0f} GiB" if result.memory_gib else ""
         time = result.made_with["time"][:10]
         return [*lines, f"{hours:.3g} GPU-hours on {result.device}{memory} (measured {time})"]
     if hours is not None:
-        lines.append(f"{hours:.3g} GPU-hours assumed, at {one.assumed.mfu:.0%} of {one.assumed.tflops:g} TFLOP/s")
+        lines.append(f"{hours:.3g} GPU-hours, assuming {one.assumed.mfu:.0%} of {one.assumed.tflops:g} TFLOP/s")
     names = {
         "llm": config.llm.name, "vision": config.vision.name, "connector": config.connector["name"],
         "recipe": config.recipe.name,
     }  # fmt: skip
-    # A name contains what differs from the member's file after a "+".
+    # After a "+", a name contains the settings that differ from the member's file.
     choices = " ".join(f"{group}={name.partition('+')[0]}" for group, name in names.items())
     overrides = " with the same overrides" if any("+" in name for name in names.values()) else ""
-    return [*lines, f"not measured yet: tinyvlm bench train {choices} stage={one.job.name}{overrides}"]
+    return [*lines, f"not measured yet; run: tinyvlm bench train {choices} stage={one.job.name}{overrides}"]
 
 
 def _space(one: PlannedStage) -> list[str]:
-    """Return lines on the memory of a GPU and on disk."""
+    """Return lines with the GPU memory and the disk space that a stage requires."""
     gpus = one.job.engine.gpus or 1
     engine = f"ZeRO-{one.job.engine.zero} on {gpus} GPU{'s' if gpus > 1 else ''}"
     held = "not estimated for 4-bit weights" if one.held_bytes is None else f"{one.held_bytes / GIB:.3g} GiB"
-    lines = [f"GPU memory held at all times: {held} ({engine})"]
+    lines = [f"persistent GPU memory: {held} ({engine})"]
     size = f"{one.assumed.memory_gib:g} GiB (assumed.memory_gib)"
     if isinstance(one.peak, UserError):
-        lines.append(f"[bold]does not fit[/bold] into {size}: {str(one.peak).removeprefix('engine: ')}")
+        lines.append(f"[bold]does not fit[/bold] in {size}: {str(one.peak).removeprefix('engine: ')}")
     elif one.peak is not None:
         layout = one.peak.layout
-        recomputed = f", {layout.recompute:.0%} of the layers recomputed" if layout.recompute else ""
-        rows = f"rows of {layout.micro_tokens:,} tokens{recomputed}"
-        lines.append(f"fits: at most about {one.peak.bytes / GIB:.0f} of {size}, {rows}")
+        recomputed = f", activation checkpointing in {layout.recompute:.0%} of the layers" if layout.recompute else ""
+        rows = f"packed sequences of {layout.micro_tokens:,} tokens{recomputed}"
+        lines.append(f"fits: peak of about {one.peak.bytes / GIB:.0f} of {size}, {rows}")
     return [*lines, f"weights on disk: {one.written_bytes / 1e9:.3g} GB"]
 
 
-def print_grid(cells: Sequence[Cell]) -> None:
-    """Print a grid. A run that cannot be planned has its error in its line and counts nowhere else."""
+def print_grid(cells: Sequence[PlannedCell]) -> None:
+    """Print a grid. A run that cannot be planned is shown with its error and excluded from the totals."""
     runs = [planned for _, planned in cells if isinstance(planned, PlannedRun)]
     distinct: dict[Path, PlannedStage] = {}
     shared = []
@@ -141,7 +141,7 @@ def print_grid(cells: Sequence[Cell]) -> None:
             shared.append(one)
     lines = [
         *_aligned(_rows(cells, runs)),
-        f"{SHARED}: trained once, for an earlier line that needs the same stage",
+        f"{SHARED}: an earlier run in this list trains the same stage",
         "",
         *_aligned(_totals(list(distinct.values()), shared), right=True),
         *_sources(list(distinct.values())),
@@ -149,11 +149,11 @@ def print_grid(cells: Sequence[Cell]) -> None:
     Console(highlight=False, markup=False).print("\n".join(lines), soft_wrap=True)
 
 
-def _rows(cells: Sequence[Cell], runs: Sequence[PlannedRun]) -> list[list[str]]:
-    """Return a row for each cell: its displayed name, or its folder where names are not unique, and its stages."""
+def _rows(cells: Sequence[PlannedCell], runs: Sequence[PlannedRun]) -> list[list[str]]:
+    """Return a row per cell: the name of the run, or its folder if names are not unique, and the stages' states."""
     names = [planned.run.name for planned in runs]
     are_unique = len(set(names)) == len(names)
-    longest_first = sorted(runs, key=lambda planned: -len(planned.stages))  # or a stage between others would come last
+    longest_first = sorted(runs, key=lambda planned: -len(planned.stages))  # keeps the stages in order
     columns = list(dict.fromkeys(one.job.name for planned in longest_first for one in planned.stages))
     rows, seen = [[f"{len(cells)} cells", *columns]], set[Path]()
     for overrides, planned in cells:
@@ -168,7 +168,7 @@ def _rows(cells: Sequence[Cell], runs: Sequence[PlannedRun]) -> list[list[str]]:
 
 
 def _totals(distinct: Sequence[PlannedStage], shared: Sequence[PlannedStage]) -> list[list[str]]:
-    """Return a row for each quantity, with a column for each group of stages."""
+    """Return one row per quantity, with one column per group of stages."""
     done = [one for one in distinct if one.state == DONE]
     to_do = [one for one in distinct if one.state != DONE]
     columns = {
@@ -180,7 +180,7 @@ def _totals(distinct: Sequence[PlannedStage], shared: Sequence[PlannedStage]) ->
         "optimizer steps": lambda one: one.estimate.steps,
         "samples": lambda one: one.trained_samples,
         "million tokens": lambda one: (one.estimate.tokens or 0) / 1e6,
-        "PFLOP needed": lambda one: (one.estimate.operations or 0) / 1e15,
+        "PFLOP": lambda one: (one.estimate.operations or 0) / 1e15,
         "GPU-hours": lambda one: one.gpu_hours or 0,
         "GB of weights": lambda one: one.written_bytes / 1e9,
     }
@@ -191,36 +191,34 @@ def _totals(distinct: Sequence[PlannedStage], shared: Sequence[PlannedStage]) ->
 
 
 def _sources(distinct: Sequence[PlannedStage]) -> list[str]:
-    """Return lines on where GPU-hours come from, what is missing in the totals, and what does not fit."""
+    """Return lines on the source of the GPU-hours, quantities missing from the totals, and stages that do not fit."""
     lines = []
     measured = [one.measured for one in distinct if one.measured is not None]
     if measured:
         devices = ", ".join(sorted({result.device for result in measured}))
-        lines.append(f"GPU-hours of {count_stages(len(measured))} as measured on {devices} (tinyvlm bench train)")
+        lines.append(f"GPU-hours of {count_stages(len(measured))} measured on {devices} (tinyvlm bench train)")
     assumed = [one.assumed for one in distinct if one.measured is None and one.gpu_hours is not None]
     for rate, number in Counter(f"{one.mfu:.0%} of {one.tflops:g} TFLOP/s" for one in assumed).items():
-        lines.append(
-            f"GPU-hours of {count_stages(number)} assumed, not measured: at {rate} (assumed.mfu, assumed.tflops)"
-        )
+        lines.append(f"GPU-hours of {count_stages(number)} not measured: assuming {rate} (assumed.mfu, assumed.tflops)")
     too_large = [one for one in distinct if isinstance(one.peak, UserError)]
     if too_large:
         folders = ", ".join(one.job.folder.name for one in too_large)
         size = f"{too_large[0].assumed.memory_gib:g} GiB (assumed.memory_gib)"
-        lines.append(f"{count_stages(len(too_large))} beyond a GPU's {size}: {folders}")
+        lines.append(f"{count_stages(len(too_large))} too large for {size}: {folders}")
     unknown = [one for one in distinct if one.estimate.tokens is None]
     if unknown:
         splits = ", ".join(sorted({one.job.stage.split for one in unknown}))
         lines.append(
-            f"without tokens and PFLOP of {count_stages(len(unknown))}, and without their GPU-hours unless measured: "
+            f"totals exclude tokens, PFLOP and unmeasured GPU-hours of {count_stages(len(unknown))}: "
             f"mixes has no entry for split {splits}"
         )
     return lines
 
 
 def _aligned(rows: Sequence[Sequence[str]], *, right: bool = False) -> list[str]:
-    """Return rows as lines with aligned columns. A row of one text is left as it is.
+    """Return rows as lines with aligned columns. Rows with a single text are unchanged.
 
-    right: align all columns but the first to the right
+    right: whether to right-align all columns except the first.
     """
     widths = [max(map(len, column)) for column in zip(*(row for row in rows if len(row) > 1), strict=True)]
     side, lines = ">" if right else "<", []
@@ -231,10 +229,10 @@ def _aligned(rows: Sequence[Sequence[str]], *, right: bool = False) -> list[str]
 
 
 def short(number: float) -> str:
-    """Return a number rounded to an integer from 100 on, else with three significant digits: 263,050, 29.8, 0.0123."""
+    """Format a number as an integer from 100 up, else with three significant digits: 263,050, 29.8, 0.0123."""
     return f"{number:,.0f}" if isinstance(number, int) or number >= 99.95 else f"{number:.3g}"
 
 
 def count_stages(number: int) -> str:
-    """Return "1 stage", or "2 stages"."""
+    """Return "1 stage", "2 stages" and so on."""
     return "1 stage" if number == 1 else f"{number} stages"

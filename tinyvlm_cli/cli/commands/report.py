@@ -1,4 +1,4 @@
-"""`tinyvlm report`: tables of all scores next to the published ones."""
+"""Print or write tables of all scores next to the published ones."""
 
 import logging
 from pathlib import Path
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Report) -> int:
-    """Print the tables, or write them in every format. Returns the exit code."""
+    """Print the tables or write them to files, and return the exit code."""
     results = Results(config.results_dir)
     sheets = _sheets(config, results)
     if config.format is Format.html:
@@ -43,17 +43,17 @@ def run(config: Report) -> int:
 
 
 def _sheets(config: Report, results: Results) -> list[Sheet]:
-    """Return the finished tables: those that were asked for, or those into which own runs fit."""
+    """Build the selected tables, or by default the tables that match the user's runs."""
     if (config.a or config.b) and all(table.between is None for table in config.table.values()):
-        log.warning("a and b are for table=compare; no table here reads them")
+        log.warning("a, b: have no effect on the selected tables; add table=compare")
     scores = all_scores(results.scores(), paper_dir() / "published_scores.csv")
     names = list(config.table)
-    if config.only_fitting:  # an override of a table's setting asks for that table
+    if config.only_fitting:  # overriding a table's setting selects the table
         overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-        changed = {word.split(".")[1] for word in overrides if word.lstrip("+~").startswith("table.")}
+        changed = {one.split(".")[1] for one in overrides if one.lstrip("+~").startswith("table.")}
         names = [name for name in names if name in changed] or fitting(config.table, scores)
         if not (scores["origin"] == OURS).any() and (runs := results.runs()):
-            log.warning("no scores yet for %d runs in %s; add them with: tinyvlm eval run=all", len(runs), results.root)
+            log.warning("no scores yet for %d runs in %s; run `tinyvlm eval run=all`", len(runs), results.root)
     return [
         build(name, table, scores, results, verbose=config.verbose)
         if (table := config.table[name]).between is None
@@ -63,7 +63,7 @@ def _sheets(config: Report, results: Results) -> list[Sheet]:
 
 
 def _write(sheets: list[Sheet], folder: Path, results: Results) -> list[Path]:
-    """Write every table in every format and as charts, with its runs' training curves. Returns the files."""
+    """Write each table in all formats, with charts and the training curves of its runs. Returns the paths."""
     written = []
     for sheet in sheets:
         for kind, suffix in SUFFIXES.items():
@@ -77,7 +77,7 @@ def _write(sheets: list[Sheet], folder: Path, results: Results) -> list[Path]:
 
 
 def _write_page(sheets: list[Sheet], folder: Path, results: Results) -> Path:
-    """Write everything as one HTML file. Returns it."""
+    """Write the tables, charts and training curves as one HTML file. Returns its path."""
     runs = _runs(sheets, results)
     with TemporaryDirectory() as scratch:
         paths = [(sheet.title, path) for sheet in sheets for path in draw_charts(sheet, Path(scratch), ["svg"])]
@@ -85,7 +85,7 @@ def _write_page(sheets: list[Sheet], folder: Path, results: Results) -> Path:
             drawn = draw_curve(curve, read_curve(curve, runs, results), [Path(scratch) / f"{curve.name}.svg"])
             paths += [(curve.title, path) for path in drawn]
         texts = [(title, path.read_text(encoding="utf-8")) for title, path in paths]
-    # Without the XML declaration, which only a file of its own needs.
+    # Drop the XML declaration, which is not valid inside HTML.
     charts = [(title, text[text.index("<svg") :]) for title, text in texts]
     path = folder / "report.html"
     write_text(path, page(sheets, runs, charts=charts))
@@ -93,7 +93,7 @@ def _write_page(sheets: list[Sheet], folder: Path, results: Results) -> Path:
 
 
 def _runs(sheets: list[Sheet], results: Results) -> list[Run]:
-    """Return the runs in the tables whose folders exist."""
+    """Return the tables' runs, without those whose folders do not exist."""
     names = dict.fromkeys(name for sheet in sheets for name in sheet.runs)
     folders = [results.run_dir(name) for name in names]
     return [results.read_run(folder) for folder in folders if folder.is_dir()]

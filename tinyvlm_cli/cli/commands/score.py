@@ -1,4 +1,4 @@
-"""Score an answers file from any source. Neither a model nor torch is needed."""
+"""Score an answers file from any source, without a model and without torch."""
 
 import json
 import logging
@@ -22,27 +22,27 @@ from tinyvlm_cli.results.folder import Results
 
 log = logging.getLogger(__name__)
 
-RECORDED = ("metric", "value", "n", "valid", "partial", "details", "per_question")  # fields of a score in `output`
+RECORDED = ("metric", "value", "n", "valid", "partial", "details", "per_question")  # score fields written to `output`
 
 
 def run(config: Score) -> int:
-    """Score the answers, print the score, and write it to `output`. Returns the exit code."""
+    """Score the answers, print the score, write it to `output`, and return the exit code."""
     if len(config.benchmark) != 1:
         names = ", ".join(config.benchmark) or "none"
-        raise UserError(f"benchmark: found {names}; one answers file is for one benchmark, as in benchmark=pope")
+        raise UserError(f"benchmark: expected exactly one, but found {names}; choose one, as in benchmark=pope")
     ((name, node),) = config.benchmark.items()
-    # The images are not needed: a benchmark's score reads only the files that it uses.
+    # Images are not required: a benchmark reads only the files that scoring uses.
     changes = {"data_dir": config.data_dir, "choice_rule": config.choice_rule, "runs": config.runs}
     node = {**node, **{key: value for key, value in changes.items() if value is not None}}
     benchmark: Benchmark = with_judge(build(node), config.judge, Results(config.results_dir))
     answers = read_answers(Path(config.answers))
     if config.upload is not None:
         benchmark.export(answers, Path(config.upload))
-        log.info("%s: written for %s", config.upload, benchmark.server or "the benchmark's server")
+        log.info("%s: ready to upload to %s", config.upload, benchmark.server or "the benchmark's server")
     if benchmark.server:
         if config.upload is None:
             setting = f"upload=FILE{benchmark.upload_suffix}"
-            raise UserError(f"{benchmark.label}, {benchmark.split}: only {benchmark.server} scores it; add {setting}")
+            raise UserError(f"{benchmark.label}, {benchmark.split}: scored only by {benchmark.server}; add {setting}")
         return 0
     score = benchmark.score(answers, partial=config.partial)
     if config.output is not None:
@@ -51,18 +51,18 @@ def run(config: Score) -> int:
         write_text(Path(config.output), json.dumps(record, indent=2) + "\n")
     show(benchmark, score)
     if score.pending:
-        log.warning("%d answers wait for the judge; run the same command again to grade them", score.pending)
+        log.warning("%d answers are waiting for the judge; run the same command again to grade them", score.pending)
         return PENDING
     return 0
 
 
 def rows(details: Mapping[str, Any], group: str = "", path: str = "") -> Iterator[tuple[str, str, Mapping[str, float]]]:
-    """Yield the numbers in a score's details as rows: the table's name, the row's, and its columns with their numbers.
+    """Yield the numbers in a score's details as rows: table name, row name, and a mapping from column to number.
 
-    A mapping with a number of questions `n` is one row; elsewhere each number is one.
-    group, path: names of the mappings that `details` is in: the outermost one, and the others.
+    A mapping that contains a number of questions `n` becomes one row. Any other number becomes a row of its own.
+    group: name of the outermost mapping that contains `details`. path: names of the other ones, joined by " / ".
     """
-    numbers = {name: value for name, value in details.items() if type(value) in (int, float)}  # a bool is none
+    numbers = {name: value for name, value in details.items() if type(value) in (int, float)}  # excludes bool
     if "n" in numbers and path:
         yield group, path, numbers
         return
@@ -75,7 +75,7 @@ def rows(details: Mapping[str, Any], group: str = "", path: str = "") -> Iterato
 
 
 def show(benchmark: Benchmark, score: BenchmarkScore) -> None:
-    """Print the headline and a table for each group of the details."""
+    """Print the headline score, and one table per group of details."""
     for note in score.notes:
         log.warning("%s: %s", benchmark.label, note)
     console = Console(markup=False, highlight=False)
@@ -83,7 +83,7 @@ def show(benchmark: Benchmark, score: BenchmarkScore) -> None:
     partial = "; partial, not comparable with other scores" if score.partial else ""
     headline = f"{benchmark.label}: {score.metric} {value} ({score.n:,} questions, {score.valid:.1%} readable{partial})"
     console.print(headline, style="bold", soft_wrap=True)
-    console.print(f"as {benchmark.follows}, version {benchmark.version}")
+    console.print(f"scored as in {benchmark.follows}, version {benchmark.version}")
     tables: dict[str, list[tuple[str, Mapping[str, float]]]] = defaultdict(list)
     for group, name, figures in rows(score.details):
         tables[group].append((name, figures))

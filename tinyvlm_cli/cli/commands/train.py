@@ -1,4 +1,4 @@
-"""`tinyvlm train`: train all stages of one run, on every visible GPU or on the CPU."""
+"""Train all stages of one run, on all visible GPUs or on the CPU."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.errors import UserError, raise_findings
 from tinyvlm_cli.files import locked
 from tinyvlm_cli.launch import workers as launch
-from tinyvlm_cli.launch.workers import invitation, invited, this_node
+from tinyvlm_cli.launch.workers import announced, await_first_node, this_node
 from tinyvlm_cli.model.tuning import untrainable
 from tinyvlm_cli.plan.estimate import invalid_engine_settings
 from tinyvlm_cli.results.folder import Results
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Train) -> int:
-    """Train the stages that are not trained yet. Returns the exit code."""
+    """Train the stages that are not trained yet, and return the exit code."""
     job = resolve(config)
     raise_findings(_findings(job))
     for stage in job.stages:
@@ -32,26 +32,26 @@ def run(config: Train) -> int:
 
 
 def train_one(run: RunJob, job: StageJob) -> None:
-    """Train one stage unless this run or another one has trained it."""
+    """Train one stage, unless this run or another one has already trained it."""
     folder, gpus = job.folder, job.engine.gpus
     if Results.is_done(folder):
-        log.info("%s: trained already", folder.name)
+        log.info("%s: already trained", folder.name)
     elif launch.is_rank() and os.environ["RANK"] != "0":
         launch.run("train", folder, gpus=gpus)
     elif not this_node().is_first:
-        if invited(folder, Results.is_done):
+        if await_first_node(folder, Results.is_done):
             launch.run("train", folder, gpus=gpus, node=this_node())
     else:
         with locked(folder):
             if Results.is_done(folder):
-                log.info("%s: another process has trained it", folder.name)
+                log.info("%s: trained by another process", folder.name)
                 return
             write_job(run, job)
             try:
-                with invitation(folder, this_node()):
+                with announced(folder, this_node()):
                     launch.run("train", folder, gpus=gpus, node=this_node())
             except UserError:
-                if not (folder / "train.jsonl").exists():  # found before the first step: leave nothing behind
+                if not (folder / "train.jsonl").exists():  # failed before the first step: clean up
                     shutil.rmtree(folder)
                 raise
             Results.mark_done(folder)
@@ -59,11 +59,11 @@ def train_one(run: RunJob, job: StageJob) -> None:
 
 
 def _findings(run: RunJob) -> list[str]:
-    """Return a finding for everything that would stop the run later."""
+    """Return a message for each problem that would stop the run later."""
     config = run.config
     findings = [finding for job in run.stages for finding in mismatch(job)]
     findings += [
-        f"start={config.start}: its stage {folder.name} is not trained; run its `tinyvlm train` again"
+        f"start={config.start}: stage {folder.name} of this run is not trained; train the run first"
         for folder in run.before
         if not Results.is_done(folder)
     ]
@@ -71,10 +71,10 @@ def _findings(run: RunJob) -> list[str]:
     settings += invalid_engine_settings(config.engine)
     for part, spec in (("llm", config.llm), ("vision", config.vision)):
         if spec.prepare and not Path(spec.path).is_dir():
-            choice = spec.name.partition("+")[0]  # what follows the + differs from the member's file
-            settings.append(f"{part}.path: no folder {spec.path}; create it with: tinyvlm data prepare {part}={choice}")
+            choice = spec.name.partition("+")[0]  # drop the overrides after "+"
+            settings.append(f"{part}.path: {spec.path} is missing; run `tinyvlm data prepare {part}={choice}`")
     missing = [job for job in run.stages if not Results.is_done(job.folder)]
-    # The model of invalid settings would only repeat these findings in other words.
+    # With invalid settings, building the model would only report the same problems again.
     stages = {job.name: job.stage for job in missing}
     findings += settings or untrainable(config.llm, config.vision, config.connector, stages)
     for name, split in {job.stage.split: job.split for job in missing}.items():
@@ -84,6 +84,6 @@ def _findings(run: RunJob) -> list[str]:
                 setting = f"data.splits.{name}.{what}"
                 how = f"get it from {split.source}, or set data_dir or {setting} to its location"
                 if config.data.prepare:
-                    how = f"create it with: tinyvlm data prepare data={config.data.name.partition('+')[0]}"
-                findings.append(f"{setting}: no {getattr(split, what)}; {how}")
+                    how = f"run `tinyvlm data prepare data={config.data.name.partition('+')[0]}`"
+                findings.append(f"{setting}: {getattr(split, what)} is missing; {how}")
     return findings
