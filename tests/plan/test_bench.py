@@ -44,7 +44,7 @@ def test_bench_data_counts_images(capsys: pytest.CaptureFixture[str]) -> None:
         ("train stage=caption_pretrain", "stage=caption_pretrain: unknown stage; choose from pretrain, finetune"),
         ("train steps=0", "steps: 0 is invalid; choose a positive number"),
         ("train engine.zero=4", "engine.zero: 4 is not supported; choose 1, 2 or 3"),
-        ("train engine.recompute=2", "engine.recompute: 2 is not a fraction; choose from 0 to 1, or null"),
+        ("train engine.recompute=2", "engine.recompute: 2 is not a fraction; use a value from 0 to 1, or null"),
         ("train engine.micro_tokens=-5", "engine.micro_tokens: -5 is invalid; choose a positive number, or null"),
         ("trian", "unknown action 'trian'; choose train or data"),
         ("train recipe=qlora", "recipe.stages.finetune: train.llm: qlora keeps weights in 4 bits, which needs a GPU"),

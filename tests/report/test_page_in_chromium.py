@@ -103,5 +103,5 @@ def test_a_row_is_shown_where_filters_and_words_agree(saw: Any) -> None:
 def test_two_runs_have_their_settings_and_a_disagreement_with_its_image(saw: Any) -> None:
     assert saw["settings"] == [["llm.name", "three", "one"]]
     assert saw["questions"] == [["", "What is v1_0?", "0.25", "three says </script>", "1", "one says </script>"]]
-    assert saw["image"] == [112, 84, "the image of question v1_0"]
+    assert saw["image"] == [112, 84, "image of question v1_0"]
     assert saw["errors"] == []

@@ -79,7 +79,7 @@ def test_seeds_are_averaged_with_their_standard_deviation() -> None:
     rows = [row(run=f"r{seed}", seed=seed, value=value) for seed, value in enumerate((58.0, 59.0, 60.0))]
     sheet = built("variants", [*rows, row(run="r0", benchmark="pope")])
     assert texts(sheet, OURS)["GQA"] == "59.0 \u00b1 1.0"
-    assert any("3 seeds (0, 1, 2)" in note and "POPE: only 1" in note for note in sheet.notes)
+    assert any("3 seeds (0, 1, 2)" in note and "1 of 3 seeds for POPE" in note for note in sheet.notes)
 
 
 def test_two_runs_with_the_same_name_and_seed_have_a_row_each() -> None:

@@ -64,7 +64,7 @@ class Models:
 
 
 def sizes(model: VLM, stage: Stage) -> Sizes:
-    """Mark the parameters of a meta-device model that `stage` trains, and return the model's sizes."""
+    """Mark the parameters that `stage` trains in a model on the meta device, and return the model's sizes."""
     if stage.adapted_parts:
         model = copy.deepcopy(model)  # other stages must not see this stage's adapters
     choose_trained(model, stage)
@@ -81,7 +81,7 @@ def sizes(model: VLM, stage: Stage) -> Sizes:
 def activations(model: VLM) -> Row:
     """Return the activations that a row keeps for its backward pass, in the layers that gradients pass through.
 
-    model: a model with marked trained parameters, possibly on the meta device.
+    model: its trained parameters must be marked; it may be on the meta device.
     """
     patches = model.vision.num_patches / model.tokens_per_image  # per image token
     vision_width = patches / len(model.vision.models) * model.vision.model.config.hidden_size
@@ -125,9 +125,9 @@ def estimate_stage(job: StageJob, model: Sizes, mix: Mix | None = None) -> Estim
 
 
 def expected_work(mix: Mix, num: int, *, tokens_per_image: int, max_length: int) -> Work:
-    """Return the expected work of `num` samples whose text lengths are log-normal as given by `mix`, as in `bench`.
+    """Return the expected work of `num` samples with log-normal text lengths described by `mix`, as in `bench`.
 
-    The truncation of single long samples is not modelled, but the total is capped at `num` samples of `max_length`.
+    The truncation of single long samples is not modelled, but the total is capped at `num` times `max_length` tokens.
     """
     with_image = 1 - mix.text_only
     tokens = mix.text + with_image * tokens_per_image
@@ -150,7 +150,7 @@ def invalid_engine_settings(engine: Engine) -> list[str]:
     if engine.micro_tokens is not None and engine.micro_tokens < 1:
         findings.append(f"engine.micro_tokens: {engine.micro_tokens} is invalid; choose a positive number, or null")
     if engine.recompute is not None and not 0 <= engine.recompute <= 1:
-        findings.append(f"engine.recompute: {engine.recompute:g} is not a fraction; choose from 0 to 1, or null")
+        findings.append(f"engine.recompute: {engine.recompute:g} is not a fraction; use a value from 0 to 1, or null")
     return findings
 
 

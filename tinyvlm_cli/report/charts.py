@@ -1,4 +1,4 @@
-"""Charts: bar charts and a radar chart of a table, and the training curves of its runs."""
+"""Bar and radar charts of a table, and training curves of its runs."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Run
 
 FORMATS = ("png", "svg")
-MAX_SERIES = 12  # table rows in a chart, as more colours are hard to distinguish
-PANELS_PER_ROW = 6  # of the bar chart
+MAX_SERIES = 12  # table rows per chart; more colours would be hard to distinguish
+PANELS_PER_ROW = 6  # in a bar chart
 CURVE_PANEL = (4.2, 3.2)  # inches
 SMOOTHING = 50  # the window of the running mean is the number of steps divided by this
-MAX_POINTS = 500  # approximate limit for each running mean
+MAX_POINTS = 500  # approximate number of points that are plotted per running mean
 MAX_COLOURS = 7  # coloured curves in a panel; the others are grey
 
 

@@ -28,7 +28,7 @@ HOLM = (
 
 @dataclass(frozen=True)
 class Marks:
-    """Marks of a table's scores, footnotes about the marks, and the differences as score records."""
+    """Marks for a table's scores, footnotes about the marks, and the differences as score records."""
 
     marks: dict[tuple[int, str], str]  # (row number, benchmark) -> mark
     notes: list[str]
@@ -69,8 +69,8 @@ def compare_rows(table: Table, own: pd.DataFrame, benchmarks: Sequence[str], res
     notes = []
     if found:
         notes = [
-            f"{BETTER} {WORSE}: significantly better or worse than the otherwise identical row with {settings} (p < "
-            f"{SIGNIFICANCE} after Holm's correction (1979) for the {len(found)} differences in this table). "
+            f"{BETTER} {WORSE}: significantly better or worse than the otherwise identical row with {settings}, with "
+            f"p < {SIGNIFICANCE} after Holm's correction (1979) for the {len(found)} differences in this table. "
             "Unmarked differences may be noise",
             *_methods(list(found.values())),
         ]
@@ -79,7 +79,7 @@ def compare_rows(table: Table, own: pd.DataFrame, benchmarks: Sequence[str], res
     if missing:
         notes.append(
             "Not compared, as questions.json is missing or contains different questions: "
-            f"{', '.join(dict.fromkeys(missing))}; run `tinyvlm eval` for them again"
+            f"{', '.join(dict.fromkeys(missing))}; run `tinyvlm eval` again for these runs"
         )
     return Marks(marks, notes, typed(records))
 

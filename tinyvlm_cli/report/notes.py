@@ -36,12 +36,12 @@ def footnotes(  # noqa: PLR0917
     for _, scores in shown[shown["clash"]].groupby(["name", "stage", "seed"], sort=False):
         runs, one = list(scores["run"].unique()), scores.iloc[0]
         found.append(
-            f"{' and '.join(runs)} share the name {one['name']}, stage and seed, so each has its own row; "
+            f"{' and '.join(runs)} have the same name ({one['name']}), stage and seed, so each has its own row; "
             f"compare their config.yaml, or choose one with table.{name}.runs.run={runs[0]}"
         )
     if len(limited):
         names = ", ".join(limited["run"].unique())
-        found.append(f"Omitted: {len(limited)} scores on only the first questions (limit), of {names}")
+        found.append(f"Omitted: {len(limited)} scores of {names}, as they cover only the first questions (limit)")
     return found
 
 
@@ -106,7 +106,7 @@ def _on_seeds(columns: Sequence[Column], own_rows: Sequence[pd.DataFrame]) -> li
         text = f"mean {PLUS_MINUS} standard deviation of {len(seeds)} seeds ({', '.join(map(str, seeds))})"
         scored = row[row["images"] == REAL].groupby("column")["value"].count()
         fewer = [column.label for column in columns if 0 < scored.get(column.label, 0) < len(seeds)]
-        parts = [text, ", ".join(f"{label}: only {scored[label]}" for label in fewer)]
+        parts = [text, ", ".join(f"{scored[label]} of {len(seeds)} seeds for {label}" for label in fewer)]
         alike.setdefault("; ".join(part for part in parts if part), []).append(row["shown"].iloc[0])
     if len(alike) == 1 and sum(map(len, alike.values())) == len(own_rows) > 1:
         return [f"All our rows: {next(iter(alike))}"]

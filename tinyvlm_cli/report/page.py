@@ -40,7 +40,7 @@ def page(sheets: Sequence[Sheet], runs: Sequence[Run], *, charts: Iterable[tuple
     for sheet in sheets:
         headers = sheet.text.loc[[kind in MAIN for kind in sheet.kinds], sheet.headers]
         values = [(place, title, sorted(set(headers[title]))) for place, title in enumerate(sheet.headers)]
-        filters = [one for one in values if one[0] and len(one[2]) > 1]  # all except the first and those with one value
+        filters = [one for one in values if one[0] and len(one[2]) > 1]  # headers with several values, except the first
         tables.append((sheet, _blocks(sheet), filters))
     return environment.get_template("page.html.j2").render(
         sheets=tables,
@@ -116,7 +116,7 @@ def thumbnails(folders: Sequence[Path], keys: set[str]) -> dict[str, str]:
                 tried.add(text)
                 found.update(_pictures(yaml.safe_load(text), keys - found.keys()))
         except (ValueError, OSError, yaml.YAMLError) as error:
-            log.info("%s: the page has no pictures for these questions: %s", path, error)
+            log.info("%s: the page shows no images for this benchmark: %s", path, error)
     return found
 
 
@@ -145,7 +145,7 @@ def _pictures(node: Any, keys: set[str]) -> Iterator[tuple[str, str]]:
         if pictures[question.image_key]:
             yield question.key, pictures[question.image_key]
     if unreadable := list(pictures.values()).count(""):
-        log.info("%s: %d of %d images cannot be read for the page", node.get("name"), unreadable, len(pictures))
+        log.info("%s: %d of %d images could not be read for the page", node.get("name"), unreadable, len(pictures))
 
 
 def _blocks(sheet: Sheet) -> list[list[dict[str, Any]]]:

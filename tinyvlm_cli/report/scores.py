@@ -20,7 +20,7 @@ CHOICES = ["llm", "vision", "connector", "data", "recipe"]  # configuration grou
 PUBLISHED_COLUMNS = ["table", "model", *CHOICES, "size", "resolution", "benchmark", "value", "seen_in_training",
                      "source", "caveat", "note"]  # fmt: skip
 
-# Columns of a table's CSV and their types. If a score lacks a field, text is empty and a number is missing.
+# Columns of a table's CSV and their types. Fields that do not apply are empty (text) or missing (numbers).
 # origin: source of the score. detail: keys in the score's details, joined with "/". low, high: 95% interval.
 # p: p value of a difference, uncorrected. state: "not judged", "pending" or "not asked" if `value` is missing.
 # caveat: what to consider when interpreting the score. note: where the score was found.
@@ -42,7 +42,7 @@ def typed(records: Iterable[dict[str, Any]], columns: dict[str, str] = RECORD) -
 
 
 def all_scores(rows: Iterable[ScoreRow], published: Path) -> pd.DataFrame:
-    """Return published scores in file order, then ours.
+    """Return the published scores in file order, then our scores.
 
     rows: the score rows of a results folder. published: path of published_scores.csv.
     """
@@ -55,7 +55,7 @@ def all_scores(rows: Iterable[ScoreRow], published: Path) -> pd.DataFrame:
 
 
 def read_published(path: Path) -> pd.DataFrame:
-    """Return the published scores in file order; `table` is the published table ("variants" is Table A1).
+    """Return the published scores in file order; `table` names the published table ("variants": Table A1).
 
     Raises UserError, with the line number, for a line that is not a valid score.
     """
@@ -70,7 +70,7 @@ def read_published(path: Path) -> pd.DataFrame:
             if None in record or None in record.values():
                 raise UserError(f"{where}: expected {len(PUBLISHED_COLUMNS)} cells; quote cells that contain commas")
             if record["seen_in_training"] not in ("", "yes"):
-                raise UserError(f"{where}: seen_in_training is {record['seen_in_training']!r}; use yes or leave empty")
+                raise UserError(f"{where}: seen_in_training is {record['seen_in_training']!r}; it must be yes or empty")
             try:
                 value = float(record["value"])
             except ValueError:

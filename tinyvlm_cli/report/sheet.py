@@ -28,7 +28,7 @@ Cell = tuple[str, float | None]  # text, and the value rounded to one decimal as
 
 
 class Kind(StrEnum):
-    """Kind of content of a table row."""
+    """Content type of a table row."""
 
     published = "published"
     ours = "ours"

@@ -49,14 +49,14 @@ def build(name: str, table: Table, scores: pd.DataFrame, results: Results, *, ve
         _rows(table, columns, cited, own, _own_cells(table, columns, shown, compared, results)),
         [column.label for column in columns],
         notes=[*footnotes(name, table, columns, cited, shown, limited, verbose=verbose), *compared.notes],
-        # A score has neither a value nor a state if its details have no entry for this column.
+        # Omit scores whose details have no entry for the column: they have neither a value nor a state.
         records=[cited, shown[shown["value"].notna() | (shown["state"] != "")], compared.records],
         runs=own["run"],
     )
 
 
 def fitting(tables: Mapping[str, Table], scores: pd.DataFrame) -> list[str]:
-    """Return the names of the tables that suit our runs, in order, or of the published tables if there are no runs.
+    """Return the names of the tables that suit our runs, in order; without runs, return those of published scores.
 
     An ablation table (`against`) is selected if two of our rows differ only in one of its settings. A table of all
     benchmarks (`own_benchmarks`) is selected if the tables before it lack some of our scores. A table that would show
@@ -84,7 +84,7 @@ def fitting(tables: Mapping[str, Table], scores: pd.DataFrame) -> list[str]:
 
 
 def _check(name: str, table: Table, scores: pd.DataFrame) -> None:
-    """Raise UserError for all unknown fields and published rows in the table's settings, and for repeated titles."""
+    """Raise UserError for all unknown fields and published rows in the table's settings, and for duplicate titles."""
     published = scores[scores["origin"] == PUBLISHED]
     tables = list(dict.fromkeys(published["table"]))
     filters = [field.name for field in fields(ScoreRow) if field.name in scores and field.name != "details"]
@@ -118,13 +118,13 @@ def _with_rows(own: pd.DataFrame) -> pd.DataFrame:
     clash = own.groupby(["name", "stage", "seed"])["run"].transform("nunique") > 1
     found = own.assign(shown=own["run"].where(clash, own["name"]), clash=clash)
     number = found.groupby(["shown", "stage", *CHOICES], sort=False).ngroup()
-    of_name = pd.factorize(own["name"])[0]  # rows of one name are adjacent
+    of_name = pd.factorize(own["name"])[0]  # keep rows with the same name adjacent
     order = {row: place for place, (_, row) in enumerate(sorted(set(zip(of_name, number, strict=True))))}
     return found.assign(row=[order[row] for row in number])
 
 
 def _columns(table: Table, own: pd.DataFrame) -> list[Column]:
-    """Return the score columns; for a table of all benchmarks, one for each benchmark with scores of ours."""
+    """Return the score columns; for a table of all benchmarks, one for each benchmark that our scores cover."""
     if not table.own_benchmarks:
         return table.columns
     found = set(own["benchmark"])

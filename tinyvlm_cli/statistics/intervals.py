@@ -83,7 +83,7 @@ def difference(a: Sequence[Questions], b: Sequence[Questions], *, draws: int = D
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Return p values with Holm's correction for multiple tests (Holm 1979), in the same order."""
+    """Return the p values corrected for multiple testing (Holm 1979), in the same order."""
     order = np.argsort(values)
     corrected = np.zeros(len(values))
     corrected[order] = np.maximum.accumulate(np.arange(len(values), 0, -1) * np.array(values)[order])
@@ -93,7 +93,7 @@ def holm(values: Sequence[float]) -> list[float]:
 def _bootstrap(
     sums: Sums, statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]], draws: int
 ) -> tuple[float, float]:
-    """Return the 95% percentile interval of a statistic over D resamples; it maps headlines [R, D] to [D]."""
+    """Return the 95% percentile interval over D resamples of a statistic that maps headlines [R, D] to [D]."""
     random = np.random.default_rng(SEED)
     strata = [np.flatnonzero(sums.strata == stratum) for stratum in range(sums.strata.max() + 1)]
     found = []

@@ -150,7 +150,7 @@ def summed(runs: Sequence[Questions]) -> Sums:
 
 
 def headline(formula: Formula, sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the headlines [...] of sums [..., G, K]. 0 / 0 is 0, as in the official scorers."""
+    """Return the headlines [...] of sums [..., G, K]. Ratios with denominator 0 are 0, as in the official scorers."""
 
     def share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)

@@ -1,7 +1,7 @@
 """A thin wrapper around DeepSpeed; no other module of the project imports it.
 
 DeepSpeed shards optimizer state, keeps fp32 master weights for bf16 training, clips gradients and writes checkpoints.
-The optimizer, the learning rate schedule, gradient accumulation and the weighting of the loss are our own.
+The optimizer, the learning rate schedule, gradient accumulation and loss weighting are not DeepSpeed's.
 """
 
 import io
@@ -24,7 +24,7 @@ from tinyvlm_cli.model.tuning import ADAPTER_MARK
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.train.optim import build_optimizer
 
-BUCKET = 200_000_000  # elements in a bucket of gradients that are reduced together
+BUCKET = 200_000_000  # gradient elements that are reduced together
 
 
 def start_process_group() -> torch.device:

@@ -49,7 +49,7 @@ class Needs:
     recomputed: Need | None
 
     def at(self, fraction: float) -> Need | None:
-        """Return the memory of a row when this fraction of the layers is recomputed."""
+        """Return the memory that a row needs when this fraction of the layers is recomputed."""
         if fraction in (0.0, 1.0):
             return self.recomputed if fraction else self.kept
         if self.kept is None or self.recomputed is None:

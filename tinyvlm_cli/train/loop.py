@@ -64,7 +64,7 @@ def train_stage(job: StageJob) -> None:
     if is_main:
         sizes = {part: [_short(number) for number in reversed(count(getattr(model, part)))] for part in PARTS}
         parts = "  ".join(f"{part} {trained} of {every}" for part, (trained, every) in sizes.items())
-        log.info("%s: trains %s", job.folder.name, parts)
+        log.info("%s: trained parameters: %s", job.folder.name, parts)
         log.info(
             "%s: %d steps of %d samples on %d %s, %s, ZeRO-%d",
             job.name, steps, stage.samples_per_step, dist.get_world_size(),

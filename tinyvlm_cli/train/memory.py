@@ -57,7 +57,7 @@ def fit(engine: Engine, settings: EngineSettings, *, max_length: int, row_of: Ro
         assert need is not None, "the chosen layout was measured"
         total = torch.cuda.get_device_properties(device).total_memory
         log.info(
-            "memory: %.1f of %.1f GiB in use, a row of %d tokens needs another %.1f GiB (%.2f MiB per token), %s",
+            "memory: model and optimizer take %.1f of %.1f GiB, a row of %d tokens %.1f GiB (%.2f MiB per token), %s",
             (USABLE * total - room) / GIB, total / GIB, layout.micro_tokens,
             need.bytes(layout.micro_tokens) / GIB, need.per_token / 2**20,
             f"{layout.recompute:.0%} of the layers recomputed" if layout.recompute else "all activations kept",
@@ -66,7 +66,7 @@ def fit(engine: Engine, settings: EngineSettings, *, max_length: int, row_of: Ro
 
 
 def need_of(peak: Callable[[int], int], max_length: int) -> Need | None:
-    """Return the memory of rows, measured on two row lengths, or None if a row of `max_length` tokens does not fit.
+    """Return the memory need of rows, measured on two lengths, or None if a row of `max_length` tokens does not fit.
 
     peak: returns the bytes for a row of a given length; raises torch.cuda.OutOfMemoryError if it does not fit.
     """

@@ -119,7 +119,7 @@ def resolve(config: Train) -> RunJob:
         identity = _identity(job)
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
         new = "-".join((name, config.vision.name, config.connector["name"], config.llm.name, digest))
-        folder = results.same_stage(name, digest) or new  # other runs may use other component names
+        folder = results.same_stage(name, digest) or new  # the stage may exist under other names
         jobs[name] = replace(job, folder=results.stage_dir(folder), identity=identity)
     stages = tuple(jobs.values())
     # The displayed name follows the paper's convention; settings that differ from the paper's are appended.
@@ -139,12 +139,12 @@ def resolve(config: Train) -> RunJob:
 
 
 def stage_job(config: Train, name: str, *, before: tuple[Path, ...] = (), folder: Path = Path()) -> StageJob:
-    """Return the job of one stage without its identity, for benchmarks and for workers, which know the folder."""
+    """Return the job of one stage with an empty identity, which callers fill in if they need it."""
     stage = config.recipe.stages[name]
     if stage.split not in config.data.splits:
         raise UserError(
             f"data={config.data.name}: the split '{stage.split}', which recipe={config.recipe.name} requires, does not "
-            f"exist; this data set has {', '.join(sorted(config.data.splits))}"
+            f"exist; the dataset has {', '.join(sorted(config.data.splits))}"
         )
     return StageJob(
         name=name,
@@ -166,7 +166,7 @@ def stage_job(config: Train, name: str, *, before: tuple[Path, ...] = (), folder
 def write_job(run: RunJob, job: StageJob) -> None:
     """Write the stage's record and configuration to its folder, unless the folder already contains another stage.
 
-    In that case, raises UserError: the other stage's weights would be mistaken for this stage's.
+    Raises UserError in that case, as the other stage's weights would be mistaken for this stage's.
     """
     if findings := mismatch(job):
         raise UserError(findings[0])
@@ -215,7 +215,7 @@ def stage_order(stages: dict[str, Stage]) -> list[str]:
     for start, names in follows.items():
         if len(names) > 1:
             raise UserError(
-                f"{where}: {' and '.join(sorted(names))} have the same start ({start or 'null'}); give each its own"
+                f"{where}: {' and '.join(sorted(names))} have the same start ({start or 'null'}), which must be unique"
             )
     if not stages:
         raise UserError(f"{where}: no stages; a recipe requires at least one")
@@ -224,14 +224,12 @@ def stage_order(stages: dict[str, Stage]) -> list[str]:
         order += following
     if sorted(order) != sorted(stages):
         unreachable = sorted(set(stages) - set(order))
-        raise UserError(
-            f"{where}: {', '.join(unreachable)} cannot be reached; set start to null or to the preceding stage"
-        )
+        raise UserError(f"{where}: {', '.join(unreachable)} cannot be reached; set start to the preceding stage")
     return order
 
 
 def _identity(job: StageJob) -> dict[str, Any]:
-    """Return everything that determines the stage's weights, which excludes names, paths and the machine."""
+    """Return everything that determines the stage's weights; names, paths and the machine do not."""
     stage = job.stage
     settings = _plain(asdict(stage))
     del settings["start"], settings["split"]
@@ -270,7 +268,7 @@ def _identity(job: StageJob) -> dict[str, Any]:
 
 
 def _connector_identity(node: dict[str, Any]) -> dict[str, Any]:
-    """Return the identity of a connector: its class and settings, and a hash of the code if it is not our own."""
+    """Return the identity of a connector: its class and settings, and for a user's class a hash of its code."""
     settings = {key: value for key, value in node.items() if key not in ("name", "label", "_target_")}
     module, _, name = str(node.get("_target_", "")).rpartition(".")
     if module.partition(".")[0] != "tinyvlm_cli":
