@@ -1,7 +1,7 @@
 """The base class of benchmarks: questions, a prompt for each, and the official score of the answers. No torch here."""
 
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -55,7 +55,7 @@ class Result:
     item: Item
     answer: Answer | None  # None: not answered; only where `Benchmark.keeps_unanswered`
     text: str  # the answer's; "" without one
-    meaning: Any  # what `Benchmark.read` made of the text; None: it cannot be read
+    meaning: Any  # what `Benchmark.read` returned for the text; None: unreadable or not answered
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Score:
 
 
 Parsed = TypeVar("Parsed", Item, Question)
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +122,8 @@ class Benchmark(ABC):
     judge_source: ClassVar[str] = ""  # the same by public name
 
     @abstractmethod
-    def items(self) -> list[Item]:
-        """Return every question of the split with its truth, in file order.
+    def items(self) -> Iterable[Item]:
+        """Yield every question of the split with its truth, in file order.
 
         Raises UserError for a broken file. KeyError, TypeError and the like become one: "not the layout of ...".
         """
@@ -139,7 +140,7 @@ class Benchmark(ABC):
         """Return the official files that asking and scoring need, present or not. Not the images."""
         return []
 
-    def asked(self) -> list[Question]:
+    def asked(self) -> Iterable[Question]:
         """Return the questions as they are asked: LLaVA's where its file is present, else those of the items."""
         path = self.folder / self.llava_file
         if not self.llava_file or not path.is_file():
@@ -211,9 +212,9 @@ class Benchmark(ABC):
         """All questions in the order of their file. Raises UserError where they cannot be read."""
         return self._parsed(self.asked)
 
-    def _parsed(self, parse: Callable[[], list[Parsed]]) -> list[Parsed]:
+    def _parsed(self, parse: Callable[[], Iterable[Parsed]]) -> list[Parsed]:
         try:
-            return parse()
+            return list(parse())
         except (AttributeError, KeyError, TypeError, IndexError) as error:
             raise UserError(f"{self.folder}: not the layout of {self.label} ({error!r}); get {self.source}") from error
 
@@ -247,8 +248,8 @@ class Benchmark(ABC):
             chosen.sort(key=lambda pair: place[pair[0]])
         results = []
         for key, answer in chosen:
-            text = answer.text if answer else ""
-            results.append(Result(items[key], answer, text, self.read(text, items[key])))
+            meaning = self.read(answer.text, items[key]) if answer else None
+            results.append(Result(items[key], answer, answer.text if answer else "", meaning))
         score = self.headline(results)
         return replace(score, notes=(*notes, *score.notes), partial=bool(missing))
 
@@ -261,8 +262,7 @@ class Benchmark(ABC):
         points: Question.key -> what the question adds, 0..1. tallies: None: `value` is the mean of the points.
         """
         if tallies is None:
-            groups = {result.item.key: result.item.image_key or result.item.key for result in counted}
-            tallies = {key: Tally(groups[key], "", point) for key, point in points.items()}
+            tallies = {key: Tally(self.known_items[key].image_key or key, "", point) for key, point in points.items()}
         return Score(
             metric=self.metric,
             value=value,
@@ -316,3 +316,11 @@ def percent(points: Iterable[float]) -> float | None:
     """Return the mean in percent; None of nothing."""
     found = list(points)
     return 100 * sum(found) / len(found) if found else None
+
+
+def grouped(pairs: Iterable[tuple[Any, Value]]) -> dict[Any, list[Value]]:
+    """Return the values of each name, sorted by name."""
+    groups = defaultdict(list)
+    for name, value in pairs:
+        groups[name].append(value)
+    return dict(sorted(groups.items()))

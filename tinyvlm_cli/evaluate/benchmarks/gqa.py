@@ -5,12 +5,12 @@ LLaVA runs on testdev: without consistency, validity and plausibility, whose fil
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from tinyvlm_cli.evaluate.benchmark import Benchmark, Item, Result, Score, percent
+from tinyvlm_cli.evaluate.benchmark import Benchmark, Item, Result, Score, grouped, percent
 from tinyvlm_cli.evaluate.sources import first_of, read_json, read_rows
 
 COLUMNS = ("id", "question", "imageId", "answer", "isBalanced", "types", "semantic", "groups")
@@ -45,8 +45,8 @@ class GQA(Benchmark):
     def image_dir(self) -> Path:
         return first_of(self.folder / "data" / self.images, self.folder / self.images)
 
-    def items(self) -> list[Item]:
-        """Return the official balanced questions."""
+    def items(self) -> Iterator[Item]:
+        """Yield the official balanced questions."""
         stored: dict[str, Any] = {}
         if self.parquet_files():
             records = {row["id"]: row for row in self.rows(*COLUMNS)}
@@ -54,23 +54,17 @@ class GQA(Benchmark):
             stored = {row["id"]: row["image"] for row in read_rows(paths, "id", "image")}
         else:
             records = read_json(self.need(self.files()[0]))
-        items = []
         for key, record in records.items():
             if not record["isBalanced"]:
                 continue
+            answer, kinds = record["answer"], record["types"]
             steps = [f"{step['operation']}: {step['argument']}" for step in record["semantic"]]
-            truth = Truth(
-                answer=record["answer"],
-                structural=record["types"]["structural"],
-                semantic=record["types"]["semantic"],
-                steps=sum(not any(word in step for word in NO_STEP) for step in steps),
-                words=len(record["question"].split()),
-                group=record["groups"]["global"],
-            )
+            num_steps = sum(not any(word in step for word in NO_STEP) for step in steps)
+            num_words, group = len(record["question"].split()), record["groups"]["global"]
+            truth = Truth(answer, kinds["structural"], kinds["semantic"], num_steps, num_words, group)
             name, text = record["imageId"], f"{record['question']}\n{self.suffix}"
             image = stored.get(name, self.image_dir / f"{name}.jpg")
-            items.append(Item(key=key, truth=truth, text=text, image=image, image_key=name))
-        return items
+            yield Item(key=key, truth=truth, text=text, image=image, image_key=name)
 
     def read(self, text: str, item: Item) -> str | None:
         """Return the answer as LLaVA converts it: without the points at its end, in lower case."""
@@ -88,11 +82,8 @@ class GQA(Benchmark):
             "distribution": _distribution(results),
         }
         for kind in TABLES:
-            groups: dict[Any, list[float]] = defaultdict(list)
-            for result in results:
-                groups[getattr(result.item.truth, kind)].append(points[result.item.key])
-            table = sorted(groups.items())
-            details[kind] = {str(name): {"accuracy": percent(hits), "n": len(hits)} for name, hits in table}
+            table = grouped((getattr(result.item.truth, kind), points[result.item.key]) for result in results)
+            details[kind] = {str(name): {"accuracy": percent(hits), "n": len(hits)} for name, hits in table.items()}
         return self.scored(percent(points.values()), results, points, details)
 
 

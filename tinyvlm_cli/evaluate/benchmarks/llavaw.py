@@ -6,17 +6,17 @@ OWN_RULE, and the score says so. Answers are paired by id; the official script p
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Item, Result, Score
+from tinyvlm_cli.evaluate.benchmark import Item, Result, Score, grouped
 from tinyvlm_cli.evaluate.judge import Grade, Graded, Reply, Request
 from tinyvlm_cli.evaluate.sources import read_json, read_lines
 from tinyvlm_cli.statistics.questions import Formula, Tally
@@ -38,16 +38,12 @@ Explain them from the second line on.""",
 Grades = tuple[float, float]  # of the reference and of the model, usually 1..10
 
 
-class Truth(NamedTuple):
-    """The context and the reference answer, which the judge sees next to the model's answer."""
-
-    context: str  # a description of the image
-    reference: str  # GPT-4's answer
-
-
 @dataclass(frozen=True, kw_only=True)
 class LLaVAWild(Graded):
-    """The headline is the model's mean grade relative to GPT-4's."""
+    """The headline is the model's mean grade relative to GPT-4's.
+
+    An item's truth is a description of the image and GPT-4's answer, which the judge sees next to the model's answer.
+    """
 
     system_message: str  # of each request
     metric: ClassVar[str] = "relative score"
@@ -59,8 +55,8 @@ class LLaVAWild(Graded):
         """Return the questions, the descriptions of the images, and GPT-4's answers."""
         return [self.folder / name for name in (QUESTIONS, CONTEXT, REFERENCE)]
 
-    def items(self) -> list[Item]:
-        """Return the questions, without a suffix: LLaVA adds none."""
+    def items(self) -> Iterator[Item]:
+        """Yield the questions, without a suffix: LLaVA adds none."""
         if self.parquet_files():
             columns = ("question_id", "question", "category", "image_id", "image", "caption", "gpt_answer")
             found = [tuple(row[column] for column in columns) for row in self.rows(*columns)]
@@ -74,33 +70,23 @@ class LLaVAWild(Graded):
                 if name not in captions or key not in texts:
                     lacks = f"{CONTEXT} has no image {name}" if name not in captions else f"{REFERENCE} has no answer"
                     raise UserError(f"{self.folder}: {lacks} for question {key}; get {self.source}")
-                place = self.folder / "images" / name
-                found.append((key, line["text"], line["category"], name, place, captions[name], texts[key]))
-        return [
-            Item(
-                key=str(key),
-                text=text,
-                category=category,
-                image=place,
-                image_key=name,
-                truth=Truth(caption if isinstance(caption, str) else "\n".join(caption), reference),
-            )
-            for key, text, category, name, place, caption, reference in found
-        ]
+                image = self.folder / "images" / name
+                found.append((key, line["text"], line["category"], name, image, captions[name], texts[key]))
+        for key, text, category, name, image, caption, reference in found:
+            truth = (caption if isinstance(caption, str) else "\n".join(caption), reference)
+            yield Item(key=str(key), truth=truth, text=text, image=image, image_key=name, category=category)
 
     def grade(self, result: Result, run: int) -> Grade:
         """Ask the judge until the grades can be read, at most ATTEMPTS times."""
         assert self.judge
         rule = self._rules[result.item.category]
-        truth, role = result.item.truth, rule["role"]
-        parts = [
-            f"[Context]\n{truth.context}",
-            f"[Question]\n{result.item.text}",
-            f"[{role} 1]\n{truth.reference}\n\n[End of {role} 1]",
-            f"[{role} 2]\n{result.text}\n\n[End of {role} 2]",
-            f"[System]\n{rule['prompt']}",
-        ]
-        content = "".join(f"{part}\n\n" for part in parts)
+        (context, reference), role = result.item.truth, rule["role"]
+        content = (
+            f"[Context]\n{context}\n\n[Question]\n{result.item.text}\n\n"
+            f"[{role} 1]\n{reference}\n\n[End of {role} 1]\n\n"
+            f"[{role} 2]\n{result.text}\n\n[End of {role} 2]\n\n"
+            f"[System]\n{rule['prompt']}\n\n"
+        )
         request = Request((("system", self.system_message), ("user", content)), TEMPERATURE, MAX_TOKENS)
         replies: list[Reply] = []
         for attempt in range(1 if self.judge.official_failures else ATTEMPTS):
@@ -116,7 +102,17 @@ class LLaVAWild(Graded):
         effect = "count as -1, as in the official script" if failed else "are left out"
         notes = [f"{unreadable} of {len(results) * self.runs} reviews cannot be read and {effect}"]
         counted = [[pair or failed for pair in runs] for runs in grades]
-        table = _tables([result.item.category for result in results], counted)
+        by_category = grouped(zip((result.item.category for result in results), counted, strict=True))
+        totals, means = _relative(counted)
+        known = [total for total in totals if total is not None]
+        details = {
+            "all": means["relative"],
+            "runs": totals,
+            "std": round(pstdev(known), 1) if known else None,
+            "reference": means["reference"],
+            "model": means["model"],
+            "categories": {name: _relative(members)[1] for name, members in by_category.items()},
+        }
         points: dict[str, float] = {}
         tallies: dict[str, Tally] = {}
         for result, runs in zip(results, counted, strict=True):
@@ -124,7 +120,9 @@ class LLaVAWild(Graded):
                 reference, model = np.mean(readable, axis=0).tolist()
                 tallies[result.item.key] = Tally(result.item.image_key, "", model, reference)
                 points[result.item.key] = max(0.0, fmean(pair[1] for pair in readable) / 10)
-        return self.scored(table["all"], results, points, table, tallies=tallies, notes=notes if unreadable else ())
+        return self.scored(
+            means["relative"], results, points, details, tallies=tallies, notes=notes if unreadable else ()
+        )
 
     @cached_property
     def _rules(self) -> dict[str, Any]:
@@ -154,34 +152,20 @@ def read_grades(text: str) -> Grades | None:
     return (reference, model) if math.isfinite(reference) and math.isfinite(model) else None
 
 
-def _tables(categories: Sequence[str], grades: Sequence[Sequence[Grades | None]]) -> dict[str, Any]:
-    """Return the relative score of all questions and of each category, each the mean over the runs.
+def _relative(grades: Sequence[Sequence[Grades | None]]) -> tuple[list[float | None], dict[str, float | None]]:
+    """Return the relative score of each run, and means over the runs: relative score, and both grades times ten.
 
-    grades: of each question in each run; None: left out. Each run is rounded as in the official script.
+    grades: of each question in each run; None: left out. The relative score of a run is the ratio of its mean grades in
+    percent, not the mean of ratios. It is rounded as in the official script.
     """
-
-    def relative(pairs: Sequence[Grades | None]) -> dict[str, Any]:
-        """Return the ratio of means (not the mean of ratios) in percent, and both means times ten."""
-        counted = [pair for pair in pairs if pair]
-        if not counted:
-            return {"relative": None, "reference": None, "model": None}
-        reference, model = (round(mean, 3) for mean in np.asarray(counted).mean(0).tolist())
-        ratio = round(model / reference * 100, 1) if reference else None
-        return {"relative": ratio, "reference": round(reference * 10, 1), "model": round(model * 10, 1)}
-
-    means: dict[str, dict[str, float | None]] = {}
-    for name in (*sorted(set(categories)), "all"):  # all of them last: its columns are used below
-        rows = [runs for category, runs in zip(categories, grades, strict=True) if name in ("all", category)]
-        table = [relative(pairs) for pairs in zip(*rows, strict=True)]
-        columns = {column: [run[column] for run in table] for column in table[0]}
-        means[name] = {column: None if None in runs else round(fmean(runs), 1) for column, runs in columns.items()}
-    overall, totals = means.pop("all"), columns["relative"]
-    known = [total for total in totals if total is not None]
-    return {
-        "all": overall["relative"],
-        "runs": totals,
-        "std": round(pstdev(known), 1) if known else None,
-        "reference": overall["reference"],
-        "model": overall["model"],
-        "categories": means,
-    }
+    runs: list[tuple[float | None, ...]] = []
+    for pairs in zip(*grades, strict=True):
+        if counted := [pair for pair in pairs if pair]:
+            reference, model = (round(mean, 3) for mean in np.asarray(counted).mean(0).tolist())
+            ratio = round(model / reference * 100, 1) if reference else None
+            runs.append((ratio, round(reference * 10, 1), round(model * 10, 1)))
+        else:
+            runs.append((None, None, None))
+    columns = dict(zip(("relative", "reference", "model"), zip(*runs, strict=True), strict=True))
+    means = {name: None if None in column else round(fmean(column), 1) for name, column in columns.items()}
+    return list(columns["relative"]), means

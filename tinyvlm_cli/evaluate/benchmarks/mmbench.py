@@ -10,7 +10,7 @@ import hashlib
 import re
 import string
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
@@ -20,25 +20,21 @@ from typing import Any, ClassVar, NamedTuple
 import pandas as pd
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Item, Question, Result, Score, percent
+from tinyvlm_cli.evaluate.benchmark import Item, Question, Result, Score, grouped, percent
 from tinyvlm_cli.evaluate.judge import Judged, Reply, Request, provenance
 from tinyvlm_cli.evaluate.reading import CHOICE_RULES
 from tinyvlm_cli.evaluate.sources import python_string
 from tinyvlm_cli.files import replaced
 from tinyvlm_cli.results.records import Answer
-from tinyvlm_cli.statistics.questions import Tally
 
 ROTATION = 1_000_000  # added to a question's index for each rotation of its options
 MAX_REFERENCE = 64  # characters; a shorter image cell is the index of the row that holds the image
 EMPTY_CELL = "nan"  # VLMEvalKit reads answers from a sheet, where an empty one becomes this text
 ABBREVIATIONS = {
-    "coarse_perception": "CP",
-    "finegrained_perception (instance-level)": "FP-S",
-    "finegrained_perception (cross-instance)": "FP-C",
-    "logic_reasoning": "LR",
-    "relation_reasoning": "RR",
-    "attribute_reasoning": "AR",
-}
+    "coarse_perception": "CP", "finegrained_perception (instance-level)": "FP-S", "logic_reasoning": "LR",
+    "finegrained_perception (cross-instance)": "FP-C", "relation_reasoning": "RR", "attribute_reasoning": "AR",
+}  # fmt: skip
+UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")  # what a sheet cannot hold
 ATTEMPTS = 3  # requests about one answer
 MAX_TOKENS = 2048  # of a reply, as in VLMEvalKit's client
 
@@ -63,11 +59,10 @@ class Truth(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The outcome of a question: whether every rotation is correct."""
+    """The outcome of a question."""
 
-    hit: bool
+    hit: bool | None  # every rotation is correct; None: wrong, as an answer could not be read
     replies: list[Reply]  # of the judge
-    undecided: bool = False  # an answer that neither the rule nor the judge could read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,21 +80,20 @@ class MMBench(Judged):
 
     def __post_init__(self) -> None:
         if str(self.choice_rule) not in CHOICE_RULES:
-            allowed = " or ".join(CHOICE_RULES)
-            raise UserError(f"benchmark.{self.name}.choice_rule={self.choice_rule}: unknown rule; use {allowed}")
+            raise UserError(f"benchmark.{self.name}.choice_rule={self.choice_rule}: use {' or '.join(CHOICE_RULES)}")
 
     def files(self) -> list[Path]:
         """Return the table, which holds the images too."""
         return [self.folder / self.file]
 
-    def asked(self) -> list[Question]:
+    def asked(self) -> Iterable[Question]:
         """Return a question for each row, rotations too. Raises UserError for a row without a readable image."""
         if key := next((key for key, item in self.known_items.items() if item.image is None), None):
             raise UserError(f"{self.files()[0]}: row {key} has no readable image; get the file again")
         return super().asked()
 
-    def items(self) -> list[Item]:
-        """Return the rows in the order of the table. An image that cannot be decoded is None."""
+    def items(self) -> Iterator[Item]:
+        """Yield the rows in the order of the table. An image that cannot be decoded is None."""
         path = self.files()[0]
         if self.parquet_files():
             optional = ("hint", *string.ascii_uppercase, "answer", "category", "l2-category", "L2-category", "split")
@@ -118,7 +112,6 @@ class MMBench(Judged):
                 raise UserError(f"{path}, row {number}: index '{record['index']}' is not a number; get the file again")
         cells = {str(int(record["index"])): record.get("image") for record in records}
         images: dict[str, bytes | None] = {}  # decoded once: many rows share one
-        items = []
         for record in records:
             texts = defaultdict(str, {name: str(value) for name, value in record.items() if value is not None})
             index = int(texts["index"])
@@ -136,17 +129,10 @@ class MMBench(Judged):
             ability = texts["l2-category"] or texts["L2-category"]
             truth = Truth(texts["question"], options, texts["answer"], ability, texts["split"])
             letters = takewhile(options.__contains__, string.ascii_uppercase)  # LLaVA stops at the first absent option
-            lines = [texts["question"], *(f"{letter}. {options[letter]}" for letter in letters), self.suffix]
-            item = Item(
-                key=str(index),
-                text="\n".join(lines if texts["hint"].lower() in ("", "nan", "none") else [texts["hint"], *lines]),
-                image=image,
-                image_key=image_key,
-                category=texts["category"],
-                truth=truth,
-            )
-            items.append(item)
-        return items
+            hint = [texts["hint"]] if texts["hint"].lower() not in ("", "nan", "none") else []
+            lines = [*hint, texts["question"], *(f"{letter}. {options[letter]}" for letter in letters), self.suffix]
+            text, category = "\n".join(lines), texts["category"]
+            yield Item(key=str(index), truth=truth, text=text, image=image, image_key=image_key, category=category)
 
     def read(self, text: str, item: Item) -> str | None:
         """Return the letter of the option that the answer means, or Z for a refusal."""
@@ -164,82 +150,66 @@ class MMBench(Judged):
 
     def headline(self, results: Sequence[Result]) -> Score:
         """Return the share of the questions that are correct in every row, in percent."""
-        results = [result if result.answer else replace(result, meaning=None) for result in results]
-        groups: dict[str, list[Result]] = defaultdict(list)  # key of the first row -> all rows
-        for result in sorted(results, key=lambda r: (int(r.item.key) % ROTATION, int(r.item.key))):
-            groups[str(int(result.item.key) % ROTATION)].append(result)
+        by_index = sorted(results, key=lambda result: int(result.item.key))
+        groups = grouped((int(result.item.key) % ROTATION, result) for result in by_index)
         if self.judge is None:
-            verdicts: list[Verdict | None] = [self._verdict(group) for group in groups.values()]
+            outcomes: list[Verdict | None] = [self._verdict(group) for group in groups.values()]
         else:
-            verdicts = self.judge.grade_all(groups.values(), self._verdict)
-        judged = [verdict for verdict in verdicts if verdict and verdict.replies]
-        undecided = sum(verdict is not None and verdict.undecided for verdict in verdicts)
-        pending = verdicts.count(None)
-        hits = {key: verdict.hit for key, verdict in zip(groups, verdicts, strict=True) if verdict}
+            outcomes = self.judge.grade_all(groups.values(), self._verdict)
+        pending = outcomes.count(None)
+        verdicts = {str(index): verdict for index, verdict in zip(groups, outcomes, strict=True) if verdict}
+        judged = [verdict for verdict in verdicts.values() if verdict.replies]
+        own_prompt = bool(judged) and bool(self.wanted())
         notes = []
-        if undecided:
+        if undecided := sum(verdict.hit is None for verdict in verdicts.values()):
             reader = "the judge could not read either" if self.judge else "the rule cannot read"
             reason = "VLMEvalKit draws an option at random" if self.judge else "no judge is set"
             notes.append(f"{undecided} questions have an answer that {reader} and count as wrong: {reason}")
-        own_prompt = bool(judged) and bool(self.wanted())
         if own_prompt:
             notes.append(f"some answers were judged with tinyvlm's own prompt: {self.wanted()[0]}")
         if pending and self.judge:
             notes.append(f"{pending} questions wait for the judge ({self.judge.failure_reason}); run again")
-        firsts = {key: group[0] for key, group in groups.items()}
+        firsts = [group[0] for group in groups.values()]
         details: dict[str, Any] = {
             "choice_rule": str(self.choice_rule),
             "protocol": "tinyvlm" if own_prompt else "official",
-            "vanilla": percent(result.meaning == result.item.truth.answer for result in firsts.values()),
+            "vanilla": percent(result.meaning == result.item.truth.answer for result in firsts),
             "undecided_rows": sum(result.meaning is None for result in results),
             "judged_questions": len(judged),
         }
         if judged:
             details["judge"] = provenance([reply for verdict in judged for reply in verdict.replies])
         if not pending:
-            items = {key: first.item for key, first in firsts.items()}
-            details |= _table(items, hits)
-            details["splits"] = {
-                split or "none": _table({key: i for key, i in items.items() if i.truth.split == split}, hits)
-                for split in sorted({item.truth.split for item in items.values()})
-            }
-        points = {key: float(hit) for key, hit in hits.items()}
-        tallies = {key: Tally(self.known_items[key].image_key, "", point) for key, point in points.items()}
-        score = self.scored(details.get("overall"), results, points, details, tallies=tallies, notes=notes)
+            hits = [(first.item, bool(verdict.hit)) for first, verdict in zip(firsts, verdicts.values(), strict=True)]
+            splits = grouped((item.truth.split, (item, hit)) for item, hit in hits)
+            details |= _table(hits)
+            details["splits"] = {name or "none": _table(members) for name, members in splits.items()}
+        points = {key: float(bool(verdict.hit)) for key, verdict in verdicts.items()}
+        score = self.scored(details.get("overall"), results, points, details, notes=notes)
         judge = self.judge.model if self.judge and (judged or pending) else None
         return replace(score, n=len(groups), judge=judge, pending=pending)
 
     def export(self, answers: Sequence[Answer], path: Path) -> None:
         """Write the sheet that the test server takes: every row, rotations too."""
         given = dict(self.pair(self.known_items, answers)[0])
-        # A sheet cannot hold control characters or unpaired surrogates.
-        unwritable = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
-        texts = {key: unwritable.sub(" ", answer.text) for key, answer in given.items()}
-        truths = {key: item.truth for key, item in self.known_items.items()}
-        letters = sorted({*"ABCD", *(letter for truth in truths.values() for letter in truth.options)})
-        table = pd.DataFrame(
-            {
-                "index": int(key),
-                "question": truth.question,
-                **{letter: truth.options.get(letter) for letter in letters},
-                "prediction": texts.get(key, ""),
-                "answer": truth.answer,
-                "split": truth.split,
-            }
-            for key, truth in truths.items()
-        )
+        letters = sorted({*"ABCD", *(letter for item in self.known_items.values() for letter in item.truth.options)})
+        rows: list[dict[str, Any]] = []
+        for key, item in self.known_items.items():
+            text = UNWRITABLE.sub(" ", given[key].text) if key in given else ""
+            options = {letter: item.truth.options.get(letter) for letter in letters}
+            row = {"index": int(key), "question": item.truth.question, **options, "prediction": text}
+            rows.append({**row, "answer": item.truth.answer, "split": item.truth.split})
+        table = pd.DataFrame(rows)
         if not table["answer"].any():
             table = table.drop(columns="answer")
-        with replaced(path) as draft, draft.open("wb") as file:
-            try:
-                writer = pd.ExcelWriter(file, engine="openpyxl")
-            except ImportError:
-                raise UserError(f"{path}: writing a sheet needs the package openpyxl; `pip install openpyxl`") from None
-            with writer:
+        try:
+            with replaced(path) as draft, draft.open("wb") as file, pd.ExcelWriter(file, engine="openpyxl") as writer:
                 table.to_excel(writer, index=False)
                 for cell in (cell for row in writer.book.active.iter_rows() for cell in row):
                     if cell.data_type == "f":  # an answer that begins with "=" is text, not a formula
                         cell.data_type = "s"
+        except ImportError:
+            raise UserError(f"{path}: writing a sheet needs the package openpyxl; `pip install openpyxl`") from None
 
     def _verdict(self, group: Sequence[Result]) -> Verdict:
         """Return the outcome of a question's rows. Raises NoReplyError.
@@ -254,42 +224,40 @@ class MMBench(Judged):
             letter = row.meaning
             if letter is None and self.judge:
                 truth = row.item.truth
-                options = "".join(f"{name}. {text}\n" for name, text in truth.options.items())
-                prompt = self._judge_prompt.format(
-                    truth.question, f"There are several options: \n{options}", row.text or EMPTY_CELL
-                )
+                lines = [
+                    "There are several options: ",
+                    *(f"{name}. {text}" for name, text in truth.options.items()),
+                    "",
+                ]
+                prompt = self._judge_prompt.format(truth.question, "\n".join(lines), row.text or EMPTY_CELL)
                 request = Request((("user", prompt),), temperature=0.0, max_tokens=MAX_TOKENS)
                 for attempt in range(ATTEMPTS):
                     replies.append(self.judge.reply(request, str(attempt)))
                     if letter := CHOICE_RULES[str(self.choice_rule)].read(replies[-1].text, truth.options):
                         break
             if letter != row.item.truth.answer:
-                return Verdict(False, replies, undecided=not letter)
+                return Verdict(False if letter else None, replies)
         return Verdict(True, replies)
 
     @cached_property
     def _judge_prompt(self) -> str:
         """VLMEvalKit's prompt, or tinyvlm's, with places for question, options and answer."""
         path = self.judge_file
-        if path is None:
-            return OWN_PROMPT
-        template = python_string(path, "tmpl", inside="build_prompt")
+        template = python_string(path, "tmpl", inside="build_prompt") if path else OWN_PROMPT
         if template.count("{}") != OWN_PROMPT.count("{}"):
             raise UserError(f"{path}: the prompt lacks question, options or answer; get the file of 2024")
         return template
 
 
-def _table(items: Mapping[str, Item], hits: Mapping[str, bool]) -> dict[str, Any]:
+def _table(hits: Sequence[tuple[Item, bool]]) -> dict[str, Any]:
     """Return the accuracy in percent: of all questions, of the six abilities, and of the leaf abilities.
 
-    items: the first row of each question.
+    hits: the first row of each question, and whether all of its rows are correct.
     """
-    abilities, leaves = defaultdict(list), defaultdict(list)
-    for key, item in items.items():
-        abilities[ABBREVIATIONS.get(item.truth.ability.lower(), item.truth.ability)].append(hits[key])
-        leaves[item.category].append(hits[key])
+    abilities = grouped((ABBREVIATIONS.get(item.truth.ability.lower(), item.truth.ability), hit) for item, hit in hits)
+    leaves = grouped((item.category, hit) for item, hit in hits)
     return {
-        "overall": percent(hits[key] for key in items),
-        "l2": {name: percent(abilities[name]) for name in sorted(abilities) if name},
-        "abilities": {name: percent(leaves[name]) for name in sorted(leaves) if name},
+        "overall": percent(hit for _, hit in hits),
+        "l2": {name: percent(members) for name, members in abilities.items() if name},
+        "abilities": {name: percent(members) for name, members in leaves.items() if name},
     }

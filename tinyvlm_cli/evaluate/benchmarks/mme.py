@@ -4,14 +4,14 @@ Answers are found as by LLaVA's convert_answer_to_mme.py and scored as by MME's 
 two by two, so an answer more or less shifts all later pairs; here a pair is what is asked about one image.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Benchmark, Item, Result, Score
+from tinyvlm_cli.evaluate.benchmark import Benchmark, Item, Result, Score, grouped
 from tinyvlm_cli.evaluate.sources import first_of
 from tinyvlm_cli.results.records import Answer
 from tinyvlm_cli.statistics.questions import Formula, Tally
@@ -48,26 +48,21 @@ class MME(Benchmark):
         """The folder of the release, which holds the images too."""
         return self.folder / self.release
 
-    def items(self) -> list[Item]:
+    def items(self) -> Collection[Item]:
         """Return every question of the subtasks that are present, image by image."""
         columns = ("category", "question_id", "image", "question", "answer")
         rows = [tuple(row[column] for column in columns) for row in self.rows(*columns)]
         for subtask in (*PERCEPTION, *COGNITION):
-            if (self.image_dir / subtask).is_dir():
-                rows += self._subtask(self.image_dir / subtask)
+            rows += self._subtask(self.image_dir / subtask)
         items: dict[str, Item] = {}
         for subtask, image_id, image, question, answer in rows:
             key = self.key_of(Answer(image_id, question, ""))
-            items[key] = Item(  # as in the official converter the last one counts
-                key=key,
-                truth=answer.strip().lower(),
-                text=f"{self._bare(question)}\n{self.suffix}",
-                image=image,
-                image_key=image_id,
-                question_id=image_id,
-                category=subtask,
+            truth, text = answer.strip().lower(), f"{self._bare(question)}\n{self.suffix}"
+            # If a question is repeated, the last one counts, as in the official converter.
+            items[key] = Item(
+                key=key, truth=truth, text=text, image=image, image_key=image_id, question_id=image_id, category=subtask
             )
-        return list(items.values())
+        return items.values()
 
     def read(self, text: str, item: Item) -> str | None:
         """Return "yes" or "no", whichever is within the first four characters."""
@@ -75,17 +70,13 @@ class MME(Benchmark):
         return next((word for word in ("yes", "no") if word in start), None)
 
     def headline(self, results: Sequence[Result]) -> Score:
-        """Return the perception total, with cognition and the subtasks in the details.
-
-        As by the official tool, images without any answer are left out.
-        """
+        """Return the perception total, with cognition and the subtasks in the details."""
         answered = {result.item.image_key for result in results if result.answer}
         counted = [result for result in results if result.item.image_key in answered]
-        subtasks, totals, notes = {}, {}, []
+        groups = grouped((result.item.category, result) for result in counted)
+        subtasks = {name: _figures(groups[name]) for name in (*PERCEPTION, *COGNITION) if name in groups}
+        totals, notes = {}, []
         for kind, names in (("perception", PERCEPTION), ("cognition", COGNITION)):
-            for name in names:
-                if same := [result for result in counted if result.item.category == name]:
-                    subtasks[name] = _figures(same)
             scores = [subtasks[name]["score"] for name in names if name in subtasks]
             totals[kind] = sum(scores) if scores else None
             absent = [name for name in names if name not in subtasks]
@@ -108,8 +99,9 @@ class MME(Benchmark):
         if "/" not in image_id:
             raise UserError(f"{self.name}: question_id '{image_id}' names no image; it is like count/000000006040.jpg")
         if not answer.prompt:
-            lack = "no prompt, which distinguishes the two questions on an image"
-            raise UserError(f"{self.name}: an answer to {image_id} has {lack}; add the prompt")
+            raise UserError(
+                f"{self.name}: an answer to {image_id} has no prompt, so its question is unknown; add the prompt"
+            )
         subtask, *_, name = image_id.split("/")
         return f"{subtask}/{name.partition('.')[0]}: {self._bare(answer.prompt)}"
 
@@ -117,10 +109,8 @@ class MME(Benchmark):
         """Return notes on where the official tool would stop or mix images up."""
         if len(items) < len(self.known_items):
             return []
-        lines: dict[str, list[str]] = defaultdict(list)
-        for answer in answers:
-            lines[answer.question_id.split("/")[0]].append(answer.question_id)
-        mixed = [subtask for subtask, ids in lines.items() if any(a != b for a, b in zip(ids[::2], ids[1::2]))]  # noqa: B905
+        given = grouped((answer.question_id.split("/")[0], answer.question_id) for answer in answers)
+        mixed = [subtask for subtask, ids in given.items() if any(a != b for a, b in zip(ids[::2], ids[1::2]))]  # noqa: B905
         broken = sum(any(mark in answer.text for mark in "\t\n\r") for answer in answers)
         notes = []
         if mixed:
@@ -133,24 +123,22 @@ class MME(Benchmark):
         return question.replace(self.suffix, "").replace(REQUEST, "").strip()
 
     def _subtask(self, folder: Path) -> Iterator[tuple[str, str, Path, str, str]]:
-        """Yield the two questions of each text file: subtask, image id, image, question, answer."""
+        """Yield the two questions of each text file in `folder`: subtask, image id, image, question, answer."""
         is_flat = not (folder / QUESTIONS_FOLDER).is_dir()
         texts, images = (folder, folder) if is_flat else (folder / QUESTIONS_FOLDER, folder / IMAGES_FOLDER)
         names = {path.name.partition(".")[0]: path.name for path in images.glob("[!.]*") if path.suffix != ".txt"}
-        paths = sorted(texts.glob("[!.]*.txt"))
-        by_stem = {path.name.partition(".")[0]: path for path in paths}
-        for path in paths:
-            other = by_stem[path.name.partition(".")[0]]
-            if other != path:
+        by_stem: dict[str, Path] = {}
+        for path in sorted(texts.glob("[!.]*.txt")):
+            stem = path.name.partition(".")[0]
+            if (other := by_stem.setdefault(stem, path)) != path:
                 raise UserError(f"{path}, {other.name}: one name up to the first point; rename one of them")
             lines = path.read_bytes().decode("utf-8-sig", errors="replace").split("\n")
             rows = [line.strip().split("\t") for line in lines if line.strip()]
             if [len(row) for row in rows] != [2, 2] or any(row[1].strip().lower() not in ("yes", "no") for row in rows):
                 raise UserError(f"{path}: not two lines of a question, a tab, Yes or No; get {self.source}")
-            image = images / names.get(path.name.partition(".")[0], f"{path.stem}.jpg")
+            image = images / names.get(stem, f"{path.stem}.jpg")
             for question, answer in rows:
-                image_id = image.relative_to(self.image_dir).as_posix()
-                yield folder.name, image_id, image, question.strip(), answer
+                yield folder.name, image.relative_to(self.image_dir).as_posix(), image, question.strip(), answer
 
 
 def _figures(results: Sequence[Result]) -> dict[str, Any]:

@@ -4,16 +4,15 @@ Requests, retries and tables follow mm-vet_evaluator.py. The grading prompt belo
 their file if that is in the data folder. Otherwise the judge gets OWN_PROMPT, and the score says so.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
-from tinyvlm_cli.evaluate.benchmark import Image, Item, Result, Score
+from tinyvlm_cli.evaluate.benchmark import Image, Item, Result, Score, grouped
 from tinyvlm_cli.evaluate.judge import Grade, Graded, Request
 from tinyvlm_cli.evaluate.sources import Record, python_string, read_json
 from tinyvlm_cli.results.records import Answer
@@ -38,16 +37,9 @@ What colour is the car? | red <OR> crimson | It is a blue car. | 0.0
 """
 
 
-class Truth(NamedTuple):
-    """The ground truth of a question."""
-
-    answer: str
-    capabilities: tuple[str, ...]  # that the question needs, sorted
-
-
 @dataclass(frozen=True, kw_only=True)
 class MMVet(Graded):
-    """A question counts for each capability that it needs."""
+    """A question counts for each capability that it needs. An item's truth is the answer and these, sorted by name."""
 
     metric: ClassVar[str] = "GPT-4 score"
     waiting_is_unreadable: ClassVar[bool] = True
@@ -62,35 +54,31 @@ class MMVet(Graded):
         number = answer.question_id.removeprefix("v1_")
         return answer.key or f"v1_{number}"
 
-    def items(self) -> list[Item]:
-        """Return the questions, without a suffix: MM-Vet adds none."""
+    def items(self) -> Iterator[Item]:
+        """Yield the questions, without a suffix: MM-Vet adds none."""
         found: list[tuple[str, Record, Iterable[str], Image]]  # id, record, capabilities, image
         if self.parquet_files():
             rows = self.rows("question_id", "question", "answer", "capability", "image")
             found = [(row["question_id"], row, row["capability"].split(","), row["image"]) for row in rows]
         else:
-            records = read_json(self.need(self.folder / DATA_FILE))
-            images = self.folder / "images"
-            found = [(key, row, row["capability"], images / row["imagename"]) for key, row in records.items()]
-        items = []
-        for question_id, record, capabilities, image in found:
-            truth = Truth(record["answer"], tuple(sorted({name.strip() for name in capabilities})))
-            item = Item(
+            rows = read_json(self.need(self.folder / DATA_FILE)).items()
+            found = [(key, row, row["capability"], self.folder / "images" / row["imagename"]) for key, row in rows]
+        for question_id, record, listed, image in found:
+            capabilities = sorted({name.strip() for name in listed})
+            yield Item(
                 key=self.key_of(Answer(question_id, "", "")),
-                question_id=question_id.removeprefix("v1_"),
+                truth=(record["answer"], capabilities),
                 text=record["question"],
                 image=image,
                 image_key=str(image),
-                category=", ".join(truth.capabilities),
-                truth=truth,
+                question_id=question_id.removeprefix("v1_"),
+                category=", ".join(capabilities),
             )
-            items.append(item)
-        return items
 
     def grade(self, result: Result, run: int) -> Grade:
         """Ask the judge until a reply can be read, at most once for each of TEMPERATURES."""
         assert self.judge
-        truth = result.item.truth.answer.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+        truth = result.item.truth[0].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
         question = self._prompt + "\n" + " | ".join([result.item.text, truth, result.text, ""])
         for attempt, temperature in enumerate(TEMPERATURES):
             content = question + RETRY if attempt else question
@@ -104,14 +92,13 @@ class MMVet(Graded):
         """Return the mean grade in percent. The details have the mean of each capability and each set of them."""
         unreadable = sum(runs.count(None) for runs in grades)
         notes = [f"{unreadable} of {len(results) * self.runs} grades cannot be read and are 0, as in the official code"]
-        points: dict[str, float] = {}
-        groups: dict[str, dict[str, list[Any]]] = {name: defaultdict(list) for name in ("capabilities", "integrations")}
         values = [np.array([value or 0.0 for value in runs]) for runs in grades]
-        for result, runs in zip(results, values, strict=True):
-            points[result.item.key] = float(np.mean(runs))
-            groups["integrations"]["_".join(result.item.truth.capabilities)].append(runs)
-            for capability in result.item.truth.capabilities:
-                groups["capabilities"][capability].append(runs)
+        points = {result.item.key: float(np.mean(runs)) for result, runs in zip(results, values, strict=True)}
+        pairs = [(result.item.truth[1], runs) for result, runs in zip(results, values, strict=True)]
+        groups = {
+            "capabilities": grouped((name, runs) for names, runs in pairs for name in names),
+            "integrations": grouped(("_".join(names), runs) for names, runs in pairs),
+        }
 
         def percent(rows: Sequence[Any]) -> Any:  # of each run
             return sum(rows) / len(rows) * 100  # summed as in the evaluator, so that the last digit rounds alike
@@ -123,7 +110,7 @@ class MMVet(Graded):
             "runs": np.round(totals, 1).tolist(),
         }
         for name, members in groups.items():
-            details[name] = {key: float(np.round(percent(rows).mean(), 1)) for key, rows in sorted(members.items())}
+            details[name] = {key: float(np.round(percent(rows).mean(), 1)) for key, rows in members.items()}
         return self.scored(details["total"], results, points, details, notes=notes if unreadable else ())
 
     @cached_property

@@ -5,15 +5,15 @@ and labels by their lines, so files of two releases (random has 2,910 or 3,000 q
 label belongs to a question on an image, and an answer to the question's id.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Benchmark, Item, Result, Score
+from tinyvlm_cli.evaluate.benchmark import Benchmark, Item, Result, Score, grouped
 from tinyvlm_cli.evaluate.sources import read_lines
 from tinyvlm_cli.results.records import Answer
 from tinyvlm_cli.statistics.questions import Formula, Tally
@@ -36,60 +36,53 @@ class POPE(Benchmark):
         """Return the official files, which hold the labels."""
         return [self.folder / self.label_file.format(category) for category in self.categories]
 
-    def items(self) -> list[Item]:
-        """Return LLaVA's questions with their labels, or the official ones made and numbered like them.
+    def items(self) -> Iterator[Item]:
+        """Yield LLaVA's questions with their labels, or the official ones made and numbered like them.
 
         A category without labels is left out.
         """
-        if not (self.folder / self.llava_file).is_file():
-            return self._official
-        labels: dict[tuple[str, str, str], list[Item]] = defaultdict(list)
-        for item in self._official:
-            labels[item.category, item.image_key, _plain(item.text.split("\n")[0])].append(item)
+        path = self.folder / self.llava_file
+        if not path.is_file():
+            yield from self._official
+            return
+        labels = grouped(((i.category, i.image_key, _plain(i.text.split("\n")[0])), i) for i in self._official)
         labelled = {item.category for item in self._official}
-        items = []
         for question in self.questions:
-            text = question.text.split("\n")[0]
+            text, category = question.text.split("\n")[0], question.category
             # Where a question is asked twice on an image, its labels follow in the same order.
-            same = labels[question.category, question.image_key, _plain(text)]
-            if same:
-                item = same.pop(0)
-                items.append(replace(item, key=question.key, question_id=question.question_id, text=question.text))
-            elif question.category not in self.categories:
+            if same := labels.get((category, question.image_key, _plain(text))):
+                yield replace(same.pop(0), key=question.key, question_id=question.question_id, text=question.text)
+            elif category not in self.categories:
+                allowed = ", ".join(self.categories)
                 raise UserError(
-                    f"{self.folder / self.llava_file}: question {question.key} is of the category "
-                    f"'{question.category}'; allowed are {', '.join(self.categories)}"
+                    f"{path}: question {question.key} is of the category '{category}'; allowed are {allowed}"
                 )
-            elif question.category in labelled:
+            elif category in labelled:
                 raise UserError(
-                    f"{self.folder / self.label_file.format(question.category)}: no label for question {question.key}, "
-                    f"'{text}' on {question.image_key}: the labels and {self.llava_file} are of two releases; get both "
-                    f"from one, or remove {self.llava_file} to ask the official questions"
+                    f"{self.folder / self.label_file.format(category)}: no label for '{text}' on {question.image_key}, "
+                    f"which is question {question.key} of {path.name}; get both files from one release, or remove "
+                    f"{path.name} to ask the official questions"
                 )
-        return items
 
     def read(self, text: str, item: Item) -> str | None:
-        """Return "no" for a bare "No", "no" or "not" in the first sentence, else "yes".
-
-        None stands for an empty answer, which counts as yes.
-        """
+        """Return "no" if "No", "no" or "not" is a word of the first sentence, else "yes"; None (yes) for no text."""
         words = text.split(".", maxsplit=1)[0].replace(",", "").split(" ")
         return ("yes" if {"No", "not", "no"}.isdisjoint(words) else "no") if text.strip() else None
 
     def headline(self, results: Sequence[Result]) -> Score:
         """Return the mean F1 in percent over the categories with labels and answers, with their official figures."""
         labelled = {item.category for item in self.known_items.values()}
+        groups = grouped((result.item.category, result) for result in results)
         tallies: dict[str, Tally] = {}
         tables, notes = {}, []
         for category in self.categories:
-            same = [result for result in results if result.item.category == category]
-            says = [(result.meaning != "no", bool(result.item.truth)) for result in same]
-            for result, (is_yes, truth) in zip(same, says, strict=True):
-                tallies[result.item.key] = Tally(result.item.image_key, category, float(is_yes), float(truth))
-            if not same:
+            if category not in groups:
                 lacks = "answers" if category in labelled else "labels"
                 notes.append(f"{category} has no {lacks}: the mean is over the others")
                 continue
+            says = [(result.meaning != "no", result.item.truth) for result in groups[category]]
+            for result, (is_yes, truth) in zip(groups[category], says, strict=True):
+                tallies[result.item.key] = Tally(result.item.image_key, category, float(is_yes), float(truth))
             counts = Counter(says)
             hits, alarms, misses = counts[True, True], counts[True, False], counts[False, True]
             # Nothing to divide by gives 0, as with TinyLLaVA_Factory's eps; LLaVA's script stops there.
@@ -128,29 +121,23 @@ class POPE(Benchmark):
     @cached_property
     def _official(self) -> list[Item]:
         """The official questions of each category that is present, numbered like LLaVA's."""
-        columns = ("category", "question", "answer", "image_source", "image")
-        rows = [tuple(row[column] for column in columns) for row in self.rows(*columns)]
-        rows = [(category, text, label, f"{name}.jpg", image) for category, text, label, name, image in rows]
+        stored = self.rows("category", "question", "answer", "image_source", "image")
+        rows = grouped(
+            (r["category"], (r["question"], r["answer"], f"{r['image_source']}.jpg", r["image"])) for r in stored
+        )
         for category, path in zip(self.categories, self.files(), strict=True):
-            for line in read_lines(path) if path.exists() else ():
-                rows.append((category, line["text"], line["label"], line["image"], self.image_dir / line["image"]))
-        if not rows:
+            lines = read_lines(path) if path.exists() else ()
+            found = [(line["text"], line["label"], line["image"], self.image_dir / line["image"]) for line in lines]
+            rows.setdefault(category, found)
+        if not any(rows.values()):
             self.need(self.files()[0])
         items = []
         for place, category in enumerate(self.categories):
             # Not the file's own ids: they begin at 0 or 1, after the release, and repeat from category to category.
-            same = [row for row in rows if row[0] == category]
-            for number, (_, text, label, name, image) in enumerate(same, ID_STEP * place + 1):
-                items.append(
-                    Item(
-                        key=str(number),
-                        truth=label != "no",
-                        text=f"{text}\n{self.suffix}",
-                        image=image,
-                        image_key=name,
-                        category=category,
-                    )
-                )
+            for number, (text, label, name, image) in enumerate(rows[category], ID_STEP * place + 1):
+                prompt, truth = f"{text}\n{self.suffix}", label != "no"
+                item = Item(key=str(number), truth=truth, text=prompt, image=image, image_key=name, category=category)
+                items.append(item)
         return items
 
 

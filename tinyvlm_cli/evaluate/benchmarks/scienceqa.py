@@ -5,7 +5,7 @@ eval_science_qa.py, the further tables are those of the ScienceQA repository's e
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -15,6 +15,7 @@ from tinyvlm_cli.evaluate.sources import StoredImage, read_json
 
 IMAGE_MARK = "<image>"
 LETTERS = "ABCDE"
+FIRST_LETTER = re.compile(r"\A([A-E])(?:\. |\Z)")
 # The point is a wildcard: "The answer is B" at the very end is not found, "The answer is Blue" gives B.
 THE_ANSWER_IS = re.compile(r"The answer is ([A-Z]).")
 TABLES = (
@@ -47,8 +48,8 @@ class ScienceQA(Benchmark):
     def files(self) -> list[Path]:
         return [self.folder / self.problems_file, self.folder / self.splits_file]
 
-    def asked(self) -> list[Question]:
-        """Return LLaVA's questions, or the official ones made like them; the option suffix comes after either."""
+    def asked(self) -> Iterator[Question]:
+        """Yield LLaVA's questions, or the official ones made like them; the option suffix comes after either."""
         path = self.folder / self.llava_file
         if path.exists():
             asked = []
@@ -58,14 +59,12 @@ class ScienceQA(Benchmark):
                 asked.append((str(line["id"]), line["conversations"][0]["value"], image, name))
         else:
             asked = [(item.key, item.text, item.image, item.image_key) for item in self.known_items.values()]
-        questions = []
         for key, text, image, image_key in asked:
             prompt = f"{text.replace(IMAGE_MARK, '').strip()}\n{self.suffix}"
-            questions.append(Question(key, key, prompt, image, image_key, "image" if image else "text"))
-        return questions
+            yield Question(key, key, prompt, image, image_key, "image" if image else "text")
 
-    def items(self) -> list[Item]:
-        """Return the problems of the split, with the text of LLaVA's file: hint, question, lettered choices."""
+    def items(self) -> Iterator[Item]:
+        """Yield the problems of the split, with the text of LLaVA's file: hint, question, lettered choices."""
         if self.parquet_files():
             columns = ("question", "choices", "answer", "image")
             rows = enumerate(self.rows(*columns, optional=("hint", "subject", "grade")))
@@ -74,7 +73,6 @@ class ScienceQA(Benchmark):
         else:
             problems, splits = (read_json(self.need(path)) for path in self.files())
             records = {str(key): problems[str(key)] for key in splits[self.split]}
-        items = []
         for key, record in records.items():
             image, hint, choices = record.get("image"), record.get("hint") or "", record["choices"]
             if image and not isinstance(image, StoredImage):
@@ -84,24 +82,16 @@ class ScienceQA(Benchmark):
             truth = Truth(record["answer"], len(choices), bool(image), tables)
             options = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
             text = "\n".join([*([f"Context: {hint}"] if hint else []), record["question"], *options])
-            items.append(Item(key=key, truth=truth, text=text, image=image, image_key=key if image else ""))
-        return items
+            yield Item(key=key, truth=truth, text=text, image=image, image_key=key if image else "")
 
     def read(self, text: str, item: Item) -> int | None:
         """Return the index of the choice, after LLaVA's rule."""
-        if text and text[0] in LETTERS and (len(text) == 1 or text[1:3] == ". "):
-            letter = text[0]
-        else:
-            named = THE_ANSWER_IS.findall(text)
-            letter = named[0] if len(named) == 1 else ""
-        index = LETTERS.find(letter) if letter else -1
-        return index if 0 <= index < item.truth.num_choices else None
+        letters = FIRST_LETTER.findall(text) or THE_ANSWER_IS.findall(text)
+        choices = LETTERS[: item.truth.num_choices]
+        return choices.index(letters[0]) if len(letters) == 1 and letters[0] in choices else None
 
     def headline(self, results: Sequence[Result]) -> Score:
-        """Return the accuracy in percent on the questions whose prompt has an image mark.
-
-        A question without an answer is wrong in the accuracy over all, but has no prompt and so leaves the headline.
-        """
+        """Return the accuracy in percent on the answered questions whose prompt has an image mark."""
         hits = {result.item.key: float(result.meaning == result.item.truth.answer) for result in results}
         shown = [result for result in results if result.answer and IMAGE_MARK in result.answer.prompt]
         notes = []

@@ -6,7 +6,7 @@ about twelve points, so LLaVA's question file is needed to ask, though not to sc
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -40,14 +40,13 @@ class TextVQA(Benchmark):
         """Return LLaVA's questions, each with its line of OCR tokens, or the Hugging Face form's."""
         if not self.parquet_files():
             self.need(self.folder / self.llava_file)
-        questions = super().asked()
+        questions = list(super().asked())
         if bad := [question.question_id for question in questions if question_of(question.text) is None]:
-            raise UserError(
-                f"{self.folder / self.llava_file}: the prompt of {bad[0]} is not in LLaVA's form; get {self.source}"
-            )
+            path = self.folder / self.llava_file
+            raise UserError(f"{path}: the prompt of {bad[0]} is not in LLaVA's form; get {self.source}")
         return questions
 
-    def items(self) -> list[Item]:
+    def items(self) -> Collection[Item]:
         """Return the questions with their ten answers, normalised; those of the official file have no OCR tokens."""
         if parquet := self.parquet_files():
             records = list(self.rows("image_id", "question", "answers", "ocr_tokens", "image"))
@@ -62,7 +61,7 @@ class TextVQA(Benchmark):
             text = f"{question}\n{OCR_LINE}{', '.join(record['ocr_tokens'])}\n{self.suffix}" if parquet else ""
             image, truth = record.get("image"), tuple(map(m4c_words, answers))
             items[key] = Item(key=key, truth=truth, text=text, image=image, image_key=name, question_id=name)
-        return list(items.values())
+        return items.values()
 
     def read(self, text: str, item: Item) -> str | None:
         """Return the answer as mmf normalises it."""

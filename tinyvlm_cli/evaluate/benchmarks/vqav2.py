@@ -6,13 +6,12 @@ people agree, because the rule then compares letter by letter.
 """
 
 import json
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from tinyvlm_cli.evaluate.benchmark import Benchmark, Item, Question, Result, Score
+from tinyvlm_cli.evaluate.benchmark import Benchmark, Item, Question, Result, Score, grouped
 from tinyvlm_cli.evaluate.reading import m4c_words, vqa_accuracies
 from tinyvlm_cli.evaluate.sources import Record, first_of, read_json, read_lines
 from tinyvlm_cli.files import write_text
@@ -45,41 +44,38 @@ class VQAv2(Benchmark):
         questions = first_of(self.folder / self.llava_file, self.folder / self.questions_file)
         return [questions, self._upload_path if self.server else self.folder / self.annotations_file]
 
-    def asked(self) -> list[Question]:
-        """Return LLaVA's questions, or the official ones made like them."""
+    def asked(self) -> Iterator[Question]:
+        """Yield LLaVA's questions, or the official ones made like them."""
         if self.parquet_files():
             records: Iterable[Record] = self.rows("question_id", "image_id", "question", "image")
         elif self.need(self.files()[0]).name == self.llava_file:
-            return super().asked()
+            yield from super().asked()
+            return
         else:
             records = read_json(self.files()[0])["questions"]
-        questions = []
         for record in records:
             key, name = str(record["question_id"]), self.image_name.format(record["image_id"])
             image = record.get("image", self.image_dir / name)
-            questions.append(Question(key, key, f"{record['question']}\n{self.suffix}", image, name))
-        return questions
+            yield Question(key, key, f"{record['question']}\n{self.suffix}", image, name)
 
-    def items(self) -> list[Item]:
+    def items(self) -> Collection[Item]:
         """Return the annotated questions, without their texts. If one is repeated, its last annotation counts."""
         if self.parquet_files():
             records: Iterable[Record] = self.rows("question_id", "image_id", "question_type", "answer_type", "answers")
         else:
             path = self.need(self.folder / self.annotations_file)
-            # Of each person's answer only the text: two million dictionaries would not fit into 2 GB.
-            records = read_json(
-                path,
-                lambda fields: (
-                    fields["answer"] if "answer" in fields and "answers" not in fields else Record(path, fields)
-                ),
-            )["annotations"]
+            # Keep only the text of each person's answer: two million dictionaries would not fit into 2 GB.
+            content = read_json(
+                path, lambda f: f["answer"] if "answer" in f and "answers" not in f else Record(path, f)
+            )
+            records = content["annotations"]
         items = {}
         for record in records:
             key = str(record["question_id"])
             people = tuple(person if isinstance(person, str) else person["answer"] for person in record["answers"])
             truth = Truth(record["question_type"], record["answer_type"], people)
             items[key] = Item(key=key, truth=truth, image_key=str(record["image_id"]))
-        return list(items.values())
+        return items.values()
 
     def read(self, text: str, item: Item) -> str | None:
         """Return the answer as LLaVA converts it for the server."""
@@ -93,25 +89,20 @@ class VQAv2(Benchmark):
             raw[result.item.key], converted[result.item.key] = both
 
         def figures(keys: Collection[str]) -> dict[str, Any]:
-            value, raw_value = (
-                round(100 * float(sum(points[key] for key in keys)) / len(keys), 2) for points in (converted, raw)
-            )
-            return {"accuracy": value, "raw_accuracy": raw_value, "n": len(keys)}
+            means = [round(100 * float(sum(points[key] for key in keys)) / len(keys), 2) for points in (converted, raw)]
+            return {"accuracy": means[0], "raw_accuracy": means[1], "n": len(keys)}
 
         total = figures(converted)
         details: dict[str, Any] = {"raw_accuracy": total["raw_accuracy"]}
         for kind in ("answer_type", "question_type"):
-            groups = defaultdict(list)
-            for result in results:
-                groups[getattr(result.item.truth, kind)].append(result.item.key)
-            details[f"{kind}s"] = {name: figures(groups[name]) for name in sorted(groups)}
+            groups = grouped((getattr(result.item.truth, kind), result.item.key) for result in results)
+            details[f"{kind}s"] = {name: figures(keys) for name, keys in groups.items()}
         return self.scored(total["accuracy"], results, converted, details)
 
     def export(self, answers: Sequence[Answer], path: Path) -> None:
         """Write the array that the server takes, with every question of test2015 in order, answered or not."""
-        questions = self.need(self._upload_path)
-        is_llavas = questions.name == self.upload_file
-        records = read_lines(questions) if is_llavas else read_json(questions)["questions"]
+        asked = self.need(self._upload_path)
+        records = read_lines(asked) if asked.name == self.upload_file else read_json(asked)["questions"]
         ids = [record["question_id"] for record in records]
         given, _ = self.pair(dict.fromkeys(map(str, ids)), answers)
         texts = {key: answer.text for key, answer in given}
