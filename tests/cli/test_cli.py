@@ -120,13 +120,16 @@ def test_all_missing_files_are_reported_before_training_starts(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("connector=mof_mlp", "has a projector for each of two encoders and found one"),
-        ("connector=identity", "connector: identity needs an encoder as wide as the LLM"),
+        ("connector=mof_mlp", "requires two vision encoders but found one"),
+        ("connector=identity", "connector: identity requires the vision encoder and the LLM"),
         (
             "recipe.stages.finetune.train.vision=full recipe.stages.finetune.vision_from_layer=77",
-            "recipe.stages.finetune: vision_from_layer: 77 is not one of the 4 layers",
+            "recipe.stages.finetune: vision_from_layer: 77 is out of range",
         ),
-        ("recipe.stages.finetune.train.connector=lora", "recipe.stages.finetune: train.connector: frozen or full"),
+        (
+            "recipe.stages.finetune.train.connector=lora",
+            "recipe.stages.finetune: train.connector: the connector is too small",
+        ),
     ],
 )
 def test_errors_in_a_later_stage_are_reported_before_the_first_is_trained(

@@ -152,7 +152,7 @@ class Plain(nn.Module):
     [
         ("Pooled", None),
         ("Unannounced", r"connector: Unannounced returns shape \[1, 4, 128\] .* require \[1, 16, 128\]"),
-        ("Silent", r"connector: Silent cannot read features of shape \[1, 16, 96\] \(NotImplementedError"),
+        ("Silent", r"connector: Silent fails on features of shape \[1, 16, 96\] \(NotImplementedError"),
         ("Plain", r"connector._target_: my_connectors.Plain is not a connector"),
     ],
 )

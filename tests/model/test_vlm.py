@@ -37,7 +37,7 @@ def test_a_text_only_row_gives_the_connector_a_zero_gradient() -> None:
 def test_an_llm_that_changes_its_logits_is_refused(family: str, more: dict[str, float]) -> None:
     """Training asks the head at supervised positions only, and nothing behind it."""
     small_vlm("full").check_head()
-    with pytest.raises(UserError, match=f"a model of type '{family}' changes its head's logits"):
+    with pytest.raises(UserError, match=f"llm.path: '{family}' scales or caps logits"):
         small_vlm("full", llm_config={**LLAMA, "model_type": family, "pad_token_id": 0, **more}).check_head()
 
 

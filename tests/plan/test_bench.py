@@ -47,7 +47,7 @@ def test_bench_data_counts_images(capsys: pytest.CaptureFixture[str]) -> None:
         ("train engine.recompute=2", "engine.recompute: 2 is not a fraction; use a value from 0 to 1, or null"),
         ("train engine.micro_tokens=-5", "engine.micro_tokens: -5 is invalid; choose a positive number, or null"),
         ("trian", "unknown action 'trian'; choose train or data"),
-        ("train recipe=qlora", "recipe.stages.finetune: train.llm: qlora keeps weights in 4 bits, which needs a GPU"),
+        ("train recipe=qlora", "recipe.stages.finetune: train.llm: qlora requires a GPU"),
     ],
 )
 def test_a_mistake_is_one_sentence(words: str, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

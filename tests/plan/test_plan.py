@@ -192,7 +192,7 @@ def test_a_run_that_cannot_be_planned_hides_no_other(capsys: pytest.CaptureFixtu
     finetune = "recipe.stages.finetune"
     words = [*TINY, "recipe=demo", f"{finetune}.train.vision=full", f"{finetune}.vision_from_layer=0,77"]
     shown = planned(capsys, "-m", *words, code=1)
-    assert f"{finetune}.vision_from_layer=77: {finetune}: vision_from_layer: 77 is not one of the" in shown
+    assert f"{finetune}.vision_from_layer=77: {finetune}: vision_from_layer: 77 is out of range" in shown
     assert "-tiny-tiny to do to do\n" in shown and "stages 2 0 2 0 2" in shown
 
 

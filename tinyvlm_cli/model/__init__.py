@@ -1,3 +1,3 @@
-"""The model: vision encoder, connector, LLM, how they are joined, and what computing them costs.
+"""The model: vision encoder, connector and LLM, their combination, and its FLOPs.
 
-Nothing here knows about stages on disk, optimizers or benchmarks."""
+Nothing here depends on stages on disk, optimizers or benchmarks."""

@@ -1,8 +1,8 @@
-"""Connectors turn the features of the vision encoder into vectors that the LLM reads as tokens.
+"""Connectors map the features of the vision encoder to vectors that the LLM reads as tokens.
 
-conf/connector/*.yaml names a class and its settings. A class of one's own works in the same way; see `Connector`.
+Each conf/connector/*.yaml gives a class and its settings. Custom classes work in the same way; see `Connector`.
 
-Shapes: B images, N patches (of all encoders together), M connector tokens of an image, Q queries, D width.
+Shapes: B images, N patches (of all encoders together), M connector tokens per image, Q queries, D feature dimension.
 """
 
 from typing import Any
@@ -17,51 +17,51 @@ from tinyvlm_cli.errors import UserError, raise_findings
 
 
 class Connector(nn.Module):
-    """The base class of all connectors. A class of your own provides:
+    """Base class of all connectors. A custom connector must provide:
 
-    - `__init__(self, vision_dim: int, llm_dim: int, *, ...)`. The two widths are those of the vision features and of
-      the LLM's embeddings; every further argument is a setting in the connector's YAML. It calls `super().__init__()`.
+    - `__init__(self, vision_dim: int, llm_dim: int, *, ...)`. The first two arguments are the dimensions of the vision
+      features and of the LLM's embeddings; all others are settings in the YAML. It must call `super().__init__()`.
     - `forward(self, features)`: [B, N, vision_dim] -> [B, M, llm_dim], for any B.
-    - `num_tokens(self, num_patches)`: M for N = `num_patches`, unless M = N. The data step needs it before any image is
-      read, so it must hold for every image.
+    - `num_tokens(self, num_patches)`: M for N = `num_patches`, unless M = N. It is called before any image is read, so
+      M must be the same for every image.
 
     All three are checked before any weights are loaded.
     """
 
-    needs_two_encoders = False  # True: the tokens of two vision encoders alternate in N
+    needs_two_encoders = False  # whether the features must alternate between two vision encoders
 
     def num_tokens(self, num_patches: int) -> int:
-        """Return M, the number of vectors of an image with `num_patches` patches."""
+        """Return M, the number of connector tokens for an image with `num_patches` patches."""
         return num_patches
 
 
 def build_connector(node: dict[str, Any], *, vision_dim: int, llm_dim: int) -> Connector:
-    """Build the connector that `node` describes, a member of conf/connector.
+    """Build the connector described by `node`, which has the form of conf/connector/*.yaml.
 
-    Raises UserError for settings and classes that do not fit. `VLM.check_shapes` checks what the connector computes.
+    Raises UserError for invalid settings or classes. `VLM.check_shapes` checks the shape of the connector's output.
     """
     connector = build(node, vision_dim=vision_dim, llm_dim=llm_dim)
     if not isinstance(connector, Connector):
         raise UserError(
             f"connector._target_: {node['_target_']} is not a connector; make it a subclass of "
-            "tinyvlm_cli.model.connectors.Connector, whose docstring lists what it must provide"
+            "tinyvlm_cli.model.connectors.Connector, as described in its docstring"
         )
     return connector
 
 
 def check_sizes(**sizes: Any) -> None:
-    """Raise UserError naming every setting of a connector that is not an integer of at least 1.
+    """Raise UserError for every connector setting that is not a positive integer.
 
-    Where both are given, num_heads must divide hidden_dim too.
+    If both are given, hidden_dim must also be divisible by num_heads.
     """
     findings = [
-        f"connector.{name}: found {size!r}; give an integer of 1 or more"
+        f"connector.{name}: found {size!r}; use an integer of at least 1"
         for name, size in sizes.items()
         if type(size) is not int or size < 1
     ]
     width, heads = sizes.get("hidden_dim", 0), sizes.get("num_heads", 1)
     if not findings and width % heads:
-        findings.append(f"connector.num_heads: {heads} does not divide connector.hidden_dim={width}")
+        findings.append(f"connector.num_heads: connector.hidden_dim={width} is not divisible by {heads}; change either")
     raise_findings(findings)
 
 
@@ -77,7 +77,7 @@ class MLP(Connector):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return a vector for each patch: [B, N, vision_dim] -> [B, N, llm_dim]."""
+        """Return one vector per patch: [B, N, vision_dim] -> [B, N, llm_dim]."""
         out: Tensor = self.layers(features)
         return out
 
@@ -90,25 +90,25 @@ class Linear(MLP):
 
 
 class Identity(Connector):
-    """No connector, for a vision encoder that is as wide as the LLM."""
+    """The identity, for a vision encoder with the same feature dimension as the LLM."""
 
     def __init__(self, vision_dim: int, llm_dim: int) -> None:
         super().__init__()
         if vision_dim != llm_dim:
             raise UserError(
-                f"connector: identity needs an encoder as wide as the LLM; found {vision_dim} and {llm_dim}; "
-                "choose another connector"
+                "connector: identity requires the vision encoder and the LLM to have the same dimension, but found "
+                f"{vision_dim} and {llm_dim}; choose another connector"
             )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the features as they are: [B, N, D]."""
+        """Return the features unchanged: [B, N, D]."""
         return features
 
 
 class MoFMLP(Connector):
-    """The connector of interleaved mixture of features (arXiv 2401.06209): an MLP for each of two encoders.
+    """The connector of interleaved mixture of features (arXiv 2401.06209): a separate MLP for each of two encoders.
 
-    Even positions are of the first encoder, odd ones of the second.
+    Features of the first encoder are at even positions, features of the second at odd positions.
     """
 
     needs_two_encoders = True
@@ -119,14 +119,14 @@ class MoFMLP(Connector):
         self.second = MLP(vision_dim, llm_dim, depth=depth)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return a vector for each patch: [B, N, vision_dim] -> [B, N, llm_dim]."""
+        """Return one vector per patch: [B, N, vision_dim] -> [B, N, llm_dim]."""
         return torch.stack([self.first(features[:, 0::2]), self.second(features[:, 1::2])], dim=2).flatten(1, 2)
 
 
 class QueryConnector(Connector):
-    """A connector whose learned queries read the image by cross-attention: as many tokens whatever the image's size.
+    """A connector whose learned queries cross-attend to the image, so that the number of tokens is fixed.
 
-    Setting intermediate_dim of its classes: width inside the feed-forward blocks; None: 4 times the width outside.
+    In all subclasses, intermediate_dim is the inner dimension of the feed-forward blocks; None: 4 times the outer one.
     """
 
     queries: nn.Parameter  # [Q, D] or [1, Q, D]
@@ -136,11 +136,11 @@ class QueryConnector(Connector):
     project_out: nn.Module
 
     def num_tokens(self, num_patches: int) -> int:
-        """Return Q."""
+        """Return Q, the number of queries."""
         return self.queries.shape[-2]
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return a vector for each query: [B, N, vision_dim] -> [B, Q, llm_dim]."""
+        """Return one vector per query: [B, N, vision_dim] -> [B, Q, llm_dim]."""
         image = self.project_in(features)
         hidden = self.queries.expand(len(features), -1, -1)
         for layer in self.layers:
@@ -150,7 +150,7 @@ class QueryConnector(Connector):
 
 
 class Resampler(QueryConnector):
-    """The resampler of the TinyLLaVA paper (section 3.1), whose width is a setting."""
+    """The resampler of the TinyLLaVA paper (section 3.1), with a configurable hidden dimension."""
 
     def __init__(
         self, vision_dim: int, llm_dim: int, *, hidden_dim: int, num_heads: int, num_queries: int, num_layers: int,
@@ -168,9 +168,9 @@ class Resampler(QueryConnector):
 
 
 class Perceiver(QueryConnector):
-    """The resampler of TinyLLaVA_Factory, a Perceiver as in Flamingo (arXiv 2204.14198), at the LLM's width.
+    """The resampler of TinyLLaVA_Factory: a Perceiver as in Flamingo (arXiv 2204.14198) with the LLM's hidden size.
 
-    Its queries attend to the image and to themselves.
+    The queries attend to the image and to each other.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class Perceiver(QueryConnector):
 class ResamplerLayer(nn.Module):
     """Attention from the queries to the image, then a feed-forward block, each with a residual connection.
 
-    attends_to_queries: the queries are keys and values too, after the image's; image_dim is then dim.
+    attends_to_queries: append the queries to the image as keys and values. This requires image_dim = dim.
     """
 
     def __init__(
@@ -234,10 +234,9 @@ class ResamplerLayer(nn.Module):
 
 
 class QFormer(QueryConnector):
-    """BLIP-2's Q-Former (arXiv 2301.12597) without its text side; queries read the image in every second layer.
+    """BLIP-2's Q-Former (arXiv 2301.12597) without its text branch. Every second layer cross-attends to the image.
 
-    As in TinyLLaVA_Factory, it has BERT-base's size and random weights, and the norm of the queries has no learned
-    scale.
+    As in TinyLLaVA_Factory, it is initialised randomly, and the layer norm of the queries has no learned scale or bias.
     """
 
     def __init__(
@@ -263,7 +262,7 @@ class QFormer(QueryConnector):
         self.project_out = nn.Linear(hidden_dim, llm_dim)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return a vector for each query: [B, N, vision_dim] -> [B, Q, llm_dim]."""
+        """Return one vector per query: [B, N, vision_dim] -> [B, Q, llm_dim]."""
         queries = self.queries.expand(len(features), -1, -1)
         hidden = self.model(query_embeds=queries, encoder_hidden_states=features).last_hidden_state
         out: Tensor = self.project_out(hidden)

@@ -1,8 +1,8 @@
-"""The floating-point operations that training needs, computed from the model's shapes.
+"""The floating-point operations (FLOPs) of training, computed from the model's shapes.
 
-Only matrix products count. A weight costs 2 operations per token in the forward pass; 2 more in the backward pass where
-something before it is trained, and 2 more where it is trained itself. Causal attention counts half; padding and
-recomputation do not count.
+Only matrix products are counted. Each weight takes 2 FLOPs per token in the forward pass. The backward pass takes 2
+more if anything before the weight is trained, and 2 more if the weight itself is trained. Causal attention is counted
+as half of full attention. Padding and recomputation are not counted.
 """
 
 import copy
@@ -20,7 +20,7 @@ from tinyvlm_cli.model.vlm import VLM
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations for each unit of `Work`, forward and backward."""
+    """FLOPs per unit of `Work`, forward and backward."""
 
     token: float
     square: float
@@ -28,7 +28,7 @@ class Flops:
     supervised: float
 
     def of(self, work: Work) -> float:
-        """Return the operations of a batch."""
+        """Return the FLOPs of a batch."""
         return (
             self.token * work.tokens
             + self.square * work.squares
@@ -38,7 +38,7 @@ class Flops:
 
 
 def training_flops(model: VLM) -> Flops:
-    """Return the operations of training a model whose trained parameters are chosen.
+    """Return the FLOPs of training the parameters of a model that require gradients.
 
     The model may be on the meta device.
     """
@@ -73,9 +73,9 @@ def training_flops(model: VLM) -> Flops:
 
 
 def layer_flops(model: PreTrainedModel, learns: bool) -> tuple[float, float, bool]:
-    """Return what a transformer's layers cost: operations for a token, and the width of attention over all passes.
+    """Return the cost of a transformer's layers: FLOPs per token, and the attention width summed over all passes.
 
-    The third value says whether the layers' output depends on something trained. learns: the same of their input.
+    The third value is whether the layers' output depends on a trained parameter. learns: whether their input does.
     """
     config = model.config
     head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -90,5 +90,5 @@ def layer_flops(model: PreTrainedModel, learns: bool) -> tuple[float, float, boo
 
 
 def is_trained(module: nn.Module) -> bool:
-    """Return whether any parameter of a module, or of one inside it, is trained."""
+    """Return whether any parameter of a module or its submodules is trained."""
     return any(p.requires_grad for p in module.parameters())

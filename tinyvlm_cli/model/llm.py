@@ -13,9 +13,9 @@ from tinyvlm_cli.model.pretrained import cannot_read, load, part_config
 
 
 def llm_class(config: PretrainedConfig) -> type[PreTrainedModel]:
-    """Return the causal language model of a configuration."""
+    """Return the causal language model class for a configuration."""
     if type(config) not in CAUSAL_LMS:
-        raise UserError(f"llm.path: transformers has no causal language model of type '{config.model_type}'")
+        raise UserError(f"llm.path: '{config.model_type}' is not a causal language model; choose another LLM")
     model_class: type[PreTrainedModel] = CAUSAL_LMS[type(config)]
     return model_class
 
@@ -23,9 +23,9 @@ def llm_class(config: PretrainedConfig) -> type[PreTrainedModel]:
 def load_llm(
     spec: LLM, *, dtype: torch.dtype, attention: str, state: dict[str, Tensor] | None = None, four_bit: bool = False
 ) -> PreTrainedModel:
-    """Load the model with its published weights, or with `state`, the weights that a stage saved.
+    """Load the model with its published weights, or with `state`, the weights saved by a stage.
 
-    attention: a name that transformers knows: "sdpa" to generate, `attention.PACKED` to train.
+    attention: a name registered with transformers: "sdpa" for generation, `packed.PACKED` for training.
     """
     config = part_config(spec, where="llm.path", planned=False)
     return load(
@@ -37,19 +37,19 @@ def load_llm(
 def blank_llm(
     spec: LLM, *, attention: str, dtype: torch.dtype = torch.float32, planned: bool = False
 ) -> PreTrainedModel:
-    """Build the model with random weights: for the meta device and for tests. planned: see `part_config`."""
+    """Build the model with random weights, for the meta device and for tests. planned: see `part_config`."""
     config = part_config(spec, where="llm.path", planned=planned)
     return llm_class(config)._from_config(config, dtype=dtype, attn_implementation=attention)
 
 
 def load_tokenizer(spec: LLM, *, num_embeddings: int | None = None) -> PreTrainedTokenizerFast:
-    """Load the model's tokenizer, with the YAML's pad token.
+    """Load the model's tokenizer and set the pad token from `spec`.
 
-    num_embeddings: rows of the model's embedding table, where they are known. Raises UserError when the pad token or
-    the chat format's end token has no embedding, or the end token is one that may merge with other text.
+    num_embeddings: number of rows in the model's embedding table, if known. Raises UserError if the pad token or the
+    chat format's end token has no embedding, or if the end token could be merged with other text.
     """
     tokenizer = read_tokenizer(spec.path, where="llm.path")
-    vocabulary, special = tokenizer.get_vocab(), f"its special tokens are {tokenizer.all_special_tokens}"
+    vocabulary, special = tokenizer.get_vocab(), f"choose a special token, such as {tokenizer.all_special_tokens}"
     findings = []
     for setting, token in (("llm.pad_token", spec.pad_token), ("llm.chat.end", spec.chat.end)):
         number = vocabulary.get(token)
@@ -57,13 +57,13 @@ def load_tokenizer(spec: LLM, *, num_embeddings: int | None = None) -> PreTraine
             findings.append(f"{setting}: '{token}' is not a token of '{spec.path}'; {special}")
         elif num_embeddings is not None and number >= num_embeddings:
             findings.append(
-                f"{setting}: '{token}' has the id {number}, and the model has {num_embeddings} embeddings; "
+                f"{setting}: '{token}' has id {number}, but the model has only {num_embeddings} embeddings; "
                 "choose another token"
             )
         elif token == spec.chat.end and token not in tokenizer.get_added_vocab():
             findings.append(
                 f"{setting}: '{token}' is an ordinary token of '{spec.path}', which may merge with the text before it, "
-                f"so that an answer would not end; {special}"
+                f"so that answers would not end; {special}"
             )
     raise_findings(findings)
     tokenizer.pad_token = spec.pad_token
@@ -71,19 +71,19 @@ def load_tokenizer(spec: LLM, *, num_embeddings: int | None = None) -> PreTraine
 
 
 def read_tokenizer(path: str, *, where: str) -> PreTrainedTokenizerFast:
-    """Load the tokenizer at `path`, which gives the ids that the reference system gets.
+    """Load the tokenizer at `path` so that its ids equal those of the reference system.
 
-    where: the setting that `path` is from, for an error message.
+    where: the setting that contains `path`, for error messages.
     """
-    # Spaces are not cleaned up: an answer is scored as it was written.
+    # Spaces are not cleaned up, because an answer is scored exactly as generated.
     settings: dict[str, Any] = {"trust_remote_code": False, "clean_up_tokenization_spaces": False}
     try:
-        # As tokenizer.json has it: a class that the config names may bring rules of its own, so GPT-2's to StableLM-2.
+        # Follow tokenizer.json alone: the class in the config may add its own rules, as GPT-2's does for StableLM-2.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path, **settings)
         prepends = "Prepend" in str(tokenizer.backend_tokenizer.normalizer)
         if prepends and tokenizer.init_kwargs.get("legacy") is False:
-            # Llama's published tokenizer.json puts a space before every piece of text between special tokens. Its slow
-            # tokenizer, which the reference uses, does so before the first piece only, unless it is a legacy one.
+            # Llama's published tokenizer.json adds a space before every piece of text between special tokens. The slow
+            # tokenizer, which the reference uses, adds one before the first piece only, unless `legacy` is set.
             tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **settings)
     except (OSError, ValueError) as error:
         raise UserError(cannot_read(path, where, error)) from None

@@ -1,4 +1,4 @@
-"""Reads a part of the model from a hub id, a local folder or a state dict, with every weight accounted for."""
+"""Loads a part of the model from a hub id, a folder or a state dict, and checks that no weight is missing."""
 
 import contextlib
 import copy
@@ -18,9 +18,9 @@ DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 
 
 def part_config(spec: LLM | Vision | SecondEncoder, *, where: str, planned: bool) -> PretrainedConfig:
-    """Return a part's transformers configuration.
+    """Return the transformers configuration of a part.
 
-    planned: take `architecture` where the YAML has one, so that no file is needed. where: as in `read_config`.
+    planned: use `spec.architecture` if it is set, so that no file is needed. where: see `read_config`.
     """
     if planned and spec.architecture:
         return config_from_architecture(spec.architecture)
@@ -28,7 +28,7 @@ def part_config(spec: LLM | Vision | SecondEncoder, *, where: str, planned: bool
 
 
 def read_config(path: str, *, where: str) -> PretrainedConfig:
-    """Return the transformers configuration at `path`. where: the setting that `path` is from, for an error message."""
+    """Return the transformers configuration at `path`. where: the setting that contains `path`, for error messages."""
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -36,14 +36,14 @@ def read_config(path: str, *, where: str) -> PretrainedConfig:
 
 
 def config_from_architecture(architecture: dict[str, Any]) -> PretrainedConfig:
-    """Return the transformers configuration that a YAML's `architecture` describes."""
+    """Return the transformers configuration for the `architecture` setting of a part."""
     try:
         return AutoConfig.for_model(**copy.deepcopy(architecture))
     except (ValueError, TypeError):
         kind, version = architecture.get("model_type"), transformers.__version__
         raise UserError(
-            f"architecture.model_type: transformers {version} has no '{kind}', and code from the hub is not run; "
-            "choose another model"
+            f"architecture.model_type: transformers {version} does not support '{kind}', and code from the hub is "
+            "never run; choose another model"
         ) from None
 
 
@@ -51,15 +51,15 @@ def load(
     model_class: type[PreTrainedModel], config: PretrainedConfig, *, path: str, state: dict[str, Tensor] | None = None,
     where: str, dtype: torch.dtype, attention: str = "sdpa", four_bit: bool = False,
 ) -> PreTrainedModel:  # fmt: skip
-    """Load a model with the weights at `path`, or with those of `state` when it is given.
+    """Load a model with the weights at `path`, or with `state` if it is given.
 
-    four_bit: keep the linear layers as 4-bit NormalFloat on this process's GPU, ready for low-rank updates.
-    Raises UserError when a weight that the model needs is missing: transformers would only warn and use a random one.
+    four_bit: store the linear layers in 4-bit NormalFloat on this process's GPU, for training low-rank adapters.
+    Raises UserError if a weight is missing: transformers would only warn and initialise it randomly.
     """
     more: dict[str, Any] = {}
     if four_bit:
         check_four_bit(where)
-        quantized = BitsAndBytesConfig(  # NF4 with quantised constants, as in the QLoRA paper (arXiv 2305.14314)
+        quantized = BitsAndBytesConfig(  # NF4 with double quantisation, as in the QLoRA paper (arXiv 2305.14314)
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )  # fmt: skip
@@ -69,13 +69,13 @@ def load(
     )
     if missing:
         raise UserError(
-            f"{where}: {path} lacks {len(missing)} weights of a {type(model).__name__}, the first is {missing[0]}; "
-            "is it a checkpoint of that model?"
+            f"{where}: {len(missing)} weights of {type(model).__name__} are missing from {path}, starting with "
+            f"{missing[0]}; use a complete checkpoint of this model"
         )
     if four_bit:
         from peft import prepare_model_for_kbit_training
 
-        # Norms and head in fp32, everything frozen: low-rank training over few bits is unstable without it.
+        # Casts the norms and the head to fp32 and freezes everything. Otherwise, 4-bit training is unstable.
         model = prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
             model, use_gradient_checkpointing=False
         )
@@ -86,14 +86,14 @@ def load_partly(
     model_class: type[PreTrainedModel], config: PretrainedConfig, *, path: str | None, state: dict[str, Tensor] | None,
     where: str, **arguments: Any,
 ) -> tuple[PreTrainedModel, list[str], list[str]]:  # fmt: skip
-    """Load a model as `load` does, and return it with its missing and unexpected keys, sorted.
+    """Load a model as in `load`, but return its sorted missing and unexpected keys instead of raising.
 
-    arguments: further ones of `from_pretrained`.
+    arguments: passed to `from_pretrained`.
     """
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     with contextlib.ExitStack() as quiet:
-        # No table of unexpected weights (layers that are not needed are left out on purpose) and no progress bar.
+        # Hide the progress bar and the table of unexpected weights, which are those of layers that are not used.
         transformers_logging.set_verbosity_error()
         quiet.callback(transformers_logging.set_verbosity, level)
         if bars:
@@ -110,23 +110,23 @@ def load_partly(
 
 
 def check_four_bit(where: str) -> None:
-    """Raise UserError where this machine cannot keep weights in 4 bits."""
+    """Raise UserError if this machine cannot store weights in 4 bits."""
     if not torch.cuda.is_available():
-        raise UserError(f"{where}: qlora keeps weights in 4 bits, which needs a GPU; this machine has none, use lora")
+        raise UserError(f"{where}: qlora requires a GPU, and none is available; use lora")
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
-        raise UserError(f"{where}: qlora needs the package bitsandbytes; `pip install bitsandbytes`") from None
+        raise UserError(f"{where}: qlora requires bitsandbytes; run `pip install bitsandbytes`") from None
 
 
 def cannot_read(path: str | None, where: str, error: Exception) -> str:
-    """Return the message for a folder, hub id or state dict that transformers cannot load."""
+    """Return the error message for a folder, hub id or state dict that transformers cannot load."""
     reason = str(error).strip().splitlines()[0]
     if path is None:
-        return f"{where}: transformers cannot load these weights ({reason}); do they belong to this configuration?"
+        return f"{where}: the weights do not fit the configuration ({reason}); use a complete checkpoint of this model"
     if not Path(path).exists():
         return (
-            f"{where}: cannot load '{path}': no such folder here, and the hub did not give it ({reason}); "
-            f"download it to a folder and set {where} to that"
+            f"{where}: '{path}' is not a local folder and cannot be loaded from the hub ({reason}); "
+            f"download it and set {where} to its folder"
         )
-    return f"{where}: cannot load '{path}' ({reason}); give a folder or hub id that transformers reads"
+    return f"{where}: cannot load '{path}' ({reason}); use a folder or hub id that transformers supports"

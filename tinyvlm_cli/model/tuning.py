@@ -1,4 +1,4 @@
-"""The model as a stage trains it: all of a part, its upper layers, or low-rank updates of it."""
+"""Selects the parameters that a stage trains: all of a part, its upper layers, or low-rank adapters."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +14,11 @@ from tinyvlm_cli.model.pretrained import check_four_bit
 from tinyvlm_cli.model.vision import layers_of
 from tinyvlm_cli.model.vlm import VLM, meta_model
 
-ADAPTER_MARK = ".lora_"  # in the names of an adapter's tensors, by peft
+ADAPTER_MARK = ".lora_"  # in peft's names of adapter tensors
 
 
 def untrainable(llm: LLM, vision: Vision, connector: dict[str, Any], stages: Mapping[str, Stage]) -> list[str]:
-    """Return a sentence for everything that keeps the model, or one of `stages`, from being trained."""
+    """Return an error message for everything that prevents training the model as set in `stages`."""
     try:
         model = meta_model(llm, vision, connector)
     except UserError as error:
@@ -27,7 +27,7 @@ def untrainable(llm: LLM, vision: Vision, connector: dict[str, Any], stages: Map
     if setting := unsupported(model.llm.config, llm.max_length):
         value = getattr(model.llm.config, setting)
         findings.append(
-            f"llm.path: {llm.path} has {setting}={value}, which attention over packed samples does not compute"
+            f"llm.path: {llm.path} has {setting}={value}, which packed attention does not support"
             f"{f'; set llm.max_length={value}' if setting == 'sliding_window' else '; choose another LLM'}"
         )
     for name, stage in stages.items():
@@ -40,10 +40,10 @@ def untrainable(llm: LLM, vision: Vision, connector: dict[str, Any], stages: Map
 
 
 def choose_trained(model: VLM, stage: Stage) -> None:
-    """Set requires_grad on every parameter as the stage says, and add the adapters that it asks for.
+    """Set requires_grad on every parameter according to the stage's settings, and add its low-rank adapters.
 
-    Adapters are low-rank updates, zero at first, of every linear layer but an LLM's head; of their part only they are
-    trained. Raises UserError for settings that do not fit the model.
+    Adapters are added to every linear layer except an LLM's head, and start as a zero update. Only the adapters of an
+    adapted part are trained. Raises UserError for settings that do not fit the model.
     """
     raise_findings(stage_findings(model, stage))
     for part in PARTS:
@@ -59,50 +59,50 @@ def choose_trained(model: VLM, stage: Stage) -> None:
         model.vision.requires_grad_(False)
         for encoder in model.vision.models:
             layers_of(encoder)[stage.vision_from_layer :].requires_grad_(True)
-    if stage.train.llm is Tune.full and stage.llm_from_layer > 0:  # with what follows the layers: final norm and head
+    if stage.train.llm is Tune.full and stage.llm_from_layer > 0:  # the final norm and the head are trained too
         for module in (model.llm.get_input_embeddings(), *layers_of(model.llm)[: stage.llm_from_layer]):
             module.requires_grad_(False)
 
 
 def adaptable_layers(module: nn.Module) -> list[str]:
-    """Return the names of a part's linear layers, except an LLM's head."""
+    """Return the names of a part's linear layers, excluding an LLM's head."""
     head = module.get_output_embeddings() if isinstance(module, PreTrainedModel) else None
     return [name for name, inner in module.named_modules() if isinstance(inner, nn.Linear) and inner is not head]
 
 
 def stage_findings(model: VLM, stage: Stage) -> list[str]:
-    """Return a sentence for each setting of a stage that is out of its range or does not fit the model."""
+    """Return an error message for each setting of a stage that is out of range or does not fit the model."""
     findings = []
     for part, first in (("vision", stage.vision_from_layer), ("llm", stage.llm_from_layer)):
         depth = min(len(layers_of(one)) for one in (model.vision.models if part == "vision" else [model.llm]))
         if getattr(stage.train, part) is Tune.full and not 0 <= first < depth:
             findings.append(
-                f"{part}_from_layer: {first} is not one of the {depth} layers that the model uses, which are numbered "
-                f"0 to {depth - 1}"
+                f"{part}_from_layer: {first} is out of range, because the model uses {depth} layers; "
+                f"choose from 0 to {depth - 1}"
             )
     is_tied = model.llm.get_output_embeddings().weight is model.llm.get_input_embeddings().weight
     if stage.train.llm is Tune.full and stage.llm_from_layer > 0 and is_tied:
-        findings.append("llm_from_layer: this LLM's head is its embeddings, which come before its layers; use 0")
+        findings.append("llm_from_layer: this LLM's head is tied to the embeddings, which precede all layers; use 0")
     for part in stage.adapted_parts:
         if part == "connector":
-            findings.append("train.connector: frozen or full; a connector is too small for low-rank updates")
+            findings.append("train.connector: the connector is too small for low-rank adapters; use frozen or full")
         elif stage.lora is None:
-            findings.append(f"train.{part}: lora needs the stage's lora.rank, lora.alpha and lora.dropout")
+            findings.append(f"train.{part}: lora.rank, lora.alpha or lora.dropout is missing; set all three")
         elif not adaptable_layers(getattr(model, part)):
-            findings.append(f"train.{part}: the model has no linear layers to adapt; use full")
+            findings.append(f"train.{part}: the model has no linear layers for low-rank adapters; use full")
     if stage.lora is not None and stage.adapted_parts:
         sizes = {"rank": stage.lora.rank, "alpha": stage.lora.alpha}
-        findings += [f"lora.{name}: {size} is not allowed; give 1 or more" for name, size in sizes.items() if size < 1]
+        findings += [f"lora.{name}: found {size}; use at least 1" for name, size in sizes.items() if size < 1]
         if not 0 <= stage.lora.dropout < 1:
-            findings.append(f"lora.dropout: {stage.lora.dropout:g} is not allowed; give 0 or more and less than 1")
+            findings.append(f"lora.dropout: found {stage.lora.dropout:g}; use at least 0 and less than 1")
     return findings
 
 
 @torch.no_grad()
 def merge_adapters(module: nn.Module, state: dict[str, Tensor], *, scale: float) -> None:
-    """Add low-rank updates to the weights that they belong to, computed in fp32 whatever the weights' type.
+    """Merge low-rank updates into the weights, computed in fp32 for weights of any dtype.
 
-    state: the adapter's tensors by name. scale: alpha / rank.
+    state: adapter tensors by name. scale: alpha / rank.
     """
     weights = dict(module.named_parameters())
     for name, lower in state.items():

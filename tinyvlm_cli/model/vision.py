@@ -1,4 +1,4 @@
-"""The vision encoder: any vision model of transformers, cut after the layer whose features are used."""
+"""The vision encoder: any transformers vision model, truncated after the layer whose features are used."""
 
 import copy
 from difflib import get_close_matches
@@ -14,21 +14,21 @@ from tinyvlm_cli.model.pretrained import load, part_config
 
 
 class VisionEncoder(nn.Module):
-    """Pixels -> patch features of one layer, without the encoder's final norm, as LLaVA takes them.
+    """Maps pixels to the patch features of one layer, without the encoder's final norm, as in LLaVA.
 
-    Layers after the feature layer, the final norm and the pooling head are not kept. With a second encoder, which sees
-    the same pixels, the tokens of the two alternate.
+    Layers after the feature layer, the final norm and the pooling head are removed. A second encoder sees the same
+    pixels, and the features of the two encoders alternate.
 
-    B images, S pixels on each edge, N patches of all encoders together, D width.
+    Shapes: B images, S pixels per image edge, N patches of all encoders together, D feature dimension.
     """
 
-    table: Tensor  # [3, 256] pixel value -> normalised value
+    table: Tensor  # [3, 256] normalised value for each pixel value
     channel: Tensor  # [1, 3, 1, 1] 0, 1, 2
 
     def __init__(self, model: PreTrainedModel, spec: Vision, second: PreTrainedModel | None = None) -> None:
         super().__init__()
         findings = [
-            f"vision.{name}: found {len(values)} values; give three, for red, green and blue"
+            f"vision.{name}: found {len(values)} values; use three, for red, green and blue"
             for name, values in (("mean", spec.mean), ("std", spec.std))
             if len(values) != 3
         ]
@@ -39,58 +39,58 @@ class VisionEncoder(nn.Module):
             edge, others = (spec.image_size // one.config.patch_size for one in (model, second))
             if (width, edge) != (other, others):
                 findings.append(
-                    f"vision.second: its features are {other} wide on {others} x {others} patches, the first "
-                    f"encoder's {width} on {edge} x {edge}; choose encoders that agree"
+                    f"vision.second: found {others} x {others} patches of dimension {other}, but the first encoder has "
+                    f"{edge} x {edge} of dimension {width}; choose encoders with equal sizes"
                 )
         raise_findings(findings)
         self.model = model
         self.second = second
         self.dim: int = model.config.hidden_size
-        self.drop = 1 if spec.tokens is Tokens.drop_first else 0  # positions at the start that are left out
-        # Class and register tokens stand before the patches.
+        self.drop = 1 if spec.tokens is Tokens.drop_first else 0  # number of leading positions to drop
+        # Class and register tokens precede the patches.
         sizes = {name.rpartition(".")[2]: parameter.shape for name, parameter in model.named_parameters()}
         extra = int("class_embedding" in sizes or "cls_token" in sizes)
         extra += sizes["register_tokens"][1] if "register_tokens" in sizes else 0
         self.num_patches = ((spec.image_size // model.config.patch_size) ** 2 + extra - self.drop) * len(self.models)
-        table = torch.tensor(normalisation_table(spec.mean, spec.std))  # on the meta device too
+        table = torch.tensor(normalisation_table(spec.mean, spec.std))  # from_numpy would ignore the meta device
         self.register_buffer("table", table, persistent=False)
         self.register_buffer("channel", torch.arange(3)[None, :, None, None], persistent=False)
 
     @property
     def models(self) -> list[PreTrainedModel]:
-        """The encoder, or both of two."""
+        """The encoder, or both encoders, in order."""
         return [self.model] if self.second is None else [self.model, self.second]
 
     def first_layer(self, spec: Vision) -> "VisionEncoder":
-        """Return an encoder of the same kind and sizes with one layer and random weights. spec: of this encoder."""
+        """Return an encoder of the same class and sizes with one layer and random weights. spec: see `__init__`."""
         models = [
             type(model)._from_config(cut_config(model.config, 1, spec.path), dtype=model.dtype) for model in self.models
         ]
         return VisionEncoder(models[0], spec, *models[1:])
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return features: [B, N, D]. pixels: [B, 3, S, S] uint8. Of two encoders, position i is of encoder i % 2."""
+        """Return features: [B, N, D]. pixels: [B, 3, S, S] uint8. With two encoders, position i is of encoder i % 2."""
         values = self.table[self.channel, pixels.long()].to(self.model.dtype)
         features = [model(pixel_values=values).last_hidden_state[:, self.drop :] for model in self.models]
         return features[0] if len(features) == 1 else torch.stack(features, dim=2).flatten(1, 2)
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """Return a transformers model's layers, first to last."""
+    """Return the layers of a transformers model, in order."""
     depth = model.config.num_hidden_layers
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    assert stacks, "a model keeps its layers in a ModuleList"
+    assert stacks, "expected the layers in a ModuleList"
     return stacks[0]
 
 
 def remove_modules(model: PreTrainedModel, names: list[str], *, setting: str) -> list[str]:
-    """Replace modules that follow an encoder's last layer (a final norm, a pooling head) by the identity.
+    """Replace modules after an encoder's last layer (a final norm or a pooling head) with the identity.
 
-    Any other name would change the features in silence, or nothing at all. Returns a sentence for each such name.
+    Any other name would silently change the features or have no effect. Returns an error message for each such name.
     """
     layers, removable = layers_of(model), []
     place = next(name for name, module in model.named_modules() if module is layers)
-    for level, part in enumerate(place.split(".")):  # at each level, what follows the module with the layers
+    for level, part in enumerate(place.split(".")):  # at each level, the modules after the one with the layers
         prefix = place.split(".")[:level]
         siblings = [name for name, _ in model.get_submodule(".".join(prefix)).named_children()]
         removable += [".".join([*prefix, name]) for name in siblings[siblings.index(part) + 1 :]]
@@ -102,35 +102,35 @@ def remove_modules(model: PreTrainedModel, names: list[str], *, setting: str) ->
         near = get_close_matches(name, removable, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"choose from {removable}"
         kind = type(model).__name__
-        findings.append(f"{setting}: a {kind} has no module '{name}' after its last layer; {hint}")
+        findings.append(f"{setting}: '{name}' does not exist after the last layer of {kind}; {hint}")
     return findings
 
 
 def vision_config(spec: Vision | SecondEncoder, feature_layer: int, *, planned: bool) -> PretrainedConfig:
-    """Return an encoder's transformers configuration, cut to the layers that are needed. planned: see `part_config`."""
+    """Return an encoder's transformers configuration, truncated to the layers in use. planned: see `part_config`."""
     where = "vision.path" if isinstance(spec, Vision) else "vision.second.path"
     config = part_config(spec, where=where, planned=planned)
-    # CLIP and SigLIP checkpoints hold a text model too.
+    # CLIP and SigLIP checkpoints also contain a text model.
     return cut_config(getattr(config, "vision_config", config), feature_layer, spec.path)
 
 
 def cut_config(config: PretrainedConfig, feature_layer: int, path: str) -> PretrainedConfig:
     """Return the configuration of an encoder that ends with the feature layer.
 
-    feature_layer: index into the hidden states, 0 = embeddings, -1 = last layer, as in Transformers.
+    feature_layer: index into the hidden states as in transformers: 0 is the embeddings, -1 the last layer.
     """
     cut: PretrainedConfig = copy.deepcopy(config)
     if type(cut) not in MODEL_MAPPING or not hasattr(cut, "num_hidden_layers") or not hasattr(cut, "patch_size"):
         raise UserError(
-            f"vision.path: {path} is a model of type '{cut.model_type}', which is not a vision transformer; "
+            f"vision.path: {path} has model type '{cut.model_type}', which is not a vision transformer; "
             "choose an encoder such as CLIP, SigLIP or DINOv2"
         )
     depth = cut.num_hidden_layers
     layer = feature_layer if feature_layer >= 0 else depth + 1 + feature_layer
     if not 1 <= layer <= depth:
         raise UserError(
-            f"vision.feature_layer: {feature_layer} is not a layer of {path}, which has {depth}; "
-            f"choose from 1..{depth} or -{depth}..-1"
+            f"vision.feature_layer: {feature_layer} does not exist in {path}, which has {depth} layers; "
+            f"choose from 1 to {depth} or -{depth} to -1"
         )
     cut.num_hidden_layers = layer
     return cut
@@ -139,9 +139,9 @@ def cut_config(config: PretrainedConfig, feature_layer: int, path: str) -> Pretr
 def load_vision(
     spec: Vision, *, dtype: torch.dtype, state: dict[str, Tensor] | None = None, four_bit: bool = False
 ) -> VisionEncoder:
-    """Load the encoder with its published weights, or with `state`, the weights that a stage saved."""
+    """Load the encoder with its published weights, or with `state`, the weights saved by a stage."""
     if state is not None and four_bit:
-        raise UserError("train.vision: qlora is for published weights; an earlier stage trained this encoder, use lora")
+        raise UserError("train.vision: qlora does not support an encoder trained by an earlier stage; use lora")
     if state is not None:
         encoder = blank_vision(spec, dtype=dtype)
         encoder.load_state_dict(state)
@@ -156,7 +156,7 @@ def load_vision(
 
 
 def blank_vision(spec: Vision, *, dtype: torch.dtype = torch.float32, planned: bool = False) -> VisionEncoder:
-    """Build the encoder with random weights: for meta device, tests and saved states. planned: see `part_config`."""
+    """Build the encoder with random weights: for the meta device, tests or saved states. planned: see `part_config`."""
     models = []
     for one in (spec, spec.second):
         if one is not None:

@@ -1,7 +1,7 @@
-"""The whole model: image features, through the connector, written over the placeholder tokens of the text.
+"""The whole model: image features pass through the connector and replace the image placeholders in the text.
 
-Shapes: B rows, T tokens of a row, I images, M connector tokens of an image, D width of the LLM, S pixels on each edge
-of an image, P positions whose next token is supervised, V vocabulary.
+Shapes: B rows, T tokens per row, I images, M connector tokens per image, D hidden size of the LLM, S pixels per image
+edge, P positions whose next token is supervised, V vocabulary size.
 """
 
 from pathlib import Path
@@ -21,20 +21,20 @@ from tinyvlm_cli.model.connectors import Connector, build_connector
 from tinyvlm_cli.model.llm import blank_llm, load_tokenizer
 from tinyvlm_cli.model.vision import VisionEncoder, blank_vision
 
-LOGITS_AT_ONCE = 4096  # positions
+LOGITS_AT_ONCE = 4096  # maximum number of positions
 
 
 class VLM(nn.Module):
     """Vision encoder -> connector -> LLM.
 
-    Its forward pass is the training loss of a `MicroBatch`. Generation calls `embed` and then `llm`.
+    Its forward pass returns the training loss of a `MicroBatch`. Generation calls `embed` and then `llm`.
     """
 
     def __init__(self, vision: VisionEncoder, connector: Connector, llm: PreTrainedModel) -> None:
         super().__init__()
         if connector.needs_two_encoders and len(vision.models) == 1:
             raise UserError(
-                f"connector: {type(connector).__name__} has a projector for each of two encoders and found one; "
+                f"connector: {type(connector).__name__} requires two vision encoders but found one; "
                 "choose vision=mof or another connector"
             )
         self.vision = vision
@@ -44,25 +44,25 @@ class VLM(nn.Module):
 
     @property
     def tokens_per_image(self) -> int:
-        """The number of tokens that the LLM gets for an image."""
+        """Number of LLM tokens per image."""
         return self.connector.num_tokens(self.vision.num_patches)
 
     def embed(self, ids: Tensor, image_at: Tensor, pixels: Tensor) -> Tensor:
-        """Return the embeddings of a batch's tokens, those of images included.
+        """Return the embeddings of a batch's tokens, including image tokens.
 
         ids: [B, T], image_at: [I * M] positions in the flattened ids, pixels: [I, 3, S, S] uint8 -> [B, T, D].
 
-        There is one path through the modules for every batch: ranks that run them in another order, or not at all,
-        would mix up or wait for each other's gradients. A row without images therefore brings a blank one, whose
-        tokens are not written; its gradients are zero.
+        Every batch takes the same path through the modules. If ranks ran modules in different orders, or skipped some,
+        their gradients would be mixed up, or they would wait for each other forever. A row without images therefore
+        has a blank image, whose tokens are discarded and whose gradients are zero.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and any(p.requires_grad for p in self.vision.parameters())):
             features = self.vision(pixels)
-        image_tokens = self.connector(features).flatten(0, 1)[: len(image_at)]  # none of a blank image
+        image_tokens = self.connector(features).flatten(0, 1)[: len(image_at)]  # drops a blank image
         text: Tensor = self.llm.get_input_embeddings()(ids)
-        # Not masked_scatter: its backward pass makes the CPU wait for the GPU.
+        # Not masked_scatter, because its backward pass makes the CPU wait for the GPU.
         filled = text.flatten(0, 1).index_copy(0, image_at, image_tokens.to(text.dtype))
-        return filled.view_as(text).clone()  # a view would make PyTorch compile the first layer separately
+        return filled.view_as(text).clone()  # with a view, PyTorch would compile the first layer separately
 
     def logits(self, batch: MicroBatch) -> Tensor:
         """Return the logits at the positions `batch.predict`: [P, V], fp32."""
@@ -70,19 +70,19 @@ class VLM(nn.Module):
         return logits.float()
 
     def forward(self, batch: MicroBatch) -> Tensor:
-        """Return the weighted sum of the supervised tokens' cross-entropy, a scalar in fp32."""
+        """Return the weighted sum of the cross-entropy over all supervised tokens, as an fp32 scalar."""
         hidden = self._hidden(batch)
         count = -(-len(hidden) // LOGITS_AT_ONCE)
         if count <= 1:
             return self._loss(hidden, batch.targets, batch.weights)
-        # The logits of many positions would fill the memory that everything else was planned around.
+        # The logits of all positions at once could exceed the planned peak memory.
         targets = [piece.clone() for piece in batch.targets.tensor_split(count)]  # views would be compiled separately
         pieces = zip(hidden.tensor_split(count), targets, batch.weights.tensor_split(count), strict=True)
         return torch.stack([checkpoint(self._loss, *piece, use_reentrant=False) for piece in pieces]).sum()
 
     @torch.no_grad()
     def check_head(self) -> None:
-        """Raise UserError for an LLM that changes its head's logits (by a scale or a soft cap)."""
+        """Raise UserError for an LLM that modifies its head's logits (by scaling or soft-capping)."""
         self.llm.eval()
         weight = self.llm.get_input_embeddings().weight
         embeds = torch.linspace(-1, 1, 2 * weight.shape[1], device=weight.device, dtype=weight.dtype).view(1, 2, -1)
@@ -91,13 +91,13 @@ class VLM(nn.Module):
         ours = self.llm.get_output_embeddings()(self.llm.base_model(**given).last_hidden_state)
         if not torch.equal(ours, self.llm(**given).logits):
             kind = self.llm.config.model_type
-            raise UserError(f"llm.path: a model of type '{kind}' changes its head's logits, which training does not")
+            raise UserError(f"llm.path: '{kind}' scales or caps logits, which is not supported; choose another LLM")
 
     @torch.no_grad()
     def check_shapes(self, spec: Vision) -> None:
-        """Run one image through vision encoder and connector; raise UserError where they and the LLM do not fit.
+        """Run one image through the vision encoder and the connector. Raise UserError if these or the LLM do not fit.
 
-        Costs next to nothing on the meta device: an encoder's layers have equal shapes, and its first one is enough.
+        This is cheap on the meta device. Only the encoder's first layer is run, because all layers have equal shapes.
         """
         image_size, num_patches, kind = spec.image_size, self.vision.num_patches, type(self.connector).__name__
         with self.vision.model.device:
@@ -107,31 +107,31 @@ class VLM(nn.Module):
             features = first_layer(pixels)
         except (RuntimeError, ValueError) as error:
             raise UserError(
-                f"vision.image_size: the encoder cannot read images of {image_size} x {image_size} pixels "
-                f"({str(error).strip().splitlines()[0]}); set the size that it was trained on"
+                f"vision.image_size: the encoder does not support images of {image_size} x {image_size} pixels "
+                f"({str(error).strip().splitlines()[0]}); use the size that it was trained with"
             ) from None
         if features.shape != (1, num_patches, self.vision.dim):
             raise UserError(
-                f"vision.path: the encoder returns features of shape {list(features.shape)} for one image, and "
-                f"{[1, num_patches, self.vision.dim]} is needed; choose one such as CLIP, SigLIP or DINOv2"
+                f"vision.path: the encoder returns features of shape {list(features.shape)} for one image, but "
+                f"{[1, num_patches, self.vision.dim]} is required; choose one such as CLIP, SigLIP or DINOv2"
             )
         try:
             found = list(self.connector(features).shape)
-        except (RuntimeError, TypeError, ValueError) as error:  # without `forward`: a RuntimeError too
+        except (RuntimeError, TypeError, ValueError) as error:  # a missing `forward` is a RuntimeError
             reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
             raise UserError(
-                f"connector: {kind} cannot read features of shape {list(features.shape)} ({reason}); change its "
+                f"connector: {kind} fails on features of shape {list(features.shape)} ({reason}); change its "
                 "settings or its `forward`"
             ) from error
         expected = [1, self.tokens_per_image, self.llm.config.hidden_size]
         if found != expected:
             raise UserError(
-                f"connector: {kind} returns shape {found} for an image of {num_patches} patches, and its `num_tokens` "
-                f"and the LLM's width require {expected}; make them agree"
+                f"connector: {kind} returns shape {found} for an image of {num_patches} patches, but its `num_tokens` "
+                f"and the LLM's hidden size require {expected}; correct its `forward` or `num_tokens`"
             )
 
     def _hidden(self, batch: MicroBatch) -> Tensor:
-        """Return what the head reads at the positions `batch.predict`: [P, D]."""
+        """Return the head's input at the positions `batch.predict`: [P, D]."""
         attention.set_lengths(batch.lengths, batch.ids.device)
         hidden: Tensor = self.llm.base_model(
             inputs_embeds=self.embed(batch.ids, batch.image_at, batch.pixels),
@@ -146,14 +146,14 @@ class VLM(nn.Module):
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy at each position, in fp32. logits: [P, V], targets: [P] -> [P]"""
+    """Return the cross-entropy at each position, in fp32. logits: [P, V], targets: [P] -> [P]."""
     return cross_entropy(logits.float(), targets, reduction="none")
 
 
 def meta_model(llm: LLM, vision: Vision, connector: dict[str, Any]) -> VLM:
-    """Build the whole model on the meta device: shapes without memory.
+    """Build the whole model on the meta device, without allocating memory.
 
-    Raises UserError where parts do not fit each other, or the tokenizer, which is read where it is on this machine.
+    Raises UserError if the parts do not fit each other. The tokenizer is checked too, if it is in a local folder.
     """
     model = random_model(llm, vision, connector, torch.device("meta"), dtype=torch.float32, attention="sdpa")
     findings: list[str] = []
@@ -171,8 +171,8 @@ def random_model(
 ) -> VLM:
     """Build the whole model with random weights.
 
-    A part whose path is a folder of this machine has the sizes of its config.json, which may be another model's than
-    the YAML's `architecture`.
+    A part whose path is a local folder has the sizes in its config.json, which may differ from its `architecture`
+    setting.
     """
     encoders = [one for one in (vision, vision.second) if one is not None]
     is_here = {one.path: (Path(one.path) / "config.json").is_file() for one in (*encoders, llm)}

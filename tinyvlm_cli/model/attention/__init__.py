@@ -1,3 +1,3 @@
-"""Attention over packed rows: the operation that training registers with transformers, and its cuDNN kernels.
+"""Attention over packed rows: the function that training registers with transformers, and its cuDNN kernels.
 
-Nothing here knows about a particular language model."""
+Nothing here is specific to a particular language model."""

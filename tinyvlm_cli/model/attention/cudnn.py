@@ -1,9 +1,9 @@
-"""cuDNN's attention over rows of whole samples: on Hopper GPUs half again as fast as PyTorch's own kernel.
+"""cuDNN attention over rows of packed samples, 1.5 times as fast as PyTorch's own kernel on Hopper GPUs.
 
-PyTorch reaches cuDNN for padded batches only (its variable-length backward pass gives wrong numbers in 2.11), so the
-two graphs are built here with NVIDIA's front end. https://docs.nvidia.com/deeplearning/cudnn/frontend, Attention.
+PyTorch uses cuDNN for padded batches only (in 2.11, its variable-length backward pass returns wrong gradients), so the
+graphs are built here with NVIDIA's frontend; see "Attention" in https://docs.nvidia.com/deeplearning/cudnn/frontend.
 
-Shapes: T tokens of a row, S slots for samples in it, H query heads, K key and value heads, D head width.
+Shapes: T tokens and S sample slots in a row, H query heads, K key and value heads, D head dimension.
 """
 
 import importlib.util
@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes that a pair of graphs is built for."""
+    """Sizes for which a pair of graphs is built."""
 
     slots: int
     longest: int
-    tokens: int  # of a row at most; bounds the workspace
+    tokens: int  # maximum number of tokens in a row; bounds the workspace
     heads: int
     key_heads: int
     width: int
@@ -36,7 +36,7 @@ class Shape:
 def shape_of(query: Tensor, key: Tensor, ends: Tensor, longest: Tensor, scale: float) -> Shape:
     """Return the shape of a row. query: [T, H, D]; key: [T, K, D]; ends: [S + 1]."""
     tokens, heads, width = query.shape
-    tokens += -tokens % 8192  # rounded up, so that few shapes are built
+    tokens += -tokens % 8192  # rounded up, so that few different graphs are built
     return Shape(
         slots=len(ends) - 1, longest=int(longest), tokens=tokens, heads=heads, key_heads=key.shape[1], width=width,
         scale=scale, dtype=query.dtype, device=query.device,
@@ -45,7 +45,7 @@ def shape_of(query: Tensor, key: Tensor, ends: Tensor, longest: Tensor, scale: f
 
 @cache
 def graphs(shape: Shape) -> "Graphs | None":
-    """Return the two graphs of a shape; None where cuDNN or its front end has none."""
+    """Return the graphs for a shape, or None if cuDNN does not support it or its frontend is not installed."""
     if torch.version.cuda is None or importlib.util.find_spec("cudnn") is None:
         return None
     import cudnn
@@ -53,14 +53,14 @@ def graphs(shape: Shape) -> "Graphs | None":
     try:
         return Graphs(shape)
     except (cudnn.cudnnGraphNotSupportedError, RuntimeError) as error:
-        log.info("cuDNN has no attention for %s (%s)", shape, str(error).splitlines()[0])
+        log.info("cuDNN attention does not support %s (%s)", shape, str(error).splitlines()[0])
         return None
 
 
 class Graphs:
-    """Attention forward and backward, built once and run on every row that fits."""
+    """Graphs for the forward and backward pass of attention, built once and run on every row that fits."""
 
-    handles: ClassVar[dict[torch.device, Any]] = {}  # cuDNN's, one for each device
+    handles: ClassVar[dict[torch.device, Any]] = {}  # cuDNN handles, one per device
 
     def __init__(self, shape: Shape) -> None:
         import cudnn
@@ -81,7 +81,7 @@ class Graphs:
         """Run a graph on a row.
 
         built: `forward` or `backward`. tensors: its inputs and outputs by name, each [T, H or K, D], and `sums`, the
-        logarithms of the softmax's sums, H * T numbers in cuDNN's order. ends: [S + 1], where the samples end.
+        log-sum-exp of the attention scores, H * T values in cuDNN's order. ends: [S + 1], see `packed.Row`.
         """
         import cudnn
 
@@ -100,9 +100,9 @@ class Graphs:
     def _build(
         self, operation: str, inputs: dict[str, str], outputs: tuple[str, ...], **settings: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """Return a graph of one operation, ready to run, and the graph's tensors by name.
+        """Build a graph of one operation. Return it, ready to run, and its tensors by name.
 
-        operation: a method of a graph. inputs: its parameters that are tensors, and our names for those.
+        operation: name of a graph method. inputs: its tensor parameters -> our names of these tensors.
         """
         import cudnn
 
@@ -112,7 +112,7 @@ class Graphs:
             compute_data_type=cudnn.data_type.FLOAT,
             handle=self.handle,
         )
-        # Where the samples are: their sizes, and the offset of each in the memory of three kinds of tensors.
+        # The sizes of the samples, and their offsets in the memory of three kinds of tensors.
         slots = self.shape.slots
         counts = {"sizes": slots, "at_query": slots + 1, "at_key": slots + 1, "at_sums": slots + 1}
         ports = {
@@ -148,7 +148,7 @@ class Graphs:
         return graph, ports
 
     def _layout(self, name: str) -> tuple[list[int], list[int], str]:
-        """Return a tensor's sizes and strides as [sample, head, token, width], and which offsets it uses."""
+        """Return a tensor's sizes and strides as [sample, head, token, width], and the name of its offsets."""
         shape = self.shape
         if name == "sums":
             sizes = [shape.slots, shape.heads, shape.longest, 1]

@@ -1,12 +1,12 @@
-"""Attention over a row of several samples that never crosses a sample's border.
+"""Attention over a packed row of samples, in which tokens attend only to tokens of the same sample.
 
-Training packs whole samples one after another into a single row. transformers only keeps packed samples apart when
-it builds their mask itself, which a cache or a padding mask silently switches off; so training registers an
-attention function of its own, which takes the samples' lengths from `set_lengths` instead of from a mask. It works
-for every transformers language model that calls its attention through `AttentionInterface`, whether or not the
-model's layers pass extra arguments on (StableLM's do not).
+Training packs whole samples one after another into a single row. transformers keeps packed samples apart only if it
+builds the mask itself, and a cache or a padding mask silently disables this. Training therefore registers its own
+attention function, which takes the sample lengths from `set_lengths` instead of from a mask. It works with every
+transformers language model that calls attention through `AttentionInterface`, whether or not the model's layers
+pass extra arguments on (StableLM's do not).
 
-Shapes: T tokens of a row, S samples in it, L tokens of the longest, H query heads, K key and value heads, D head width.
+Shapes: T tokens and S samples in a row, L tokens in its longest sample, H query heads, K key/value heads, D head size.
 """
 
 from dataclasses import dataclass
@@ -25,16 +25,16 @@ PACKED = "tinyvlm_packed"
 
 @dataclass(frozen=True)
 class Row:
-    """The samples of a packed row, as tensors, which an attention operation can save for its backward pass."""
+    """The samples of a packed row, as tensors, so that an attention operation can save them for its backward pass."""
 
-    ends: Tensor  # [S + 1] int32, on the model's device: 0, and where each sample ends
+    ends: Tensor  # [S + 1] int32, on the model's device: 0, then the end of each sample
     longest: Tensor  # L, int64, on the CPU
-    current: ClassVar["Row | None"] = None  # of the forward pass in progress; kept for recomputation, which reads it
+    current: ClassVar["Row | None"] = None  # of the current forward pass, and of its recomputation
 
     def padded(self) -> tuple[Tensor, Tensor]:
-        """Return where each token of the padded samples is in the row, and which of them are real: [S, L] both.
+        """Return each token's position in the row, and whether it is real or padding, for padded samples: both [S, L].
 
-        The position of a token that is not real is any position in the row.
+        The position of a padding token is arbitrary but valid.
         """
         steps = torch.arange(int(self.longest), device=self.ends.device)
         places = steps + self.ends[:-1, None]
@@ -42,22 +42,22 @@ class Row:
 
 
 def register() -> str:
-    """Make the packed attention known to transformers and return its name."""
+    """Register packed attention with transformers and return its name."""
     AttentionInterface.register(PACKED, _attend)
-    AttentionMaskInterface.register(PACKED, lambda *args, **kwargs: None)  # it needs no mask
+    AttentionMaskInterface.register(PACKED, lambda *args, **kwargs: None)  # no mask is needed
     return PACKED
 
 
 def set_lengths(lengths: Tensor, device: torch.device) -> Row:
-    """Set the samples of the next forward pass, and return their row.
+    """Set the sample lengths for the next forward pass, and return its row.
 
-    lengths: [S] tokens of each sample, in the order of the row, on the CPU. device: the model's.
+    lengths: [S] number of tokens in each sample, in row order, on the CPU. device: the model's device.
     """
     slots, longest = len(lengths), int(lengths.max())
     if device.type == "cuda":
-        # cuDNN takes 0.1 s to build its graphs for a number of samples and of tokens. Rounded up, few are built;
-        # the slots after the samples are empty and skipped, though not for free: 2,048 more tokens cost the
-        # backward pass 7%, and rows of 100-token samples cost 18% when rounded up to 512 instead of 128.
+        # cuDNN takes 0.1 s to build graphs for each number of samples and maximum length. Both are rounded up, so that
+        # few graphs are built. The padding is skipped, but not for free: 2,048 more tokens slow down the backward pass
+        # by 7%, and rounding samples of 100 tokens up to 512 instead of 128 slows it down by 18%.
         power_of_two = 1 << (longest - 1).bit_length()
         slots += -slots % 16
         longest += -longest % min(1024, power_of_two)
@@ -68,7 +68,7 @@ def set_lengths(lengths: Tensor, device: torch.device) -> Row:
 
 
 def unsupported(config: PretrainedConfig, max_length: int) -> str | None:
-    """Return the setting of a language model that packed attention does not compute; None if there is none."""
+    """Return the name of a language model setting that packed attention does not support, or None."""
     if getattr(config, "attention_dropout", 0.0):
         return "attention_dropout"
     if getattr(config, "attn_logit_softcapping", None):
@@ -84,13 +84,13 @@ def _attend(  # noqa: PLR0917 - transformers' signature
     scaling: float | None = None, dropout: float = 0.0, **kwargs: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """Compute causal attention within each sample: [1, T, H, D]. query: [1, H, T, D]; key, value: [1, K, T, D]."""
-    assert not dropout and kwargs.get("softcap") is None, "see `unsupported`"
+    assert not dropout and kwargs.get("softcap") is None, "`unsupported` rejects such models"
     row = Row.current
-    assert row is not None, "set_lengths comes before a packed forward pass"
+    assert row is not None, "call set_lengths before a packed forward pass"
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if not _has_kernel(query) and not torch.compiler.is_compiling():
-        return _padded(q, k, v, row, scale)[None], None  # PyTorch differentiates it faster than `attend_backward`
+        return _padded(q, k, v, row, scale)[None], None  # autograd is faster here than `attend_backward`
     out, _ = attend(q, k, v, row.ends, row.longest, scale)
     return out[None], None
 
@@ -99,10 +99,10 @@ def _attend(  # noqa: PLR0917 - transformers' signature
 def attend(  # noqa: PLR0917 - an operation's tensors
     query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Compute causal attention within each sample of a row. The compiler takes it as one operation.
+    """Compute causal attention within each sample of a row. The compiler treats it as a single operation.
 
-    query: [T, H, D]; key, value: [T, K, D]; ends, longest: of a `Row`. Returns the output, [T, H, D], and the
-    logarithms of the softmax's sums for the backward pass: H * T numbers in the kernel's own order.
+    query: [T, H, D]; key, value: [T, K, D]; ends, longest: see `Row`. Returns the output, [T, H, D], and the
+    log-sum-exp of the attention scores for the backward pass: H * T values in the kernel's own order.
     """
     row = Row(ends, longest)
     if not _has_kernel(query):
@@ -124,7 +124,7 @@ def attend_backward(  # noqa: PLR0917
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: Tensor, out: Tensor, sums: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of query, key and value, given that of `attend`'s output."""
+    """Return the gradients of query, key and value, given the gradient of the output of `attend`."""
     if _has_kernel(query):
         graphs = attention_cudnn.graphs(attention_cudnn.shape_of(query, key, ends, longest, scale))
         if graphs is not None:
@@ -133,12 +133,12 @@ def attend_backward(  # noqa: PLR0917
             graphs.run(graphs.backward, {**given, "dq": dq, "dk": dk, "dv": dv}, ends)
             return dq, dk, dv
         most = int(longest)
-        seed = torch.zeros(2, dtype=torch.uint64, device=query.device)  # of the dropout, which is zero
+        seed = torch.zeros(2, dtype=torch.uint64, device=query.device)  # for dropout, which is not used
         dq, dk, dv = torch.ops.aten._flash_attention_backward(
             grad, query, key, value, out, sums, ends, ends, most, most, 0.0, True, seed, seed, scale=scale
         )
         return dq, dk, dv
-    # The backward pass of `_padded`, written out because there is no autograd inside an operation.
+    # The backward pass of `_padded`, written out because autograd does not work inside a custom operation.
     index, real = Row(ends, longest).padded()
     group = query.shape[1] // key.shape[1]
     q, k, v, g = (x[index].transpose(1, 2) for x in (query, key, value, grad))
@@ -154,7 +154,7 @@ def attend_backward(  # noqa: PLR0917
     return dq, dk, dv
 
 
-# Shapes of the results, for the compiler.
+# Output shapes for the compiler.
 attend.register_fake(
     lambda query, *_: (torch.empty_like(query), query.new_empty(*query.shape[1::-1], dtype=torch.float32))
 )
@@ -176,12 +176,12 @@ attend.register_autograd(_differentiate, setup_context=_save_for_backward)
 
 
 def _has_kernel(query: Tensor) -> bool:
-    """Return whether there are variable-length kernels for `query`; otherwise samples are padded."""
+    """Return whether variable-length kernels support `query`. Otherwise, samples are padded."""
     return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
 
 
 def _padded(query: Tensor, key: Tensor, value: Tensor, row: Row, scale: float) -> Tensor:
-    """Compute `attend` with samples padded at their end, where causality hides the padding. Any device, any type."""
+    """Compute `attend` on any device and in any dtype. Samples are padded at the end, hidden by the causal mask."""
     index, real = row.padded()
     q, k, v = (x[index].transpose(1, 2) for x in (query, key, value))  # [S, heads, L, D]
     out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
