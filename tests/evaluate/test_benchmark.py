@@ -130,7 +130,7 @@ def test_repeated_ids_in_the_files_are_reported(bench: Any, monkeypatch: pytest.
 
 def test_a_file_in_another_layout_is_reported(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ChartQA, "items", lambda _: sorted([1, ""]))
-    assert "not the layout of ChartQA" in take_inventory(bench).findings[0]
+    assert "not in ChartQA's layout" in take_inventory(bench).findings[0]
 
 
 def test_missing_files_are_reported_with_their_source(bench: Any, tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_a_missing_rule_is_named_before_anything_is_sent(bench: Any, tmp_path: P
 def test_answers_that_do_not_cover_the_questions_are_rejected_or_scored_as_partial(bench: Any, tmp_path: Path) -> None:
     with endpoint(graded("10 4", "10 6", "10 8")) as server:
         llavaw = bench(judge=server.judge(tmp_path))
-        with pytest.raises(UserError, match=r"2 of 3 questions.*without: 0.*partial=true"):
+        with pytest.raises(UserError, match=r"2 of 3 questions.*missing: 0.*partial=true"):
             llavaw.score(ANSWERS[:2])
         assert not server.received
         score = llavaw.score(ANSWERS[:2], partial=True)

@@ -180,7 +180,7 @@ def test_missing_files_and_images_are_named(bench: Any, tmp_path: Path) -> None:
     mmvet = bench()
     assert "3 of 3 images are missing" in findings(mmvet)
     (tmp_path / "mm-vet.json").write_text("[]")
-    with pytest.raises(UserError, match="not the layout of MM-Vet"):
+    with pytest.raises(UserError, match="not in MM-Vet's layout"):
         _ = from_conf("mmvet", tmp_path).questions
     (tmp_path / "mm-vet.json").unlink()
     assert "get mm-vet.zip" in findings(from_conf("mmvet", tmp_path))

@@ -66,7 +66,7 @@ def test_a_partial_score_is_over_the_answers_given(bench: Any) -> None:
 def test_a_repeated_answer_counts_again(bench: Any) -> None:
     score = bench.score([Answer("img", YEAR, "1999"), Answer("img", YEAR, "x"), Answer("img", BRAND, "acme's")])
     assert (score.value, score.n) == (pytest.approx(190 / 3), 3)
-    assert "1 answers repeat a question; each counts" in score.notes
+    assert "1 answers repeat a question; all answers count" in score.notes
 
 
 def test_scoring_needs_no_question_file_but_asking_does(bench: Any, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The base class of benchmarks: questions, a prompt for each, and the official score of the answers. No torch here."""
+"""The base class of benchmarks: it provides the questions and computes the official score, without importing torch."""
 
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
@@ -14,66 +14,66 @@ from tinyvlm_cli.evaluate.sources import Record, StoredImage, read_lines, read_r
 from tinyvlm_cli.results.records import Answer
 from tinyvlm_cli.statistics.questions import Formula, Tally
 
-Image = Path | bytes | StoredImage | None  # a file, an encoded image, where one is stored, or no image
+Image = Path | bytes | StoredImage | None  # a file, encoded bytes, an image in a parquet file, or no image
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question as the model gets it."""
+    """A question as it is given to the model."""
 
     key: str  # unique within the benchmark, stable between runs
-    question_id: str  # as in the official files; MME and TextVQA repeat ids
-    text: str  # the question with hint, options, OCR line: everything but the image mark and the chat format
+    question_id: str  # as in the official files; not unique in MME and TextVQA
+    text: str  # the question with hint, options and OCR tokens, without image placeholder and chat format
     image: Image
-    image_key: str  # equal for questions on the same image; "" without one
+    image_key: str  # equal for questions about the same image; "" without an image
     category: str = ""
-    history: tuple[Turn, ...] = ()  # the conversation so far, which began with the image; benchmarks have none
+    history: tuple[Turn, ...] = ()  # earlier turns of a chat about the image; always empty in benchmarks
 
     def encoded(self) -> Path | bytes:
-        """Return the image's file, or its bytes."""
+        """Return the path of the image, or its encoded bytes."""
         assert self.image is not None
         return self.image.read() if isinstance(self.image, StoredImage) else self.image
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """A question with its truth, as the official files have it. `Benchmark.questions` makes a `Question` of it."""
+    """A question and its ground truth from the official files. `Benchmark.asked` turns it into a `Question`."""
 
     key: str
-    truth: Any  # what `read` and `headline` need to know of the right answer
-    text: str = ""  # "" where another file has the questions (see `Benchmark.asked`)
+    truth: Any  # the ground truth, in the form that `read` and `headline` use
+    text: str = ""  # "" if the questions are in another file (see `Benchmark.asked`)
     image: Image = None
-    image_key: str = ""  # equal for items on the same image; "": no other item is on it
-    question_id: str = ""  # "": the key
+    image_key: str = ""  # equal for items about the same image; "": no other item uses it
+    question_id: str = ""  # "": the same as the key
     category: str = ""
 
 
 @dataclass(frozen=True)
 class Result:
-    """An answer to an item, and its meaning."""
+    """An answer to an item, and how it was read."""
 
     item: Item
-    answer: Answer | None  # None: not answered; only where `Benchmark.keeps_unanswered`
-    text: str  # the answer's; "" without one
-    meaning: Any  # what `Benchmark.read` returned for the text; None: unreadable or not answered
+    answer: Answer | None  # None: not answered, which requires `Benchmark.keeps_unanswered`
+    text: str  # text of the answer; "" without an answer
+    meaning: Any  # the value that `Benchmark.read` returned; None: unreadable or not answered
 
 
 @dataclass(frozen=True)
 class Score:
-    """A benchmark's result."""
+    """The score of a benchmark."""
 
-    metric: str  # what `value` is, for a table's footnote: "accuracy", "mean F1", "perception"
-    value: float | None  # the papers' headline in their unit; None: not judged, or none of its questions was asked
-    n: int  # questions in the headline
-    valid: float  # share of those whose answer the rule could read
-    details: dict[str, Any] = field(default_factory=dict)  # JSON: categories, further official figures
+    metric: str  # name of `value` for table footnotes: "accuracy", "mean F1", "perception"
+    value: float | None  # headline as in the papers; None: not judged, or none of its questions was asked
+    n: int  # number of questions in the headline
+    valid: float  # share of these questions with a readable answer
+    details: dict[str, Any] = field(default_factory=dict)  # JSON: scores by category and other official metrics
     per_question: dict[str, float] = field(default_factory=dict)  # Question.key -> 0..1
-    formula: Formula = Formula.mean  # of the headline
-    tallies: dict[str, Tally] = field(default_factory=dict)  # Question.key -> what the formula needs of it
-    judge: str | None = None  # the model that graded
-    notes: tuple[str, ...] = ()  # oddities worth a line: duplicate, missing or unknown ids
-    pending: int = 0  # answers that a judge has yet to grade
-    partial: bool = False  # some questions have no answer: not comparable with other scores
+    formula: Formula = Formula.mean  # computes the headline from `tallies`
+    tallies: dict[str, Tally] = field(default_factory=dict)  # Question.key -> contribution to the headline
+    judge: str | None = None  # name of the judge model
+    notes: tuple[str, ...] = ()  # such as duplicate, missing or unknown ids
+    pending: int = 0  # number of answers or questions that the judge has not graded yet
+    partial: bool = False  # some questions have no answer, so the score is not comparable
 
 
 Parsed = TypeVar("Parsed", Item, Question)
@@ -84,64 +84,64 @@ Value = TypeVar("Value")
 class Benchmark(ABC):
     """A benchmark: a class in evaluate/benchmarks/, built from conf/benchmark/<name>.yaml.
 
-    Constructing it reads no file, so that a configuration can be checked first. An object reads each file once, when it
-    is first needed. The data is in LLaVA's layout or, where those files are absent, in the Hugging Face form (parquet).
+    The constructor reads no files, so a configuration can be validated first. Each file is read once, on first use. The
+    data is in LLaVA's layout or, if those files are missing, in parquet files from the Hugging Face Hub.
 
-    A new benchmark is one YAML, whose keys are the fields below, and a class with the three methods `items`, `read` and
-    `headline`; tests/evaluate/test_benchmark.py has a complete one. Where the class has fields of its own, it is a
-    `@dataclass(frozen=True, kw_only=True)` too.
+    A new benchmark needs a YAML file, whose keys are the fields below, and a class with the methods `items`, `read` and
+    `headline`; see tests/evaluate/test_benchmark.py for a complete example. A class with additional fields must also be
+    decorated with `@dataclass(frozen=True, kw_only=True)`.
 
-    Everything else is done here: pairing answers with items by id, duplicate, unknown and missing ids and their notes,
-    the share of readable answers, limits, what statistics need, uploads, and counting the files that are present.
-    Override `files` where the data can also come as official files, `asked` where questions and truths are in different
-    files, `key_of` where answers files have other ids, `check` to reject answers to another release, `keeps_unanswered`
-    and `each_answer_counts` to follow an official scorer.
+    The base class does everything else: it matches answers to items by id, reports duplicate, unknown and missing ids,
+    computes the share of readable answers, and collects the per-question results that statistics require.
+    Override `files` if the data is also available as official files, `asked` if questions and ground truths are in
+    different files, `key_of` if answers files use different ids, and `check` to reject answers to another release. Set
+    `keeps_unanswered` and `each_answer_counts` to follow an official scorer.
     """
 
     name: str
     label: str  # column title
     data_dir: str
-    parquet: str  # Hugging Face form: pattern of its files in data_dir
+    parquet: str  # glob pattern of the parquet files in data_dir
     max_new_tokens: int
-    follows: str  # whose scorer
-    version: int  # raised when the same answers would get another score
+    follows: str  # the official scorer that is reproduced
+    version: int  # incremented when the same answers would get a different score
     split: str
-    source: str  # where to get the files, by public name
-    server: str = ""  # where this split is scored; "" when its answers are public
-    llava_file: str = ""  # LLaVA's question file, which is asked as it is where it is present; "": there is none
-    images: str = ""  # folder of the images
-    suffix: str = ""  # added to official questions; LLaVA's have it already, except for multiple choice
+    source: str  # the files to download, for error messages
+    server: str = ""  # evaluation server of this split; "" if the answers are public
+    llava_file: str = ""  # LLaVA's question file, used unchanged if it is present; "": there is none
+    images: str = ""  # image folder
+    suffix: str = ""  # appended to official questions; LLaVA's include it, except in ScienceQA
 
-    metric: ClassVar[str] = "accuracy"  # for a table's footnote
+    metric: ClassVar[str] = "accuracy"  # for table footnotes
     formula: ClassVar[Formula] = Formula.mean
-    upload_suffix: ClassVar[str] = ""  # of the file that `export` writes
-    keeps_unanswered: ClassVar[bool] = False  # `headline` also gets the items without an answer
-    unanswered: ClassVar[str] = "they are left out"  # what becomes of those
-    each_answer_counts: ClassVar[bool] = False  # of several answers to one question; False: the last one
-    judge_files: ClassVar[tuple[str, ...]] = ()  # official files with the judge's prompt; one of them is enough
-    judge_source: ClassVar[str] = ""  # the same by public name
+    upload_suffix: ClassVar[str] = ""  # file extension for `export`
+    keeps_unanswered: ClassVar[bool] = False  # `headline` also receives items without an answer
+    unanswered: ClassVar[str] = "they are left out"  # how these items are scored
+    each_answer_counts: ClassVar[bool] = False  # if a question has several; False: only the last one counts
+    judge_files: ClassVar[tuple[str, ...]] = ()  # official files with the judge's prompt; any one is enough
+    judge_source: ClassVar[str] = ""  # where to get one of these files
 
     @abstractmethod
     def items(self) -> Iterable[Item]:
-        """Yield every question of the split with its truth, in file order.
+        """Yield every question of the split with its ground truth, in file order.
 
-        Raises UserError for a broken file. KeyError, TypeError and the like become one: "not the layout of ...".
+        Raises UserError for an invalid file. The base class turns KeyError, TypeError and the like into a UserError.
         """
 
     @abstractmethod
     def read(self, text: str, item: Item) -> Any:
-        """Return the meaning of an answer's text under the official rule; None when the rule cannot read it."""
+        """Return the answer that the official rule reads from `text`, or None if the rule cannot read it."""
 
     @abstractmethod
     def headline(self, results: Sequence[Result]) -> Score:
-        """Return the score of `results`, which are in the order of the items. Most end with `self.scored(...)`."""
+        """Return the score of `results`, which are in the order of the items. Usually calls `self.scored`."""
 
     def files(self) -> list[Path]:
-        """Return the official files that asking and scoring need, present or not. Not the images."""
+        """Return the official files that are required to ask and score, whether they exist or not. Excludes images."""
         return []
 
     def asked(self) -> Iterable[Question]:
-        """Return the questions as they are asked: LLaVA's where its file is present, else those of the items."""
+        """Return the questions for the model: those of LLaVA's file if it is present, else those of the items."""
         path = self.folder / self.llava_file
         if not self.llava_file or not path.is_file():
             return [
@@ -164,16 +164,16 @@ class Benchmark(ABC):
         ]
 
     def key_of(self, answer: Answer) -> str:
-        """Return the key of the question that an answer belongs to. Raises UserError where the answer cannot say."""
+        """Return the key of the question that an answer belongs to. Raises UserError if it cannot be determined."""
         return answer.key or answer.question_id
 
     def check(self, items: Mapping[str, Item], answers: Sequence[Answer]) -> list[str]:
-        """Return notes on the answers. Raises UserError where they cannot be answers to these items."""
+        """Return notes on the answers. Raises UserError if they cannot be answers to these items."""
         return []
 
     def export(self, answers: Sequence[Answer], path: Path) -> None:
-        """Write the file that the benchmark's server takes."""
-        raise UserError(f"{self.label} has no server that takes answers; its answers are scored here")
+        """Write the answers in the format of the benchmark's evaluation server."""
+        raise UserError(f"{self.label} has no evaluation server; its answers are scored locally")
 
     @property
     def folder(self) -> Path:
@@ -181,23 +181,23 @@ class Benchmark(ABC):
 
     @property
     def image_dir(self) -> Path:
-        """The folder of the images that LLaVA's question file names."""
+        """Folder of the images, to which the paths in LLaVA's question file are relative."""
         return self.folder / self.images
 
     @property
     def judge_file(self) -> Path | None:
-        """The official file with the judge's prompt; None where it is missing."""
+        """Official file with the judge's prompt, or None if it is missing."""
         return next((self.folder / name for name in self.judge_files if (self.folder / name).exists()), None)
 
     def wanted(self) -> list[str]:
-        """Return what is missing for the judge's grades to be comparable with published ones, in a sentence each."""
+        """Return a sentence about each missing file without which grades are not comparable with published ones."""
         if self.judge_file or not self.judge_files:
             return []
         return [f"{self.folder / self.judge_files[0]} is missing; copy {self.judge_source}"]
 
     @cached_property
     def known_items(self) -> dict[str, Item]:
-        """The items by key, in file order. Raises UserError where they cannot be read, or share a key."""
+        """Items by key, in file order. Raises UserError if they cannot be read or two of them have the same key."""
         items = self._parsed(self.items)
         found = {item.key: item for item in items}
         if not items:
@@ -209,21 +209,21 @@ class Benchmark(ABC):
 
     @cached_property
     def questions(self) -> list[Question]:
-        """All questions in the order of their file. Raises UserError where they cannot be read."""
+        """All questions, in file order. Raises UserError if they cannot be read."""
         return self._parsed(self.asked)
 
     def _parsed(self, parse: Callable[[], Iterable[Parsed]]) -> list[Parsed]:
         try:
             return list(parse())
         except (AttributeError, KeyError, TypeError, IndexError) as error:
-            raise UserError(f"{self.folder}: not the layout of {self.label} ({error!r}); get {self.source}") from error
+            raise UserError(f"{self.folder}: not in {self.label}'s layout ({error!r}); get {self.source}") from error
 
     def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None, *, partial: bool = False) -> Score:
         """Return the official score of `answers`, which may be in any order.
 
-        asked: keys of the only questions that were asked, as if the benchmark had no others; None: all.
-        partial: score answers that do not cover the questions; the score is then marked as not comparable.
-        Raises UserError where answers are missing without `partial`, or belong to other questions.
+        asked: keys of the questions that were asked; all others are ignored. None: all were asked.
+        partial: accept missing answers, and mark the score as not comparable with others.
+        Raises UserError if answers are missing and `partial` is false, or if they belong to other questions.
         """
         items = {key: item for key, item in self.known_items.items() if asked is None or key in asked}
         given, notes = self.pair(items, answers)
@@ -232,9 +232,9 @@ class Benchmark(ABC):
         missing = [key for key in items if key not in last]
         if missing and not partial:
             raise UserError(
-                f"{self.name}: only {len(last):,} of {len(items):,} questions have an answer (first without: "
-                f"{', '.join(missing[:3])}); answer the others too, or add partial=true for a score that is not "
-                "comparable with others"
+                f"{self.name}: only {len(last):,} of {len(items):,} questions have an answer (first missing: "
+                f"{', '.join(missing[:3])}); answer the remaining questions, or add partial=true for a score that is "
+                "not comparable with others"
             )
         if missing:
             notes.append(
@@ -257,9 +257,9 @@ class Benchmark(ABC):
         self, value: float | None, counted: Sequence[Result], points: Mapping[str, float], details: dict[str, Any], *,
         tallies: Mapping[str, Tally] | None = None, notes: Iterable[str] = (),
     ) -> Score:  # fmt: skip
-        """Return the score of the results that the headline counts.
+        """Return the score with the headline `value`, which covers the results `counted`.
 
-        points: Question.key -> what the question adds, 0..1. tallies: None: `value` is the mean of the points.
+        points: Question.key -> score of the question, 0..1. tallies: may be None if `value` is the mean of the points.
         """
         if tallies is None:
             tallies = {key: Tally(self.known_items[key].image_key or key, "", point) for key, point in points.items()}
@@ -276,50 +276,50 @@ class Benchmark(ABC):
         )
 
     def pair(self, keys: Collection[str], answers: Sequence[Answer]) -> tuple[list[tuple[str, Answer]], list[str]]:
-        """Return the key of its question with each answer to one of `keys`, in the answers' order, and notes.
+        """Return the answers to the questions `keys`, each with its key and in the given order, and notes.
 
-        Raises UserError when no answer belongs to one of the questions.
+        Raises UserError if there are none.
         """
         keyed = [(self.key_of(answer), answer) for answer in answers]
         given = [(key, answer) for key, answer in keyed if key in keys]
         unknown = [key for key, _ in keyed if key not in keys]
         if not given:
-            found = f"the first is to question '{unknown[0]}'" if unknown else "there are none"
+            found = f"the id '{unknown[0]}'" if unknown else "no answers"
             like = next(iter(keys), "")
-            raise UserError(f"{self.name}: no answer belongs to a question, {found}; questions are named like '{like}'")
+            raise UserError(f"{self.name}: no answer belongs to a question; expected ids like '{like}', found {found}")
         notes = []
         if repeated := len(given) - len(dict(given)):
-            which = "each" if self.each_answer_counts else "the last one"
-            notes.append(f"{repeated:,} answers repeat a question; {which} counts")
+            which = "all answers count" if self.each_answer_counts else "only the last answer counts"
+            notes.append(f"{repeated:,} answers repeat a question; {which}")
         if unknown:
-            notes.append(f"{len(unknown):,} answers belong to no question (first: {unknown[0]}); they do not count")
+            notes.append(f"{len(unknown):,} answers belong to no question (first: {unknown[0]}); they are ignored")
         return given, notes
 
     def parquet_files(self) -> list[Path]:
-        """Return the files of the Hugging Face form; none where an official file is present."""
+        """Return the parquet files of the Hugging Face dataset; an empty list if an official file is present."""
         if any(path.exists() for path in self.files()):
             return []
         return sorted(self.folder.glob(self.parquet))
 
     def rows(self, *columns: str, optional: Iterable[str] = ()) -> Iterator[Record]:
-        """Yield the rows of the Hugging Face form. See `read_rows`."""
+        """Yield the rows of the parquet files. See `read_rows`."""
         return read_rows(self.parquet_files(), *columns, optional=optional)
 
     def need(self, path: Path) -> Path:
-        """Return `path`. Raises UserError where it is not a file."""
+        """Return `path`. Raises UserError if it is not a file."""
         if not path.is_file():
             raise UserError(f"{path} is missing; get {self.source}")
         return path
 
 
 def percent(points: Iterable[float]) -> float | None:
-    """Return the mean in percent; None of nothing."""
+    """Return the mean of `points` in percent, or None if there are none."""
     found = list(points)
     return 100 * sum(found) / len(found) if found else None
 
 
 def grouped(pairs: Iterable[tuple[Any, Value]]) -> dict[Any, list[Value]]:
-    """Return the values of each name, sorted by name."""
+    """Return the values of each name, with the names sorted."""
     groups = defaultdict(list)
     for name, value in pairs:
         groups[name].append(value)

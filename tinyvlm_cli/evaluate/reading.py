@@ -1,6 +1,6 @@
-"""Official rules of reading answers that several benchmarks share. Their slips are kept: published numbers have them.
+"""Official rules for parsing answers, shared by several benchmarks. Their bugs are kept to match published scores.
 
-VQA rules: vqaEval.py of github.com/GT-Vision-Lab/VQA. m4c rules: EvalAIAnswerProcessor of mmf, as LLaVA-1.5 uses it
+VQA rules: vqaEval.py of github.com/GT-Vision-Lab/VQA. m4c rules: EvalAIAnswerProcessor of mmf, which LLaVA-1.5 uses
 for TextVQA and to convert VQAv2 answers before upload.
 """
 
@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-MARKS = ';/[]"{}()=+\\_-><@`,?!'  # the apostrophe, colon, %, &, $, # and * stay
+MARKS = ';/[]"{}()=+\\_-><@`,?!'  # apostrophes, colons, %, &, $, # and * are kept
 ANY_MARK = re.compile(f"[{re.escape(MARKS)}]")
 DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
-# The official look-behind for a digit is misspelt and has no effect: "3." loses its point, "3.5" and ".5" keep it.
+# The official look-behind for a digit has a typo and no effect: "3." loses its period, "3.5" and ".5" keep it.
 PERIOD = re.compile(r"\.(?!\d)")
 MAX_PERIODS = 32  # the official code passes re.UNICODE as the count of re.sub
 NUMBERS = dict(
@@ -20,7 +20,7 @@ NUMBERS = dict(
 )
 ARTICLES = frozenset(("a", "an", "the"))
 
-# A word without its apostrophe gets it back; a word with several has an entry for each form that lacks one of them.
+# Missing apostrophes are restored. A word with two apostrophes has one entry for each form that lacks one of them.
 APOSTROPHES = (
     "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd "
     "he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've "
@@ -37,14 +37,14 @@ CONTRACTIONS = {
 
 
 def one_line(text: str) -> str:
-    """Return the text as the VQA scorer first makes it: on one line, without outer white space."""
+    """Return the text on one line without outer white space, as in the first step of the VQA scorer."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 @lru_cache(maxsize=1 << 17)
 def vqa_words(text: str) -> str:
     """Normalise punctuation, numerals, articles and contractions by the VQA scorer's rules, in its order."""
-    # A mark that touches a space is deleted, another becomes a space; one digit-comma-digit anywhere deletes them all.
+    # A mark next to a space is deleted, any other becomes a space. A digit-comma-digit anywhere deletes all marks.
     if ANY_MARK.search(text):
         deletes_all = DIGIT_COMMA_DIGIT.search(text) is not None
         source = text
@@ -59,13 +59,13 @@ def vqa_words(text: str) -> str:
 
 @lru_cache(maxsize=1 << 17)
 def m4c_words(text: str) -> str:
-    """Normalise by mmf's rules: as `vqa_words`, but commas and question marks are deleted first and 's is set apart."""
+    """Normalise by mmf's rules: delete commas and question marks, separate 's, then apply `vqa_words`."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     return vqa_words(one_line(text.strip()))
 
 
 def leave_one_out(answer: str, truths: Sequence[str]) -> float:
-    """Return the VQA accuracy: the mean over the annotators of min(1, agreeing others / 3)."""
+    """Return the VQA accuracy: the mean over annotators of min(1, number of other annotators who agree / 3)."""
     agreeing = truths.count(answer)
     if not agreeing:
         return 0.0
@@ -73,9 +73,9 @@ def leave_one_out(answer: str, truths: Sequence[str]) -> float:
 
 
 def vqa_accuracies(answers: Sequence[str], truths: Sequence[str]) -> list[float]:
-    """Return the VQA scorer's accuracy of each of several answers to one question.
+    """Return the VQA scorer's accuracy for each of several answers to one question.
 
-    truths: the annotators' answers. Where they are all equal nothing is normalised: case counts.
+    truths: the annotators' answers. If all are equal, nothing is normalised, so the comparison is case-sensitive.
     """
     given, known = [one_line(answer) for answer in answers], [one_line(truth) for truth in truths]
     if len(set(known)) > 1:
@@ -83,8 +83,8 @@ def vqa_accuracies(answers: Sequence[str], truths: Sequence[str]) -> list[float]
     return [leave_one_out(answer, known) for answer in given]
 
 
-NO_OPTION = "Z"  # the answer refuses to choose
-NO_ANSWER = "Failed to obtain answer via API"  # VLMEvalKit writes it for a model that did not reply
+NO_OPTION = "Z"  # the model declines to choose
+NO_ANSWER = "Failed to obtain answer via API"  # written by VLMEvalKit if the model did not reply
 CHOICE_PUNCTUATION = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 REFUSALS = (
     "Sorry, I can't help with images of people yet.",
@@ -92,20 +92,20 @@ REFUSALS = (
     "I'm sorry, but without the image provided",
     "Cannot determine the answer",
 )
-# Nothing has to end the letter: "the answer is Blue" is B.
+# No word boundary is required after the letter: "the answer is Blue" is read as B.
 DECLARATION = re.compile(r"(?:correct\s+)?answer\s+is\s+\**([ABCD])\**", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class ChoiceRule:
-    """One version of VLMEvalKit's `can_infer` (vlmeval/utils/matching_util.py), which reads multiple-choice answers."""
+    """A version of VLMEvalKit's `can_infer` (vlmeval/utils/matching_util.py), which parses multiple-choice answers."""
 
-    num_last_words: int | None  # a single letter counts only among this many last words; None: anywhere
-    reads_declarations: bool  # "the correct answer is **B**"
-    longest_answer: float | None  # option texts are searched for in answers up to this multiple of their joint length
+    num_last_words: int | None  # a letter must be among the last `num_last_words` words; None: anywhere
+    reads_declarations: bool  # such as "the correct answer is **B**"
+    longest_answer: float | None  # maximum length for matching option texts, as a multiple of their total length
 
     def read(self, answer: str, options: Mapping[str, str]) -> str:
-        """Return the letter of the option that the answer means, NO_OPTION for a refusal, "" if that is not clear.
+        """Return the letter of the chosen option, NO_OPTION for a refusal, or "" if the answer is ambiguous.
 
         options: letter -> text
         """
@@ -113,7 +113,7 @@ class ChoiceRule:
             if any(refusal in answer for refusal in REFUSALS):
                 return NO_OPTION
             words = answer.translate(CHOICE_PUNCTUATION).split()
-            # Exactly one option's letter must be among the words. An article "A" counts as the letter.
+            # Exactly one option letter must occur as a word. The article "A" counts as a letter.
             letters = [letter for letter in options if letter in words]
             if len(letters) == 1 and words.index(letters[0]) >= len(words) - (self.num_last_words or len(words)):
                 return letters[0]
@@ -129,8 +129,8 @@ class ChoiceRule:
         return letters[0] if len(letters) == 1 else ""
 
 
-# The rule of 2024, with which the papers' MMBench numbers were made, and that of June 2026 (pull requests 1175 and
-# 1552). They agree on answers that are a bare letter.
+# The rule of 2024, which the papers' MMBench scores use, and that of June 2026 (pull requests 1175 and 1552). Both
+# read an answer that is a single letter in the same way.
 CHOICE_RULES = {
     "2024": ChoiceRule(num_last_words=None, reads_declarations=False, longest_answer=None),
     "2026": ChoiceRule(num_last_words=4, reads_declarations=True, longest_answer=2),

@@ -1,7 +1,7 @@
-"""Readers of the files that benchmarks come in: official JSON and JSON lines, the Hugging Face form, answers files.
+"""Readers for benchmark files: official JSON and JSON lines, parquet files from the Hugging Face Hub, answers files.
 
-None of them is trusted: a broken file is a UserError that names the file, the line and what was found. A field or
-column that a benchmark asks for by name and that is not there is named together with those that are.
+Files are not trusted: an invalid file raises a UserError with the file, the line and the problem. The error for a
+missing field or column lists those that exist.
 """
 
 import ast
@@ -15,37 +15,37 @@ from typing import Any
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.records import Answer
 
-IMAGE = "image"  # the column of images in parquet files
-MAX_LINE = 1 << 20  # bytes of a line of an answers file; a thousand tokens are a few thousand
+IMAGE = "image"  # column of images in parquet files
+MAX_LINE = 1 << 20  # bytes per line of an answers file; a thousand tokens are a few kilobytes
 BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 class Record(dict[str, Any]):
-    """A JSON object or table row of the file `place`. Asking for a field that it lacks raises UserError."""
+    """A JSON object or table row from the file `place`. Accessing a missing field raises UserError."""
 
     def __init__(self, place: str | Path, fields: dict[str, Any]) -> None:
         super().__init__(fields)
         self.place = place
 
     def __missing__(self, name: str) -> Any:
-        found = ", ".join(map(str, list(self)[:20])) or "none"
-        raise UserError(f"{self.place}: a record has no field '{name}'; its fields are {found}; get the file again")
+        found = ", ".join(map(str, list(self)[:20])) or "no fields"
+        raise UserError(f"{self.place}: a record has no field '{name}'; found {found}; download the file again")
 
 
 def read_json(path: Path, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """Return the content of a JSON file, each object in it a `Record`.
+    """Return the content of a JSON file, with objects as `Record`.
 
-    hook: makes something smaller of each object while the file is read.
+    hook: converts each object while the file is read, to save memory.
     """
     as_record = hook or (lambda fields: Record(path, fields))
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"), object_hook=as_record)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON file ({error}); get it again") from None
+        raise UserError(f"{path}: not a valid JSON file ({error}); download it again") from None
 
 
 def read_lines(path: Path) -> list[Record]:
-    """Return the records of a JSON-lines file. Blank lines do not count."""
+    """Return the records of a JSON-lines file. Blank lines are skipped."""
     records = []
     for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if not line.strip():
@@ -53,19 +53,19 @@ def read_lines(path: Path) -> list[Record]:
         try:
             records.append(Record(f"{path}:{number}", json.loads(line)))
         except (ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"{path}:{number}: not a JSON record ({error}); get the file again") from None
+            raise UserError(f"{path}:{number}: not a valid JSON object ({error}); download the file again") from None
     return records
 
 
 def first_of(*paths: Path) -> Path:
-    """Return the first path that exists, else the last one."""
+    """Return the first path that exists, or the last one if none exists."""
     return next((path for path in paths if path.exists()), paths[-1])
 
 
 def python_string(path: Path, name: str, *, inside: str = "") -> str:
-    """Return the first string constant that a Python file or notebook assigns to `name`. The file is never run.
+    """Return the first string constant that a Python file or notebook assigns to `name`, without running the file.
 
-    inside: the function that assigns it; "": anywhere in the file.
+    inside: name of the function that contains the assignment; "": anywhere in the file.
     """
     source = path.read_text(encoding="utf-8-sig")
     try:
@@ -74,48 +74,48 @@ def python_string(path: Path, name: str, *, inside: str = "") -> str:
             source = "\n".join("".join(cell["source"]) for cell in cells)
         tree: ast.AST = ast.parse(source)
     except (SyntaxError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not Python source ({error}); get the file again") from None
+        raise UserError(f"{path}: not valid Python source ({error}); download the file again") from None
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == inside]
     for node in ast.walk(functions[0] if functions else tree):
         targets = [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
         if isinstance(node, ast.Assign) and name in targets and isinstance(node.value, ast.Constant):
             return str(node.value.value)
-    raise UserError(f"{path}: no text is assigned to '{name}'; get the file again")
+    raise UserError(f"{path}: no string is assigned to '{name}'; download the file again")
 
 
-# The Hugging Face form: parquet files whose rows hold a question, its answer and its image.
+# Parquet files from the Hugging Face Hub: each row contains a question, its answer and its image.
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An encoded image in a parquet file. It is read when it is needed: VQAv2 has the same one in many rows."""
+    """An encoded image in a parquet file. It is read on demand, because VQAv2 repeats the same image in many rows."""
 
     path: Path
     group: int  # row group
     row: int  # within the row group
 
     def read(self) -> bytes:
-        """Return the encoded image. Raises UserError where the cell is empty."""
+        """Return the encoded image. Raises UserError if the cell is empty."""
         cell: bytes | None = _images(self.path, self.group)[self.row].as_py()
         if cell is None:
-            raise UserError(f"{self.path}, row group {self.group}, row {self.row}: no image; get the file again")
+            raise UserError(f"{self.path}, row group {self.group}, row {self.row}: no image; download the file again")
         return cell
 
 
 def read_rows(paths: Iterable[Path], *columns: str, optional: Iterable[str] = ()) -> Iterator[Record]:
-    """Yield the rows of all files with `columns`, and those of the `optional` columns that are present.
+    """Yield the rows of all files with `columns` and any `optional` columns that are present.
 
-    A cell of the column "image", a structure of `bytes` and `path`, becomes a StoredImage, or None where it is empty.
-    Raises UserError where a file lacks one of `columns`.
+    A cell of the column "image", a struct of `bytes` and `path`, becomes a StoredImage, or None if it is empty.
+    Raises UserError if a file lacks one of `columns`.
     """
     for path in paths:
         file = _open(path)
         found = file.schema_arrow.names
         absent = [name for name in columns if name not in found]
         if absent:
-            raise UserError(f"{path}: no column {', '.join(absent)}; found {', '.join(found)}; get the file again")
+            raise UserError(f"{path}: no column {', '.join(absent)}; found {', '.join(found)}; download the file again")
         wanted = [name for name in found if name in (*columns, *optional)]
-        # The path is small, and enough to see which rows have an image.
+        # The image path is small, and suffices to determine which rows have an image.
         read = [f"{IMAGE}.path" if name == IMAGE else name for name in wanted]
         for group in range(file.num_row_groups):
             for row, fields in enumerate(file.read_row_group(group, columns=read).to_pylist()):
@@ -124,7 +124,7 @@ def read_rows(paths: Iterable[Path], *columns: str, optional: Iterable[str] = ()
                 yield Record(path, fields)
 
 
-@lru_cache(maxsize=4)  # questions on one image are neighbours, and so are the images of a batch
+@lru_cache(maxsize=4)  # questions about the same image are adjacent, and so are the images of a batch
 def _images(path: Path, group: int) -> Any:
     table = _open(path).read_row_group(group, columns=[f"{IMAGE}.bytes"])
     return table.column(IMAGE).combine_chunks().field("bytes")
@@ -135,37 +135,37 @@ def _open(path: Path) -> Any:
         from pyarrow import ArrowInvalid
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise UserError(f"{path}: reading it needs the package pyarrow; `pip install pyarrow`") from None
+        raise UserError(f"{path}: reading this file requires the package pyarrow; run `pip install pyarrow`") from None
     try:
         return ParquetFile(path)
     except (ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a parquet file ({error}); get it again") from None
+        raise UserError(f"{path}: not a parquet file ({error}); download it again") from None
 
 
 def read_answers(path: Path) -> list[Answer]:
-    """Return every answer of an answers file in LLaVA's format, in file order, its text untouched.
+    """Return all answers of an answers file in LLaVA's format, in file order and with unchanged text.
 
-    A line is a JSON record with `question_id`, `text`, usually `prompt`, and more.
-    path: a file, or a folder of `tinyvlm eval`, which has one file for each process.
-    Raises UserError with the line of the first broken record.
+    Each line is a JSON object with `question_id`, `text`, usually `prompt`, and possibly other fields.
+    path: a file, or a folder written by `tinyvlm eval`, which contains one file per process.
+    Raises UserError with the number of the first invalid line.
     """
     paths = sorted(path.glob("answers-*.jsonl")) if path.is_dir() else [path]
     if not paths or not paths[0].is_file():
-        raise UserError(f"answers={path}: no such file; give a JSON-lines file with question_id, prompt, text")
+        raise UserError(f"answers={path}: does not exist; expected a JSON-lines file with question_id, prompt, text")
     answers = []
     for one in paths:
         with one.open("rb") as file:
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
                 where = f"{one}:{number}"
                 if len(line) > MAX_LINE:
-                    raise UserError(f"{where}: the line is longer than {MAX_LINE >> 20} MiB; no answer is, remove it")
+                    raise UserError(f"{where}: an answer cannot be longer than {MAX_LINE >> 20} MiB; remove this line")
                 for mark, name in BYTE_ORDER_MARKS.items():
                     if number == 1 and line.startswith(mark):
-                        raise UserError(f"{where}: begins with a {name} byte-order mark; save as UTF-8 without it")
+                        raise UserError(f"{where}: found a {name} byte-order mark; save the file as UTF-8 without it")
                 if line.strip():
                     answers.append(_answer(line, where))
     if not answers:
-        raise UserError(f"answers={path}: the file has no answers; a line is a JSON record with question_id and text")
+        raise UserError(f"answers={path}: no answers; expected a JSON object with question_id and text on each line")
     return answers
 
 
@@ -176,14 +176,14 @@ def _answer(line: bytes, where: str) -> Answer:
         raise UserError(f"{where}: byte {line[error.start]:#04x} is not UTF-8; convert the file from Latin-1") from None
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else "cannot be read"
-        raise UserError(f"{where}: not a whole JSON record ({reason}); remove or repair the line") from None
+        raise UserError(f"{where}: not a complete JSON object ({reason}); remove or repair the line") from None
     if not isinstance(record, dict):
-        raise UserError(f"{where}: found a JSON {type(record).__name__}, not a record with question_id and text")
+        raise UserError(f"{where}: expected an object with question_id and text, found a JSON {type(record).__name__}")
     given = {"prompt": "", "key": "", **record}
     for name, kinds in (("question_id", (int, str)), ("prompt", str), ("text", str), ("key", str)):
         value = given.get(name)
         if isinstance(value, bool) or not isinstance(value, kinds):
-            found = f"found {json.dumps(value)[:40]}" if name in given else "the record has none"
-            allowed = "a number or a text" if name == "question_id" else "a text"
+            found = f"found {json.dumps(value)[:40]}" if name in given else "it is missing"
+            allowed = "a number or a string" if name == "question_id" else "a string"
             raise UserError(f"{where}: {name} must be {allowed}; {found}")
     return Answer(str(given["question_id"]), given["prompt"], given["text"], given["key"])

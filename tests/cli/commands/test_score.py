@@ -130,7 +130,7 @@ def test_a_split_of_a_server_is_exported_and_not_scored(tmp_path: Path, capsys: 
 
 
 def test_a_benchmark_without_a_server_has_no_upload(pope: Path) -> None:
-    with pytest.raises(UserError, match="POPE has no server"):
+    with pytest.raises(UserError, match="POPE has no evaluation server"):
         score.run(settings(pope, "pope", upload=str(pope / "up.json")))
 
 
