@@ -74,27 +74,29 @@ def test_low_rank_updates_are_in_the_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("connector", [RESAMPLER, LINEAR, {**MLP, "depth": 3}])
 def test_a_connector_of_another_form_is_refused(connector: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^connector: '\w+' \(\w+\) is not two linear layers .* use format=parts$"):
+    with pytest.raises(
+        UserError, match=r"^connector: '\w+' \(\w+\) does not consist of two linear layers .* use format=parts$"
+    ):
         exported(trained(tmp_path, "llama", "clip", connector=connector))
 
 
 def test_two_encoders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^vision: LLaVA's format holds one vision encoder"):
+    with pytest.raises(UserError, match=r"^vision: LLaVA's format supports one vision encoder"):
         exported(trained(tmp_path, "llama", "mof"))
 
 
 def test_phis_head_has_a_bias_that_is_left_out_on_demand_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = trained(tmp_path, "phi", "siglip")
-    with pytest.raises(UserError, match=r"^llm: LLaVA's format has no place for lm_head.bias of 'phi', .*lossy=true"):
+    with pytest.raises(UserError, match=r"^llm: LLaVA's format does not support lm_head.bias of 'phi', .*lossy=true"):
         exported(source)
     with caplog.at_level(logging.WARNING):
         exported(source, lossy=True)
-    assert "lm_head.bias is left out; on a probe, logits of up to" in caplog.text
+    assert "left out of the export: lm_head.bias; on a test question, logits of up to" in caplog.text
 
 
 def test_features_that_llava_takes_elsewhere_are_refused_by_their_logits(tmp_path: Path) -> None:
     source = trained(tmp_path, "llama", "siglip", feature_layer=-1, unused=[])  # those behind the final norm
-    with pytest.raises(UserError, match="stock transformers does not compute this model: on a probe, logits of up"):
+    with pytest.raises(UserError, match="stock transformers gives different logits: on a test question"):
         exported(source)
 
 

@@ -132,7 +132,7 @@ def test_a_connector_of_other_shapes_is_rejected(tmp_path: Path) -> None:
     folder = write_common(tmp_path / "tuned", reference.config())
     weight = {"connector._connector.0.weight": torch.zeros(32, 12)}
     save_file(reference.state() | weight, folder / "model.safetensors")
-    with pytest.raises(UserError, match=r"layers.0.weight has the shape \[32, 12\], and \[32, 16\] is needed"):
+    with pytest.raises(UserError, match=r"layers.0.weight has shape \[32, 12\], .* \[32, 16\]"):
         imported(folder, tmp_path / "results")
 
 
@@ -200,11 +200,11 @@ class Attack:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda state: state.update({"connector._connector.4.weight": torch.zeros(1)}), "nothing takes the tensors"),
-        (lambda state: state.update({"other.weight": torch.zeros(1)}), "nothing takes the tensors other.weight"),
-        (lambda state: state.pop("connector._connector.2.bias"), "1 weights are missing, the first is layers.2.bias"),
+        (lambda state: state.update({"connector._connector.4.weight": torch.zeros(1)}), "unexpected tensors"),
+        (lambda state: state.update({"other.weight": torch.zeros(1)}), "unexpected tensors other.weight"),
+        (lambda state: state.pop("connector._connector.2.bias"), "1 weights are missing, first layers.2.bias"),
         (lambda state: state.pop("language_model.model.norm.weight"), "the LLM: 1 weights are missing"),
-        (lambda state: state.update({"language_model.model.extra": torch.zeros(1)}), "nothing takes the tensors"),
+        (lambda state: state.update({"language_model.model.extra": torch.zeros(1)}), "unexpected tensors"),
     ],
 )
 def test_every_tensor_is_accounted_for(tmp_path: Path, change: Any, says: str) -> None:
@@ -221,7 +221,7 @@ def test_every_tensor_is_accounted_for(tmp_path: Path, change: Any, says: str) -
 def test_a_pickle_with_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_common(tmp_path / "bad", Reference("llama", "clip_vision_model", "linear").config())
     torch.save({"x": Attack()}, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match="it holds more than tensors"):
+    with pytest.raises(UserError, match="contains other objects than tensors"):
         imported(folder, tmp_path / "results")
     assert capsys.readouterr().out == ""
 

@@ -94,5 +94,5 @@ def test_pixels_are_ours(resize: Resize, mode: ImageMode, tmp_path: Path) -> Non
 def test_a_tokenizer_whose_ids_have_gaps_is_refused(tmp_path: Path) -> None:
     backend = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "USER": 3}, unk_token="<unk>"))
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", pad_token="<unk>").save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="have gaps, so that <image> gets an id that is another token's"):
+    with pytest.raises(UserError, match="have gaps"):
         llava_processor(run(LLM(path=str(tmp_path), pad_token="<unk>", chat=CHAT)), ImageMode.pad, LAYOUT)

@@ -1,6 +1,6 @@
-"""Exports a run's parts as folders of their own, which works for every connector and every LLM.
+"""Exports the parts of a model as separate folders. This works with every connector and every LLM.
 
-Also holds what every export needs: the run's model, its encoder as a whole model, and names that transformers 4 reads.
+All exports share the code here for building the model, completing its encoder, and supporting transformers 4.
 """
 
 import copy
@@ -21,23 +21,23 @@ from tinyvlm_cli.files import write_text
 from tinyvlm_cli.model.llm import load_tokenizer
 from tinyvlm_cli.model.vlm import VLM
 
-FEATURE_LAYER = -2  # of the model that `closed_encoder` returns
-_LEVEL = "vision_model."  # transformers 5 took it out of the names of these models' weights
+FEATURE_LAYER = -2  # feature layer of the model that `closed_encoder` returns
+_LEVEL = "vision_model."  # transformers 5 removed this prefix from the weight names of these models
 _WITH_LEVEL = ("clip_vision_model", "siglip_vision_model")
 
 
 @dataclass(frozen=True)
 class Source:
-    """The run that is exported."""
+    """The trained model to export."""
 
     config: Train
     stage_dirs: tuple[Path, ...]  # first to last
     image_mode: ImageMode  # of the last stage
-    dtype: torch.dtype  # of what is written
+    dtype: torch.dtype  # of the exported weights
     device: torch.device
 
     def model(self) -> VLM:
-        """Build the run's model for inference."""
+        """Build the model for inference."""
         model = build_model(
             self.config.llm, self.config.vision, self.config.connector, self.stage_dirs, seed=self.config.seed,
             dtype=self.dtype, attention="sdpa",
@@ -46,9 +46,9 @@ class Source:
 
 
 def write_parts(source: Source, folder: Path, place: Path) -> None:
-    """Write vision/ and llm/, which `from_pretrained` reads, connector/, and a config.yaml of the run that names them.
+    """Write vision/ and llm/, which `from_pretrained` can load, connector/, and a config.yaml that refers to them.
 
-    A run with two encoders has vision2/ too. `folder` is to be renamed to `place`.
+    A second encoder is written to vision2/. `folder` must be renamed to `place` afterwards.
     """
     model = source.model()
     tokenizer = load_tokenizer(source.config.llm)
@@ -56,7 +56,7 @@ def write_parts(source: Source, folder: Path, place: Path) -> None:
     tokenizer.save_pretrained(folder / "llm")
     encoders = zip(("vision", "vision2"), map(closed_encoder, model.vision.models), strict=False)
     for name, part in (("llm", model.llm), *encoders):
-        # Not the model's own `save_pretrained`, whose names for weights only its own version reads.
+        # Not the model's own `save_pretrained`, whose weight names only the same version of transformers can read.
         part.config.architectures = [type(part).__name__]
         part.config.save_pretrained(folder / name)
         save_torch_state_dict(old_state(part), folder / name)
@@ -78,16 +78,16 @@ def write_parts(source: Source, folder: Path, place: Path) -> None:
 
 
 def closed_encoder(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a whole model of an encoder's class, from an encoder that ends with its feature layer.
+    """Return a complete model of an encoder's class, given an encoder that ends with its feature layer.
 
-    The whole model has one more layer, and the modules that its class has after the layers, so that no reader fills
-    anything in with random weights. The added weights are zero, and a layer of zeros passes its input on. Features are
-    those before that layer, because versions differ in whether the last hidden state is before the final norm. For a
-    run that takes them there too, as the paper's do, this is the published configuration.
+    The complete model has one more layer and all modules that its class has after the layers, so that loading it does
+    not initialise anything randomly. The added weights are zero, and a layer of zeros returns its input. The features
+    are the input of the added layer, because versions differ in whether the last hidden state is normalised. For a run
+    that uses the second-to-last layer, as in the paper, the result has the published configuration.
     """
     settings = model.config.to_dict()
     for name in ("stage_names", "out_features", "out_indices"):
-        settings.pop(name, None)  # these follow from the number of layers
+        settings.pop(name, None)  # derived from the number of layers
     config = type(model.config)(**{**settings, "num_hidden_layers": model.config.num_hidden_layers + 1})
     whole: PreTrainedModel = type(model)._from_config(config, dtype=model.dtype, attn_implementation="sdpa")
     keys = whole.load_state_dict(model.state_dict(), strict=False)
@@ -101,19 +101,19 @@ def closed_encoder(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def generation_config(tokenizer: PreTrainedTokenizerFast, chat: Chat) -> GenerationConfig:
-    """Return settings of greedy answers up to the model's end token or the chat format's, as in `tinyvlm eval`."""
+    """Return settings for greedy decoding up to the end token of the model or chat format, as in `tinyvlm eval`."""
     ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(chat.end)} - {None}
     bos, pad = tokenizer.bos_token_id, tokenizer.pad_token_id
     return GenerationConfig(do_sample=False, bos_token_id=bos, eos_token_id=sorted(ends), pad_token_id=pad)
 
 
 def old_state(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return a model's weights under the names of its first published files, without those tied to others.
+    """Return a model's weights under their original names, as first published, without tied weights.
 
-    Version 4 of transformers would take a vision encoder under the names of version 5 for missing, and fill it with
-    random weights after a mere warning. Version 5 reads both.
+    With the names of version 5, transformers 4 would consider a vision encoder's weights missing and only warn before
+    initialising them randomly. Version 5 can read both.
     """
-    vars(model).pop("_weight_conversions", None)  # names of the file that it came from, which may be of any version
+    vars(model).pop("_weight_conversions", None)  # weight names in the source file, which any version may have written
     level = _LEVEL if model.config.model_type in _WITH_LEVEL else ""
     state = revert_weight_conversion(model, model.state_dict())
     tied = model.all_tied_weights_keys
@@ -121,13 +121,13 @@ def old_state(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def add_old_settings(folder: Path) -> None:
-    """Add to config.json and tokenizer_config.json the settings that transformers 4 looks for under other names.
+    """Add to config.json and tokenizer_config.json the settings that transformers 4 expects under other names.
 
-    Version 4 would otherwise use a rotary embedding of the default speed and not know the tokenizer's class.
+    Otherwise, version 4 would use default rotary embeddings and would not find the tokenizer's class.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for part in (config, config.get("text_config", {}), config.get("vision_config", {})):
-        part.pop("_name_or_path", None)  # a place on this machine
+        part.pop("_name_or_path", None)  # a path on this machine
         rotary = part.get("rope_parameters") or {}
         for name in ("rope_theta", "partial_rotary_factor"):
             if name in rotary:
@@ -137,7 +137,7 @@ def add_old_settings(folder: Path) -> None:
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         if settings.get("tokenizer_class") == "TokenizersBackend":
             settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-            settings["model_input_names"] = ["input_ids", "attention_mask"]  # or some LLMs get token types too
+            settings["model_input_names"] = ["input_ids", "attention_mask"]  # otherwise some LLMs also get token types
         changed["tokenizer_config.json"] = settings
     for name, record in changed.items():
         text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False)

@@ -1,7 +1,7 @@
-"""A stage's weights: one safetensors file for each part that it trained.
+"""A stage's weights: one safetensors file for each part that the stage trained.
 
-A part that no stage has trained comes from its published weights, so a connector pretraining writes megabytes. Of a
-part that learned low-rank updates only those are written; they are added to the weights when the model is built.
+A part that no stage has trained keeps its published weights, so pretraining a connector writes only megabytes. If a
+part was trained with low-rank adapters, only these are written, and they are merged when the model is built.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -22,13 +22,13 @@ from tinyvlm_cli.model.tuning import merge_adapters
 from tinyvlm_cli.model.vision import load_vision
 from tinyvlm_cli.model.vlm import VLM
 
-ADAPTERS = ".lora.safetensors"  # ends the name of a file with a part's low-rank updates
+ADAPTERS = ".lora.safetensors"  # suffix of a file with a part's low-rank updates
 
 
 def save_part(stage_dir: Path, part: str, state: dict[str, Tensor], *, scale: float | None = None) -> None:
     """Atomically write a part's weights. The tensors must not share memory.
 
-    scale: alpha / rank, when `state` holds low-rank updates; None: whole weights.
+    scale: alpha / rank, if `state` contains low-rank updates; None for full weights.
     """
     path = stage_dir / (f"{part}.safetensors" if scale is None else f"{part}{ADAPTERS}")
     metadata = {"format": "pt"} | ({} if scale is None else {"scale": str(scale)})
@@ -37,7 +37,7 @@ def save_part(stage_dir: Path, part: str, state: dict[str, Tensor], *, scale: fl
 
 
 def load_part(stage_dirs: Sequence[Path], part: str) -> dict[str, Tensor] | None:
-    """Return the part's weights from the last stage that trained it; None when none did."""
+    """Return the part's full weights from the last stage that saved them, or None if no stage did."""
     paths = (stage_dir / f"{part}.safetensors" for stage_dir in reversed(stage_dirs))
     return next((_load(path) for path in paths if path.exists()), None)
 
@@ -46,10 +46,10 @@ def build_model(
     llm: LLM, vision: Vision, connector: dict[str, Any], stage_dirs: Sequence[Path], *,
     seed: int, dtype: torch.dtype, attention: str, four_bit: Collection[str] = (),
 ) -> VLM:  # fmt: skip
-    """Build the model as the stages in `stage_dirs` (first to last) left it.
+    """Build the model with the weights that the stages in `stage_dirs` (first to last) have saved.
 
-    Without stages it has the published parts and a new connector, whose weights are a function of `seed`.
-    four_bit: parts whose weights are kept in 4 bits, to train low-rank updates of them; GPU only.
+    Without stages, it has the published weights and a new connector, whose weights are a function of `seed`.
+    four_bit: parts whose weights are stored in 4 bits, for training low-rank adapters; GPU only.
     """
     encoder = load_vision(vision, dtype=dtype, state=load_part(stage_dirs, "vision"), four_bit="vision" in four_bit)
     language = load_llm(
@@ -67,9 +67,9 @@ def build_model(
 def load_adapters(
     modules: Mapping[str, nn.Module], stage_dirs: Sequence[Path], *, four_bit: Collection[str] = ()
 ) -> None:
-    """Add the low-rank updates that stages learned since a part's weights were last written whole.
+    """Merge the low-rank updates that were saved after the full weights of a part.
 
-    modules: the parts by name. Raises UserError for a part in `four_bit`, whose weights cannot be changed.
+    modules: parts by name. Raises UserError for a part in `four_bit`, whose weights cannot be changed.
     """
     for part, module in modules.items():
         for number, stage_dir in enumerate(stage_dirs):
@@ -78,7 +78,7 @@ def load_adapters(
             if not path.exists() or is_in_weights:
                 continue
             if part in four_bit:
-                raise UserError(f"{path}: low-rank updates cannot be added to 4-bit weights; use lora, not qlora")
+                raise UserError(f"{path}: low-rank updates cannot be merged into 4-bit weights; use lora, not qlora")
             state = _load(path)
             with safe_open(path, "pt") as file:
                 scale = float(file.metadata()["scale"])
@@ -89,4 +89,4 @@ def _load(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path}: not a weights file ({error}); delete {path.parent} to train it again") from None
+        raise UserError(f"{path}: invalid weights file ({error}); delete {path.parent} to train it again") from None

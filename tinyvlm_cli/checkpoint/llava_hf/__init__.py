@@ -1,3 +1,3 @@
-"""Writes a run as the folder of a Hugging Face `LlavaForConditionalGeneration`, and proves that it computes the same.
+"""Exports a model as a Hugging Face `LlavaForConditionalGeneration` folder, and verifies that its logits are the same.
 
-What is common to all exports is in `checkpoint.export_parts`."""
+Code that is shared by all exports is in `checkpoint.export_parts`."""

@@ -1,8 +1,8 @@
-"""Writes a model as the folder of a Hugging Face `LlavaForConditionalGeneration`.
+"""Exports a model as a Hugging Face `LlavaForConditionalGeneration` folder.
 
-That class is a whole vision model of transformers, two linear layers with GELU between them, and a language model whose
-head has no bias. A model that holds more is rejected. One that fits is read back with the stock class and asked a
-question about an image before its folder gets its name.
+That class consists of a complete transformers vision model, two linear layers with GELU between them, and a language
+model whose head has no bias. Models with other components are rejected. Before the export is accepted, it is loaded
+with the stock class, and its logits for a question about an image are compared with our own.
 """
 
 import copy
@@ -33,29 +33,29 @@ from tinyvlm_cli.model.vlm import VLM
 
 log = logging.getLogger(__name__)
 
-# Share of the largest logit by which the order of a sum may move logits. Both sides run the same kernels, so that the
-# difference is mostly 0.
+# Tolerance of logits relative to the largest logit, because the order of summation can differ. Both sides run the same
+# kernels, so the difference is usually 0.
 _ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 def check_llava(model: VLM, source: Source, *, lossy: bool) -> LlavaProcessor:
-    """Return the processor of the folder that `write_llava` writes.
+    """Check that LLaVA's format supports the model, and return the processor for `write_llava`.
 
-    model: on the meta device. Raises UserError with everything of the run that the format has no place for.
+    model: on the meta device. Raises UserError listing everything that the format does not support.
     """
     findings = []
     if two_layers(model.connector) is None:
         name, kind = source.config.connector.get("name", ""), type(model.connector).__name__
         findings.append(
-            f"connector: '{name}' ({kind}) is not two linear layers with exact GELU between them, and LLaVA's format "
-            "holds nothing else; use format=parts"
+            f"connector: '{name}' ({kind}) does not consist of two linear layers with exact GELU between them, as "
+            "LLaVA's format requires; use format=parts"
         )
     if len(model.vision.models) > 1:
-        findings.append("vision: LLaVA's format holds one vision encoder, and this run has several; use format=parts")
-    lost = weights_without_place(model.llm)
+        findings.append("vision: LLaVA's format supports one vision encoder, but this run has two; use format=parts")
+    lost = unsupported_weights(model.llm)
     if lost and not lossy:
         findings.append(
-            f"llm: LLaVA's format has no place for {', '.join(lost)} of '{source.config.llm.name}', and without it the "
+            f"llm: LLaVA's format does not support {', '.join(lost)} of '{source.config.llm.name}', without which the "
             "answers change; use format=parts, or lossy=true to leave it out"
         )
     raise_findings(findings)
@@ -63,43 +63,42 @@ def check_llava(model: VLM, source: Source, *, lossy: bool) -> LlavaProcessor:
 
 
 def write_llava(source: Source, processor: LlavaProcessor, folder: Path, *, lossy: bool) -> None:
-    """Write the folder, and raise UserError when stock transformers computes other logits from it.
+    """Write the folder. Raises UserError if stock transformers computes different logits from it.
 
-    processor: the one that `check_llava` returned. lossy: what the format has no place for is left out, and the
-    difference is logged.
+    processor: from `check_llava`. lossy: leave out what the format does not support, and log the difference.
     """
     model = source.model()
     expected = our_logits(model, source.config, source.image_mode)
-    lost = weights_without_place(model.llm)
+    lost = unsupported_weights(model.llm)
     encoder = closed_encoder(model.vision.model)
     config = llava_config(model, encoder, processor, source)
     state = llava_state(model, encoder, vocabulary=config.text_config.vocab_size)
     config.save_pretrained(folder)
     save_torch_state_dict(state, folder)
     processor.save_pretrained(folder)
-    processor.image_processor.save_pretrained(folder)  # where transformers 4 looks for it
+    processor.image_processor.save_pretrained(folder)  # where transformers 4 expects it
     generation_config(processor.tokenizer, source.config.llm.chat).save_pretrained(folder)
     add_old_settings(folder)
-    del model, encoder, state  # before the second copy is loaded
-    found = stock_logits(folder, processor, source)[:, : expected.shape[1]]  # without the image token's
+    del model, encoder, state  # free memory before the second copy is loaded
+    found = stock_logits(folder, processor, source)[:, : expected.shape[1]]  # without the image token
     largest, scale = (expected - found).abs().max().item(), expected.abs().max().item()
     changed = int((expected.argmax(dim=1) != found.argmax(dim=1)).sum())
     difference = (
-        f"on a probe, logits of up to {scale:.3g} moved by up to {largest:.3g}, and the likeliest token changed at "
-        f"{changed} of {len(expected)} positions"
+        f"on a test question, logits of up to {scale:.3g} change by up to {largest:.3g}, and the most likely token "
+        f"changes at {changed} of {len(expected)} positions"
     )
     if largest <= _ROUNDING[source.dtype] * scale:
-        log.info("stock transformers gives the same logits on a probe, to %.2g", largest)
+        log.info("stock transformers computes the same logits on a test question, within %.2g", largest)
         if lossy:
-            log.warning("lossy=true has no effect: nothing of this model is lost")
+            log.warning("lossy=true has no effect: the format supports this whole model")
     elif lossy:
-        log.warning("%s is left out; %s", ", ".join(lost) or "Something that the format does not know", difference)
+        log.warning("left out of the export: %s; %s", ", ".join(lost) or "unsupported settings", difference)
     else:
-        raise UserError(f"format=llava: stock transformers does not compute this model: {difference}; use format=parts")
+        raise UserError(f"format=llava: stock transformers gives different logits: {difference}; use format=parts")
 
 
 def two_layers(connector: nn.Module) -> tuple[nn.Linear, nn.Linear] | None:
-    """Return the two linear layers of a connector that LLaVA's class computes too; None for any other connector."""
+    """Return a connector's two linear layers if LLaVA's class supports it, otherwise None."""
     match [module for module in connector.modules() if not list(module.children())]:
         case [nn.Linear() as first, nn.GELU(approximate="none"), nn.Linear() as second]:
             alike = (first.bias is None) == (second.bias is None)
@@ -108,17 +107,17 @@ def two_layers(connector: nn.Module) -> tuple[nn.Linear, nn.Linear] | None:
     return None
 
 
-def weights_without_place(llm: PreTrainedModel) -> list[str]:
-    """Return the names of an LLM's weights outside its body and its head's matrix."""
+def unsupported_weights(llm: PreTrainedModel) -> list[str]:
+    """Return the names of an LLM's weights outside its body and its head's weight matrix."""
     body, head = f"{llm.base_model_prefix}.", f"{_name_of(llm, llm.get_output_embeddings())}.weight"
     return [name for name in llm.state_dict() if not name.startswith(body) and name != head]
 
 
 def llava_config(model: VLM, encoder: PreTrainedModel, processor: LlavaProcessor, source: Source) -> LlavaConfig:
-    """Return the configuration of a model that `check_llava` has accepted. encoder: by `closed_encoder`."""
+    """Return the configuration of a model that `check_llava` has accepted. encoder: from `closed_encoder`."""
     text, vision = copy.deepcopy(model.llm.config), copy.deepcopy(encoder.config)
-    text.architectures = [type(model.llm).__name__]  # vLLM picks its class by it
-    # Vocabularies are mostly padded; where no row is free for the image token, one is added.
+    text.architectures = [type(model.llm).__name__]  # vLLM uses it to choose the model class
+    # Vocabularies are usually padded. If no row is free for the image token, one is added.
     text.vocab_size = max(text.vocab_size, processor.image_token_id + 1)
     for part in (text, vision):
         part.dtype = source.dtype
@@ -138,9 +137,9 @@ def llava_config(model: VLM, encoder: PreTrainedModel, processor: LlavaProcessor
 
 
 def llava_state(model: VLM, encoder: PreTrainedModel, *, vocabulary: int) -> dict[str, Tensor]:
-    """Return the weights under the names of LLaVA's own first files, which every version since then reads.
+    """Return the weights under the names of the first LLaVA checkpoints, which all later versions can read.
 
-    vocabulary: rows of the embeddings and the head. Added rows are the mean, so that their logit is never the largest.
+    vocabulary: number of rows in the embeddings and head. Added rows are the mean, so their logits are never largest.
     """
     layers = two_layers(model.connector)
     assert layers is not None
@@ -157,7 +156,7 @@ def llava_state(model: VLM, encoder: PreTrainedModel, *, vocabulary: int) -> dic
         elif name == head:
             place = "language_model.lm_head.weight"
         else:
-            continue  # see `weights_without_place`
+            continue  # see `unsupported_weights`
         state[place] = tensor
         if name in (table, head) and vocabulary > len(tensor):
             mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
@@ -167,14 +166,14 @@ def llava_state(model: VLM, encoder: PreTrainedModel, *, vocabulary: int) -> dic
 
 @torch.inference_mode()
 def our_logits(model: VLM, config: Train, mode: ImageMode) -> Tensor:
-    """Return the logits of the probe's question as `tinyvlm eval` computes them: [T, V], fp32."""
+    """Return the logits for the test question as computed by `tinyvlm eval`: [T, V], fp32."""
     logits: Tensor = model.llm(inputs_embeds=our_embeds(model, config, mode)).logits[0].float().cpu()
     return logits
 
 
 @torch.inference_mode()
 def our_embeds(model: VLM, config: Train, mode: ImageMode) -> Tensor:
-    """Return the embeddings of the probe's question and image: [1, T, D]."""
+    """Return the embeddings of the test question and image: [1, T, D]."""
     image = probe_image(config.vision.image_size)
     ids = encode_prompt(QUESTION, has_image=True, tokenizer=load_tokenizer(config.llm), chat=config.llm.chat)
     row = torch.tensor([expanded(ids, model.tokens_per_image, IMAGE)], device=model.llm.device)
@@ -185,9 +184,9 @@ def our_embeds(model: VLM, config: Train, mode: ImageMode) -> Tensor:
 
 @torch.inference_mode()
 def stock_logits(folder: Path, processor: LlavaProcessor, source: Source) -> Tensor:
-    """Return the logits of the probe's question as stock transformers computes them from a folder: [T, V or more].
+    """Return the logits for the test question as computed by stock transformers from `folder`: [T, V or more].
 
-    processor: the one that was written there. Raises UserError when the one that is read gives other inputs.
+    processor: the processor saved there. Raises UserError if it gives different inputs once it is loaded again.
     """
     image = probe_image(source.config.vision.image_size)
     inputs = asked(AutoProcessor.from_pretrained(folder), QUESTION, image)
@@ -195,8 +194,8 @@ def stock_logits(folder: Path, processor: LlavaProcessor, source: Source) -> Ten
     for name, value in written.items():
         if not torch.equal(inputs[name], value):
             raise UserError(
-                f"format=llava: the processor gives other {name} once it is read from its folder; is the tokenizer of "
-                f"'{source.config.llm.path}' made for its model? Use format=parts"
+                f"format=llava: saving and loading the processor changes its {name}; check that the tokenizer of "
+                f"'{source.config.llm.path}' belongs to its model, or use format=parts"
             )
     config = LlavaConfig.from_pretrained(folder)
     model = load(LlavaForConditionalGeneration, config, path=str(folder), where="output", dtype=source.dtype)

@@ -1,4 +1,4 @@
-"""The processor of a LLaVA folder: image preprocessing, tokenizer and chat template, compared with the run's own."""
+"""The processor of a LLaVA folder: image preprocessing, tokenizer and chat template, verified against our own."""
 
 import json
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ from tinyvlm_cli.model.llm import load_tokenizer
 from tinyvlm_cli.model.vision import VisionEncoder
 
 IMAGE_TOKEN = "<image>"
-QUESTION = "What is in the picture?"  # of the comparison
+QUESTION = "What is in the picture?"  # for verifying the export
 ANSWER = "A red circle."
 
-# A chat format as a Jinja template, which is how Hugging Face processors know one. It does what `data.chat` does, for
-# messages of text or of parts. A system message takes the place of the run's own text.
+# A chat format as a Jinja template, as Hugging Face processors require. It gives the same text as `data.chat` for
+# messages that are strings or lists of parts. A system message replaces the system text of the run.
 _BODY = """
 {%- macro text(message) -%}
   {%- if message['content'] is string -%}
@@ -52,7 +52,7 @@ _BODY = """
   {%- elif message['role'] == 'assistant' -%}
     {{- assistant + ' ' + text(message) + end -}}
   {%- else -%}
-    {{- raise_exception('a message is from user or assistant, the first one also from system') -}}
+    {{- raise_exception('roles must be user or assistant; the first can also be system') -}}
   {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
@@ -63,11 +63,11 @@ _BODY = """
 
 @dataclass(frozen=True)
 class Layout:
-    """The positions of a vision encoder's output and which of them become tokens."""
+    """The output positions of a vision encoder, and which of them become image tokens."""
 
     patch_size: int  # pixels
-    extra: int  # positions of the encoder that are not patches: a CLS token
-    strategy: str  # LLaVA's name for which positions are kept: "default" (not the first) or "full"
+    extra: int  # number of positions that are not patches, such as a CLS token
+    strategy: str  # LLaVA's name for the positions that are kept: "default" (all but the first) or "full"
     num_tokens: int
 
 
@@ -82,11 +82,11 @@ def layout_of(encoder: VisionEncoder, spec: Vision) -> Layout:
 
 
 def chat_template(chat: Chat, *, start: str, gap: str) -> str:
-    """Return the Jinja template that writes `chat`.
+    """Return the Jinja template for the chat format `chat`.
 
-    start: the tokenizer's start token, "" where a tokenizer adds it by itself.
-    gap: written after `start` and after the image. A tokenizer that marks the beginning of a text (SentencePiece's
-    "first") sees one text here, where the run has tokenised the pieces between images one by one.
+    start: the tokenizer's start token, or "" if the tokenizer adds it itself.
+    gap: text after `start` and after the image. A tokenizer that marks the beginning of a text (SentencePiece's
+    "first") sees a single text here, whereas the run has tokenised the text before and after each image separately.
     """
     texts = {
         "lead": start + gap if start else "",
@@ -103,19 +103,19 @@ def chat_template(chat: Chat, *, start: str, gap: str) -> str:
 
 
 def llava_processor(config: Train, mode: ImageMode, layout: Layout) -> LlavaProcessor:
-    """Return the processor whose ids are the run's.
+    """Return a processor that gives the same token ids as the run.
 
-    Raises UserError when the tokenizer has no place for an image token, or no template makes it give the run's ids.
+    Raises UserError if the tokenizer cannot add an image token, or if no chat template gives the same ids.
     """
     own, tokenizer = load_tokenizer(config.llm), load_tokenizer(config.llm)
     taken = {i for token, i in tokenizer.get_vocab().items() if token != IMAGE_TOKEN}
     tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
-    if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) in taken:  # ids with gaps: a new token is numbered by their count
+    if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) in taken:  # a new token's id is the vocabulary size
         raise UserError(
-            f"format=llava: the ids of the tokenizer of '{config.llm.path}' have gaps, so that {IMAGE_TOKEN} gets an "
-            "id that is another token's; use format=parts"
+            f"format=llava: the token ids of '{config.llm.path}' have gaps, so {IMAGE_TOKEN} would get the id of "
+            "another token; use format=parts"
         )
-    tokenizer.padding_side = "left"  # as answers to several questions need it
+    tokenizer.padding_side = "left"  # required for batched generation
     spec = config.vision
     edges = {"height": spec.image_size, "width": spec.image_size}
     image_processor = LlavaImageProcessorPil(
@@ -126,10 +126,10 @@ def llava_processor(config: Train, mode: ImageMode, layout: Layout) -> LlavaProc
         image_mean=list(spec.mean),
         image_std=list(spec.std),
     )
-    # A template writes the start token itself, so that it is there for those who tokenise its text by themselves too.
+    # Templates that write the start token are tried first, so that it is also there when users tokenise the text.
     for start, gap in product([tokenizer.bos_token, ""] if tokenizer.bos_token else [""], ("", " ")):
         template = chat_template(config.llm.chat, start=start, gap=gap)
-        tokenizer.chat_template = template  # or the LLM's own would go into the folder
+        tokenizer.chat_template = template  # otherwise the LLM's own template would be saved
         processor = LlavaProcessor(
             image_processor, tokenizer, image_token=IMAGE_TOKEN, chat_template=template, patch_size=layout.patch_size,
             vision_feature_select_strategy=layout.strategy, num_additional_image_tokens=layout.extra,
@@ -137,13 +137,13 @@ def llava_processor(config: Train, mode: ImageMode, layout: Layout) -> LlavaProc
         if gives_ids_of(own, processor, config, layout.num_tokens):
             return processor
     raise UserError(
-        f"format=llava: no chat template makes the tokenizer of '{config.llm.path}' give the ids that the run was "
-        "trained on; use format=parts"
+        f"format=llava: with the tokenizer of '{config.llm.path}', no chat template gives the token ids of the run; "
+        "use format=parts"
     )
 
 
 def gives_ids_of(own: PreTrainedTokenizerFast, processor: LlavaProcessor, config: Train, num_tokens: int) -> bool:
-    """Return whether questions with and without an image, and a conversation, have the ids of `data.chat`."""
+    """Return whether questions with and without an image, and a conversation, get the same ids as in `data.chat`."""
     chat, image = config.llm.chat, probe_image(config.vision.image_size)
     image_id = processor.image_token_id
     for shown in (image, None):
@@ -161,13 +161,13 @@ def gives_ids_of(own: PreTrainedTokenizerFast, processor: LlavaProcessor, config
 
 
 def probe_image(size: int) -> Image.Image:
-    """Return an image of noise, not square and of another size than the encoder's."""
+    """Return an image of random noise that is not square and must be resized for the encoder."""
     values = np.random.default_rng(0).integers(0, 256, (size // 2 + 1, size + 3, 3), dtype=np.uint8)
     return Image.fromarray(values)
 
 
 def asked(processor: LlavaProcessor, question: str, image: Image.Image | None) -> BatchFeature:
-    """Return a question as the processor passes it to the model."""
+    """Return the model inputs that the processor creates for a question."""
     parts: list[dict[str, Any]] = [{"type": "image", "image": image}] if image is not None else []
     message = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
     inputs: BatchFeature = processor.apply_chat_template(
@@ -177,5 +177,5 @@ def asked(processor: LlavaProcessor, question: str, image: Image.Image | None) -
 
 
 def expanded(ids: NDArray[np.int32], num_tokens: int, image_id: int) -> list[int]:
-    """Return the ids of a sample with `num_tokens` placeholders for an image."""
+    """Return token ids in which each image placeholder is replaced by `num_tokens` image tokens."""
     return [one for i in ids.tolist() for one in ([image_id] * num_tokens if i == IMAGE else [i])]

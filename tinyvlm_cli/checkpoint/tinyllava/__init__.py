@@ -1,3 +1,3 @@
-"""Reads TinyLLaVA's published checkpoints without running their code.
+"""Imports TinyLLaVA's published checkpoints without running their code.
 
-Each file knows one thing of that format: where tensors are, what connectors are called, what a run of ours needs."""
+`layouts` reads a checkpoint, `connectors` converts its connector, and `stage` writes its parts in our format."""

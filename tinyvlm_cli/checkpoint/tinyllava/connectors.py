@@ -1,8 +1,8 @@
-"""TinyLLaVA's connectors as ours: which class and sizes, and what their tensors are called.
+"""Converts TinyLLaVA's connectors to ours: the class, its sizes and the names of its tensors.
 
-Names on the left are those of TinyLLaVA_Factory (tinyllava/model/connector) and TinyLLaVABench
-(tinyllava/model/multimodal_projector/builder.py); the bench has only linear, MLP and its own resampler. Sizes are read
-from the weights' shapes wherever these tell them.
+Connectors and tensors are named as in TinyLLaVA_Factory (tinyllava/model/connector) and TinyLLaVABench
+(tinyllava/model/multimodal_projector/builder.py), which has only linear, MLP and its own resampler. Sizes are inferred
+from the shapes of the weights where possible.
 """
 
 import re
@@ -14,13 +14,13 @@ from torch import Tensor
 from tinyvlm_cli.errors import UserError
 
 State = dict[str, Tensor]
-Imported = tuple[dict[str, Any], State]  # a node as in conf/connector/*.yaml, and the weights under our names
+Imported = tuple[dict[str, Any], State]  # settings as in conf/connector/*.yaml, and the weights under our names
 
 
 def import_connector(kind: str, state: State, *, num_heads: int) -> Imported:
-    """Return the connector of ours that a checkpoint calls `kind`, with `state` under our names.
+    """Return our settings for a checkpoint's connector of type `kind`, and `state` under our names.
 
-    num_heads: of a Q-Former, whose weights do not tell it. Raises UserError for other kinds and missing tensors.
+    num_heads: for a Q-Former, whose weights do not determine it. Raises UserError for other types and missing tensors.
     """
     try:
         if kind == "linear":
@@ -39,14 +39,14 @@ def import_connector(kind: str, state: State, *, num_heads: int) -> Imported:
         if kind == "resampler":
             return _resampler(state) if "final_proj.weight" in state else _perceiver(state)
     except KeyError as error:
-        raise UserError(f"connector '{kind}': its tensor {error} is missing; get the checkpoint again") from None
+        raise UserError(f"connector '{kind}': tensor {error} is missing; use a complete checkpoint") from None
     raise UserError(
-        f"connector_type: '{kind}' is not one of TinyLLaVA's: linear, identity, mlpNx_gelu, mof_mlp, qformer, resampler"
+        f"connector_type: '{kind}' is not supported; use linear, identity, mlpNx_gelu, mof_mlp, qformer or resampler"
     )
 
 
 def _resampler(state: State) -> Imported:
-    """Import the bench's resampler, whose keys and values are two layers and ours one."""
+    """Convert TinyLLaVABench's resampler, whose keys and values have separate layers. Ours share one."""
     hidden_dim = state["queries"].shape[1]
     out = _renamed(
         state,
@@ -56,14 +56,14 @@ def _resampler(state: State) -> Imported:
     for name in [name for name in out if ".to_key." in name]:
         value_name, joined = name.replace(".to_key.", ".to_value."), name.replace(".to_key.", ".to_key_value.")
         out[joined] = torch.cat([out.pop(name), out.pop(value_name)])
-    num_heads = 8 if hidden_dim == 512 else 12  # as the bench's builder chooses
+    num_heads = 8 if hidden_dim == 512 else 12  # as in TinyLLaVABench's builder
     sizes = {"hidden_dim": hidden_dim, "num_heads": num_heads, "num_queries": len(state["queries"])}
     sizes |= _layer_sizes(out, "layers", "feed_forward.1")
     return _imported("resampler", "Resampler", out, **sizes)
 
 
 def _perceiver(state: State) -> Imported:
-    """Import the Factory's resampler, in which a layer is a list of attention (0) and feed-forward block (1)."""
+    """Convert the Factory's resampler, in which each layer is a list of attention (0) and a feed-forward block (1)."""
     out = _renamed(
         state,
         {"linear": "project_in", "latents": "queries"},
@@ -73,16 +73,18 @@ def _perceiver(state: State) -> Imported:
         re.sub(r"^(layers\.\d+)\.1\.", r"\1.feed_forward.", re.sub(r"^(layers\.\d+)\.0\.", r"\1.", name)): tensor
         for name, tensor in out.items()
     }
-    num_heads, rest = divmod(len(out["layers.0.to_query.weight"]), 64)  # its heads are 64 wide, whatever the width
+    num_heads, rest = divmod(len(out["layers.0.to_query.weight"]), 64)  # its head dimension is always 64
     if rest:
-        raise UserError("connector 'resampler': its attention is not a multiple of 64 wide, as TinyLLaVA_Factory's is")
+        raise UserError(
+            "connector 'resampler': its attention dimension is not a multiple of 64; use another checkpoint"
+        )
     sizes = {"head_dim": 64, "num_heads": num_heads, "num_queries": len(state["latents"])}
     sizes |= _layer_sizes(out, "layers", "feed_forward.1")
     return _imported("resampler_factory", "Perceiver", out, **sizes)
 
 
 def _qformer(state: State, num_heads: int) -> Imported:
-    """Import the Factory's Q-Former, which is BLIP-2's with BERT's names; its text side has no weights that count."""
+    """Convert the Factory's Q-Former, which is BLIP-2's with BERT's names. Its unused text branch is dropped."""
     text_side = re.compile(r"layer\.\d+\.(intermediate|output)\.|position_ids|^bert\.embeddings\.")
     kept = {name: tensor for name, tensor in state.items() if not text_side.search(name)}
     out = _renamed(kept, {"query_tokens": "queries", "projector": "project_out", "bert": "model"})
@@ -98,18 +100,18 @@ def _imported(name: str, class_name: str, state: State, **sizes: Any) -> Importe
 
 
 def _renamed(state: State, first: dict[str, str], others: dict[str, str] | None = None) -> State:
-    """Rename tensors: the first word of a name by `first`, all other words by `others`."""
+    """Rename tensors: the first component of a name according to `first`, the others according to `others`."""
     out, others = {}, others or {}
     for name, tensor in state.items():
-        word, *rest = name.split(".")
-        out[".".join([first.get(word, word), *(others.get(one, one) for one in rest)])] = tensor
+        prefix, *rest = name.split(".")
+        out[".".join([first.get(prefix, prefix), *(others.get(one, one) for one in rest)])] = tensor
     return out
 
 
 def _layer_sizes(state: State, stack: str, first: str) -> dict[str, int]:
-    """Return the number of a stack's layers, and the width inside their feed-forward blocks.
+    """Return the number of layers in a stack, and the inner dimension of their feed-forward blocks.
 
-    The width is left out where it is the default, 4 times the width outside. first: the first layer of each block.
+    The dimension is omitted if it is the default, 4 times the outer one. first: name of the first layer in each block.
     """
     num_layers = len({found[1] for name in state if (found := re.match(rf"{re.escape(stack)}\.(\d+)\.", name))})
     inside, outside = state[f"{stack}.0.{first}.weight"].shape

@@ -1,4 +1,4 @@
-"""From a foreign checkpoint to a run of ours: its parts in a stage folder, and a configuration that names them."""
+"""Converts a foreign checkpoint to a run: its parts in a stage folder, and settings that refer to them."""
 
 import re
 from dataclasses import dataclass
@@ -22,29 +22,29 @@ from tinyvlm_cli.model.llm import llm_class, read_tokenizer
 from tinyvlm_cli.model.pretrained import config_from_architecture, load_partly, read_config
 from tinyvlm_cli.model.vision import VisionEncoder, cut_config
 
-# Modules after an encoder's last layer, which LLaVA's features do not pass through.
+# Modules after an encoder's last layer, which LLaVA's features bypass.
 AFTER_LAYERS = ("post_layernorm", "layernorm", "head")
-BUFFERS = ("position_ids", "rotary_emb.inv_freq")  # that old versions of transformers saved
+BUFFERS = ("position_ids", "rotary_emb.inv_freq")  # saved by old versions of transformers
 
 
 @dataclass(frozen=True)
 class ImportedParts:
-    """The run's configuration, and what was assumed for it."""
+    """The settings of an imported model, and the assumptions behind them."""
 
     llm: LLM
     vision: Vision
     connector: dict[str, Any]
-    assumed: tuple[str, ...]  # sentences about values that the checkpoint does not hold
+    assumed: tuple[str, ...]  # messages about values that the checkpoint does not contain
 
 
 def import_parts(
     foreign: Foreign, folder: Path, place: Path, *, second: Path | None, qformer: Path | None
 ) -> ImportedParts:
-    """Write the parts of `foreign` into `folder`, which is to be renamed to `place`.
+    """Write the parts of `foreign` to `folder`, which must be renamed to `place` afterwards.
 
-    second: folder with the config of MoF's second encoder. qformer: with that of the Q-Former's BERT.
+    second: folder with the config of MoF's second encoder. qformer: folder with the config of the Q-Former's BERT.
 
-    Raises UserError when a tensor is missing, has another shape, or belongs to nothing.
+    Raises UserError if a tensor is missing, unexpected or has the wrong shape.
     """
     known = (LLM_PREFIX, VISION, CONNECTOR)
     check_names([name for name in foreign.weights if not name.startswith(known)], (), str(foreign.folder))
@@ -58,7 +58,7 @@ def import_parts(
     save_part(folder, "vision", _unshared(encoder))
 
     if foreign.connector == "qformer" and qformer is None:
-        assumed.append("Q-Former: 12 attention heads, as BERT-base's (qformer_dir=DIR gives its config)")
+        assumed.append("Q-Former: 12 attention heads, as in BERT-base (set qformer_dir=DIR to use another config)")
     heads = read_config(str(qformer), where="qformer_dir").num_attention_heads if qformer else 12
     node, found = import_connector(foreign.connector, foreign.part(CONNECTOR), num_heads=heads)
     module = build_connector(node, vision_dim=encoder.dim, llm_dim=foreign.llm.hidden_size)
@@ -67,17 +67,17 @@ def import_parts(
     for name, tensor in needed.items():
         if found[name].shape != tensor.shape:
             raise UserError(
-                f"{where}: {name} has the shape {list(found[name].shape)}, and {list(tensor.shape)} is needed; "
-                "is it a checkpoint of this vision encoder and this LLM?"
+                f"{where}: {name} has shape {list(found[name].shape)}, but this vision encoder and LLM require "
+                f"{list(tensor.shape)}; use a complete checkpoint"
             )
     save_part(folder, "connector", found)
 
-    (chat,) = _shipped("llm/chat")  # of all TinyLLaVA's models, each with its tokenizer's own end token
-    # bf16 weights stay so. fp16 is not a precision of ours, and fp32 holds it exactly.
+    (chat,) = _shipped("llm/chat")  # used by all TinyLLaVA models, with the tokenizer's own end token
+    # bf16 weights stay bf16. fp16 is not supported, and fp32 represents its values exactly.
     is_bf16 = {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
     name, label = _published("llm", foreign.llm_path)
     llm = LLM(
-        # Not the published weights, so neither their name nor the measurements under it.
+        # A new name, because measurements under the published name do not apply to these weights.
         name=f"{name}+imported",
         label=label,
         path=str(place / "llm"),
@@ -93,9 +93,9 @@ def import_parts(
 def _import_vision(
     foreign: Foreign, folder: Path, place: Path, second: Path | None
 ) -> tuple[Vision, VisionEncoder, list[str]]:
-    """Write the config of the vision encoder, or of both; return its settings, the encoder, and what was assumed."""
+    """Write the config of each vision encoder. Return the settings, the encoder, and the assumptions."""
     states, configs, assumed = {"vision": foreign.part(VISION)}, {"vision": foreign.vision}, []
-    if foreign.second_path:  # a checkpoint holds the second encoder's weights but not its config
+    if foreign.second_path:  # a checkpoint contains the second encoder's weights but not its config
         both = states["vision"]
         check_names([name for name in both if not name.startswith(("clip.", "dinov2."))], (), VISION)
         states = {"vision": foreign.part(f"{VISION}clip."), "vision2": foreign.part(f"{VISION}dinov2.")}
@@ -106,18 +106,18 @@ def _import_vision(
         else:
             published = next(node["second"] for node in _shipped("vision") if "second" in node)
             configs["vision2"] = config_from_architecture(published["architecture"])
-            assumed.append(f"second encoder: the config of {published['path']} (second_vision_dir=DIR gives another)")
+            assumed.append(f"second encoder: config of {published['path']} (set second_vision_dir=DIR to change it)")
     models = {}
     for name, config in configs.items():
         config.save_pretrained(folder / name)
         cut = cut_config(config, foreign.feature_layer, name)
         models[name] = _loaded(MODEL_MAPPING[type(cut)], cut, states[name], name, is_encoder=True)
 
-    # Preprocessing is not in a Factory checkpoint: it is that of the published encoder.
+    # Factory checkpoints do not contain preprocessing settings, so those of the published encoder are used.
     kind = foreign.vision.model_type
     alike = [node for node in _shipped("vision") if node["architecture"]["model_type"] == kind and "second" not in node]
     if not alike:
-        raise UserError(f"vision_config.model_type: no conf/vision/*.yaml is of the type '{kind}'; add one")
+        raise UserError(f"vision_config.model_type: no conf/vision/*.yaml has model type '{kind}'; add one")
     shipped = alike[0]
     preprocessing, own = shipped, foreign.folder / "preprocessor_config.json"
     if own.is_file():
@@ -125,9 +125,9 @@ def _import_vision(
         resize = "crop" if record.get("do_center_crop") else "stretch"
         preprocessing = {"resize": resize, "mean": record.get("image_mean"), "std": record.get("image_std")}
         if not preprocessing["mean"] or not preprocessing["std"]:
-            raise UserError(f"{own}: image_mean or image_std is missing; get the file again, or delete it")
+            raise UserError(f"{own}: image_mean or image_std is missing; add it, or delete the file to use defaults")
     else:
-        assumed.append(f"images: {shipped['resize']}, mean {shipped['mean']}, std {shipped['std']}")
+        assumed.append(f"images: resize={shipped['resize']}, mean={shipped['mean']}, std={shipped['std']}")
     unused = {name: [part for part in AFTER_LAYERS if hasattr(model, part)] for name, model in models.items()}
     is_pair = "vision2" in models
     name, label = _published("vision", foreign.vision_path)
@@ -145,15 +145,15 @@ def _loaded(
     kind: type[PreTrainedModel], config: PretrainedConfig, state: dict[str, Tensor], where: str, *,
     is_encoder: bool = False,
 ) -> PreTrainedModel:  # fmt: skip
-    """Return the model with `state`, all of whose tensors it takes, or is known not to need.
+    """Return the model with the weights in `state`. Raises UserError for missing or unexpected tensors.
 
-    is_encoder: tensors after its last layer may be missing.
+    is_encoder: tensors after the last layer may be missing.
     """
     if not state:
-        raise UserError(f"{where}: the checkpoint has no weights of it; get the checkpoint again")
+        raise UserError(f"{where}: the checkpoint contains no weights for it; use a complete checkpoint")
     dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
     model, missing, unexpected = load_partly(kind, config, path=None, state=state, where=where, dtype=dtype)
-    needless = set()  # buffers, layers after the last that is used, and what follows them
+    needless = set()  # buffers, layers after the feature layer, and modules after the layers
     for name in unexpected:
         layer = re.search(r"\.layers?\.(\d+)\.", name)
         is_cut_off = layer is not None and int(layer[1]) >= config.num_hidden_layers
@@ -165,25 +165,25 @@ def _loaded(
 
 
 def _is_after_layers(name: str) -> bool:
-    """Return whether a tensor of that name belongs to a module after an encoder's last layer."""
+    """Return whether the tensor `name` belongs to a module after an encoder's last layer."""
     return any(f".{part}." in f".{name}" for part in AFTER_LAYERS)
 
 
 def _published(group: str, path: str) -> tuple[str, str]:
-    """Return the name and label that tinyvlm has for a published part, otherwise the last word of its path."""
+    """Return the name and label of a part with a YAML of ours, otherwise the last component of its path for both."""
     alike = [node for node in _shipped(group) if path and str(node.get("path")).lower() == path.lower()]
-    word = Path(path).name or "imported"
-    return (alike[0]["name"], alike[0]["label"]) if alike else (word, word)
+    last = Path(path).name or "imported"
+    return (alike[0]["name"], alike[0]["label"]) if alike else (last, last)
 
 
 def _shipped(group: str) -> list[dict[str, Any]]:
-    """Return the members of a configuration group as their files have them, each with its name."""
+    """Return the members of a configuration group as written in their YAML files, each with its name."""
     paths = sorted((conf_dir() / group).glob("*.yaml"))
     nodes: list[Any] = [OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(p), {"name": p.stem})) for p in paths]
     return nodes
 
 
 def _unshared(module: nn.Module) -> dict[str, Tensor]:
-    """Return a module's tensors; one with two names (a head tied to the embeddings) is given once."""
+    """Return a module's tensors. A tensor with two names (a head tied to the embeddings) is returned only once."""
     once = {id(t): (name, t) for name, t in reversed(module.state_dict(keep_vars=True).items())}
     return {name: tensor.detach() for name, tensor in once.values()}
