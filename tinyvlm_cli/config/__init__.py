@@ -1,3 +1,3 @@
-"""The types and units of every setting, and the construction of a component from the YAML that describes it.
+"""Types and units of all settings, and the construction of components from YAML.
 
-Values live in conf/*.yaml. Nothing here imports Hydra or torch."""
+The values are in conf/*.yaml. Nothing here imports Hydra or torch."""

@@ -1,4 +1,4 @@
-"""Build the class that a YAML node names with `_target_`, and find the files that come with tinyvlm."""
+"""Instantiate the `_target_` of a YAML node, and locate the files that come with tinyvlm."""
 
 import ast
 import hashlib
@@ -11,15 +11,15 @@ from typing import Any
 from tinyvlm_cli.errors import UserError, raise_findings, suggest
 
 PACKAGE = Path(__file__).parents[1]
-# Where configurations in old results folders say that our classes are -> where they are now.
+# Module paths in configurations of earlier versions -> current module paths.
 FORMER_MODULES = {"tinyvlm_cli.model.resamplers": "tinyvlm_cli.model.connectors"}
-_SHOWN = ("_target_", "name", "label")  # describe the node; passed to the class only if it has such parameters
+_SHOWN = ("_target_", "name", "label")  # passed to the target only if it has such parameters
 
 
 def build(node: dict[str, Any], **more: Any) -> Any:
-    """Return the object that `node` describes: its `_target_`, called with the node's other keys and `more`.
+    """Call the `_target_` of `node` with the node's other keys and `more`, and return the result.
 
-    Raises UserError with all unknown and missing keys.
+    Raises UserError that lists all unknown and missing keys.
     """
     findings = check(node, set(more), where=str(node.get("name", "component")))
     raise_findings(findings)
@@ -30,10 +30,10 @@ def build(node: dict[str, Any], **more: Any) -> Any:
 
 
 def check(node: dict[str, Any], given: set[str], *, where: str) -> list[str]:
-    """Return a sentence for each error in `node`, if `build` also gets the arguments named in `given`."""
+    """Return a message for each error in `node`. given: names of the arguments that `build` receives as `more`."""
     path = node.get("_target_")
     if not path:
-        return [f"{where}: no _target_; name the class, as in _target_: tinyvlm_cli.model.connectors.MLP"]
+        return [f"{where}._target_: not set; add a class, as in _target_: tinyvlm_cli.model.connectors.MLP"]
     try:
         target = _import(path)
     except UserError as error:
@@ -43,11 +43,11 @@ def check(node: dict[str, Any], given: set[str], *, where: str) -> list[str]:
     findings = []
     for key in node:
         if key not in takes and key not in _SHOWN:
-            hint = suggest(key, settable) if settable else "it takes none"
+            hint = suggest(key, settable) if settable else "it has no settings"
             findings.append(f"{where}.{key}: not a setting of {path}; {hint}")
     for key, parameter in takes.items():
         if parameter.default is inspect.Parameter.empty and key not in node and key not in given:
-            findings.append(f"{where}.{key}: not set, but {path} requires it")
+            findings.append(f"{where}.{key}: not set, but required by {path}")
     return findings
 
 
@@ -57,31 +57,31 @@ def conf_dir() -> Path:
 
 
 def sweeps_dir() -> Path:
-    """Return the folder of the paper's studies."""
+    """Return the folder of the packaged sweeps, which reproduce the paper's studies."""
     return _shipped("sweeps", PACKAGE.parent / "sweeps")
 
 
 def paper_dir() -> Path:
-    """Return the folder of the published scores."""
+    """Return the folder that contains the published scores."""
     return _shipped("results_paper", PACKAGE.parent / "results" / "paper")
 
 
 def _shipped(name: str, in_checkout: Path) -> Path:
-    """Return a folder that is inside the package in an installed wheel, and elsewhere in a checkout."""
+    """Return the folder `name` in the package, where wheels install it, or else `in_checkout`."""
     return folder if (folder := PACKAGE / name).is_dir() else in_checkout
 
 
 def code_hash(module: str) -> str:
-    """Return a hash of what a user's own module computes: comments, docstrings, formatting and location do not count.
+    """Return a hash of the code of a user's module that ignores comments, docstrings, formatting and location.
 
-    The module is found and read, not imported. Raises UserError when the module is not found.
+    The module is read but not imported. Raises UserError if it is not found.
     """
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         spec = None
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        raise UserError(f"cannot import {module}: no such module in the working folder or among installed packages")
+        raise UserError(f"cannot import {module}: module not found in the working directory or installed packages")
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:

@@ -1,4 +1,4 @@
-"""The settings of the commands other than `train`. Values are in conf/*.yaml."""
+"""Settings of the commands other than `train`. The values are in conf/*.yaml."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -8,36 +8,36 @@ from omegaconf import MISSING
 
 from tinyvlm_cli.config.schema import LLM, Data, Precision, Prompt, Train, Vision
 
-TEXT = {"text": True}  # metadata of a free-text setting: taken as typed, with commas and quotes
+TEXT = {"text": True}  # metadata of a free-text setting, which is taken literally, including commas and quotes
 
 
 @dataclass
 class Judge:
-    """An OpenAI-compatible endpoint that grades open answers. The key comes from the environment only."""
+    """An OpenAI-compatible endpoint that grades open-ended answers. The API key is read from the environment only."""
 
     base_url: str | None = None  # null: OPENAI_BASE_URL, else the client's default
-    model: str | None = None  # null: judged benchmarks are shown as "not judged"
-    key_variable: str = MISSING  # environment variable that holds the key
-    concurrency: int = MISSING  # requests in flight
+    model: str | None = None  # null: benchmarks that need a judge are reported as "not judged"
+    key_variable: str = MISSING  # environment variable that contains the API key
+    concurrency: int = MISSING  # number of concurrent requests
     timeout_s: float = MISSING
-    retries: int = MISSING  # of transport errors, with exponential back-off
-    official_failures: bool = MISSING  # LLaVA-W: an unreadable reply counts as -1; false: the judge is asked again
+    retries: int = MISSING  # after transport errors, with exponential backoff
+    official_failures: bool = MISSING  # true: an unreadable LLaVA-W reply scores -1; false: the judge is asked again
 
 
 @dataclass
 class Eval:
     """Settings of `tinyvlm eval`."""
 
-    run: str = MISSING  # run folder name, its shown name, or "all"; or a model folder in Hugging Face form
-    stage: str | None = None  # null: the run's last
-    benchmark: dict[str, Any] = MISSING  # name -> `_target_` and the class's arguments
-    blind: bool = MISSING  # answer again with images shuffled between questions: what the text alone gives away
-    batch_size: int = MISSING  # questions answered together
-    limit: int | None = None  # first questions only; such scores are marked and kept out of tables
+    run: str = MISSING  # a run's name or folder name, "all", or a model folder in Hugging Face format
+    stage: str | None = None  # null: the last stage of the run
+    benchmark: dict[str, Any] = MISSING  # name -> `_target_` and constructor arguments
+    blind: bool = MISSING  # also answer with images shuffled between questions, as a text-only baseline
+    batch_size: int = MISSING  # questions per batch
+    limit: int | None = None  # answer only the first questions; such scores are marked and excluded from tables
     judge: Judge = field(default_factory=Judge)
     gpus: int | None = None
-    seed: int = MISSING  # of the blind control's shuffle
-    eval_dir: str = MISSING  # folder with one folder per benchmark, in LLaVA's layout
+    seed: int = MISSING  # for shuffling the images of the blind control
+    eval_dir: str = MISSING  # folder with one subfolder per benchmark, in LLaVA's layout
     data_dir: str = MISSING
     results_dir: str = MISSING
 
@@ -47,15 +47,15 @@ class Score:
     """Settings of `tinyvlm score`."""
 
     benchmark: dict[str, Any] = MISSING
-    answers: str = MISSING  # JSONL with question_id, prompt, text; or a folder of `tinyvlm eval` with such files
-    data_dir: str = MISSING  # the benchmark's own folder
-    partial: bool = MISSING  # score answers that do not cover the benchmark; the score is marked as not comparable
-    choice_rule: str | None = None  # of MMBench; null: its own
-    runs: int | None = None  # gradings of MM-Vet and LLaVA-W; null: their own
+    answers: str = MISSING  # JSONL file with question_id, prompt and text, or an answers folder of `tinyvlm eval`
+    data_dir: str = MISSING  # folder of the benchmark
+    partial: bool = MISSING  # accept unanswered questions; the score is marked as not comparable
+    choice_rule: str | None = None  # how MMBench answers are read; null: the benchmark's setting
+    runs: int | None = None  # gradings per answer of MM-Vet and LLaVA-W; null: the benchmark's setting
     output: str | None = None  # JSON file for the score, its details and the per-question results
-    upload: str | None = None  # file for the benchmark's server
+    upload: str | None = None  # upload file to write for the benchmark's test server
     judge: Judge = field(default_factory=Judge)
-    results_dir: str = MISSING  # judge replies are cached there
+    results_dir: str = MISSING  # the judge's replies are cached here
 
 
 @dataclass
@@ -63,14 +63,14 @@ class Ask:
     """Settings of `tinyvlm ask`."""
 
     run: str = MISSING
-    stage: str | None = None  # null: the run's last
-    image: Any = field(default=MISSING, metadata=TEXT)  # file, http(s) address, "-" for standard input; or a list
-    question: Any = field(default=None, metadata=TEXT)  # text or a list; null: from the terminal or a pipe
-    max_new_tokens: int = MISSING  # an answer is cut off there
-    temperature: float = MISSING  # 0: greedy
-    top_p: float = MISSING  # sampling: of the most likely tokens whose probabilities sum to this; 1: of all
+    stage: str | None = None  # null: the last stage of the run
+    image: Any = field(default=MISSING, metadata=TEXT)  # file, http(s) URL, "-" for standard input, or a list
+    question: Any = field(default=None, metadata=TEXT)  # text or list of texts; null: read from the terminal or a pipe
+    max_new_tokens: int = MISSING  # maximum length of an answer
+    temperature: float = MISSING  # 0: greedy decoding
+    top_p: float = MISSING  # nucleus sampling; 1: sample from all tokens
     num_beams: int = MISSING  # 1: no beam search
-    seed: int = MISSING  # of the sampling
+    seed: int = MISSING  # for sampling
     results_dir: str = MISSING
 
 
@@ -79,10 +79,10 @@ class Import:
     """Settings of `tinyvlm import`."""
 
     path: str = MISSING  # folder of the checkpoint
-    name: str | None = None  # of the run; null: the folder's
+    name: str | None = None  # name of the run; null: name of the folder
     vision_dir: str | None = None  # folder of TinyLLaVABench's vision encoder
-    second_vision_dir: str | None = None  # folder with the config of MoF's second encoder; null: the published one's
-    qformer_dir: str | None = None  # folder with the config of the Q-Former's BERT; null: BERT-base's
+    second_vision_dir: str | None = None  # folder with the config of MoF's second encoder; null: the published config
+    qformer_dir: str | None = None  # folder with the config of the Q-Former's BERT; null: the config of BERT-base
     results_dir: str = MISSING
 
 
@@ -97,12 +97,12 @@ class ExportFormat(Enum):
 class Export:
     """Settings of `tinyvlm export`."""
 
-    run: str = MISSING  # run folder name, or its shown name
-    stage: str | None = None  # null: the run's last
+    run: str = MISSING  # a run's name or folder name
+    stage: str | None = None  # null: the last stage of the run
     format: ExportFormat = MISSING
-    output: str | None = None  # folder to write, which must not exist; null: exports_dir/RUN-FORMAT
-    precision: Precision | None = None  # of the weights; null: that of the run's training
-    lossy: bool = MISSING  # drop weights that the format cannot hold, and report how much the logits change
+    output: str | None = None  # folder to create; null: exports_dir/RUN-FORMAT
+    precision: Precision | None = None  # of the weights; null: the training precision of the run
+    lossy: bool = MISSING  # drop weights that the format cannot store, and report the change of the logits
     exports_dir: str = MISSING
     results_dir: str = MISSING
 
@@ -114,15 +114,15 @@ class Format(Enum):
     markdown = "markdown"
     latex = "latex"
     csv = "csv"
-    html = "html"  # one file, results_dir/report.html or in `output`
+    html = "html"  # one file, report.html in `output` or in results_dir
 
 
 @dataclass
 class Published:
-    """Rows of published_scores.csv in a table, in file order."""
+    """A selection of rows from published_scores.csv, in file order."""
 
-    table: str = MISSING  # value of the file's column `table`
-    models: list[str] | None = None  # null: all of them
+    table: str = MISSING  # value in the file's column `table`
+    models: list[str] | None = None  # null: all models
 
 
 @dataclass
@@ -130,8 +130,8 @@ class Column:
     """A column of scores."""
 
     benchmark: str = MISSING
-    label: str = MISSING  # its title
-    detail: list[str] = field(default_factory=list)  # keys into the score's details; none: the score itself
+    label: str = MISSING  # column title
+    detail: list[str] = field(default_factory=list)  # path of keys into the score's details; empty: the headline score
 
 
 @dataclass
@@ -140,15 +140,15 @@ class Table:
 
     title: str = MISSING
     published: list[Published] = MISSING
-    runs: dict[str, Any] = MISSING  # field of a score row -> the value, or list of values, that it must have; null: any
-    headers: dict[str, str] = MISSING  # field that says what a table row is -> its title
+    runs: dict[str, Any] = MISSING  # score field -> required value, or list of allowed values; null: any
+    headers: dict[str, str] = MISSING  # score field that describes a table row -> column title
     columns: list[Column] = MISSING
-    own_benchmarks: bool = False  # only columns of benchmarks that own scores have, and one for each not in `columns`
-    # Setting -> value of the row that otherwise equal rows are compared with; none: nothing is marked.
+    own_benchmarks: bool = False  # show exactly the benchmarks that the user's runs have scores for
+    # Setting -> baseline value. Rows are compared with the otherwise equal baseline row; empty: no comparison.
     against: dict[str, str] = field(default_factory=dict)
-    between: list[str | None] | None = None  # the two runs whose differences are the rows; null: rows are runs
-    blind: bool = MISSING  # a row with the blind control under each run that has one
-    intervals: bool = MISSING  # a row with each score's 95% interval under each run
+    between: list[str | None] | None = None  # two runs to compare, with one row per benchmark; null: one row per run
+    blind: bool = MISSING  # add a row with the blind control below each run that has one
+    intervals: bool = MISSING  # add a row with 95% intervals below each run
     footnotes: list[str] = MISSING
 
 
@@ -156,13 +156,13 @@ class Table:
 class Report:
     """Settings of `tinyvlm report`."""
 
-    table: dict[str, Table] = MISSING  # name -> the table
-    a: str | None = None  # with table=compare: the run that `b` is compared with
-    b: str | None = None
-    format: Format = MISSING  # of what is printed; `output` gets all of them
-    output: str | None = None  # folder for the files; null: print
-    verbose: bool = MISSING  # footnotes also say where published numbers were found
-    only_fitting: bool = False  # only the tables into which own runs fit; set by table=auto
+    table: dict[str, Table] = MISSING  # table name -> table
+    a: str | None = None  # with table=compare: the baseline run
+    b: str | None = None  # with table=compare: the run that is compared with `a`
+    format: Format = MISSING  # of the printed tables; `output` receives all formats
+    output: str | None = None  # folder for files in all formats; null: print only
+    verbose: bool = MISSING  # add the sources of published numbers to the footnotes
+    only_fitting: bool = False  # only tables that match the user's runs; set by table=auto
     results_dir: str = MISSING
 
 
@@ -175,8 +175,8 @@ class DataCommand:
     benchmark: dict[str, Any] = field(default_factory=dict)
     llm: LLM | None = None
     vision: Vision | None = None
-    prompts: dict[str, Prompt] = MISSING  # split -> how recipes read it; `prepare` builds these indexes
-    convert_gifs: bool = MISSING  # prepare: images named .jpg that are of another type become JPEGs, in place
+    prompts: dict[str, Prompt] = MISSING  # split -> prompt format of the index that `prepare` builds
+    convert_gifs: bool = MISSING  # prepare: convert .jpg files that are not JPEGs, in place
     eval_dir: str = MISSING
     data_dir: str = MISSING
     results_dir: str = MISSING
@@ -184,28 +184,28 @@ class DataCommand:
 
 @dataclass
 class Mix:
-    """Sample lengths of a training set."""
+    """Distribution of the sample lengths in a training set."""
 
-    text: float = MISSING  # tokens of a sample on average, its images not counted
-    spread: float = MISSING  # standard deviation of their logarithm
-    supervised: float = MISSING  # share of the text
-    text_only: float = MISSING  # share of the samples that have no image
+    text: float = MISSING  # mean number of text tokens per sample
+    spread: float = MISSING  # standard deviation of the logarithm of the number of text tokens
+    supervised: float = MISSING  # share of the text tokens that are supervised
+    text_only: float = MISSING  # share of the samples without images
 
 
 @dataclass
 class Assumed:
-    """Assumed properties of a GPU, where `tinyvlm bench train` has not measured a stage."""
+    """Assumed properties of a GPU, for stages that `tinyvlm bench train` has not measured."""
 
-    tflops: float = MISSING  # 1e12 operations a second of a large matrix product on one GPU
-    mfu: float = MISSING  # share of them that training uses (model FLOPs utilization)
-    memory_gib: float = MISSING  # of one GPU
+    tflops: float = MISSING  # TFLOP/s of a large matrix product on one GPU
+    mfu: float = MISSING  # model FLOPs utilization of training, relative to `tflops`
+    memory_gib: float = MISSING  # per GPU
 
 
 @dataclass
 class Plan(Train):
     """Settings of `tinyvlm plan`."""
 
-    mixes: dict[str, Mix] = MISSING  # split -> its samples
+    mixes: dict[str, Mix] = MISSING  # split -> sample lengths
     assumed: Assumed = field(default_factory=Assumed)
 
 
@@ -214,14 +214,14 @@ class Bench(Train):
     """Settings of `tinyvlm bench train` and `tinyvlm bench data`."""
 
     action: str = MISSING  # train or data
-    stage: str = MISSING  # of the recipe
-    steps: int = MISSING  # timed optimizer steps, after three for warm-up
-    mixes: dict[str, Mix] = MISSING  # split -> its samples
-    image_sizes: list[list[int]] = MISSING  # width and height of the JPEGs in pixels, used in turn
+    stage: str = MISSING  # a stage of the recipe
+    steps: int = MISSING  # timed optimizer steps, after three warm-up steps
+    mixes: dict[str, Mix] = MISSING  # split -> sample lengths
+    image_sizes: list[list[int]] = MISSING  # [width, height] of the synthetic JPEGs in pixels, used in turn
 
 
 @dataclass
 class Demo:
     """Settings of `tinyvlm demo`."""
 
-    commands: list[str] = MISSING  # one command line each, without `tinyvlm`
+    commands: list[str] = MISSING  # command lines without `tinyvlm`

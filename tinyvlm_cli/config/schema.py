@@ -1,8 +1,8 @@
-"""The types and units of a run's settings. Values live in conf/*.yaml; this file states none of them twice.
+"""Types and units of a run's settings. The values are in conf/*.yaml and are not repeated here.
 
-Hydra checks each YAML against these classes when it composes a command's configuration, so a misspelt key or a
-wrong type fails before anything else happens. `connector` and `benchmark` entries are open mappings because their
-fields are the constructor arguments of the class named by `_target_`; `build.py` checks those.
+Hydra checks each YAML against these classes when it composes a command's configuration, so that misspelled keys and
+wrong types are rejected immediately. `connector` and `benchmark` entries are open mappings because their keys are the
+constructor arguments of the class in `_target_`; `build.py` checks them.
 """
 
 from dataclasses import dataclass, field
@@ -17,55 +17,55 @@ from tinyvlm_cli.errors import UserError
 
 
 class Prompt(Enum):
-    """Text format of a record (reference-system facts B4)."""
+    """Text format of a training record."""
 
-    plain = "plain"  # image, caption, newline: the loss is on the caption
-    chat = "chat"  # the LLM's chat format: the loss is on the answers and their end token
+    plain = "plain"  # image, caption, newline; the loss covers the caption
+    chat = "chat"  # the LLM's chat format; the loss covers the answers and their end tokens
 
 
 class ImageMode(Enum):
-    """Treatment of an image that is not square."""
+    """Preprocessing of images that are not square."""
 
-    square = "square"  # the encoder's own resize: CLIP crops, SigLIP stretches
-    pad = "pad"  # first pasted on a square canvas of the encoder's mean colour
+    square = "square"  # the encoder's own resizing: CLIP crops, SigLIP stretches
+    pad = "pad"  # pad to a square with the encoder's mean colour, then resize
 
 
 class Tune(Enum):
-    """Training of one part of the model in a stage."""
+    """How a stage trains one part of the model."""
 
     frozen = "frozen"
     full = "full"
-    lora = "lora"  # low-rank updates of its linear layers (arXiv 2106.09685)
-    qlora = "qlora"  # the same, over weights kept in 4 bits (arXiv 2305.14314)
+    lora = "lora"  # low-rank updates of the part's linear layers (arXiv 2106.09685)
+    qlora = "qlora"  # LoRA on frozen weights in 4 bits (arXiv 2305.14314)
 
 
-PARTS = ("vision", "connector", "llm")  # of a model; fields of Parts and Rates
+PARTS = ("vision", "connector", "llm")  # parts of a model; fields of Parts and Rates
 ADAPTED = (Tune.lora, Tune.qlora)
 
 
 class Loss(Enum):
-    """Weighting of the samples in an optimizer step's loss."""
+    """How the loss of an optimizer step is averaged."""
 
-    token_mean = "token_mean"  # mean over the step's supervised tokens
-    mean_of_means = "mean_of_means"  # mean over groups of samples of each group's mean: the reference's micro-batches
+    token_mean = "token_mean"  # mean over all supervised tokens of the step
+    mean_of_means = "mean_of_means"  # mean of the groups' token means; a group is the reference's micro-batch
 
 
 class Resize(Enum):
-    """Resizing of an image to the encoder's input size."""
+    """How an image is resized to the encoder's input size."""
 
-    crop = "crop"  # shortest edge to the size, centre crop
-    stretch = "stretch"  # both edges to the size, aspect ratio not kept
+    crop = "crop"  # resize the shortest edge to the size, then centre-crop
+    stretch = "stretch"  # resize both edges to the size, ignoring the aspect ratio
 
 
 class Tokens(Enum):
-    """Positions of the vision encoder's output that go to the connector."""
+    """Output tokens of the vision encoder that are passed to the connector."""
 
     all = "all"
-    drop_first = "drop_first"  # the encoder has a CLS token
+    drop_first = "drop_first"  # for encoders with a CLS token
 
 
 class Precision(Enum):
-    """Arithmetic of training. Under bf16 the optimizer keeps fp32 master weights."""
+    """Training precision. With bf16, the optimizer keeps fp32 master weights."""
 
     bf16 = "bf16"
     fp32 = "fp32"
@@ -73,81 +73,81 @@ class Precision(Enum):
 
 @dataclass
 class Chat:
-    """A chat format: system + (user + question + assistant + " " + answer + end) for each turn."""
+    """A chat format: system, followed by user + question + assistant + " " + answer + end for each turn."""
 
-    system: str = MISSING  # ends with the separator before the first turn
-    user: str = MISSING  # precedes a question
-    assistant: str = MISSING  # follows a question; a prompt for inference ends here
-    end: str = MISSING  # end token, written after each answer; the next turn follows without a space
+    system: str = MISSING  # including the separator before the first turn
+    user: str = MISSING  # precedes each question
+    assistant: str = MISSING  # follows each question; prompts for inference end here
+    end: str = MISSING  # end token after each answer; the next turn follows without a space
 
 
 @dataclass
 class LLM:
-    """A causal language model of transformers."""
+    """A causal language model that transformers supports."""
 
     name: str = MISSING
     label: str = MISSING  # short name in run names, as in the paper: TL, SLM, Phi
-    path: str = MISSING  # hub id, or a local folder that from_pretrained reads
+    path: str = MISSING  # hub id or local folder for from_pretrained
     chat: Chat = field(default_factory=Chat)
     pad_token: str = MISSING
-    max_length: int = MISSING  # tokens, image tokens included; longer samples lose their tail
-    precision: Precision = MISSING  # of its training, unless engine.precision is set
-    architecture: dict[str, Any] | None = None  # transformers config, for plan, bench and tests without the weights
-    prepare: dict[str, Any] | None = None  # `_target_` that makes `path` on this machine (`tinyvlm data prepare`)
+    max_length: int = MISSING  # in tokens, including image tokens; longer samples are truncated
+    precision: Precision = MISSING  # training precision, unless engine.precision is set
+    architecture: dict[str, Any] | None = None  # transformers config, for plan, bench and tests without weights
+    prepare: dict[str, Any] | None = None  # `_target_` that creates `path` in `tinyvlm data prepare`
 
 
 @dataclass
 class SecondEncoder:
-    """A second vision encoder for the same pixels. Its tokens are interleaved with those of the first."""
+    """A second vision encoder on the same pixels. Its tokens are interleaved with the first encoder's."""
 
-    path: str = MISSING  # hub id, or a local folder that from_pretrained reads
+    path: str = MISSING  # hub id or local folder for from_pretrained
     unused: list[str] = MISSING
     architecture: dict[str, Any] | None = None
 
 
 @dataclass
 class Vision:
-    """A vision encoder of transformers and its preprocessing."""
+    """A vision encoder that transformers supports, and its preprocessing."""
 
     name: str = MISSING
     label: str = MISSING  # short name in run names, as in the paper: C, Sig
-    path: str = MISSING  # hub id, or a local folder that from_pretrained reads
-    feature_layer: int = MISSING  # index into the hidden states, 0 = embeddings, -1 = last layer
+    path: str = MISSING  # hub id or local folder for from_pretrained
+    feature_layer: int = MISSING  # index into the hidden states; 0: embeddings, -1: last layer
     tokens: Tokens = MISSING
-    unused: list[str] = MISSING  # modules after the last layer, which the features do not pass through
+    unused: list[str] = MISSING  # modules after the last layer, which do not affect the features
     image_size: int = MISSING  # pixels
     resize: Resize = MISSING
-    mean: list[float] = MISSING  # of RGB in 0..1
+    mean: list[float] = MISSING  # of the RGB channels, scaled to 0..1
     std: list[float] = MISSING
-    partial_from_layer: int = MISSING  # first encoder layer that a recipe trains if it trains the encoder partially
-    second: SecondEncoder | None = None  # same feature layer, kept tokens and pixels
+    partial_from_layer: int = MISSING  # first trained layer in recipes that train only the upper layers
+    second: SecondEncoder | None = None  # uses the same feature layer, tokens and pixels
     architecture: dict[str, Any] | None = None
     prepare: dict[str, Any] | None = None
 
 
 @dataclass
 class Split:
-    """One training set: a LLaVA-style JSON list and the folder its image paths start from."""
+    """One training set: a LLaVA-style JSON list, and the folder that its image paths are relative to."""
 
     annotations: str = MISSING
     images: str = MISSING
-    count: int = MISSING  # published number of records, for plans made before the files are downloaded
-    source: str = MISSING  # public name of the place that provides the files
+    count: int = MISSING  # published number of records, used by plan before the files are downloaded
+    source: str = MISSING  # where to get the files; shown in messages
 
 
 @dataclass
 class Data:
-    """A family of training sets, one for each kind of stage."""
+    """A group of training sets, one per split."""
 
     name: str = MISSING
-    splits: dict[str, Split] = MISSING  # stage split name -> files
-    image_sources: dict[str, str] = field(default_factory=dict)  # folder in an image path -> where to get its images
+    splits: dict[str, Split] = MISSING  # split name -> training set
+    image_sources: dict[str, str] = field(default_factory=dict)  # folder in image paths -> where to get its images
     prepare: dict[str, Any] | None = None
 
 
 @dataclass
 class Parts:
-    """Training of each part in a stage."""
+    """How a stage trains each part of the model."""
 
     vision: Tune = MISSING
     connector: Tune = MISSING  # frozen or full
@@ -156,7 +156,7 @@ class Parts:
 
 @dataclass
 class Rates:
-    """Peak learning rates of single parts; null: the stage's rate."""
+    """Peak learning rates of individual parts; null: the stage's learning rate."""
 
     vision: float | None = None
     connector: float | None = None
@@ -165,7 +165,7 @@ class Rates:
 
 @dataclass
 class Lora:
-    """Low-rank updates: W + alpha / rank * B A, on every linear layer of a part except the LLM's head."""
+    """Low-rank updates, W + (alpha / rank) B A, of all linear layers of a part except the LLM's head."""
 
     rank: int = MISSING
     alpha: int = MISSING
@@ -173,7 +173,7 @@ class Lora:
 
     @property
     def scale(self) -> float:
-        """The factor of B A."""
+        """Scaling factor of B A."""
         return self.alpha / self.rank
 
 
@@ -184,53 +184,53 @@ class Optim:
     betas: list[float] = MISSING
     eps: float = MISSING
     weight_decay: float = MISSING
-    warmup_ratio: float = MISSING  # share of the stage's steps
-    max_grad_norm: float = MISSING  # over all trained parameters
+    warmup_ratio: float = MISSING  # share of the stage's optimizer steps
+    max_grad_norm: float = MISSING  # gradient clipping, over all trained parameters
 
 
 @dataclass
 class Stage:
-    """One training of a recipe."""
+    """One training stage of a recipe."""
 
-    start: str | None = None  # the stage whose weights this one continues; null: the published weights
-    split: str = MISSING  # which split of the data group
+    start: str | None = None  # stage to continue from; null: the pretrained weights
+    split: str = MISSING  # split of the data group
     prompt: Prompt = MISSING
     image_mode: ImageMode = MISSING
     train: Parts = field(default_factory=Parts)
-    vision_from_layer: int = MISSING  # with train.vision=full: the first encoder layer that learns; 0 = everything
-    llm_from_layer: int = 0  # with train.llm=full: the first layer that learns, with the head; 0 = everything
-    lora: Lora | None = None  # of the parts whose `train` is lora or qlora
-    lr: float = MISSING  # peak, after warm-up
+    vision_from_layer: int = MISSING  # with train.vision=full: first trained layer; 0: the whole encoder
+    llm_from_layer: int = 0  # with train.llm=full: first trained layer (plus the head); 0: the whole LLM
+    lora: Lora | None = None  # for parts whose `train` is lora or qlora
+    lr: float = MISSING  # peak learning rate, after warm-up
     part_lr: Rates = field(default_factory=Rates)
-    samples_per_step: int = MISSING  # records in an optimizer step, over all GPUs
+    samples_per_step: int = MISSING  # samples per optimizer step, over all GPUs
     epochs: int = MISSING
-    max_steps: int | None = None  # optimizer steps at most; null: all of the epochs
+    max_steps: int | None = None  # maximum number of optimizer steps; null: no limit
     loss: Loss = Loss.token_mean
-    samples_per_mean: int | None = None  # with loss=mean_of_means: the reference's batch of one device
+    samples_per_mean: int | None = None  # with loss=mean_of_means: the reference's per-device batch size
 
     @property
     def trained_parts(self) -> list[str]:
-        """The parts whose weights the stage changes."""
+        """Parts that the stage trains."""
         return [part for part in PARTS if getattr(self.train, part) is not Tune.frozen]
 
     @property
     def adapted_parts(self) -> list[str]:
-        """The parts of which the stage learns low-rank updates."""
+        """Parts that the stage trains with low-rank updates."""
         return [part for part in PARTS if getattr(self.train, part) in ADAPTED]
 
     @property
     def four_bit_parts(self) -> list[str]:
-        """The parts whose weights the stage keeps in 4 bits."""
+        """Parts whose weights are stored in 4 bits during the stage."""
         return [part for part in PARTS if getattr(self.train, part) is Tune.qlora]
 
     @property
     def rate_scales(self) -> dict[str, float]:
-        """Each part's learning rate divided by the stage's."""
+        """Ratio of each part's learning rate to the stage's."""
         rates = {part: getattr(self.part_lr, part) for part in PARTS}
         return {part: 1.0 if rate is None else rate / self.lr for part, rate in rates.items()}
 
     def describe_training(self, part: str) -> str:
-        """Return in words how the stage trains a part: "full", "full from layer 12", "lora of rank 128"."""
+        """Return a description of how the stage trains a part, such as "full from layer 12" or "lora of rank 128"."""
         tune: Tune = getattr(self.train, part)
         if tune in ADAPTED and self.lora:
             return f"{tune.value} of rank {self.lora.rank}"
@@ -240,39 +240,39 @@ class Stage:
 
 @dataclass
 class Recipe:
-    """An order of stages, given by each stage's `start`."""
+    """Training stages, ordered by their `start` settings."""
 
     name: str = MISSING
-    paper_data: str | None = MISSING  # the data group that the paper uses with it; any other appears in a run's name
+    paper_data: str | None = MISSING  # data group in the paper; run names include any other data group
     optim: Optim = field(default_factory=Optim)
     stages: dict[str, Stage] = MISSING
 
 
 @dataclass
 class Engine:
-    """Execution of training on the machine. Only `precision` changes the trained weights beyond rounding."""
+    """How training runs on the hardware. Only `precision` changes the weights by more than rounding errors."""
 
     zero: int = MISSING  # DeepSpeed ZeRO stage 1, 2 or 3
     precision: Precision = MISSING
-    micro_tokens: int | None = None  # most tokens of a micro-batch on one GPU; null: as many as fit and make it faster
-    recompute: float | None = None  # share of the layers with activation checkpointing; null: as few as memory requires
-    compile: bool | None = None  # layers compiled by PyTorch; null: on a GPU, except with ZeRO-3
-    workers: int | None = None  # image-loading processes per GPU; 0: none; null: up to 16, on a CPU none
+    micro_tokens: int | None = None  # maximum tokens per micro-batch and GPU; null: chosen by memory and speed
+    recompute: float | None = None  # share of layers with activation checkpointing; null: the minimum that fits
+    compile: bool | None = None  # compile layers with PyTorch; null: on a GPU, except with ZeRO-3
+    workers: int | None = None  # image-loading processes per GPU; null: up to 16, or 0 without a GPU
     save_every: int = MISSING  # optimizer steps between checkpoints
-    gpus: int | None = None  # worker processes on this machine; null: one for each visible GPU, one on a CPU
+    gpus: int | None = None  # worker processes on this machine; null: one per visible GPU, or one without GPUs
 
 
 @dataclass
 class Train:
-    """Settings of `tinyvlm train`; `plan` and `bench` add to them."""
+    """Settings of `tinyvlm train`, which `plan` and `bench` extend."""
 
     llm: LLM = field(default_factory=LLM)
     vision: Vision = field(default_factory=Vision)
-    connector: dict[str, Any] = MISSING  # name, `_target_` and the class's arguments
+    connector: dict[str, Any] = MISSING  # name, `_target_` and constructor arguments
     data: Data = field(default_factory=Data)
     recipe: Recipe = field(default_factory=Recipe)
     engine: Engine = field(default_factory=Engine)
-    start: str | None = None  # a run whose parts and weights the first stage continues; null: published weights
+    start: str | None = None  # run to continue training from; null: the pretrained weights
     seed: int = MISSING
     data_dir: str = MISSING
     results_dir: str = MISSING
@@ -282,23 +282,23 @@ C = TypeVar("C")
 
 
 def to_yaml(config: Any) -> str:
-    """Return a configuration object as YAML, with every value resolved."""
+    """Return a configuration object as YAML with all values resolved."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def from_yaml(kind: type[C], path: Path) -> C:
-    """Return the configuration object that `to_yaml` wrote, also that of an earlier version.
+    """Load a configuration object that this or an earlier version wrote with `to_yaml`.
 
-    Raises UserError when the file has settings that this version does not know.
+    Raises UserError if the file contains settings that this version does not support.
     """
     try:
         written = OmegaConf.load(path)
         if isinstance(data := OmegaConf.select(written, "data"), DictConfig):
-            data.pop("label", None)  # a setting of earlier versions
+            data.pop("label", None)  # written by earlier versions
         loaded = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), written))
     except OmegaConfBaseException as error:
         reason = str(error).strip().splitlines()[0]
-        text = f"{path}: not a configuration of this version of tinyvlm ({reason}); train the run again"
+        text = f"{path}: not supported by this version of tinyvlm ({reason}); train the run again"
         raise UserError(text) from None
     assert isinstance(loaded, kind)
     return loaded

@@ -1,4 +1,4 @@
-"""Training sets and benchmarks for the demo, and pretrained weights, all from installed packages.
+"""Training sets, benchmarks and pretrained weights for the demo, created from installed packages.
 
-The files are in the formats that users have. No code here reads them, and nothing else may depend on this folder.
+The files have the same formats as the original data sets. No other package may import this one.
 """

@@ -1,7 +1,7 @@
-"""The contents of the package easy-vqa, and training records of them.
+"""Read the package easy-vqa, and create training records from it.
 
-The package easy-vqa 1.0 (Victor Zhou, MIT licence) has drawings of one coloured shape, 64 x 64 pixels: 4000 to train on
-and 1000 to test. About ten questions on each have one-word answers, three in four yes or no.
+The package easy-vqa 1.0 (Victor Zhou, MIT licence) contains 64 x 64 drawings of one coloured shape: 4000 for training
+and 1000 for testing. Each has about ten questions with one-word answers, three quarters of them yes/no questions.
 """
 
 import json
@@ -20,73 +20,73 @@ from tinyvlm_cli.errors import UserError
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
 
-# Texts that the training sets and the benchmarks share.
+# Texts that are used in both the training sets and the benchmarks.
 DESCRIBE = "Describe the image."
 WORD_SUFFIX = "Answer the question using a single word or phrase."
 LETTER_SUFFIX = "Answer with the option's letter from the given choices directly."
-OCR_LINE = "Reference OCR token: \n"  # TextVQA's, of an image without text
+OCR_LINE = "Reference OCR token: \n"  # as in TextVQA, for an image without text
 LETTERS = "ABCD"
 QUESTIONS = {"colour": "what color is the shape?", "shape": "what shape is in the image?"}
 
 OPENINGS = ("The image shows {}.", "There is {} in the image.", "This is a picture of {}.", "I see {}.")
-DESCRIBED_EVERY = 6  # every 6th image begins with a description
-OCR_EVERY = 10  # every 10th has TextVQA's line of OCR tokens, which is empty here
-CHOICE_EVERY = 2  # every 2nd has a multiple-choice question
+DESCRIBED_EVERY = 6  # every 6th conversation begins with a description
+OCR_EVERY = 10  # every 10th contains an empty line of OCR tokens, as in TextVQA
+CHOICE_EVERY = 2  # every 2nd contains a multiple-choice question
 
 
 @dataclass(frozen=True)
 class QA:
-    """A question about an image, and its answer."""
+    """A question about an image and its answer."""
 
-    number: int  # of the image
+    number: int  # image number
     image: Path
     question: str
     answer: str
 
     @property
     def words(self) -> list[str]:
-        """The words of the question."""
+        """Words of the question."""
         return re.findall("[a-z]+", self.question)
 
     @property
     def about(self) -> str:
-        """The colour or shape that the answer names, or else the question."""
+        """Colour or shape in the answer, or else in the question."""
         return next(word for word in (self.answer, *self.words) if word in COLOURS + SHAPES)
 
     @property
     def kind(self) -> str:
-        """The kind of the answer: colour, shape or yes/no."""
+        """Kind of the answer: colour, shape or yes/no."""
         return "colour" if self.answer in COLOURS else "shape" if self.answer in SHAPES else "yes/no"
 
     @property
     def negated(self) -> bool:
-        """True if the question is about something that is not in the image."""
+        """Return whether the question contains a negation."""
         return "no" in self.words or "not" in self.words
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image, all questions about it, and what they say."""
+    """An image, its questions, and the facts that its questions and answers state."""
 
     number: int
     image: Path
     questions: tuple[QA, ...]
-    colour: str | None  # None: no question says it
+    colour: str | None  # None: not stated
     shape: str | None
-    absent: tuple[str, ...]  # colours and shapes that a question denies
+    absent: tuple[str, ...]  # colours and shapes that are stated to be absent
 
     @property
     def caption(self) -> str | None:
-        """The colour and the shape; None unless the questions say both."""
+        """Colour and shape, as in "a red circle"; None unless both are stated."""
         return f"a {self.colour} {self.shape}" if self.colour and self.shape else None
 
 
 def read_pictures(split: str) -> list[Picture]:
-    """Read the pictures of "train" or "test", by number. Raises UserError where the package is not installed."""
+    """Read the pictures of "train" or "test" in numerical order. Raises UserError if easy-vqa is not installed."""
     try:
         package = distribution("easy-vqa")
     except PackageNotFoundError:
-        raise UserError("data=easyvqa: the package easy-vqa is not installed; pip install easy-vqa==1.0") from None
+        raise UserError("data=easyvqa: package easy-vqa is not installed; run `pip install easy-vqa==1.0`") from None
     folder = Path(str(package.locate_file("easy_vqa/data"))) / split
     questions: dict[int, list[QA]] = defaultdict(list)
     for question, answer, number in json.loads((folder / "questions.json").read_text(encoding="utf-8")):
@@ -95,7 +95,7 @@ def read_pictures(split: str) -> list[Picture]:
 
 
 def picture_of(questions: Sequence[QA]) -> Picture:
-    """Gather what the questions about one image say."""
+    """Return the picture that the questions about one image describe."""
     present: set[str] = set()
     absent: set[str] = set()
     for qa in questions:
@@ -114,13 +114,13 @@ def picture_of(questions: Sequence[QA]) -> Picture:
 
 
 def copy_image(image: Path, path: Path) -> None:
-    """Copy an image file to `path`, whose folder is created."""
+    """Copy an image file to `path`, and create the folder if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(image, path)
 
 
 def choices(picture: Picture, kind: str, draw: random.Random) -> tuple[str, list[str], str]:
-    """Return a question about "colour" or "shape", its options in random order, and the right one."""
+    """Return a question about "colour" or "shape", its options in random order, and the correct option."""
     answer, others = (picture.colour, COLOURS) if kind == "colour" else (picture.shape, SHAPES)
     assert answer is not None
     wrong = draw.sample([word for word in others if word != answer], min(3, len(others) - 1))
@@ -130,12 +130,12 @@ def choices(picture: Picture, kind: str, draw: random.Random) -> tuple[str, list
 
 
 def choice_text(question: str, options: Sequence[str]) -> str:
-    """Return the question with its lettered options, in LLaVA's form."""
+    """Return the question followed by its lettered options, in LLaVA's format."""
     return "\n".join([question, *(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))])
 
 
 def long_caption(picture: Picture) -> str:
-    """Describe the picture in two sentences, or three where a question says which colour is absent."""
+    """Return a description of two sentences, or of three if a colour is stated to be absent."""
     draw = random.Random(picture.number)
     opening = draw.choice(OPENINGS).format(picture.caption)
     sentences = [opening, f"Its color is {picture.colour} and its shape is a {picture.shape}."]
@@ -146,9 +146,9 @@ def long_caption(picture: Picture) -> str:
 
 
 def instruct_record(picture: Picture) -> dict[str, Any]:
-    """Put all questions into one conversation, in an order that depends on the image's number only.
+    """Return one conversation with all questions, in an order that depends only on the image number.
 
-    The request for a short answer comes once, as in LLaVA's mix: with the first question that it applies to.
+    As in LLaVA's mix, the request for a short answer appears only once, in the first question that it applies to.
     """
     draw = random.Random(picture.number)
     turns = [(qa.question, qa.answer) for qa in picture.questions]
@@ -166,9 +166,9 @@ def instruct_record(picture: Picture) -> dict[str, Any]:
 
 
 def record_of(picture: Picture, turns: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Return an item of LLaVA's JSON list: the image mark comes before the first of the questions."""
+    """Return a record in LLaVA's JSON format. The image placeholder precedes the first question."""
     conversations = []
     for number, (question, answer) in enumerate(turns):
-        mark = "" if number else "<image>\n"
-        conversations += [{"from": "human", "value": mark + question}, {"from": "gpt", "value": answer}]
+        placeholder = "" if number else "<image>\n"
+        conversations += [{"from": "human", "value": placeholder + question}, {"from": "gpt", "value": answer}]
     return {"id": str(picture.number), "image": picture.image.name, "conversations": conversations}

