@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 log = logging.getLogger(__name__)
 
-LINE_EVERY_S = 30.0  # interval of progress lines in a log file; each tenth of the work also gets one
+LINE_EVERY_S = 30.0  # between progress lines in a log file, unless a tenth of the work is done earlier
 
 
 def set_up_logging(*, is_main: bool = True) -> None:

@@ -40,4 +40,4 @@ def suggest(name: str, options: Iterable[str]) -> str:
 
 
 class WorkerError(RuntimeError):
-    """A failure of a worker or launcher that is not a mistake of the user. The command exits with code 1."""
+    """A failure of a worker or launcher that is not a user's mistake. The command exits with code 1."""

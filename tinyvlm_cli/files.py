@@ -49,7 +49,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock for creating or changing `path`. Log a message while waiting for another process."""
+    """Hold an exclusive lock for changing `path`. If another process holds it, log a message and wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
@@ -77,7 +77,7 @@ def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a JSON Lines file. A truncated last line, as left by a killed process, is ignored."""
-    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # unlike splitlines()
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # splitlines() splits at more characters
     for number, line in enumerate(lines, 1):
         try:
             yield json.loads(line)

@@ -1,6 +1,6 @@
 """Compose a command's configuration with Hydra and run the command, once or for each cell of a grid.
 
-Hydra runs in the parent process only. Commands receive the dataclasses of config/ rather than Hydra's objects.
+Hydra composes in the parent process only. Commands receive the dataclasses of config/ rather than Hydra's objects.
 """
 
 import copy
@@ -95,7 +95,7 @@ class Cell:
 
 
 def _compose_packaged(command: Command, overrides: list[str]) -> Any:
-    """Compose a configuration from the packaged files only. Hydra may be composing another one meanwhile."""
+    """Compose a configuration from the packaged files only, even while Hydra is composing another one."""
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     TinyvlmSearchPath.includes_own = False
@@ -126,7 +126,7 @@ def run_command(command: Command, arguments: list[str]) -> int:
             return _conclude(command, command.run(compose_cells(command, settings, is_grid=bool(flags))))
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command.name)(job)()
         return _conclude(command, job.outcomes())
-    except SystemExit as left:  # after --cfg, --info and arguments that argparse rejects
+    except SystemExit as left:  # after --cfg, --info or invalid flags
         return left.code if isinstance(left.code, int) else FAILED
     except Exception as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
@@ -164,7 +164,7 @@ def compose_cells(command: Command, settings: list[str], *, is_grid: bool) -> It
             jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
             configs = (loader.load_sweep_config(whole, overrides) for overrides in jobs)
         elif has_several:
-            loader.load_configuration(command.name, settings, run_mode=RunMode.RUN)  # raises Hydra's error
+            loader.load_configuration(command.name, settings, run_mode=RunMode.RUN)  # raises an error
         for config in configs:
             HydraConfig.instance().set_config(config)  # so that `${hydra:...}` in a setting refers to this cell
             node = config.hydra

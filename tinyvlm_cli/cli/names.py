@@ -22,7 +22,7 @@ from tinyvlm_cli.errors import raise_findings
 
 GROUPS = ("llm", "vision", "connector", "data", "recipe")
 LABELLED = ("llm", "vision")  # groups whose members have a short label for run names
-UNNAMED = ("???", *(f"${{hydra:runtime.choices.{group}}}" for group in GROUPS))  # `name` if no file sets it
+UNNAMED = ("???", *(f"${{hydra:runtime.choices.{group}}}" for group in GROUPS))  # values if no file sets `name`
 # Settings that affect neither weights nor answers. Annotation files are compared by file name only, because their
 # folders differ between machines.
 NOT_COMPARED = re.compile(
@@ -30,7 +30,7 @@ NOT_COMPARED = re.compile(
     r"|image_sources\b.*|splits\.[^.]+\.(images|count|source)"
 )
 MAX_SHOWN = 2  # settings listed in a name
-MAX_CHARACTERS = 24  # per value in a name
+MAX_CHARACTERS = 24  # of a value in a name
 
 
 def name_members(composed: DictConfig, hydra: Any) -> None:
@@ -89,7 +89,7 @@ def packaged_overrides(config: DictConfig, hydra: Any) -> list[str]:
         name = (config.get(group) or {}).get("name", "")
         if (conf_dir() / group / f"{name}.yaml").is_file():
             overrides += [f"{group}={name}", f"{group}.name={name}"]
-        elif name and group == "vision":  # recipes refer to it
+        elif name and group == "vision":  # required by some recipes
             overrides.append(f"vision.partial_from_layer={config['vision']['partial_from_layer']}")
     folders = {key: str(config[key]) for key in ("data_dir", "results_dir") if key in config}
     return overrides + [f"{key}={QuotedString(value, Quote.double).with_quotes()}" for key, value in folders.items()]
@@ -120,7 +120,7 @@ def show_differences(config: dict[str, Any], packaged: dict[str, Any]) -> None:
 
 
 def _settings(node: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted path, value) for each setting of a member that is compared."""
+    """Yield (dotted path, value) for each setting of a member except those in NOT_COMPARED."""
     for key, value in node.items():
         path = f"{prefix}{key}"
         if NOT_COMPARED.fullmatch(path):

@@ -13,14 +13,14 @@ TEXT = {"text": True}  # metadata of a free-text setting, which is taken literal
 
 @dataclass
 class Judge:
-    """An OpenAI-compatible endpoint that grades open-ended answers. The API key is read from the environment only."""
+    """An OpenAI-compatible endpoint that grades open-ended answers. The API key is read only from the environment."""
 
     base_url: str | None = None  # null: OPENAI_BASE_URL, else the client's default
     model: str | None = None  # null: benchmarks that need a judge are reported as "not judged"
     key_variable: str = MISSING  # environment variable that contains the API key
     concurrency: int = MISSING  # number of concurrent requests
     timeout_s: float = MISSING
-    retries: int = MISSING  # after transport errors, with exponential backoff
+    retries: int = MISSING  # maximum retries after transport errors, with exponential backoff
     official_failures: bool = MISSING  # true: an unreadable LLaVA-W reply scores -1; false: the judge is asked again
 
 
@@ -33,10 +33,10 @@ class Eval:
     benchmark: dict[str, Any] = MISSING  # name -> `_target_` and constructor arguments
     blind: bool = MISSING  # also answer with images shuffled between questions, as a text-only baseline
     batch_size: int = MISSING  # questions per batch
-    limit: int | None = None  # answer only the first questions; such scores are marked and excluded from tables
+    limit: int | None = None  # number of questions to answer; null: all. Partial scores are excluded from tables
     judge: Judge = field(default_factory=Judge)
     gpus: int | None = None
-    seed: int = MISSING  # for shuffling the images of the blind control
+    seed: int = MISSING  # random seed for shuffling the images of the blind control
     eval_dir: str = MISSING  # folder with one subfolder per benchmark, in LLaVA's layout
     data_dir: str = MISSING
     results_dir: str = MISSING
@@ -50,8 +50,8 @@ class Score:
     answers: str = MISSING  # JSONL file with question_id, prompt and text, or an answers folder of `tinyvlm eval`
     data_dir: str = MISSING  # folder of the benchmark
     partial: bool = MISSING  # accept unanswered questions; the score is marked as not comparable
-    choice_rule: str | None = None  # how MMBench answers are read; null: the benchmark's setting
-    runs: int | None = None  # gradings per answer of MM-Vet and LLaVA-W; null: the benchmark's setting
+    choice_rule: str | None = None  # rule for reading MMBench answers; null: the benchmark's setting
+    runs: int | None = None  # gradings per answer (MM-Vet, LLaVA-W); null: the benchmark's setting
     output: str | None = None  # JSON file for the score, its details and the per-question results
     upload: str | None = None  # upload file to write for the benchmark's test server
     judge: Judge = field(default_factory=Judge)
@@ -65,12 +65,12 @@ class Ask:
     run: str = MISSING
     stage: str | None = None  # null: the last stage of the run
     image: Any = field(default=MISSING, metadata=TEXT)  # file, http(s) URL, "-" for standard input, or a list
-    question: Any = field(default=None, metadata=TEXT)  # text or list of texts; null: read from the terminal or a pipe
-    max_new_tokens: int = MISSING  # maximum length of an answer
+    question: Any = field(default=None, metadata=TEXT)  # string or list; null: read from the terminal or a pipe
+    max_new_tokens: int = MISSING  # maximum length of an answer in tokens
     temperature: float = MISSING  # 0: greedy decoding
-    top_p: float = MISSING  # nucleus sampling; 1: sample from all tokens
+    top_p: float = MISSING  # nucleus sampling: total probability of the candidate tokens; 1: all tokens
     num_beams: int = MISSING  # 1: no beam search
-    seed: int = MISSING  # for sampling
+    seed: int = MISSING  # random seed for sampling
     results_dir: str = MISSING
 
 
@@ -79,7 +79,7 @@ class Import:
     """Settings of `tinyvlm import`."""
 
     path: str = MISSING  # folder of the checkpoint
-    name: str | None = None  # name of the run; null: name of the folder
+    name: str | None = None  # run name; null: the name of the folder
     vision_dir: str | None = None  # folder of TinyLLaVABench's vision encoder
     second_vision_dir: str | None = None  # folder with the config of MoF's second encoder; null: the published config
     qformer_dir: str | None = None  # folder with the config of the Q-Former's BERT; null: the config of BERT-base
@@ -101,7 +101,7 @@ class Export:
     stage: str | None = None  # null: the last stage of the run
     format: ExportFormat = MISSING
     output: str | None = None  # folder to create; null: exports_dir/RUN-FORMAT
-    precision: Precision | None = None  # of the weights; null: the training precision of the run
+    precision: Precision | None = None  # precision of the weights; null: the training precision of the run
     lossy: bool = MISSING  # drop weights that the format cannot store, and report the change of the logits
     exports_dir: str = MISSING
     results_dir: str = MISSING
@@ -159,7 +159,7 @@ class Report:
     table: dict[str, Table] = MISSING  # table name -> table
     a: str | None = None  # with table=compare: the baseline run
     b: str | None = None  # with table=compare: the run that is compared with `a`
-    format: Format = MISSING  # of the printed tables; `output` receives all formats
+    format: Format = MISSING  # format of the printed tables; `output` receives all formats
     output: str | None = None  # folder for files in all formats; null: print only
     verbose: bool = MISSING  # add the sources of published numbers to the footnotes
     only_fitting: bool = False  # only tables that match the user's runs; set by table=auto
@@ -196,9 +196,9 @@ class Mix:
 class Assumed:
     """Assumed properties of a GPU, for stages that `tinyvlm bench train` has not measured."""
 
-    tflops: float = MISSING  # TFLOP/s of a large matrix product on one GPU
+    tflops: float = MISSING  # throughput of a large matrix product on one GPU, in TFLOP/s
     mfu: float = MISSING  # model FLOPs utilization of training, relative to `tflops`
-    memory_gib: float = MISSING  # per GPU
+    memory_gib: float = MISSING  # memory of one GPU
 
 
 @dataclass

@@ -31,7 +31,7 @@ class ImageMode(Enum):
 
 
 class Tune(Enum):
-    """How a stage trains one part of the model."""
+    """Training mode of one part of the model in a stage."""
 
     frozen = "frozen"
     full = "full"
@@ -44,14 +44,14 @@ ADAPTED = (Tune.lora, Tune.qlora)
 
 
 class Loss(Enum):
-    """How the loss of an optimizer step is averaged."""
+    """Averaging of the loss over an optimizer step."""
 
     token_mean = "token_mean"  # mean over all supervised tokens of the step
     mean_of_means = "mean_of_means"  # mean of the groups' token means; a group is the reference's micro-batch
 
 
 class Resize(Enum):
-    """How an image is resized to the encoder's input size."""
+    """Method of resizing an image to the encoder's input size."""
 
     crop = "crop"  # resize the shortest edge to the size, then centre-crop
     stretch = "stretch"  # resize both edges to the size, ignoring the aspect ratio
@@ -75,7 +75,7 @@ class Precision(Enum):
 class Chat:
     """A chat format: system, followed by user + question + assistant + " " + answer + end for each turn."""
 
-    system: str = MISSING  # including the separator before the first turn
+    system: str = MISSING  # includes the separator before the first turn
     user: str = MISSING  # precedes each question
     assistant: str = MISSING  # follows each question; prompts for inference end here
     end: str = MISSING  # end token after each answer; the next turn follows without a space
@@ -92,7 +92,7 @@ class LLM:
     pad_token: str = MISSING
     max_length: int = MISSING  # in tokens, including image tokens; longer samples are truncated
     precision: Precision = MISSING  # training precision, unless engine.precision is set
-    architecture: dict[str, Any] | None = None  # transformers config, for plan, bench and tests without weights
+    architecture: dict[str, Any] | None = None  # transformers config, so that plan, bench and tests need no weights
     prepare: dict[str, Any] | None = None  # `_target_` that creates `path` in `tinyvlm data prepare`
 
 
@@ -115,9 +115,9 @@ class Vision:
     feature_layer: int = MISSING  # index into the hidden states; 0: embeddings, -1: last layer
     tokens: Tokens = MISSING
     unused: list[str] = MISSING  # modules after the last layer, which do not affect the features
-    image_size: int = MISSING  # pixels
+    image_size: int = MISSING  # width and height in pixels
     resize: Resize = MISSING
-    mean: list[float] = MISSING  # of the RGB channels, scaled to 0..1
+    mean: list[float] = MISSING  # mean of the RGB channels, in 0..1
     std: list[float] = MISSING
     partial_from_layer: int = MISSING  # first trained layer in recipes that train only the upper layers
     second: SecondEncoder | None = None  # uses the same feature layer, tokens and pixels
@@ -147,7 +147,7 @@ class Data:
 
 @dataclass
 class Parts:
-    """How a stage trains each part of the model."""
+    """Training mode of each part of the model in a stage."""
 
     vision: Tune = MISSING
     connector: Tune = MISSING  # frozen or full
@@ -185,7 +185,7 @@ class Optim:
     eps: float = MISSING
     weight_decay: float = MISSING
     warmup_ratio: float = MISSING  # share of the stage's optimizer steps
-    max_grad_norm: float = MISSING  # gradient clipping, over all trained parameters
+    max_grad_norm: float = MISSING  # gradient clipping threshold, over all trained parameters
 
 
 @dataclass
@@ -250,7 +250,7 @@ class Recipe:
 
 @dataclass
 class Engine:
-    """How training runs on the hardware. Only `precision` changes the weights by more than rounding errors."""
+    """Settings of the training engine. Only `precision` changes the weights by more than rounding errors."""
 
     zero: int = MISSING  # DeepSpeed ZeRO stage 1, 2 or 3
     precision: Precision = MISSING

@@ -129,7 +129,7 @@ def write_gqa(questions: Sequence[QA], folder: Path) -> None:
 
 
 def write_pope(questions: Sequence[QA], folder: Path) -> None:
-    """Write 100 questions per category, half of them with the answer yes. "adversarial" contains the negations."""
+    """Write 100 questions per category, half of them with the answer yes. Negated questions are "adversarial"."""
     categories: dict[str, Callable[[QA], bool]] = {
         "adversarial": lambda qa: qa.negated,
         "random": lambda qa: qa.about in SHAPES and not qa.negated,

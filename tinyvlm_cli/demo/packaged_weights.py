@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Dinov2Config, Gguf
 
 from tinyvlm_cli.errors import raise_findings
 
-HEAD_DIM = 64  # for all sizes of DINOv2
+HEAD_DIM = 64  # of all sizes of DINOv2
 
 Weights = dict[str, NDArray[Any]]
 

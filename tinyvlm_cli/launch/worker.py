@@ -37,7 +37,7 @@ def work(job: str, folder: Path) -> None:
 
 def main() -> None:
     """Run the worker process, and record its error for the parent process."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # exit silently; the parent reports interruptions
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # exit silently, because the parent reports interruptions
     if sys.platform == "linux":  # exit with the parent, which holds the lock on the stage folder
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     from torch.distributed.elastic.multiprocessing.errors import record

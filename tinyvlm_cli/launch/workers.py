@@ -91,14 +91,14 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     # Spinning threads cost nothing on an idle CPU, but make a step ten times slower on a busy one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # avoids fragmentation by varying lengths
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # avoids fragmentation from varying lengths
     # By default, PyTorch caches compiled layers in /tmp, which a reboot clears.
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "tinyvlm" / "compiled"))
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of libraries; tinyvlm logs its own
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # hides warnings from libraries
     try:
         elastic_launch(config, sys.executable)("-P", "-m", "tinyvlm_cli.launch.worker", job, str(folder))
-    except SignalException:  # Ctrl-C or the scheduler; after another exception, Hydra would start the next job
+    except SignalException:  # Ctrl-C or the scheduler; only KeyboardInterrupt also ends a grid
         raise KeyboardInterrupt from None
     except ChildFailedError as failed:
         _, failure = failed.get_first_failure()

@@ -86,7 +86,7 @@ def test_an_image_comes_from_standard_input(
         ("image=- question=null", "question: not set, but the image is read from standard input"),
         ("image=red.png", "question: not set, and standard input is empty"),
         ("image=null question=x", "image: not set"),
-        ("image=red.png question=", "question='': expected a text"),
+        ("image=red.png question=", "question='': expected a non-empty string"),
         ("image=red.png question=x top_p=2", "top_p=2.0: give a share above 0, up to 1"),
         ("image=red.png question=x stage=last", "stage=last: small has no such stage"),
     ],

@@ -13,10 +13,10 @@ class Command:
     """Declaration of a command: its help text, settings class and function."""
 
     name: str
-    help: str  # one line
+    help: str  # shown by `tinyvlm --help`
     schema: str  # "module:Class" of the settings, in tinyvlm_cli.config
     function: str = "run"  # in the command's module; takes the settings and returns the exit code
-    actions: tuple[str, ...] = ()  # allowed values of `action`, which follows the command's name
+    actions: tuple[str, ...] = ()  # allowed values of the setting `action`, as in `tinyvlm data check`
     takes_grid: bool = False  # the function takes all cells of a grid and returns one outcome per cell
 
     @property

@@ -64,11 +64,11 @@ def run(config: Ask) -> int:
 
 
 def _texts(setting: str, value: Any) -> list[str]:
-    """Return the value of a setting, which is a text, a list of texts or null, as a list of texts."""
+    """Convert the value of a setting (a string, a list of strings or null) to a list of strings."""
     texts = value if isinstance(value, list) else [] if value is None else [value]
     for text in texts:
         if isinstance(text, dict | list) or text is None or not str(text).strip():
-            raise UserError(f"{setting}={text!r}: expected a text or a list of texts, as in '{setting}=[...,...]'")
+            raise UserError(f"{setting}={text!r}: expected a non-empty string, or a list as in '{setting}=[...,...]'")
     return [str(text) for text in texts]
 
 

@@ -189,15 +189,15 @@ def _mistakes(config: DataCommand, groups: dict[str, Data | LLM | Vision]) -> li
         nodes = {choice: yaml.safe_load(path.read_text("utf-8")) for choice, path in files.items()}
         options = ", ".join(choice for choice, node in nodes.items() if "prepare" in (node or {}))
         findings.append(f"nothing to prepare; choose from {options}, or add data=NAME llm=NAME to build an index")
-    # Whether the other settings make a group useful without a `prepare` node, and how to make it useful.
+    # Whether a group without a `prepare` node is useful with the other settings, and which setting is missing.
     uses = {"data": config.llm is not None or config.convert_gifs, "llm": config.data is not None}
-    hints = {"data": ", or add llm=NAME to index existing files", "llm": ", or add data=NAME to build an index"}
+    hints = {"data": "; to index existing files, add llm=NAME", "llm": "; to build an index, add data=NAME"}
     for key, group in groups.items():
         exists = not isinstance(group, Data) and Path(group.path).is_dir()
         if group.prepare and "folder" not in group.prepare:
             findings.append(f"{key}.prepare.folder: not set; add +{key}.prepare.folder=DIR, the folder to create")
         elif not group.prepare and not uses.get(key) and not exists:
-            how = f"download its files, or set their path{hints.get(key, '')}"
+            how = f"download the files or set their path{hints.get(key, '')}"
             findings.append(f"{key}={group.name}: cannot be created by tinyvlm; {how}")
     if config.data is not None and config.llm is not None:
         shipped = yaml.safe_load((conf_dir() / "data.yaml").read_text("utf-8"))["prompts"]
@@ -212,7 +212,7 @@ def _mistakes(config: DataCommand, groups: dict[str, Data | LLM | Vision]) -> li
 
 
 def make(choice: str, node: dict[str, Any]) -> None:
-    """Create the folder of a `prepare` node atomically and under a lock, unless it exists."""
+    """Create the folder of a `prepare` node atomically and under a lock, unless the folder exists."""
     folder = Path(node["folder"])
     with locked(folder):
         if folder.exists():

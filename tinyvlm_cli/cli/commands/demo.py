@@ -12,7 +12,7 @@ from tinyvlm_cli.config.commands import Demo
 
 
 def run(config: Demo) -> int:
-    """Run the commands of conf/demo.yaml in order. Stop at and return the first nonzero exit code, else return 0."""
+    """Run the commands of conf/demo.yaml in order until one fails. Returns its exit code, or 0."""
     GlobalHydra.instance().clear()  # each command of the study initializes Hydra again
     console = Console(highlight=False)
     began = time.perf_counter()

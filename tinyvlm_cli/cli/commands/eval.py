@@ -72,7 +72,7 @@ def run(config: Eval) -> int:
 
 
 def _score(benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Results) -> list[ScoreRow]:
-    """Score each task, write its files and return the rows. If a server scores it, write its upload file instead."""
+    """Score each task, write its files and return the rows. For test servers, write the upload file instead."""
     known = {row.cell: row for row in results.scores()}
     rows: list[ScoreRow] = []
     notes: list[str] = []
@@ -100,7 +100,7 @@ def _score(benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Re
             benchmark=benchmark.name,
             images=task.images,
             limit=job.limit,
-            details=json.loads(json.dumps({**score.details, **marks})),  # so that the row equals one read from a file
+            details=json.loads(json.dumps({**score.details, **marks})),  # as read from a file
             interval=bounds and [round(bound, 4) for bound in bounds],
             created=now(),
             **{name: getattr(run, name) for name in ("name", "llm", "vision", "connector", "data", "recipe", "seed")},

@@ -24,8 +24,8 @@ PlannedCell = tuple[str, PlannedRun | UserError]  # a grid cell's overrides, and
 
 
 def run_together(cells: Iterator[Cell]) -> list[Outcome]:
-    """Print the stages of a single run, or the runs and totals of a grid. Returns all errors in the outcomes."""
-    gc.disable()  # imports and models are kept until exit, and garbage collection takes a quarter of the time
+    """Print the stages of a single run, or the runs and totals of a grid. Returns one outcome per cell."""
+    gc.disable()  # nothing can be freed before exit, and garbage collection takes a quarter of the time
     try:
         from tinyvlm_cli.plan.estimate import Models
 
@@ -37,7 +37,7 @@ def run_together(cells: Iterator[Cell]) -> list[Outcome]:
             except UserError as error:
                 grid.append((cell.overrides, error))
     finally:
-        gc.freeze()  # also excludes them from the collection at exit
+        gc.freeze()  # also exclude all objects from the collection at exit
         gc.enable()
     if len(grid) > 1:
         print_grid(grid)
@@ -150,7 +150,7 @@ def print_grid(cells: Sequence[PlannedCell]) -> None:
 
 
 def _rows(cells: Sequence[PlannedCell], runs: Sequence[PlannedRun]) -> list[list[str]]:
-    """Return a row per cell: the name of the run, or its folder if names are not unique, and the stages' states."""
+    """Return one row per cell: the run's name, or its folder if names are not unique, and the stages' states."""
     names = [planned.run.name for planned in runs]
     are_unique = len(set(names)) == len(names)
     longest_first = sorted(runs, key=lambda planned: -len(planned.stages))  # keeps the stages in order

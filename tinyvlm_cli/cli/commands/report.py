@@ -93,7 +93,7 @@ def _write_page(sheets: list[Sheet], folder: Path, results: Results) -> Path:
 
 
 def _runs(sheets: list[Sheet], results: Results) -> list[Run]:
-    """Return the tables' runs, without those whose folders do not exist."""
+    """Return the runs in the tables that have a run folder."""
     names = dict.fromkeys(name for sheet in sheets for name in sheet.runs)
     folders = [results.run_dir(name) for name in names]
     return [results.read_run(folder) for folder in folders if folder.is_dir()]

@@ -59,10 +59,10 @@ def run(config: Score) -> int:
 def rows(details: Mapping[str, Any], group: str = "", path: str = "") -> Iterator[tuple[str, str, Mapping[str, float]]]:
     """Yield the numbers in a score's details as rows: table name, row name, and a mapping from column to number.
 
-    A mapping that contains a number of questions `n` becomes one row. Any other number becomes a row of its own.
-    group: name of the outermost mapping that contains `details`. path: names of the other ones, joined by " / ".
+    A mapping that contains a number of questions `n` becomes one row. Any other number becomes a separate row.
+    group: name of the outermost mapping that contains `details`. path: names of the inner ones, joined by " / ".
     """
-    numbers = {name: value for name, value in details.items() if type(value) in (int, float)}  # excludes bool
+    numbers = {name: value for name, value in details.items() if type(value) in (int, float)}  # type() excludes bool
     if "n" in numbers and path:
         yield group, path, numbers
         return

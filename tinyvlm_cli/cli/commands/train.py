@@ -51,7 +51,7 @@ def train_one(run: RunJob, job: StageJob) -> None:
                 with announced(folder, this_node()):
                     launch.run("train", folder, gpus=gpus, node=this_node())
             except UserError:
-                if not (folder / "train.jsonl").exists():  # failed before the first step: clean up
+                if not (folder / "train.jsonl").exists():  # failed before the first step: remove the folder
                     shutil.rmtree(folder)
                 raise
             Results.mark_done(folder)
