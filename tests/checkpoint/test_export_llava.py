@@ -29,9 +29,7 @@ LINEAR = {"name": "linear", "_target_": "tinyvlm_cli.model.connectors.Linear"}
 
 
 def exported(source: Source, *, lossy: bool = False) -> Path:
-    processor = check_llava(
-        meta_model(source.config.llm, source.config.vision, source.config.connector), source, lossy=lossy
-    )
+    processor = check_llava(meta_model(source.llm, source.vision, source.connector), source, lossy=lossy)
     folder = source.stage_dirs[0].with_name("out")
     folder.mkdir()
     write_llava(source, processor, folder, lossy=lossy)
@@ -46,13 +44,13 @@ def test_stock_transformers_gives_the_same_logits_and_tokens(llm: str, encoder: 
     folder = exported(source)
     stock, info = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values())
-    inputs = asked(AutoProcessor.from_pretrained(folder), QUESTION, probe_image(source.config.vision.image_size))
+    inputs = asked(AutoProcessor.from_pretrained(folder), QUESTION, probe_image(source.vision.image_size))
     ours = source.model()
-    logits = our_logits(ours, source.config, source.image_mode)
+    logits = our_logits(ours, source)
     difference = (stock(**inputs).logits[0, :, : logits.shape[1]] - logits).abs().max()
     assert difference <= 1e-5
     said = stock.generate(**inputs, max_new_tokens=32)[:, inputs["input_ids"].shape[1] :]
-    embeds = our_embeds(ours, source.config, source.image_mode)
+    embeds = our_embeds(ours, source)
     expected = ours.llm.generate(inputs_embeds=embeds, do_sample=False, max_new_tokens=32, eos_token_id=2)
     assert said.tolist() == expected.tolist()
     assert len(set(said[0].tolist())) > 1

@@ -202,7 +202,7 @@ class Attack:
     [
         (lambda state: state.update({"connector._connector.4.weight": torch.zeros(1)}), "unexpected tensors"),
         (lambda state: state.update({"other.weight": torch.zeros(1)}), "unexpected tensors other.weight"),
-        (lambda state: state.pop("connector._connector.2.bias"), "1 weights are missing, first layers.2.bias"),
+        (lambda state: state.pop("connector._connector.2.bias"), "1 weights are missing, starting with layers.2.bias"),
         (lambda state: state.pop("language_model.model.norm.weight"), "the LLM: 1 weights are missing"),
         (lambda state: state.update({"language_model.model.extra": torch.zeros(1)}), "unexpected tensors"),
     ],
@@ -221,7 +221,7 @@ def test_every_tensor_is_accounted_for(tmp_path: Path, change: Any, says: str) -
 def test_a_pickle_with_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_common(tmp_path / "bad", Reference("llama", "clip_vision_model", "linear").config())
     torch.save({"x": Attack()}, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match="contains other objects than tensors"):
+    with pytest.raises(UserError, match="contains objects other than tensors"):
         imported(folder, tmp_path / "results")
     assert capsys.readouterr().out == ""
 

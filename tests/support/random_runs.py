@@ -63,7 +63,10 @@ def trained(
             is_norm = parameter.dim() < 2 and name.endswith("weight")
             torch.nn.init.normal_(parameter, mean=float(is_norm), std=0.4)
         save_part(_made(folder / "stage"), part, _unshared(getattr(model, part).state_dict()))
-    return Source(config, (folder / "stage",), mode, torch.float32, torch.device("cpu"))
+    return Source(
+        config.llm, config.vision, config.connector, config.seed, (folder / "stage",), mode, torch.float32,
+        torch.device("cpu"),
+    )  # fmt: skip
 
 
 def characters() -> PreTrainedTokenizerFast:

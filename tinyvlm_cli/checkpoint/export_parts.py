@@ -3,10 +3,10 @@
 All exports share the code here for building the model, completing its encoder, and supporting transformers 4.
 """
 
-import copy
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 from transformers.core_model_loading import revert_weight_conversion
 
 from tinyvlm_cli.checkpoint.parts import build_model, save_part
-from tinyvlm_cli.config.schema import LLM, Chat, ImageMode, SecondEncoder, Train, Vision, to_yaml
+from tinyvlm_cli.config.schema import LLM, Chat, ImageMode, Vision
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.model.llm import load_tokenizer
 from tinyvlm_cli.model.vlm import VLM
@@ -30,7 +30,10 @@ _WITH_LEVEL = ("clip_vision_model", "siglip_vision_model")
 class Source:
     """The trained model to export."""
 
-    config: Train
+    llm: LLM
+    vision: Vision
+    connector: dict[str, Any]
+    seed: int
     stage_dirs: tuple[Path, ...]  # first to last
     image_mode: ImageMode  # of the last stage
     dtype: torch.dtype  # of the exported weights
@@ -39,20 +42,19 @@ class Source:
     def model(self) -> VLM:
         """Build the model for inference."""
         model = build_model(
-            self.config.llm, self.config.vision, self.config.connector, self.stage_dirs, seed=self.config.seed,
-            dtype=self.dtype, attention="sdpa",
-        )  # fmt: skip
+            self.llm, self.vision, self.connector, self.stage_dirs, seed=self.seed, dtype=self.dtype, attention="sdpa"
+        )
         return model.to(self.device).eval().requires_grad_(False)
 
 
-def write_parts(source: Source, folder: Path, place: Path) -> None:
-    """Write vision/ and llm/, which `from_pretrained` can load, connector/, and a config.yaml that refers to them.
+def write_parts(source: Source, folder: Path, place: Path) -> tuple[LLM, Vision]:
+    """Write vision/ and llm/, which `from_pretrained` can load, and connector/. Return settings that refer to them.
 
     A second encoder is written to vision2/. `folder` must be renamed to `place` afterwards.
     """
     model = source.model()
-    tokenizer = load_tokenizer(source.config.llm)
-    generation_config(tokenizer, source.config.llm.chat).save_pretrained(folder / "llm")
+    tokenizer = load_tokenizer(source.llm)
+    generation_config(tokenizer, source.llm.chat).save_pretrained(folder / "llm")
     tokenizer.save_pretrained(folder / "llm")
     encoders = zip(("vision", "vision2"), map(closed_encoder, model.vision.models), strict=False)
     for name, part in (("llm", model.llm), *encoders):
@@ -61,20 +63,16 @@ def write_parts(source: Source, folder: Path, place: Path) -> None:
         part.config.save_pretrained(folder / name)
         save_torch_state_dict(old_state(part), folder / name)
         add_old_settings(folder / name)
-    node = {**source.config.connector, "vision_dim": model.vision.dim, "llm_dim": model.llm.config.hidden_size}
+    node = {**source.connector, "vision_dim": model.vision.dim, "llm_dim": model.llm.config.hidden_size}
     write_text(folder / "connector" / "connector.yaml", yaml.safe_dump(node, sort_keys=False))
     save_part(folder / "connector", "connector", model.connector.state_dict())
 
-    config = copy.deepcopy(source.config)
-    config.llm.path = str(place / "llm")
-    config.vision.path, config.vision.feature_layer = str(place / "vision"), FEATURE_LAYER
-    parts: list[LLM | Vision | SecondEncoder] = [config.llm, config.vision]
-    if config.vision.second is not None:
-        config.vision.second.path = str(place / "vision2")
-        parts.append(config.vision.second)
-    for spec in parts:
-        spec.architecture = None  # it describes the published part
-    write_text(folder / "config.yaml", to_yaml(config))
+    # Without `architecture`, which describes the published part.
+    second = source.vision.second and replace(source.vision.second, path=str(place / "vision2"), architecture=None)
+    vision = replace(
+        source.vision, path=str(place / "vision"), feature_layer=FEATURE_LAYER, second=second, architecture=None
+    )
+    return replace(source.llm, path=str(place / "llm"), architecture=None), vision
 
 
 def closed_encoder(model: PreTrainedModel) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""Conversion of records to token ids and labels.
+"""Converts records to token ids and labels.
 
 The text of a sample is split into chunks at its images, and each chunk is tokenised once. Labels are computed from
 character offsets, so ids and labels cannot disagree. The ids equal those of the reference, which tokenises the same

@@ -98,7 +98,7 @@ def check_image(path: Path) -> FaultError | None:
     suffix = path.suffix.lower()
     if found in FORMATS.get(suffix, (found,)):
         return None
-    hint = f", or run {CONVERT} to convert it to JPEG" if suffix in JPEG_NAMES else ""
+    hint = f"; run {CONVERT} to convert it to JPEG" if suffix in JPEG_NAMES else ""
     return FaultError(Kind.other_type, f"image {path}: the actual type is {found}; training can still read it{hint}")
 
 
@@ -112,7 +112,7 @@ def gif_of(path: Path) -> Path | None:
 
 
 def convert_split(split: Split) -> list[bool | FaultError]:
-    """Convert every image of another type that is named .jpg or .jpeg, in place, to a JPEG of its first frame.
+    """Replace every image that is named .jpg or .jpeg but has another type with a JPEG of its first frame.
 
     Returns, for each image named .jpg or .jpeg, whether it was converted, or a FaultError if it cannot be read.
     """
@@ -161,7 +161,7 @@ def on_all_cores(function: Callable[[A], B], items: Iterable[A], *, count: int, 
                 yield from pool.map(function, window, chunksize=CHUNK)
                 bar.advance(len(window))
         except BrokenProcessPool:
-            raise UserError("a process that opens images was killed; free some memory and run it again") from None
+            raise UserError("a process that opens images was killed; free memory and run the command again") from None
         finally:
             pool.shutdown(cancel_futures=True)
 

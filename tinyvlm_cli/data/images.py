@@ -1,4 +1,4 @@
-"""Images: resolving sources, opening files safely, and preprocessing that is bit-identical to transformers' processors.
+"""Finds images, opens them safely, and preprocesses them with results bit-identical to transformers' processors.
 
 A record gives an image's path relative to the image root of its split. A user gives a file, a URL, standard input or an
 in-memory image.
@@ -36,7 +36,7 @@ def open_image(source: Path | bytes) -> Image.Image:
 
 
 def image_format(source: Path | bytes, *, decode: bool = False) -> str:
-    """Return Pillow's name of the actual image type ("JPEG", "GIF"), detected from the first bytes.
+    """Return Pillow's name for the actual image type ("JPEG", "GIF"), detected from the first bytes.
 
     decode: also decode the whole file, so that every image that `open_image` rejects raises FaultError here too.
     """
@@ -68,7 +68,7 @@ def _opened(source: Path | bytes) -> Iterator[Image.Image]:
             raise FaultError(Kind.empty, f"{name}: the file is empty") from None
         raise FaultError(Kind.no_image, f"{name}: not an image in a supported format") from None
     except (OSError, SyntaxError, ValueError, RuntimeError) as error:  # RuntimeError: invalid AVIF file
-        # Operating system errors (permission denied, is a folder, name too long) have an errno, Pillow's errors do not.
+        # Errors of the operating system (such as permission denied) have an errno. Pillow's own errors do not.
         kind = Kind.unreadable if isinstance(error, OSError) and error.errno is not None else Kind.damaged
         raise FaultError(kind, f"{name}: cannot be read ({error})") from None
 
@@ -142,7 +142,7 @@ def image_source(image: str | Path | bytes | Image.Image) -> Path | bytes:
 
 
 def _fetch(address: str) -> bytes:
-    """Download an image. Raises UserError if this fails, takes too long, or gives too large a file."""
+    """Download an image. Raises UserError if the download fails, takes too long or is too large."""
     deadline = time.monotonic() + TIMEOUT_S
     data = bytearray()
     try:

@@ -123,7 +123,7 @@ class SyntheticIndex:
     def draw(
         cls, mix: Mix, num: int, *, vocabulary: int, images: Sequence[str], max_length: int, seed: int
     ) -> "SyntheticIndex":
-        """Draw `num` samples with the lengths and shares of `mix`. Texts have at most `max_length` tokens."""
+        """Draw `num` samples from the distribution described by `mix`. Texts have at most `max_length` tokens."""
         random = np.random.default_rng(seed)
         middle = np.log(mix.text) - mix.spread**2 / 2
         texts = np.clip(random.lognormal(middle, mix.spread, num), SHORTEST, min(LONGEST, max_length))

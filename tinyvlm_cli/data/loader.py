@@ -29,7 +29,7 @@ Micro = tuple[int, ...]  # sample numbers of one micro-batch
 
 @dataclass(frozen=True)
 class StagePlan:
-    """The samples of a stage and everything else that determines what a step computes. Independent of the machine."""
+    """The samples of a stage and everything else that determines what a step computes, on any machine."""
 
     index: Samples
     usable: NDArray[np.int64]  # numbers of the samples with at least one supervised token
@@ -157,7 +157,7 @@ def spread(
 
 
 def _load_step(step: int, *, plan: StagePlan, rank: int, ranks: int, micro_tokens: int) -> StepBatch | UserError:
-    """Load one rank's share of a step. Return a UserError, because raising it in a worker would print a traceback."""
+    """Load one rank's share of a step. Return any UserError, because raising it in a worker would print a traceback."""
     try:
         numbers = plan.samples(step)
         works = {}

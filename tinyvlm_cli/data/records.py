@@ -66,7 +66,7 @@ class Kind(StrEnum):
     def training(self) -> str:
         """Return whether training uses records with this finding, as text for the user."""
         if self is Kind.marks:
-            return "used in plain prompts, left out of chat"
+            return "used with prompt=plain, left out with prompt=chat"
         return "used" if self in USED else "left out"
 
 
@@ -173,7 +173,7 @@ def parse_record(raw: Any) -> Record:
     if len(values) == 1:
         raise FaultError(Kind.no_answer, f"record {name}: found a question without an answer")
     if not values or len(values) % 2:
-        raise FaultError(Kind.unequal, f"record {name}: found {len(values)} messages, not pairs of question and answer")
+        raise FaultError(Kind.unequal, f"record {name}: {len(values)} messages do not form question-answer pairs")
     turns = tuple(Turn(q, a) for q, a in zip(values[::2], values[1::2], strict=True))
     return Record(name, tuple(images), turns)
 
@@ -221,7 +221,7 @@ def read_skips(split: Split, results: Results) -> dict[int, str]:
 
 
 def write_skips(split: Split, results: Results, skips: Iterable[tuple[int, str]]) -> Path:
-    """Replace the skip list by (record number, reason) pairs. Return its path."""
+    """Replace the skip list with (record number, reason) pairs. Return its path."""
     path = results.skip_path(Path(split.annotations), Path(split.images))
     write_jsonl(path, ({"number": number, "reason": reason} for number, reason in skips))
     return path

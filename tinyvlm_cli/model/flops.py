@@ -38,9 +38,9 @@ class Flops:
 
 
 def training_flops(model: VLM) -> Flops:
-    """Return the FLOPs of training the parameters of a model that require gradients.
+    """Return the FLOPs of training a model, per unit of `Work`.
 
-    The model may be on the meta device.
+    Trained parameters must have requires_grad set. The model may be on the meta device.
     """
     image, vision_learns = 0.0, False
     patches = model.vision.num_patches // len(model.vision.models)

@@ -86,7 +86,7 @@ def load_partly(
     model_class: type[PreTrainedModel], config: PretrainedConfig, *, path: str | None, state: dict[str, Tensor] | None,
     where: str, **arguments: Any,
 ) -> tuple[PreTrainedModel, list[str], list[str]]:  # fmt: skip
-    """Load a model as in `load`, but return its sorted missing and unexpected keys instead of raising.
+    """Load a model like `load`. Return it with its missing and unexpected keys, each sorted.
 
     arguments: passed to `from_pretrained`.
     """

@@ -1,11 +1,14 @@
 """What keeps `tinyvlm export` from writing is said before a model is loaded."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from support.composed import composed
 
 from tinyvlm_cli.cli.main import main
+from tinyvlm_cli.config.schema import Train, from_yaml, to_yaml
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +47,14 @@ def test_a_mistake_is_one_sentence(words: str, says: str, capsys: pytest.Capture
     error = capsys.readouterr().err
     assert says in error and len(error.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+def test_exported_parts_get_the_configuration_of_their_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "results/stages/f").mkdir()
+    (tmp_path / "results/stages/f/DONE").touch()
+    config: Train = composed("train", "llm=tiny", "vision=tiny", "data=easyvqa", "recipe=base")
+    (tmp_path / "results/runs/one/config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    parts = replace(config.llm, path="new/llm"), replace(config.vision, path="new/vision")
+    monkeypatch.setattr("tinyvlm_cli.checkpoint.export_parts.write_parts", lambda *_: parts)
+    assert main(["export", "run=one", "format=parts", "output=out"]) == 0
+    assert from_yaml(Train, tmp_path / "out/config.yaml") == replace(config, llm=parts[0], vision=parts[1])

@@ -23,7 +23,6 @@ from tinyvlm_cli.checkpoint.export_parts import (
     old_state,
 )
 from tinyvlm_cli.checkpoint.llava_hf.processor import QUESTION, asked, expanded, layout_of, llava_processor, probe_image
-from tinyvlm_cli.config.schema import ImageMode, Train
 from tinyvlm_cli.data.chat import IMAGE, encode_prompt
 from tinyvlm_cli.data.images import pixels
 from tinyvlm_cli.errors import UserError, raise_findings
@@ -45,7 +44,7 @@ def check_llava(model: VLM, source: Source, *, lossy: bool) -> LlavaProcessor:
     """
     findings = []
     if two_layers(model.connector) is None:
-        name, kind = source.config.connector.get("name", ""), type(model.connector).__name__
+        name, kind = source.connector.get("name", ""), type(model.connector).__name__
         findings.append(
             f"connector: '{name}' ({kind}) does not consist of two linear layers with exact GELU between them, as "
             "LLaVA's format requires; use format=parts"
@@ -55,11 +54,11 @@ def check_llava(model: VLM, source: Source, *, lossy: bool) -> LlavaProcessor:
     lost = unsupported_weights(model.llm)
     if lost and not lossy:
         findings.append(
-            f"llm: LLaVA's format does not support {', '.join(lost)} of '{source.config.llm.name}', without which the "
+            f"llm: LLaVA's format does not support {', '.join(lost)} of '{source.llm.name}', without which the "
             "answers change; use format=parts, or lossy=true to leave it out"
         )
     raise_findings(findings)
-    return llava_processor(source.config, source.image_mode, layout_of(model.vision, source.config.vision))
+    return llava_processor(source.llm, source.vision, source.image_mode, layout_of(model.vision, source.vision))
 
 
 def write_llava(source: Source, processor: LlavaProcessor, folder: Path, *, lossy: bool) -> None:
@@ -68,7 +67,7 @@ def write_llava(source: Source, processor: LlavaProcessor, folder: Path, *, loss
     processor: from `check_llava`. lossy: leave out what the format does not support, and log the difference.
     """
     model = source.model()
-    expected = our_logits(model, source.config, source.image_mode)
+    expected = our_logits(model, source)
     lost = unsupported_weights(model.llm)
     encoder = closed_encoder(model.vision.model)
     config = llava_config(model, encoder, processor, source)
@@ -77,7 +76,7 @@ def write_llava(source: Source, processor: LlavaProcessor, folder: Path, *, loss
     save_torch_state_dict(state, folder)
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)  # where transformers 4 expects it
-    generation_config(processor.tokenizer, source.config.llm.chat).save_pretrained(folder)
+    generation_config(processor.tokenizer, source.llm.chat).save_pretrained(folder)
     add_old_settings(folder)
     del model, encoder, state  # free memory before the second copy is loaded
     found = stock_logits(folder, processor, source)[:, : expected.shape[1]]  # without the image token
@@ -165,20 +164,20 @@ def llava_state(model: VLM, encoder: PreTrainedModel, *, vocabulary: int) -> dic
 
 
 @torch.inference_mode()
-def our_logits(model: VLM, config: Train, mode: ImageMode) -> Tensor:
+def our_logits(model: VLM, source: Source) -> Tensor:
     """Return the logits for the test question as computed by `tinyvlm eval`: [T, V], fp32."""
-    logits: Tensor = model.llm(inputs_embeds=our_embeds(model, config, mode)).logits[0].float().cpu()
+    logits: Tensor = model.llm(inputs_embeds=our_embeds(model, source)).logits[0].float().cpu()
     return logits
 
 
 @torch.inference_mode()
-def our_embeds(model: VLM, config: Train, mode: ImageMode) -> Tensor:
+def our_embeds(model: VLM, source: Source) -> Tensor:
     """Return the embeddings of the test question and image: [1, T, D]."""
-    image = probe_image(config.vision.image_size)
-    ids = encode_prompt(QUESTION, has_image=True, tokenizer=load_tokenizer(config.llm), chat=config.llm.chat)
+    image = probe_image(source.vision.image_size)
+    ids = encode_prompt(QUESTION, has_image=True, tokenizer=load_tokenizer(source.llm), chat=source.llm.chat)
     row = torch.tensor([expanded(ids, model.tokens_per_image, IMAGE)], device=model.llm.device)
     is_image = row == IMAGE
-    values = torch.from_numpy(pixels(image, config.vision, mode))[None].to(row.device)
+    values = torch.from_numpy(pixels(image, source.vision, source.image_mode))[None].to(row.device)
     return model.embed(row.masked_fill(is_image, 0), is_image.flatten().nonzero()[:, 0], values)
 
 
@@ -188,14 +187,14 @@ def stock_logits(folder: Path, processor: LlavaProcessor, source: Source) -> Ten
 
     processor: the processor saved there. Raises UserError if it gives different inputs once it is loaded again.
     """
-    image = probe_image(source.config.vision.image_size)
+    image = probe_image(source.vision.image_size)
     inputs = asked(AutoProcessor.from_pretrained(folder), QUESTION, image)
     written = asked(processor, QUESTION, image)
     for name, value in written.items():
         if not torch.equal(inputs[name], value):
             raise UserError(
                 f"format=llava: saving and loading the processor changes its {name}; check that the tokenizer of "
-                f"'{source.config.llm.path}' belongs to its model, or use format=parts"
+                f"'{source.llm.path}' belongs to its model, or use format=parts"
             )
     config = LlavaConfig.from_pretrained(folder)
     model = load(LlavaForConditionalGeneration, config, path=str(folder), where="output", dtype=source.dtype)

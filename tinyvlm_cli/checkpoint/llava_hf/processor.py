@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import AddedToken, BatchFeature, LlavaImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
-from tinyvlm_cli.config.schema import Chat, ImageMode, Prompt, Resize, Train, Vision
+from tinyvlm_cli.config.schema import LLM, Chat, ImageMode, Prompt, Resize, Vision
 from tinyvlm_cli.data.chat import IMAGE, encode, encode_prompt
 from tinyvlm_cli.data.records import Record, Turn
 from tinyvlm_cli.errors import UserError
@@ -102,49 +102,49 @@ def chat_template(chat: Chat, *, start: str, gap: str) -> str:
     return "\n".join(lines) + _BODY
 
 
-def llava_processor(config: Train, mode: ImageMode, layout: Layout) -> LlavaProcessor:
+def llava_processor(llm: LLM, vision: Vision, mode: ImageMode, layout: Layout) -> LlavaProcessor:
     """Return a processor that gives the same token ids as the run.
 
     Raises UserError if the tokenizer cannot add an image token, or if no chat template gives the same ids.
     """
-    own, tokenizer = load_tokenizer(config.llm), load_tokenizer(config.llm)
+    own, tokenizer = load_tokenizer(llm), load_tokenizer(llm)
     taken = {i for token, i in tokenizer.get_vocab().items() if token != IMAGE_TOKEN}
     tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) in taken:  # a new token's id is the vocabulary size
         raise UserError(
-            f"format=llava: the token ids of '{config.llm.path}' have gaps, so {IMAGE_TOKEN} would get the id of "
-            "another token; use format=parts"
+            f"format=llava: the token ids of '{llm.path}' have gaps, so {IMAGE_TOKEN} would get the id of another "
+            "token; use format=parts"
         )
     tokenizer.padding_side = "left"  # required for batched generation
-    spec = config.vision
-    edges = {"height": spec.image_size, "width": spec.image_size}
+    edges = {"height": vision.image_size, "width": vision.image_size}
     image_processor = LlavaImageProcessorPil(
         do_pad=mode is ImageMode.pad,
-        size={"shortest_edge": spec.image_size} if spec.resize is Resize.crop else edges,
-        do_center_crop=spec.resize is Resize.crop,
+        size={"shortest_edge": vision.image_size} if vision.resize is Resize.crop else edges,
+        do_center_crop=vision.resize is Resize.crop,
         crop_size=edges,
-        image_mean=list(spec.mean),
-        image_std=list(spec.std),
+        image_mean=list(vision.mean),
+        image_std=list(vision.std),
     )
     # Templates that write the start token are tried first, so that it is also there when users tokenise the text.
     for start, gap in product([tokenizer.bos_token, ""] if tokenizer.bos_token else [""], ("", " ")):
-        template = chat_template(config.llm.chat, start=start, gap=gap)
+        template = chat_template(llm.chat, start=start, gap=gap)
         tokenizer.chat_template = template  # otherwise the LLM's own template would be saved
         processor = LlavaProcessor(
             image_processor, tokenizer, image_token=IMAGE_TOKEN, chat_template=template, patch_size=layout.patch_size,
             vision_feature_select_strategy=layout.strategy, num_additional_image_tokens=layout.extra,
         )  # fmt: skip
-        if gives_ids_of(own, processor, config, layout.num_tokens):
+        if gives_same_ids(own, processor, llm.chat, probe_image(vision.image_size), layout.num_tokens):
             return processor
     raise UserError(
-        f"format=llava: with the tokenizer of '{config.llm.path}', no chat template gives the token ids of the run; "
+        f"format=llava: with the tokenizer of '{llm.path}', no chat template gives the token ids of the run; "
         "use format=parts"
     )
 
 
-def gives_ids_of(own: PreTrainedTokenizerFast, processor: LlavaProcessor, config: Train, num_tokens: int) -> bool:
+def gives_same_ids(
+    own: PreTrainedTokenizerFast, processor: LlavaProcessor, chat: Chat, image: Image.Image, num_tokens: int
+) -> bool:
     """Return whether questions with and without an image, and a conversation, get the same ids as in `data.chat`."""
-    chat, image = config.llm.chat, probe_image(config.vision.image_size)
     image_id = processor.image_token_id
     for shown in (image, None):
         ids = encode_prompt(QUESTION, has_image=shown is not None, tokenizer=own, chat=chat)

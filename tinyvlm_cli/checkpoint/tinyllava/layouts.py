@@ -186,7 +186,7 @@ def check_names(unexpected: Iterable[str], missing: Iterable[str], where: str) -
         more = f" and {len(left) - 3} more" if len(left) > 3 else ""
         findings.append(f"{where}: unexpected tensors {', '.join(left[:3])}{more}; check that the model type is right")
     if lost := sorted(missing):
-        findings.append(f"{where}: {len(lost)} weights are missing, first {lost[0]}; use a complete checkpoint")
+        findings.append(f"{where}: {len(lost)} weights are missing, starting with {lost[0]}; use a complete checkpoint")
     raise_findings(findings)
 
 
@@ -221,5 +221,5 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); use an intact file") from None
     except Exception as error:  # torch raises several types for pickles with other objects
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: rejected, because it contains other objects than tensors ({reason})") from None
+        raise UserError(f"{path}: contains objects other than tensors ({reason}); save it as safetensors") from None
     return loaded

@@ -68,7 +68,7 @@ def import_parts(
         if found[name].shape != tensor.shape:
             raise UserError(
                 f"{where}: {name} has shape {list(found[name].shape)}, but this vision encoder and LLM require "
-                f"{list(tensor.shape)}; use a complete checkpoint"
+                f"{list(tensor.shape)}; use a checkpoint of these models"
             )
     save_part(folder, "connector", found)
 
@@ -170,7 +170,7 @@ def _is_after_layers(name: str) -> bool:
 
 
 def _published(group: str, path: str) -> tuple[str, str]:
-    """Return the name and label of a part with a YAML of ours, otherwise the last component of its path for both."""
+    """Return the name and label of a published part in conf/, or the last component of its path for both."""
     alike = [node for node in _shipped(group) if path and str(node.get("path")).lower() == path.lower()]
     last = Path(path).name or "imported"
     return (alike[0]["name"], alike[0]["label"]) if alike else (last, last)

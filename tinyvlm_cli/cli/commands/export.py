@@ -1,12 +1,13 @@
 """Export a trained run in a format that other software reads."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from tinyvlm_cli.config.commands import Export, ExportFormat
-from tinyvlm_cli.config.schema import Train, from_yaml
+from tinyvlm_cli.config.schema import Train, from_yaml, to_yaml
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.files import new_folder
+from tinyvlm_cli.files import new_folder, write_text
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import find_model
 
@@ -37,7 +38,10 @@ def run(config: Export) -> int:
 
     trained = from_yaml(Train, found.run.folder / "config.yaml")
     source = Source(
-        config=trained,
+        llm=trained.llm,
+        vision=trained.vision,
+        connector=trained.connector,
+        seed=trained.seed,
         stage_dirs=found.stage_dirs,
         image_mode=trained.recipe.stages[found.stage].image_mode,
         dtype=DTYPES[config.precision or trained.engine.precision],
@@ -51,6 +55,7 @@ def run(config: Export) -> int:
         if config.lossy:
             log.warning("lossy=true: has no effect with format=parts, which is lossless")
         with new_folder(output) as draft:
-            write_parts(source, draft, output)
+            llm, vision = write_parts(source, draft, output)
+            write_text(draft / "config.yaml", to_yaml(replace(trained, llm=llm, vision=vision)))
     log.info("exported to %s", output)
     return 0

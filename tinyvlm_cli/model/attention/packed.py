@@ -32,7 +32,7 @@ class Row:
     current: ClassVar["Row | None"] = None  # of the current forward pass, and of its recomputation
 
     def padded(self) -> tuple[Tensor, Tensor]:
-        """Return each token's position in the row, and whether it is real or padding, for padded samples: both [S, L].
+        """Pad the samples. Return each token's position in the row, and whether it is a real token: both [S, L].
 
         The position of a padding token is arbitrary but valid.
         """
@@ -49,7 +49,7 @@ def register() -> str:
 
 
 def set_lengths(lengths: Tensor, device: torch.device) -> Row:
-    """Set the sample lengths for the next forward pass, and return its row.
+    """Set the sample lengths for the next forward pass, and return them as a `Row`.
 
     lengths: [S] number of tokens in each sample, in row order, on the CPU. device: the model's device.
     """
