@@ -18,7 +18,7 @@ ADAPTER_MARK = ".lora_"  # in peft's names of adapter tensors
 
 
 def untrainable(llm: LLM, vision: Vision, connector: dict[str, Any], stages: Mapping[str, Stage]) -> list[str]:
-    """Return an error message for everything that prevents training the model as set in `stages`."""
+    """Return the reasons why the model cannot be trained with the settings in `stages`, as error messages."""
     try:
         model = meta_model(llm, vision, connector)
     except UserError as error:
@@ -100,7 +100,7 @@ def stage_findings(model: VLM, stage: Stage) -> list[str]:
 
 @torch.no_grad()
 def merge_adapters(module: nn.Module, state: dict[str, Tensor], *, scale: float) -> None:
-    """Merge low-rank updates into the weights, computed in fp32 for weights of any dtype.
+    """Merge low-rank updates into the weights. The updates are computed in fp32 for any dtype of the weights.
 
     state: adapter tensors by name. scale: alpha / rank.
     """

@@ -62,7 +62,7 @@ class VisionEncoder(nn.Module):
         return [self.model] if self.second is None else [self.model, self.second]
 
     def first_layer(self, spec: Vision) -> "VisionEncoder":
-        """Return an encoder of the same class and sizes with one layer and random weights. spec: see `__init__`."""
+        """Return an encoder of the same class and sizes with one layer and random weights. spec: its settings."""
         models = [
             type(model)._from_config(cut_config(model.config, 1, spec.path), dtype=model.dtype) for model in self.models
         ]

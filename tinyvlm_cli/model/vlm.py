@@ -95,7 +95,7 @@ class VLM(nn.Module):
 
     @torch.no_grad()
     def check_shapes(self, spec: Vision) -> None:
-        """Run one image through the vision encoder and the connector. Raise UserError if these or the LLM do not fit.
+        """Run one image through vision encoder and connector. Raise UserError if they do not fit each other or the LLM.
 
         This is cheap on the meta device. Only the encoder's first layer is run, because all layers have equal shapes.
         """

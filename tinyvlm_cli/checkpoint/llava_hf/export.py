@@ -138,7 +138,7 @@ def llava_config(model: VLM, encoder: PreTrainedModel, processor: LlavaProcessor
 def llava_state(model: VLM, encoder: PreTrainedModel, *, vocabulary: int) -> dict[str, Tensor]:
     """Return the weights under the names of the first LLaVA checkpoints, which all later versions can read.
 
-    vocabulary: number of rows in the embeddings and head. Added rows are the mean, so their logits are never largest.
+    vocabulary: number of rows in embeddings and head. Added rows are the mean row, whose logit is never the largest.
     """
     layers = two_layers(model.connector)
     assert layers is not None
