@@ -209,11 +209,17 @@ def test_a_module_in_the_working_folder_is_found_under_the_console_script(study:
     assert "TinyLLaVA-base-tiny-tiny-mine-easyvqa" in done.stdout
 
 
-def test_modules_of_a_results_folder_are_not_found(study: Path) -> None:
-    assert "my_connectors" in tinyvlm(study, "plan", *TINY, "results_dir=.").stderr
+def test_modules_of_a_results_folder_are_not_found(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place and Path(place) != study])
+    assert main(["plan", *TINY, "results_dir=."]) == 2
+    assert "my_connectors" in capsys.readouterr().err
     for name in ("runs", "stages"):  # someone's results, whatever `results_dir` is
         (study / name).mkdir()
-    assert "my_connectors" in tinyvlm(study, "plan", *TINY).stderr
+    assert main(["plan", *TINY]) == 2
+    assert "my_connectors" in capsys.readouterr().err
+    assert str(study) not in [*sys.path, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
 
 
 @pytest.mark.e2e

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.core_plugins import basic_sweeper
 
+from tinyvlm_cli.cli import compose
 from tinyvlm_cli.cli.commands import COMMANDS, Command
-from tinyvlm_cli.cli.compose import Outcome
+from tinyvlm_cli.cli.compose import Outcome, prepare_hydra
 from tinyvlm_cli.cli.main import HELP, main
 from tinyvlm_cli.config.build import conf_dir
 
@@ -55,11 +56,14 @@ def test_a_documented_command_line_is_valid(line: str, tmp_path: Path, monkeypat
         ran.append(argument)
         return 0
 
-    def two_cells(*given: Any, **named: Any) -> Any:  # of a grid: the others differ in their values only
-        return [split_arguments(*given, **named)[0][:2]]
+    def two_cells(*given: Any, **named: Any) -> Any:  # of a grid, the first and the last: no word has one value in both
+        jobs = split_arguments(*given, **named)[0]
+        return [jobs[:: max(1, len(jobs) - 1)]]
 
-    split_arguments = BasicSweeper.split_arguments
-    monkeypatch.setattr(BasicSweeper, "split_arguments", staticmethod(two_cells))
+    prepare_hydra()  # Hydra reloads its plugins, so the class that it uses is another one than compose's
+    split_arguments = compose.BasicSweeper.split_arguments
+    for sweeper in (compose.BasicSweeper, basic_sweeper.BasicSweeper):
+        monkeypatch.setattr(sweeper, "split_arguments", staticmethod(two_cells))
     monkeypatch.setattr(Command, "run", run)
     monkeypatch.chdir(tmp_path)
     for group in ("data", "llm"):  # the reader's own
