@@ -239,7 +239,7 @@ def test_a_missing_table_is_named(bench: Any, tmp_path: Path) -> None:
     ("rows", "message"),
     [
         ([row(3), row(3)], "2 questions have the id 3"),
-        ([row(1_000_003)], "row 1000003 rotates row 3"),
+        ([row(1_000_003)], "row 3, which row 1000003 rotates"),
         ([{**row(3), "index": "3.0"}], "row 1: index '3.0'"),
     ],
 )

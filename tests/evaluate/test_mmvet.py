@@ -89,7 +89,7 @@ def test_five_unreadable_replies_are_zero_and_a_sixth_request_is_not_sent(bench:
     with endpoint(script) as server:
         score = bench(judge=server.judge(tmp_path)).score(llava_answers())
     assert (score.value, score.details["unparsable"], score.valid) == (66.7, 1, pytest.approx(2 / 3))
-    assert "cannot be read" in score.notes[0]
+    assert "unreadable" in score.notes[0]
 
 
 def test_an_answer_counts_for_each_of_its_capabilities(bench: Any, tmp_path: Path) -> None:

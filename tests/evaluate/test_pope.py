@@ -93,7 +93,7 @@ def test_labels_of_another_release_are_refused(bench: Any, tmp_path: Path) -> No
 
 def test_answers_beyond_the_questions_are_refused(bench: Any) -> None:
     # Of a longer release: the ids before it are then of other questions, though nothing shows it.
-    with pytest.raises(UserError, match=r"answer 10000003 belongs to no question: .* two releases"):
+    with pytest.raises(UserError, match=r"answer 10000003 belongs to no question, .* another release"):
         bench.score(answers({**ALL_RIGHT, "10000003": "No"}))
 
 
@@ -119,7 +119,7 @@ def test_a_missing_category_is_left_out_and_noted(bench: Any) -> None:
         answers({key: text for key, text in ALL_RIGHT.items() if not key.startswith("2000")}), partial=True
     )
     assert (score.value, score.n) == (100, 5)
-    assert "popular has no answers: the mean is over the others" in score.notes
+    assert "popular has no answers; the mean covers only the other categories" in score.notes
 
 
 def test_a_category_without_labels_is_noted(bench: Any, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""One file per benchmark; none imports torch."""
+"""The benchmarks, one file each, without importing torch."""

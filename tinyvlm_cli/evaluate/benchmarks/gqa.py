@@ -1,7 +1,7 @@
-"""GQA (arXiv 1902.09506): short answers, right when they equal the one true answer.
+"""GQA (arXiv 1902.09506): short answers, correct if they equal the single ground truth.
 
-Answers are converted as by LLaVA (convert_gqa_for_eval.py) and scored as by the official eval.py in the form that
-LLaVA runs on testdev: without consistency, validity and plausibility, whose files are not public.
+Answers are converted as in LLaVA (convert_gqa_for_eval.py) and scored as in the official eval.py. As in LLaVA's
+version for testdev, consistency, validity and plausibility are omitted, because their files are not public.
 """
 
 from collections import Counter, defaultdict
@@ -15,18 +15,18 @@ from tinyvlm_cli.evaluate.sources import first_of, read_json, read_rows
 
 COLUMNS = ("id", "question", "imageId", "answer", "isBalanced", "types", "semantic", "groups")
 TABLES = ("structural", "semantic", "steps", "words")
-NO_STEP = ("exist", "query: name", "choose name")  # operations that the official code does not count as steps
+NO_STEP = ("exist", "query: name", "choose name")  # not counted as steps in the official code
 
 
 class Truth(NamedTuple):
-    """The fields of a question that the official tables need."""
+    """The fields of a question that the official tables use."""
 
     answer: str
     structural: str  # "query" questions are open, the others binary
     semantic: str
     steps: int
     words: int
-    group: str | None  # the distribution is compared within it
+    group: str | None  # group within which answer distributions are compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +34,11 @@ class GQA(Benchmark):
     """The balanced questions of a split."""
 
     questions_file: str  # official, with the answers
-    parquet_images: str  # Hugging Face form: pattern of the images' files
-    unanswered: ClassVar[str] = "the score is over the others (the official eval.py gives none)"
+    parquet_images: str  # glob pattern of the parquet files with the images
+    unanswered: ClassVar[str] = "the score covers only the others (the official eval.py gives no score)"
 
     def files(self) -> list[Path]:
-        """Return the official questions, which hold the answers."""
+        """Return the file of the official questions, which includes the answers."""
         return [first_of(self.folder / "data" / self.questions_file, self.folder / self.questions_file)]
 
     @property
@@ -67,7 +67,7 @@ class GQA(Benchmark):
             yield Item(key=key, truth=truth, text=text, image=image, image_key=name)
 
     def read(self, text: str, item: Item) -> str | None:
-        """Return the answer as LLaVA converts it: without the points at its end, in lower case."""
+        """Return the answer as LLaVA converts it: in lower case, without periods at the end."""
         converted = text.rstrip(".").lower()
         return converted if converted.strip() else None
 
@@ -76,7 +76,7 @@ class GQA(Benchmark):
         points = {result.item.key: float(result.meaning == result.item.truth.answer) for result in results}
         is_open = {result.item.key: result.item.truth.structural == "query" for result in results}
         details: dict[str, Any] = {
-            # 0 of nothing, as in eval.py
+            # 0 if there are none, as in eval.py
             "binary": percent(point for key, point in points.items() if not is_open[key]) or 0.0,
             "open": percent(point for key, point in points.items() if is_open[key]) or 0.0,
             "distribution": _distribution(results),
@@ -88,9 +88,9 @@ class GQA(Benchmark):
 
 
 def _distribution(results: Iterable[Result]) -> float | None:
-    """Return the official distribution; None when no question has a group.
+    """Return the official distribution metric, or None if no question has a group.
 
-    It is the chi-square distance between true and given answers within a group, weighted by the group's size, / 100.
+    It is the mean over groups, weighted by size, of the chi-square distance between true and given answers, / 100.
     """
     truths: dict[str, Counter[str]] = defaultdict(Counter)
     given: dict[str, Counter[str | None]] = defaultdict(Counter)

@@ -1,8 +1,8 @@
 """LLaVA-Bench in the Wild (arXiv 2304.08485): a judge grades the model's answer and GPT-4's answer side by side.
 
-Requests, parsing and rounding follow LLaVA's eval_gpt_review_bench.py and summarize_gpt_review.py. The grading rules
-belong to their authors: they are read from LLaVA's rule.json if that is in the data folder. Otherwise the judge gets
-OWN_RULE, and the score says so. Answers are paired by id; the official script pairs them by line.
+Requests, parsing and rounding follow LLaVA's eval_gpt_review_bench.py and summarize_gpt_review.py. The official grading
+rules cannot be included here; they are read from LLaVA's rule.json if it is in the data folder. Otherwise OWN_RULE is
+used, which the score reports. Answers are matched by id, whereas the official script matches them by line.
 """
 
 import math
@@ -23,10 +23,10 @@ from tinyvlm_cli.statistics.questions import Formula, Tally
 
 QUESTIONS, CONTEXT, REFERENCE = "questions.jsonl", "context.jsonl", "answers_gpt4.jsonl"
 TEMPERATURE, MAX_TOKENS = 0.2, 1024
-ATTEMPTS = 3  # requests for one review until the grades can be read; 1 with judge.official_failures
-FAILED = (-1.0, -1.0)  # the official script averages these for a reply that it cannot read
+ATTEMPTS = 3  # maximum number of requests per review; 1 with judge.official_failures
+FAILED = (-1.0, -1.0)  # grades for an unreadable reply in the official script
 
-# Used when LLaVA's rules are missing. Cached reviews are lost when it changes.
+# Used if LLaVA's rules are missing. Changing it invalidates cached reviews.
 OWN_RULE = {
     "role": "Assistant",
     "prompt": """The context describes an image that both assistants were asked about. Grade each answer from 1 to 10, \
@@ -35,28 +35,28 @@ Write the grade of Assistant 1, a space and the grade of Assistant 2 on the firs
 Explain them from the second line on.""",
 }
 
-Grades = tuple[float, float]  # of the reference and of the model, usually 1..10
+Grades = tuple[float, float]  # of the reference and the model, usually 1..10
 
 
 @dataclass(frozen=True, kw_only=True)
 class LLaVAWild(Graded):
-    """The headline is the model's mean grade relative to GPT-4's.
+    """The headline is the mean grade of the model relative to that of GPT-4.
 
-    An item's truth is a description of the image and GPT-4's answer, which the judge sees next to the model's answer.
+    The ground truth of an item is a pair: a description of the image, and GPT-4's answer as the reference.
     """
 
-    system_message: str  # of each request
+    system_message: str  # in each request
     metric: ClassVar[str] = "relative score"
     formula: ClassVar[Formula] = Formula.ratio
     judge_files: ClassVar[tuple[str, ...]] = ("rule.json",)
     judge_source: ClassVar[str] = "llava/eval/table/rule.json of LLaVA"
 
     def files(self) -> list[Path]:
-        """Return the questions, the descriptions of the images, and GPT-4's answers."""
+        """Return the files of questions, image descriptions, and GPT-4's answers."""
         return [self.folder / name for name in (QUESTIONS, CONTEXT, REFERENCE)]
 
     def items(self) -> Iterator[Item]:
-        """Yield the questions, without a suffix: LLaVA adds none."""
+        """Yield the questions without a suffix, as in LLaVA."""
         if self.parquet_files():
             columns = ("question_id", "question", "category", "image_id", "image", "caption", "gpt_answer")
             found = [tuple(row[column] for column in columns) for row in self.rows(*columns)]
@@ -77,7 +77,7 @@ class LLaVAWild(Graded):
             yield Item(key=str(key), truth=truth, text=text, image=image, image_key=name, category=category)
 
     def grade(self, result: Result, run: int) -> Grade:
-        """Ask the judge until the grades can be read, at most ATTEMPTS times."""
+        """Send the request until the grades can be read, at most ATTEMPTS times."""
         assert self.judge
         rule = self._rules[result.item.category]
         (context, reference), role = result.item.truth, rule["role"]
@@ -96,16 +96,16 @@ class LLaVAWild(Graded):
         return Grade(None, replies)
 
     def summary(self, results: Sequence[Result], grades: list[list[Any]]) -> Score:
-        """Return the mean grade of the model over that of the reference, in percent, averaged over the runs."""
+        """Return the mean grade of the model as a percentage of that of the reference, averaged over runs."""
         failed = FAILED if self.judge and self.judge.official_failures else None
         unreadable = sum(runs.count(None) for runs in grades)
         effect = "count as -1, as in the official script" if failed else "are left out"
-        notes = [f"{unreadable} of {len(results) * self.runs} reviews cannot be read and {effect}"]
+        notes = [f"{unreadable} of {len(results) * self.runs} reviews are unreadable and {effect}"]
         counted = [[pair or failed for pair in runs] for runs in grades]
         by_category = grouped(zip((result.item.category for result in results), counted, strict=True))
         totals, means = _relative(counted)
         known = [total for total in totals if total is not None]
-        details = {
+        details: dict[str, Any] = {
             "all": means["relative"],
             "runs": totals,
             "std": round(pstdev(known), 1) if known else None,
@@ -120,13 +120,11 @@ class LLaVAWild(Graded):
                 reference, model = np.mean(readable, axis=0).tolist()
                 tallies[result.item.key] = Tally(result.item.image_key, "", model, reference)
                 points[result.item.key] = max(0.0, fmean(pair[1] for pair in readable) / 10)
-        return self.scored(
-            means["relative"], results, points, details, tallies=tallies, notes=notes if unreadable else ()
-        )
+        return self.scored(details["all"], results, points, details, tallies=tallies, notes=notes if unreadable else ())
 
     @cached_property
     def _rules(self) -> dict[str, Any]:
-        """The rule of each category, LLaVA's or tinyvlm's. Raises UserError where LLaVA's file lacks one."""
+        """Grading rule per category, LLaVA's or tinyvlm's own. Raises UserError if LLaVA's file lacks a category."""
         categories = sorted({item.category for item in self.known_items.values()})
         path = self.judge_file
         if path is None:
@@ -140,23 +138,23 @@ class LLaVAWild(Graded):
 
 
 def read_grades(text: str) -> Grades | None:
-    """Return the two numbers of the first line; None unless there is exactly one space or comma between them.
+    """Return the two numbers in the first line, or None unless exactly one space or comma separates them.
 
-    Infinite numbers and nan are not accepted; the official script would average them.
+    Unlike in the official script, infinity and NaN are rejected.
     """
     parts = text.split("\n", maxsplit=1)[0].replace(",", " ").split(" ")
     try:
-        reference, model = map(float, parts)  # ValueError too for another number of parts
+        reference, model = map(float, parts)  # also ValueError unless there are two parts
     except ValueError:
         return None
     return (reference, model) if math.isfinite(reference) and math.isfinite(model) else None
 
 
 def _relative(grades: Sequence[Sequence[Grades | None]]) -> tuple[list[float | None], dict[str, float | None]]:
-    """Return the relative score of each run, and means over the runs: relative score, and both grades times ten.
+    """Return the relative score of each run, and the means over runs: relative score, and both grades times ten.
 
-    grades: of each question in each run; None: left out. The relative score of a run is the ratio of its mean grades in
-    percent, not the mean of ratios. It is rounded as in the official script.
+    The relative score is the ratio of mean grades in percent, not the mean of ratios. Rounding is as in the official
+    script. grades: by question and run; None is left out.
     """
     runs: list[tuple[float | None, ...]] = []
     for pairs in zip(*grades, strict=True):

@@ -1,8 +1,8 @@
-"""MMBench (arXiv 2307.06281): a question counts if it is answered correctly under every rotation of its options.
+"""MMBench (arXiv 2307.06281): a question is correct if it is answered correctly under every rotation of its options.
 
-The rotations are rows of the official TSV, with `index` = index of the first row + k * 1,000,000. The prompt follows
-LLaVA-1.5 (llava/eval/model_vqa_mmbench.py), the score VLMEvalKit's evaluator, which is the official one. A judge can
-read the answers that its rule cannot read, with the prompt of its file if that is in the data folder.
+The rotations are rows of the official TSV file, with `index` = index of the first row + k * 1,000,000. The prompt
+follows LLaVA-1.5 (llava/eval/model_vqa_mmbench.py), and the score follows VLMEvalKit, the official evaluator. Answers
+that its rule cannot read can be sent to a judge, with VLMEvalKit's prompt if its file is in the data folder.
 """
 
 import base64
@@ -27,18 +27,18 @@ from tinyvlm_cli.evaluate.sources import python_string
 from tinyvlm_cli.files import replaced
 from tinyvlm_cli.results.records import Answer
 
-ROTATION = 1_000_000  # added to a question's index for each rotation of its options
-MAX_REFERENCE = 64  # characters; a shorter image cell is the index of the row that holds the image
-EMPTY_CELL = "nan"  # VLMEvalKit reads answers from a sheet, where an empty one becomes this text
+ROTATION = 1_000_000  # added to the index of a question for each rotation of its options
+MAX_REFERENCE = 64  # characters; a cell of at most this length is the index of the row with the image
+EMPTY_CELL = "nan"  # VLMEvalKit reads answers from a spreadsheet, which turns empty answers into this text
 ABBREVIATIONS = {
     "coarse_perception": "CP", "finegrained_perception (instance-level)": "FP-S", "logic_reasoning": "LR",
     "finegrained_perception (cross-instance)": "FP-C", "relation_reasoning": "RR", "attribute_reasoning": "AR",
 }  # fmt: skip
-UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")  # what a sheet cannot hold
-ATTEMPTS = 3  # requests about one answer
-MAX_TOKENS = 2048  # of a reply, as in VLMEvalKit's client
+UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")  # not allowed in a spreadsheet
+ATTEMPTS = 3  # maximum number of requests per answer
+MAX_TOKENS = 2048  # per reply, as in VLMEvalKit's client
 
-# Used when VLMEvalKit's file is missing. Cached replies are lost when it changes.
+# Used if VLMEvalKit's file is missing. Changing it invalidates cached replies.
 OWN_PROMPT = """A question with lettered options was answered in free words. Name the option that the answer means.
 Reply with its capital letter alone, or with Z when the answer means none of the options.
 
@@ -49,28 +49,28 @@ Letter: """
 
 
 class Truth(NamedTuple):
-    """A row of the table: a question under one rotation of its options."""
+    """A row of the table: a question with one rotation of its options."""
 
     question: str
     options: dict[str, str]  # letter -> text
     answer: str  # letter; "" in test splits
-    ability: str  # level 2, of six
+    ability: str  # one of six, level 2 of the hierarchy
     split: str
 
 
 class Verdict(NamedTuple):
-    """The outcome of a question."""
+    """The outcome of a question over all of its rows."""
 
-    hit: bool | None  # every rotation is correct; None: wrong, as an answer could not be read
-    replies: list[Reply]  # of the judge
+    hit: bool | None  # whether every row is correct; None: an answer is unreadable, which counts as wrong
+    replies: list[Reply]  # from the judge
 
 
 @dataclass(frozen=True, kw_only=True)
 class MMBench(Judged):
-    """An answer that the rule cannot read is wrong, or goes to the judge."""
+    """Answers that the rule cannot read are sent to the judge, or count as wrong without one."""
 
-    file: str
-    choice_rule: str  # the version of VLMEvalKit whose rule reads the answers
+    file: str  # the official table
+    choice_rule: str  # key of CHOICE_RULES
     metric: ClassVar[str] = "circular accuracy"
     upload_suffix: ClassVar[str] = ".xlsx"
     keeps_unanswered: ClassVar[bool] = True
@@ -80,43 +80,45 @@ class MMBench(Judged):
 
     def __post_init__(self) -> None:
         if str(self.choice_rule) not in CHOICE_RULES:
-            raise UserError(f"benchmark.{self.name}.choice_rule={self.choice_rule}: use {' or '.join(CHOICE_RULES)}")
+            raise UserError(
+                f"benchmark.{self.name}.choice_rule={self.choice_rule}: must be {' or '.join(CHOICE_RULES)}"
+            )
 
     def files(self) -> list[Path]:
-        """Return the table, which holds the images too."""
+        """Return the official table, which includes the images."""
         return [self.folder / self.file]
 
     def asked(self) -> Iterable[Question]:
-        """Return a question for each row, rotations too. Raises UserError for a row without a readable image."""
+        """Return a question for each row. Raises UserError if the image of a row cannot be read."""
         if key := next((key for key, item in self.known_items.items() if item.image is None), None):
-            raise UserError(f"{self.files()[0]}: row {key} has no readable image; get the file again")
+            raise UserError(f"{self.files()[0]}: row {key} has no readable image; download the file again")
         return super().asked()
 
     def items(self) -> Iterator[Item]:
-        """Yield the rows in the order of the table. An image that cannot be decoded is None."""
+        """Yield the rows in table order. Images that cannot be decoded are None."""
         path = self.files()[0]
         if self.parquet_files():
             optional = ("hint", *string.ascii_uppercase, "answer", "category", "l2-category", "L2-category", "split")
             records: Sequence[Mapping[Any, Any]] = list(self.rows("index", "question", "image", optional=optional))
         else:
             try:
-                # Without default NA values: an option "None" or "NA" is text.
+                # The options "None" and "NA" are text, not missing values.
                 table = pd.read_csv(self.need(path), sep="\t", dtype=str, keep_default_na=False)
             except ValueError as error:
-                raise UserError(f"{path}: not a tab-separated table ({error}); get it again") from None
+                raise UserError(f"{path}: not a tab-separated file ({error}); download it again") from None
             if absent := {"index", "question", "A", "B"} - set(table.columns):
-                raise UserError(f"{path}: the columns {sorted(absent)} are missing; get the official file")
+                raise UserError(f"{path}: columns {', '.join(sorted(absent))} are missing; get {self.source}")
             records = table.to_dict("records")
         for number, record in enumerate(records, 1):
             if not str(record["index"]).isdecimal():
-                raise UserError(f"{path}, row {number}: index '{record['index']}' is not a number; get the file again")
+                raise UserError(f"{path}, row {number}: index '{record['index']}' is not a number; download it again")
         cells = {str(int(record["index"])): record.get("image") for record in records}
-        images: dict[str, bytes | None] = {}  # decoded once: many rows share one
+        images: dict[str, bytes | None] = {}  # decoded once, because many rows share an image
         for record in records:
             texts = defaultdict(str, {name: str(value) for name, value in record.items() if value is not None})
             index = int(texts["index"])
             image, image_key = record.get("image"), str(index % ROTATION)
-            if isinstance(image, str):  # base64, or the index of the row that holds it
+            if isinstance(image, str):  # base64, or the index of the row with the image
                 cell = cells.get(image) or "" if len(image) <= MAX_REFERENCE else image
                 image_key = hashlib.sha1(cell.encode()).hexdigest()
                 if image_key not in images:
@@ -128,28 +130,30 @@ class MMBench(Judged):
             options = {name: texts[name] for name in string.ascii_uppercase if texts[name] not in ("", "nan")}
             ability = texts["l2-category"] or texts["L2-category"]
             truth = Truth(texts["question"], options, texts["answer"], ability, texts["split"])
-            letters = takewhile(options.__contains__, string.ascii_uppercase)  # LLaVA stops at the first absent option
+            letters = takewhile(options.__contains__, string.ascii_uppercase)  # LLaVA stops at the first missing option
             hint = [texts["hint"]] if texts["hint"].lower() not in ("", "nan", "none") else []
             lines = [*hint, texts["question"], *(f"{letter}. {options[letter]}" for letter in letters), self.suffix]
             text, category = "\n".join(lines), texts["category"]
             yield Item(key=str(index), truth=truth, text=text, image=image, image_key=image_key, category=category)
 
     def read(self, text: str, item: Item) -> str | None:
-        """Return the letter of the option that the answer means, or Z for a refusal."""
+        """Return the letter of the chosen option, or Z for a refusal."""
         return CHOICE_RULES[str(self.choice_rule)].read(text or EMPTY_CELL, item.truth.options) or None
 
     def check(self, items: Mapping[str, Item], answers: Sequence[Answer]) -> list[str]:
-        """Reject a table that cannot be used for scoring."""
+        """Raise UserError if the table cannot be used for scoring."""
         for key, item in self.known_items.items():
             first = str(int(key) % ROTATION)
             if first not in self.known_items:
-                raise UserError(f"{self.files()[0]}: row {key} rotates row {first}, which is missing; get it again")
+                raise UserError(
+                    f"{self.files()[0]}: row {first}, which row {key} rotates, is missing; get {self.source}"
+                )
             if not item.truth.answer:
-                raise UserError(f"{self.files()[0]}: the table has no answers; only its server can score it")
+                raise UserError(f"{self.files()[0]}: the table has no answers; only the server can score this split")
         return []
 
     def headline(self, results: Sequence[Result]) -> Score:
-        """Return the share of the questions that are correct in every row, in percent."""
+        """Return the percentage of questions that are correct in every row."""
         by_index = sorted(results, key=lambda result: int(result.item.key))
         groups = grouped((int(result.item.key) % ROTATION, result) for result in by_index)
         if self.judge is None:
@@ -162,13 +166,13 @@ class MMBench(Judged):
         own_prompt = bool(judged) and bool(self.wanted())
         notes = []
         if undecided := sum(verdict.hit is None for verdict in verdicts.values()):
-            reader = "the judge could not read either" if self.judge else "the rule cannot read"
-            reason = "VLMEvalKit draws an option at random" if self.judge else "no judge is set"
-            notes.append(f"{undecided} questions have an answer that {reader} and count as wrong: {reason}")
+            with_judge = "the judge cannot read (VLMEvalKit would choose an option at random)"
+            reason = with_judge if self.judge else "the rule cannot read, and no judge is set"
+            notes.append(f"{undecided} questions count as wrong, because they have an answer that {reason}")
         if own_prompt:
             notes.append(f"some answers were judged with tinyvlm's own prompt: {self.wanted()[0]}")
         if pending and self.judge:
-            notes.append(f"{pending} questions wait for the judge ({self.judge.failure_reason}); run again")
+            notes.append(f"{pending} questions are not graded yet ({self.judge.failure_reason}); run the command again")
         firsts = [group[0] for group in groups.values()]
         details: dict[str, Any] = {
             "choice_rule": str(self.choice_rule),
@@ -190,7 +194,7 @@ class MMBench(Judged):
         return replace(score, n=len(groups), judge=judge, pending=pending)
 
     def export(self, answers: Sequence[Answer], path: Path) -> None:
-        """Write the sheet that the test server takes: every row, rotations too."""
+        """Write the spreadsheet for the evaluation server, with all rows."""
         given = dict(self.pair(self.known_items, answers)[0])
         letters = sorted({*"ABCD", *(letter for item in self.known_items.values() for letter in item.truth.options)})
         rows: list[dict[str, Any]] = []
@@ -206,15 +210,15 @@ class MMBench(Judged):
             with replaced(path) as draft, draft.open("wb") as file, pd.ExcelWriter(file, engine="openpyxl") as writer:
                 table.to_excel(writer, index=False)
                 for cell in (cell for row in writer.book.active.iter_rows() for cell in row):
-                    if cell.data_type == "f":  # an answer that begins with "=" is text, not a formula
+                    if cell.data_type == "f":  # an answer that starts with "=" is text, not a formula
                         cell.data_type = "s"
         except ImportError:
-            raise UserError(f"{path}: writing a sheet needs the package openpyxl; `pip install openpyxl`") from None
+            raise UserError(f"{path}: writing it requires the package openpyxl; run `pip install openpyxl`") from None
 
     def _verdict(self, group: Sequence[Result]) -> Verdict:
-        """Return the outcome of a question's rows. Raises NoReplyError.
+        """Return the outcome of a question from its rows. Raises NoReplyError.
 
-        A wrong answer among those that the rule reads settles it. Otherwise the judge is asked about the answers that
+        The question is wrong if the rule reads a wrong answer in any row. Otherwise the judge reads the answers that
         the rule cannot read, in order, until one is wrong.
         """
         if any(row.answer is None or row.meaning not in (None, row.item.truth.answer) for row in group):
@@ -224,12 +228,9 @@ class MMBench(Judged):
             letter = row.meaning
             if letter is None and self.judge:
                 truth = row.item.truth
-                lines = [
-                    "There are several options: ",
-                    *(f"{name}. {text}" for name, text in truth.options.items()),
-                    "",
-                ]
-                prompt = self._judge_prompt.format(truth.question, "\n".join(lines), row.text or EMPTY_CELL)
+                options = "".join(f"{name}. {text}\n" for name, text in truth.options.items())
+                parts = (truth.question, f"There are several options: \n{options}", row.text or EMPTY_CELL)
+                prompt = self._judge_prompt.format(*parts)
                 request = Request((("user", prompt),), temperature=0.0, max_tokens=MAX_TOKENS)
                 for attempt in range(ATTEMPTS):
                     replies.append(self.judge.reply(request, str(attempt)))
@@ -241,16 +242,16 @@ class MMBench(Judged):
 
     @cached_property
     def _judge_prompt(self) -> str:
-        """VLMEvalKit's prompt, or tinyvlm's, with places for question, options and answer."""
+        """VLMEvalKit's prompt, or tinyvlm's own, with placeholders for question, options and answer."""
         path = self.judge_file
         template = python_string(path, "tmpl", inside="build_prompt") if path else OWN_PROMPT
         if template.count("{}") != OWN_PROMPT.count("{}"):
-            raise UserError(f"{path}: the prompt lacks question, options or answer; get the file of 2024")
+            raise UserError(f"{path}: expected a prompt with 3 placeholders; download the version of 2024")
         return template
 
 
 def _table(hits: Sequence[tuple[Item, bool]]) -> dict[str, Any]:
-    """Return the accuracy in percent: of all questions, of the six abilities, and of the leaf abilities.
+    """Return the accuracy in percent: overall, per level-2 ability, and per leaf ability.
 
     hits: the first row of each question, and whether all of its rows are correct.
     """

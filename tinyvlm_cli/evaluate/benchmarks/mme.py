@@ -1,7 +1,7 @@
-"""MME (arXiv 2306.13394): two yes-or-no questions on each image, one true and one false.
+"""MME (arXiv 2306.13394): two yes-or-no questions per image, one with the answer yes and one with no.
 
-Answers are found as by LLaVA's convert_answer_to_mme.py and scored as by MME's calculation.py. That tool takes lines
-two by two, so an answer more or less shifts all later pairs; here a pair is what is asked about one image.
+Answers are matched as in LLaVA's convert_answer_to_mme.py and scored as in MME's calculation.py. That tool pairs
+consecutive lines, so a missing or extra answer shifts all later pairs. Here, questions are paired by image.
 """
 
 from collections import Counter
@@ -20,36 +20,36 @@ PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"
 )  # fmt: skip
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
-REQUEST = "Please answer yes or no."  # ends the official questions; LLaVA's suffix replaces it
-QUESTIONS_FOLDER, IMAGES_FOLDER = "questions_answers_YN", "images"  # in five subtasks; the others are flat
+REQUEST = "Please answer yes or no."  # at the end of official questions; replaced with LLaVA's suffix
+QUESTIONS_FOLDER, IMAGES_FOLDER = "questions_answers_YN", "images"  # in five subtasks; the others have no subfolders
 
 
 @dataclass(frozen=True, kw_only=True)
 class MME(Benchmark):
-    """The headline is the total of the perception subtasks, each 100 x (accuracy + share of images with both right).
+    """The headline is the total over perception subtasks of 100 x (accuracy + share of images with both correct).
 
-    An item's category is its subtask, its truth "yes" or "no", and its image key LLaVA's id of both questions on the
-    image: "artwork/images/31.jpg".
+    The category of an item is its subtask, its truth is "yes" or "no", and its image key is the id that LLaVA uses for
+    both questions about the image, such as "artwork/images/31.jpg".
     """
 
-    release: str  # official folder with one folder for each subtask
+    release: str  # official folder, with one subfolder per subtask
     metric: ClassVar[str] = "perception"
     formula: ClassVar[Formula] = Formula.pairs
     keeps_unanswered: ClassVar[bool] = True
-    unanswered: ClassVar[str] = "wrong where the other question on the image has an answer, else the image is left out"
+    unanswered: ClassVar[str] = "they are wrong, but images without any answer are left out"
 
     def files(self) -> list[Path]:
-        """Return a subtask's folder: single ones may be absent, and the score says so."""
+        """Return the folder of a subtask. Other subtasks may be missing, which the score reports."""
         folders = [self.image_dir / subtask for subtask in (*PERCEPTION, *COGNITION)]
         return [first_of(*folders, self.image_dir)]
 
     @property
     def image_dir(self) -> Path:
-        """The folder of the release, which holds the images too."""
+        """Folder of the release, which includes the images."""
         return self.folder / self.release
 
     def items(self) -> Collection[Item]:
-        """Return every question of the subtasks that are present, image by image."""
+        """Return the questions of the subtasks that are present, grouped by image."""
         columns = ("category", "question_id", "image", "question", "answer")
         rows = [tuple(row[column] for column in columns) for row in self.rows(*columns)]
         for subtask in (*PERCEPTION, *COGNITION):
@@ -65,7 +65,7 @@ class MME(Benchmark):
         return items.values()
 
     def read(self, text: str, item: Item) -> str | None:
-        """Return "yes" or "no", whichever is within the first four characters."""
+        """Return "yes" or "no" if it occurs in the first four characters. "yes" takes precedence."""
         start = text.lower()[:4]
         return next((word for word in ("yes", "no") if word in start), None)
 
@@ -81,7 +81,9 @@ class MME(Benchmark):
             totals[kind] = sum(scores) if scores else None
             absent = [name for name in names if name not in subtasks]
             if absent and len(results) == len(self.known_items):
-                notes.append(f"{', '.join(absent)}: no questions or no answers; the {kind} total is over the others")
+                notes.append(
+                    f"{', '.join(absent)}: no questions or no answers; the {kind} total covers only the other subtasks"
+                )
         headline = [result for result in counted if result.item.category in PERCEPTION]
         points = {result.item.key: float(result.meaning == result.item.truth) for result in headline}
         tallies = {r.item.key: Tally(r.item.image_key, r.item.category, points[r.item.key]) for r in headline}
@@ -89,24 +91,22 @@ class MME(Benchmark):
         return self.scored(totals["perception"], headline, points, details, tallies=tallies, notes=notes)
 
     def key_of(self, answer: Answer) -> str:
-        """Return image and question: both questions of an image have its name as their id.
+        """Return image and question, because both questions about an image have the same id.
 
-        Like LLaVA's converter it takes the name up to its first point; of the prompt what the releases share.
+        As in LLaVA's converter, the image name ends at its first period. The prompt is reduced to the question.
         """
         if answer.key:
             return answer.key
         image_id = answer.question_id
         if "/" not in image_id:
-            raise UserError(f"{self.name}: question_id '{image_id}' names no image; it is like count/000000006040.jpg")
+            raise UserError(f"{self.name}: expected a question_id like count/0006040.jpg, found '{image_id}'")
         if not answer.prompt:
-            raise UserError(
-                f"{self.name}: an answer to {image_id} has no prompt, so its question is unknown; add the prompt"
-            )
+            raise UserError(f"{self.name}: an answer to {image_id} has no prompt; add it to identify the question")
         subtask, *_, name = image_id.split("/")
         return f"{subtask}/{name.partition('.')[0]}: {self._bare(answer.prompt)}"
 
     def check(self, items: Mapping[str, Item], answers: Sequence[Answer]) -> list[str]:
-        """Return notes on where the official tool would stop or mix images up."""
+        """Return notes on answers that the official tool would mix up or fail on."""
         if len(items) < len(self.known_items):
             return []
         given = grouped((answer.question_id.split("/")[0], answer.question_id) for answer in answers)
@@ -114,9 +114,9 @@ class MME(Benchmark):
         broken = sum(any(mark in answer.text for mark in "\t\n\r") for answer in answers)
         notes = []
         if mixed:
-            notes.append(f"answers of {', '.join(mixed)} are not in pairs; the official tool would mix images up")
+            notes.append(f"answers of {', '.join(mixed)} are not in pairs; the official tool would mix up images")
         if broken:
-            notes.append(f"{broken} answers hold a tab or a line break, at which the official tool stops")
+            notes.append(f"{broken} answers contain a tab or line break, which makes the official tool fail")
         return notes
 
     def _bare(self, question: str) -> str:
@@ -131,23 +131,23 @@ class MME(Benchmark):
         for path in sorted(texts.glob("[!.]*.txt")):
             stem = path.name.partition(".")[0]
             if (other := by_stem.setdefault(stem, path)) != path:
-                raise UserError(f"{path}, {other.name}: one name up to the first point; rename one of them")
+                raise UserError(f"{path}, {other.name}: the names are equal up to the first period; rename one of them")
             lines = path.read_bytes().decode("utf-8-sig", errors="replace").split("\n")
             rows = [line.strip().split("\t") for line in lines if line.strip()]
             if [len(row) for row in rows] != [2, 2] or any(row[1].strip().lower() not in ("yes", "no") for row in rows):
-                raise UserError(f"{path}: not two lines of a question, a tab, Yes or No; get {self.source}")
+                raise UserError(f"{path}: expected two lines with a question, a tab, and Yes or No; get {self.source}")
             image = images / names.get(stem, f"{path.stem}.jpg")
             for question, answer in rows:
                 yield folder.name, image.relative_to(self.image_dir).as_posix(), image, question.strip(), answer
 
 
 def _figures(results: Sequence[Result]) -> dict[str, Any]:
-    """Return the official figures of a subtask; precision and recall of yes are over the answers that can be read."""
-    hits: Counter[str] = Counter()  # of each image; an unreadable answer is wrong
+    """Return the official metrics of a subtask. Precision and recall of "yes" cover only readable answers."""
+    hits: Counter[str] = Counter()  # correct answers per image; an unreadable answer is wrong
     for result in results:
         hits[result.item.image_key] += result.meaning == result.item.truth
     accuracy = hits.total() / len(results)
-    # Two, not all: an image of which `limit=` left one question is not won.
+    # Exactly two, so that images with a single question because of `limit=` do not count.
     both = list(hits.values()).count(2) / len(hits)
     counts = Counter((result.meaning, result.item.truth) for result in results)
     yes = counts["yes", "yes"]

@@ -1,7 +1,7 @@
-"""MM-Vet (arXiv 2308.02490): open answers, which a judge grades from 0 to 1 against a ground truth.
+"""MM-Vet (arXiv 2308.02490): open-ended answers, which a judge grades from 0 to 1 against a ground truth.
 
-Requests, retries and tables follow mm-vet_evaluator.py. The grading prompt belongs to its authors: it is read from
-their file if that is in the data folder. Otherwise the judge gets OWN_PROMPT, and the score says so.
+Requests, retries and tables follow mm-vet_evaluator.py. The official grading prompt cannot be included here; it is read
+from that file if it is in the data folder. Otherwise OWN_PROMPT is used, which the score reports.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,12 +19,12 @@ from tinyvlm_cli.results.records import Answer
 
 DATA_FILE = "mm-vet.json"
 MAX_TOKENS = 3
-# Of the first request and of those after an unreadable reply. The evaluator sends a sixth request, at 2.0, and then
-# sets the grade to 0 without looking at the reply, so that request is left out.
+# Of the first request and of the retries after unreadable replies. The evaluator sends a sixth request at 2.0, but
+# ignores its reply and sets the grade to 0, so that request is omitted.
 TEMPERATURES = (0.0, 0.0, 0.5, 1.0, 1.5)
-RETRY = "\nPredict the correctness of the answer (digit): "  # added to the prompt after an unreadable reply
+RETRY = "\nPredict the correctness of the answer (digit): "  # appended to the prompt after an unreadable reply
 
-# Used when the evaluator's file is missing. Cached grades are lost when it changes.
+# Used if the evaluator's file is missing. Changing it invalidates cached grades.
 OWN_PROMPT = """Grade how well a prediction agrees with the ground truth, from 0.0 (not at all) to 1.0 (fully) by 0.1.
 Parts of the ground truth joined by <AND> are all needed; of parts joined by <OR> one is enough.
 The last row lacks its grade: reply with that number alone.
@@ -39,7 +39,7 @@ What colour is the car? | red <OR> crimson | It is a blue car. | 0.0
 
 @dataclass(frozen=True, kw_only=True)
 class MMVet(Graded):
-    """A question counts for each capability that it needs. An item's truth is the answer and these, sorted by name."""
+    """A question counts for each capability that it requires. An item's truth is its answer and these, sorted."""
 
     metric: ClassVar[str] = "GPT-4 score"
     waiting_is_unreadable: ClassVar[bool] = True
@@ -50,13 +50,13 @@ class MMVet(Graded):
         return [self.folder / DATA_FILE]
 
     def key_of(self, answer: Answer) -> str:
-        """Return the official id. LLaVA's answers files have only the number in it."""
+        """Return the official id. LLaVA's answers files contain only its number."""
         number = answer.question_id.removeprefix("v1_")
         return answer.key or f"v1_{number}"
 
     def items(self) -> Iterator[Item]:
-        """Yield the questions, without a suffix: MM-Vet adds none."""
-        found: list[tuple[str, Record, Iterable[str], Image]]  # id, record, capabilities, image
+        """Yield the questions without a suffix, as in MM-Vet."""
+        found: list[tuple[str, Record, Iterable[str], Image]]  # (id, record, capabilities, image)
         if self.parquet_files():
             rows = self.rows("question_id", "question", "answer", "capability", "image")
             found = [(row["question_id"], row, row["capability"].split(","), row["image"]) for row in rows]
@@ -76,7 +76,7 @@ class MMVet(Graded):
             )
 
     def grade(self, result: Result, run: int) -> Grade:
-        """Ask the judge until a reply can be read, at most once for each of TEMPERATURES."""
+        """Send the request until a reply can be read, at most once per element of TEMPERATURES."""
         assert self.judge
         truth = result.item.truth[0].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
         question = self._prompt + "\n" + " | ".join([result.item.text, truth, result.text, ""])
@@ -89,9 +89,9 @@ class MMVet(Graded):
         return Grade(value, [reply])
 
     def summary(self, results: Sequence[Result], grades: list[list[Any]]) -> Score:
-        """Return the mean grade in percent. The details have the mean of each capability and each set of them."""
+        """Return the mean grade in percent, with the means per capability and per combination in the details."""
         unreadable = sum(runs.count(None) for runs in grades)
-        notes = [f"{unreadable} of {len(results) * self.runs} grades cannot be read and are 0, as in the official code"]
+        notes = [f"{unreadable} of {len(results) * self.runs} grades are unreadable and count as 0, as in MM-Vet"]
         values = [np.array([value or 0.0 for value in runs]) for runs in grades]
         points = {result.item.key: float(np.mean(runs)) for result, runs in zip(results, values, strict=True)}
         pairs = [(result.item.truth[1], runs) for result, runs in zip(results, values, strict=True)]
@@ -100,8 +100,8 @@ class MMVet(Graded):
             "integrations": grouped(("_".join(names), runs) for names, runs in pairs),
         }
 
-        def percent(rows: Sequence[Any]) -> Any:  # of each run
-            return sum(rows) / len(rows) * 100  # summed as in the evaluator, so that the last digit rounds alike
+        def percent(rows: Sequence[Any]) -> Any:  # per run
+            return sum(rows) / len(rows) * 100  # sequential sum as in the evaluator, for identical rounding
 
         totals = percent(values)
         details = {
@@ -115,12 +115,12 @@ class MMVet(Graded):
 
     @cached_property
     def _prompt(self) -> str:
-        """The evaluator's grading prompt, or tinyvlm's."""
+        """The evaluator's grading prompt, or tinyvlm's own."""
         return python_string(self.judge_file, "prompt") if self.judge_file else OWN_PROMPT
 
 
 def read_grade(text: str) -> float | None:
-    """Return the number before the first space if it is in 0..1, else None."""
+    """Return the number before the first space if it is between 0 and 1, else None."""
     try:
         value = float(text.split(" ", maxsplit=1)[0].strip())
     except ValueError:

@@ -1,7 +1,7 @@
-"""ScienceQA (arXiv 2209.09513): multiple choice; the papers report the questions with an image.
+"""ScienceQA (arXiv 2209.09513): multiple choice; the papers report accuracy on questions with an image.
 
-All questions of the split are asked, those without image as text. Answers are read and counted as by LLaVA's
-eval_science_qa.py, the further tables are those of the ScienceQA repository's evaluate_acc.py.
+All questions of the split are asked, including those without an image. Answers are read and scored as in LLaVA's
+eval_science_qa.py; the additional tables follow evaluate_acc.py of the ScienceQA repository.
 """
 
 import re
@@ -16,7 +16,7 @@ from tinyvlm_cli.evaluate.sources import StoredImage, read_json
 IMAGE_MARK = "<image>"
 LETTERS = "ABCDE"
 FIRST_LETTER = re.compile(r"\A([A-E])(?:\. |\Z)")
-# The point is a wildcard: "The answer is B" at the very end is not found, "The answer is Blue" gives B.
+# The period is a wildcard: "The answer is B" at the end of the text is not found, "The answer is Blue" gives B.
 THE_ANSWER_IS = re.compile(r"The answer is ([A-Z]).")
 TABLES = (
     "natural science", "social science", "language science", "text context", "image context", "no context",
@@ -26,12 +26,12 @@ GRADES = {f"grade{number}": TABLES[-2] if number <= 6 else TABLES[-1] for number
 
 
 class Truth(NamedTuple):
-    """The right choice, and what the official tables are made of."""
+    """The correct choice, and the fields that the official tables use."""
 
-    answer: int  # index of the right choice
+    answer: int  # index of the correct choice
     num_choices: int
     has_image: bool
-    tables: tuple[str | None, ...]  # of TABLES: those that count the question
+    tables: tuple[str | None, ...]  # elements of TABLES that include the question
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +39,17 @@ class ScienceQA(Benchmark):
     """The headline is the accuracy on questions with an image."""
 
     problems_file: str  # official
-    splits_file: str  # official: ids by split
-    image_name: str  # a format of the question's id
+    splits_file: str  # official; ids by split
+    image_name: str  # a format string for the question id
     metric: ClassVar[str] = "IMG accuracy"
     keeps_unanswered: ClassVar[bool] = True
-    unanswered: ClassVar[str] = "wrong in the accuracy over all, left out of the accuracy on images"
+    unanswered: ClassVar[str] = "they are wrong in the overall accuracy, but left out of IMG accuracy"
 
     def files(self) -> list[Path]:
         return [self.folder / self.problems_file, self.folder / self.splits_file]
 
     def asked(self) -> Iterator[Question]:
-        """Yield LLaVA's questions, or the official ones made like them; the option suffix comes after either."""
+        """Yield LLaVA's questions, or the official ones in the same form, and append the suffix to both."""
         path = self.folder / self.llava_file
         if path.exists():
             asked = []
@@ -64,11 +64,11 @@ class ScienceQA(Benchmark):
             yield Question(key, key, prompt, image, image_key, "image" if image else "text")
 
     def items(self) -> Iterator[Item]:
-        """Yield the problems of the split, with the text of LLaVA's file: hint, question, lettered choices."""
+        """Yield the problems of the split, with the text as in LLaVA's file: hint, question, lettered choices."""
         if self.parquet_files():
             columns = ("question", "choices", "answer", "image")
             rows = enumerate(self.rows(*columns, optional=("hint", "subject", "grade")))
-            # There are no official ids. Ids of our own keep anybody from pairing them by mistake.
+            # These files have no official ids. Different ids prevent accidental matching.
             records = {f"{self.split}-{number}": row for number, row in rows}
         else:
             problems, splits = (read_json(self.need(path)) for path in self.files())
@@ -85,20 +85,20 @@ class ScienceQA(Benchmark):
             yield Item(key=key, truth=truth, text=text, image=image, image_key=key if image else "")
 
     def read(self, text: str, item: Item) -> int | None:
-        """Return the index of the choice, after LLaVA's rule."""
+        """Return the index of the choice under LLaVA's rule."""
         letters = FIRST_LETTER.findall(text) or THE_ANSWER_IS.findall(text)
         choices = LETTERS[: item.truth.num_choices]
         return choices.index(letters[0]) if len(letters) == 1 and letters[0] in choices else None
 
     def headline(self, results: Sequence[Result]) -> Score:
-        """Return the accuracy in percent on the answered questions whose prompt has an image mark."""
+        """Return the accuracy in percent on the answered questions whose prompt has an image token."""
         hits = {result.item.key: float(result.meaning == result.item.truth.answer) for result in results}
         shown = [result for result in results if result.answer and IMAGE_MARK in result.answer.prompt]
         notes = []
         if not shown:  # the official script divides by zero
             shown = [result for result in results if result.answer and result.item.truth.has_image]
-            if not any(result.answer and result.answer.key for result in results):  # our answers never have the mark
-                notes.append(f"no prompt contains {IMAGE_MARK}: image questions are those of {self.problems_file}")
+            if not any(result.answer and result.answer.key for result in results):  # our prompts have none
+                notes.append(f"no prompt contains {IMAGE_MARK}; image questions are taken from {self.problems_file}")
         tables = {}
         for name in TABLES:
             chosen = [hits[result.item.key] for result in results if name in result.item.truth.tables]

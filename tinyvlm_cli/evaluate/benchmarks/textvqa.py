@@ -1,8 +1,8 @@
-"""TextVQA (arXiv 1904.08920): short answers about text in images, each compared with those of ten people.
+"""TextVQA (arXiv 1904.08920): short answers about text in images, compared with those of ten annotators.
 
-Scored as by LLaVA's eval_textvqa.py with mmf's m4c evaluator. Question ids repeat in LLaVA's files, so an answer is
-paired by its image and the question within its prompt. The prompt names OCR tokens: without them scores fall by
-about twelve points, so LLaVA's question file is needed to ask, though not to score.
+The score follows LLaVA's eval_textvqa.py with mmf's m4c evaluator. Question ids are not unique in LLaVA's files, so
+answers are matched by image and by the question in the prompt. Asking requires LLaVA's question file, because scores
+drop by about twelve points without its OCR tokens.
 """
 
 import re
@@ -17,7 +17,7 @@ from tinyvlm_cli.evaluate.reading import leave_one_out, m4c_words
 from tinyvlm_cli.evaluate.sources import read_json
 from tinyvlm_cli.results.records import Answer
 
-PEOPLE = 10  # the official evaluator takes no other number
+PEOPLE = 10  # required by the official evaluator
 OCR_LINE = "Reference OCR token: "
 OLD_OCR_LINE = "OCR tokens: "
 OLD_QUESTION = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
@@ -30,24 +30,24 @@ class TextVQA(Benchmark):
     annotations_file: str  # official
     each_answer_counts: ClassVar[bool] = True  # as in the official script
     keeps_unanswered: ClassVar[bool] = True
-    unanswered: ClassVar[str] = "the score is over the others, as in the official script"
+    unanswered: ClassVar[str] = "the score covers only the others, as in the official script"
 
     def files(self) -> list[Path]:
-        """Return LLaVA's file, for asking, and the official one, for scoring."""
+        """Return LLaVA's file, which asking requires, and the official one, which scoring requires."""
         return [self.folder / self.llava_file, self.folder / self.annotations_file]
 
     def asked(self) -> list[Question]:
-        """Return LLaVA's questions, each with its line of OCR tokens, or the Hugging Face form's."""
+        """Return LLaVA's questions with their OCR tokens, or those of the parquet files."""
         if not self.parquet_files():
             self.need(self.folder / self.llava_file)
         questions = list(super().asked())
         if bad := [question.question_id for question in questions if question_of(question.text) is None]:
             path = self.folder / self.llava_file
-            raise UserError(f"{path}: the prompt of {bad[0]} is not in LLaVA's form; get {self.source}")
+            raise UserError(f"{path}: the prompt of {bad[0]} has an unknown format; get {self.source}")
         return questions
 
     def items(self) -> Collection[Item]:
-        """Return the questions with their ten answers, normalised; those of the official file have no OCR tokens."""
+        """Return the questions with ten normalised answers. Only those of the parquet files have OCR tokens."""
         if parquet := self.parquet_files():
             records = list(self.rows("image_id", "question", "answers", "ocr_tokens", "image"))
         else:
@@ -68,19 +68,19 @@ class TextVQA(Benchmark):
         return m4c_words(text) or None
 
     def headline(self, results: Sequence[Result]) -> Score:
-        """Return the mean accuracy in percent over the answers given; a repeated one counts again."""
+        """Return the mean accuracy in percent over all answers, including repeated ones."""
         given = [result for result in results if result.answer]
         scores = [(result.item.key, leave_one_out(result.meaning or "", result.item.truth)) for result in given]
         details = {"questions": len({result.item.key for result in results}), "answered": len(dict(scores))}
         return self.scored(percent(score for _, score in scores), given, dict(scores), details)
 
     def key_of(self, answer: Answer) -> str:
-        """Return image and question: the two or more questions on an image share its id."""
+        """Return image and question, because all questions about an image have the same id."""
         return answer.key or f"{answer.question_id}: {question_of(answer.prompt) or ''}"
 
 
 def question_of(prompt: str) -> str | None:
-    """Return the question within a prompt, lower-cased; None when the prompt has none of the forms that LLaVA knows."""
+    """Return the question in a prompt, in lower case, or None if LLaVA's script cannot parse the prompt."""
     lines = prompt.split("\n")
     if prompt.startswith(OLD_OCR_LINE):
         found = OLD_QUESTION.search(prompt)

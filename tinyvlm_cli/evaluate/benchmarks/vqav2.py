@@ -1,8 +1,8 @@
-"""VQAv2 (arXiv 1612.00837): short answers, each compared with those of ten people.
+"""VQAv2 (arXiv 1612.00837): short answers, compared with those of ten annotators.
 
-The papers' numbers come from the test server, which gets LLaVA's conversion of the answers: `value` is the server's
-rule on converted answers, `details.raw_accuracy` the same rule on the answers as they are. They differ where all ten
-people agree, because the rule then compares letter by letter.
+The papers report scores from the evaluation server, to which answers are uploaded after LLaVA's conversion. `value` is
+the server's rule on converted answers, `details.raw_accuracy` the same rule on unchanged answers. They differ if all
+ten annotators agree, because the rule then requires an exact match.
 """
 
 import json
@@ -19,33 +19,33 @@ from tinyvlm_cli.results.records import Answer
 
 
 class Truth(NamedTuple):
-    """A question's annotation."""
+    """The annotation of a question."""
 
-    question_type: str  # how it begins: "what color is"
+    question_type: str  # its first words, such as "what color is"
     answer_type: str  # yes/no, number, other
     answers: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class VQAv2(Benchmark):
-    """The splits with public answers are scored here; the others are exported for the server."""
+    """Splits with public answers are scored locally; the others are exported for the evaluation server."""
 
-    questions_file: str  # official, read when LLaVA's is absent
+    questions_file: str  # official, used if LLaVA's is missing
     annotations_file: str
-    image_name: str  # for official questions: a format of image_id
-    upload_file: str  # LLaVA's questions of all of test2015: the server wants an answer to each
-    official_upload_file: str  # the same from the official release
+    image_name: str  # for official questions; a format string for image_id
+    upload_file: str  # LLaVA's questions for test2015; the server requires an answer to each
+    official_upload_file: str  # the same in the official release
     upload_suffix: ClassVar[str] = ".json"
     keeps_unanswered: ClassVar[bool] = True
-    unanswered: ClassVar[str] = "taken as ''"
+    unanswered: ClassVar[str] = "they count as empty answers"
 
     def files(self) -> list[Path]:
-        """Return the questions, and the annotations or what the server wants an answer to."""
+        """Return the question file, and the annotations or the questions for the server."""
         questions = first_of(self.folder / self.llava_file, self.folder / self.questions_file)
         return [questions, self._upload_path if self.server else self.folder / self.annotations_file]
 
     def asked(self) -> Iterator[Question]:
-        """Yield LLaVA's questions, or the official ones made like them."""
+        """Yield LLaVA's questions, or the official ones in the same form."""
         if self.parquet_files():
             records: Iterable[Record] = self.rows("question_id", "image_id", "question", "image")
         elif self.need(self.files()[0]).name == self.llava_file:
@@ -59,12 +59,12 @@ class VQAv2(Benchmark):
             yield Question(key, key, f"{record['question']}\n{self.suffix}", image, name)
 
     def items(self) -> Collection[Item]:
-        """Return the annotated questions, without their texts. If one is repeated, its last annotation counts."""
+        """Return the annotated questions without their texts. The last annotation of a repeated question counts."""
         if self.parquet_files():
             records: Iterable[Record] = self.rows("question_id", "image_id", "question_type", "answer_type", "answers")
         else:
             path = self.need(self.folder / self.annotations_file)
-            # Keep only the text of each person's answer: two million dictionaries would not fit into 2 GB.
+            # Keep only the text of each annotator's answer: two million dictionaries would need more than 2 GB.
             content = read_json(
                 path, lambda f: f["answer"] if "answer" in f and "answers" not in f else Record(path, f)
             )
@@ -82,7 +82,7 @@ class VQAv2(Benchmark):
         return m4c_words(text) or None
 
     def headline(self, results: Sequence[Result]) -> Score:
-        """Return the accuracy in percent, rounded as the official code does."""
+        """Return the accuracy in percent, rounded as in the official code."""
         raw, converted = {}, {}
         for result in results:
             both = vqa_accuracies([result.text, result.meaning or ""], result.item.truth.answers)
@@ -100,7 +100,7 @@ class VQAv2(Benchmark):
         return self.scored(total["accuracy"], results, converted, details)
 
     def export(self, answers: Sequence[Answer], path: Path) -> None:
-        """Write the array that the server takes, with every question of test2015 in order, answered or not."""
+        """Write the JSON array for the server, with all questions of test2015 in order, answered or not."""
         asked = self.need(self._upload_path)
         records = read_lines(asked) if asked.name == self.upload_file else read_json(asked)["questions"]
         ids = [record["question_id"] for record in records]
