@@ -127,7 +127,7 @@ def test_questions_that_differ_in_spaces_are_two(bench: Any, tmp_path: Path) -> 
 
 
 def test_an_id_that_names_no_image_is_refused(bench: Any) -> None:
-    with pytest.raises(UserError, match="question_id .* found '5'"):
+    with pytest.raises(UserError, match=r"question_id .* found '5'"):
         bench.score([Answer("5", "Is it so?", "Yes")])
 
 
