@@ -160,7 +160,7 @@ def test_a_dead_endpoint_is_pending(tmp_path: Path) -> None:
         pass
     judge = server.judge(tmp_path)
     assert judge.grade_all(range(40), lambda number: judge.reply(ask(str(number)))) == [None] * 40
-    assert "does not answer" in judge.failure_reason
+    assert "does not respond" in judge.failure_reason
 
 
 def test_an_endpoint_that_always_fails_is_given_up(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_page_that_is_no_chat_completion_is_pending(tmp_path: Path, page: dict
     with endpoint(lambda _: (200, page)) as server:
         judge = server.judge(tmp_path)
         assert judge.grade_all([QUESTION], judge.reply) == [None]
-    assert "no chat completion" in judge.failure_reason
+    assert "not send a chat completion" in judge.failure_reason
     assert not list(tmp_path.rglob("*.jsonl"))
 
 

@@ -1,3 +1,3 @@
-"""Benchmarks: their questions, a model's answers to them, and the official score of the answers.
+"""Benchmarks: their questions, the answers of a model, and official scores.
 
-Nothing here imports training, which it meets in the results folder; scoring imports no torch."""
+Nothing here imports the training code, and scoring does not import torch."""

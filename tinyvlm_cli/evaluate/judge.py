@@ -1,7 +1,7 @@
-"""Let a language model grade answers, over any OpenAI-compatible endpoint, and keep each of its replies on disk.
+"""Grade answers with a language model behind any OpenAI-compatible endpoint, and cache each reply on disk.
 
-A request that fails (wrong key, dead endpoint, timeout) never becomes a score: `Judge.reply` raises `NoReplyError`, the
-question stays pending, and a later run repeats only the requests without a reply. The API key is read from the
+A failed request (invalid key, unreachable endpoint, timeout) never becomes a score. `Judge.reply` raises NoReplyError,
+the question stays pending, and a later run repeats only the requests without a reply. The API key is read from the
 environment and is never written to a file, a log or a message.
 """
 
@@ -34,17 +34,17 @@ log = logging.getLogger(__name__)
 Task = TypeVar("Task")
 Outcome = TypeVar("Outcome")
 
-PENDING = 3  # exit code of a command: some answers wait for the judge
-MIN_FAILURES = 3  # consecutive failures before the endpoint is given up, even when the concurrency is lower
+PENDING = 3  # exit code of a command if some answers are not graded yet
+MIN_FAILURES = 3  # minimum number of consecutive failures before no more requests are sent
 
 
 class NoReplyError(Exception):
-    """Raised when the judge gave no reply; the message is the reason."""
+    """Raised if the judge does not reply. The message is the reason."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A request to the judge: everything that determines its reply, except the model."""
+    """A request to the judge: everything that determines the reply except the model."""
 
     messages: tuple[tuple[str, str], ...]  # (role, content)
     temperature: float
@@ -53,19 +53,19 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply of the judge."""
+    """A reply from the judge."""
 
-    text: str  # unchanged; "" when the model sent none
-    served: str  # the model's name in the endpoint's response, where an alias such as "gpt-4" is resolved
+    text: str  # unchanged; "" if the reply is empty
+    served: str  # model name in the response, in which aliases such as "gpt-4" are resolved
     created: str  # UTC, ISO 8601
-    without: str = ""  # parameters that were left out, as the model rejects them: "max_tokens, temperature"
+    without: str = ""  # parameters that were omitted because the model rejects them: "max_tokens, temperature"
 
 
 @dataclass(frozen=True)
 class Grade:
     """The judge's grade of one answer in one run."""
 
-    value: Any  # None: no reply could be read
+    value: Any  # None: all replies are unreadable
     replies: list[Reply]
 
 
@@ -81,14 +81,14 @@ class Graded(Judged):
     """A benchmark in which a judge grades every answer, `runs` times."""
 
     runs: int
-    waiting_is_unreadable: ClassVar[bool] = False  # in the share of readable grades, while some wait for the judge
+    waiting_is_unreadable: ClassVar[bool] = False  # whether pending grades lower the share of readable ones
 
     def __post_init__(self) -> None:
         if self.runs < 1:
-            raise UserError(f"benchmark.{self.name}.runs={self.runs}: give at least 1")
+            raise UserError(f"benchmark.{self.name}.runs={self.runs}: must be at least 1")
 
     def read(self, text: str, item: Item) -> Any:
-        """Return the text unchanged: the judge reads it."""
+        """Return the text unchanged, for the judge."""
         return text
 
     @abstractmethod
@@ -97,10 +97,10 @@ class Graded(Judged):
 
     @abstractmethod
     def summary(self, results: Sequence[Result], grades: list[list[Any]]) -> Score:
-        """Return the score. grades: for each result, the value of the grade of each run"""
+        """Return the score. grades: the grade values of each result, one per run."""
 
     def headline(self, results: Sequence[Result]) -> Score:
-        """Return the score of the graded answers. It has no value without a judge or while answers wait for one."""
+        """Return the score of the graded answers. It has no value without a judge or while grades are pending."""
         if self.judge is None:
             score = self.scored(None, results, {}, {}, notes=["not judged: judge.model is not set"])
             return replace(score, valid=0.0)
@@ -110,7 +110,7 @@ class Graded(Judged):
         by_result = [grades[start : start + self.runs] for start in range(0, len(grades), self.runs)]
         pending = sum(None in runs for runs in by_result)
         if pending:
-            reason = f"{pending} answers wait for the judge ({self.judge.failure_reason}); run again"
+            reason = f"{pending} answers are not graded yet ({self.judge.failure_reason}); run the command again"
             score = self.scored(None, results, {}, {}, notes=[reason])
         else:
             score = self.summary(results, [[grade.value for grade in runs if grade] for runs in by_result])
@@ -135,24 +135,24 @@ class Graded(Judged):
 
 
 def with_judge(benchmark: Benchmark, settings: command_config.Judge, results: Results) -> Benchmark:
-    """Return the benchmark with the judge of these settings, or unchanged if it takes none or no model is set.
+    """Return the benchmark with the judge from `settings`, or unchanged if it uses no judge or no model is set.
 
-    Nothing is sent before the first answer is graded.
+    No request is sent before the first answer is graded.
     """
     if not isinstance(benchmark, Judged) or settings.model is None:
         return benchmark
     for name, minimum in (("concurrency", 1), ("retries", 0), ("timeout_s", 0.001)):
         if getattr(settings, name) < minimum:
-            raise UserError(f"judge.{name}={getattr(settings, name)}: give at least {minimum}")
+            raise UserError(f"judge.{name}={getattr(settings, name)}: must be at least {minimum}")
     if not os.environ.get(settings.key_variable) and settings.base_url is None:
         log.warning("judge.model=%s: the environment variable %s is not set", settings.model, settings.key_variable)
     return replace(benchmark, judge=Judge(settings, settings.model, results.judge_dir))
 
 
 def provenance(replies: Sequence[Reply]) -> dict[str, Any]:
-    """Return which models replied and when, and which official parameters were left out, for a score's details.
+    """Return the models that replied, the dates, and the omitted official parameters, for the details of a score.
 
-    The model behind a name changes over time, so that the name alone does not say what graded.
+    The model behind a name can change over time, so the name alone does not identify the judge.
     """
     if not replies:
         return {}
@@ -163,7 +163,7 @@ def provenance(replies: Sequence[Reply]) -> dict[str, Any]:
 
 
 class Judge:
-    """A client of the judge model. It sends several requests at a time and sends no request twice."""
+    """A client for the judge model. It sends requests concurrently, and never sends the same request twice."""
 
     def __init__(self, settings: command_config.Judge, model: str, cache_dir: Path) -> None:
         self.model = model
@@ -175,18 +175,18 @@ class Judge:
         self._client: OpenAI | None = None
         self._unsupported: set[str] = set()  # official parameters that the model rejects
         self._failures = 0  # consecutive requests that failed after all retries
-        self._reasons: Counter[str] = Counter()  # why requests got no reply
-        self._stop_reason = ""  # why no more requests are sent
+        self._reasons: Counter[str] = Counter()  # reasons for missing replies
+        self._stop_reason = ""  # reason for which no more requests are sent, or ""
 
     @property
     def failure_reason(self) -> str:
-        """Return the most frequent reason for which replies are missing, or "" if none is missing."""
+        """Return the most frequent reason for missing replies, or "" if none are missing."""
         return self._stop_reason or next((reason for reason, _ in self._reasons.most_common(1)), "")
 
     def grade_all(self, tasks: Iterable[Task], grade: Callable[[Task], Outcome]) -> list[Outcome | None]:
-        """Call `grade` on each task, `judge.concurrency` at a time.
+        """Call `grade` on each task, with at most `judge.concurrency` calls at a time.
 
-        Returns the results in the order of the tasks, with None where `reply` raised NoReplyError.
+        Returns the results in the order of the tasks, or None for a task that raised NoReplyError.
         """
         grades: list[Outcome | None] = []
         pool = ThreadPoolExecutor(self._settings.concurrency)
@@ -198,29 +198,29 @@ class Judge:
                     self._reasons[str(reason)] += 1
                     grades.append(None)
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # on Ctrl-C, drop the waiting tasks
+            pool.shutdown(wait=False, cancel_futures=True)  # on Ctrl-C, cancel the queued tasks
         if pending := grades.count(None):
-            log.warning("%s: %d gradings got no reply: %s", self.model, pending, self.failure_reason)
+            log.warning("%s: %d answers could not be graded: %s", self.model, pending, self.failure_reason)
         return grades
 
     def reply(self, request: Request, repeat: str = "") -> Reply:
-        """Return the judge's reply, from the cache or from the endpoint. Raises NoReplyError.
+        """Return the judge's reply from the cache or the endpoint. Raises NoReplyError.
 
-        repeat: tells repetitions of one request apart, such as "<run>.<attempt>".
+        repeat: distinguishes repetitions of the same request, such as "<run>.<attempt>".
         """
         return self._cache.get_or_send(request, repeat, lambda: self._send(request))
 
     def _send(self, request: Request) -> Reply:
-        """Send a request. A parameter that the model does not support is left out, in all later requests too."""
+        """Send a request. Parameters that the model does not support are omitted from this and all later requests."""
         from openai import APIConnectionError, APIStatusError, BadRequestError, OpenAI
 
         if self._stop_reason:
             raise NoReplyError(self._stop_reason)
         with self._lock:
-            # The client retries 408, 409, 429, 5xx, timeouts and broken connections, after 0.5 s, 1 s, 2 s ... 8 s or
+            # The client retries 408, 409, 429, 5xx, timeouts and connection errors after 0.5 s, 1 s, 2 s ... 8 s, or
             # after the time in the server's Retry-After header.
             self._client = client = self._client or OpenAI(
-                api_key=self._key or "none",  # a local server needs none, but the client requires one
+                api_key=self._key or "none",  # local servers do not need a key, but the client requires one
                 base_url=self._settings.base_url,
                 timeout=self._settings.timeout_s,
                 max_retries=self._settings.retries,
@@ -228,15 +228,15 @@ class Judge:
         messages: Any = [{"role": role, "content": _utf8(content)} for role, content in request.messages]
         official = {"temperature": request.temperature, "max_tokens": request.max_tokens}
         while True:
-            unsupported = frozenset(self._unsupported)  # other threads add to it
+            unsupported = frozenset(self._unsupported)  # other threads may add to the set
             parameters: Any = {name: value for name, value in official.items() if name not in unsupported}
             if "max_tokens" in unsupported:
-                parameters["max_completion_tokens"] = request.max_tokens  # the newer name of the same limit
+                parameters["max_completion_tokens"] = request.max_tokens  # newer name of the same parameter
             try:
                 completion = client.chat.completions.create(model=self.model, messages=messages, **parameters)
                 break
             except BadRequestError as error:
-                quoted = re.findall(r"['\"`](\w+)['\"`]", error.message)  # servers quote the parameter that they reject
+                quoted = re.findall(r"['\"`](\w+)['\"`]", error.message)  # servers quote the rejected parameter
                 rejected = [name for name in official if name in parameters and name in (error.param, *quoted)]
                 if not rejected:
                     raise self._no_reply(error) from None
@@ -247,16 +247,16 @@ class Judge:
             text = _utf8(completion.choices[0].message.content or "")
             served = _utf8(completion.model or self.model)
         except (AttributeError, LookupError, TypeError) as error:
-            # Proxies answer with a page and status 200, and some servers with an error instead of choices.
+            # Some proxies send a web page with status 200, and some servers an error instead of choices.
             raise self._no_reply(error) from None
         self._failures = 0
         return Reply(text, served, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", ", ".join(sorted(unsupported)))
 
     def _no_reply(self, error: Exception) -> NoReplyError:
-        """Return the error for a request that failed, and stop sending where later requests would fail too."""
+        """Return the error for a failed request, and stop sending requests if later ones would also fail."""
         from openai import APIConnectionError, APIStatusError
 
-        host = self._client.base_url.netloc.decode() if self._client else ""  # netloc has no user name or password
+        host = self._client.base_url.netloc.decode() if self._client else ""  # without user name and password
         message = " ".join(str(error).split())
         message = (message.replace(self._key, "***") if self._key else message)[:300]  # servers quote the key
         if isinstance(error, APIStatusError):
@@ -264,50 +264,50 @@ class Judge:
             stops = status in (401, 403, 404) or error.code == "insufficient_quota"
             if status in (401, 403):
                 problem = "was rejected" if self._key else "is not set"
-                reason = f"the judge's key in the environment variable {self._settings.key_variable} {problem}"
+                reason = f"the judge's API key in the environment variable {self._settings.key_variable} {problem}"
             elif status == 404:
                 reason = f"judge.base_url or judge.model={self.model} does not exist"
             elif stops:
-                reason = "the judge's account has no quota left"
+                reason = "the quota of the judge's account is used up"
             elif status < 500 and status not in (408, 409, 429):
-                # The endpoint works but rejects this request: it is too long, filtered, or has an unknown parameter.
-                return NoReplyError(f"the judge rejects the request ({message})")
+                # Only this request is rejected: it is too long, is filtered, or has an unknown parameter.
+                return NoReplyError(f"the judge rejected the request ({message})")
             else:
-                reason = "the judge fails"
+                reason = "the judge's server failed"
         else:
             stops = False
-            problem = "does not answer" if isinstance(error, APIConnectionError) else "sent no chat completion"
+            problem = "does not respond" if isinstance(error, APIConnectionError) else "did not send a chat completion"
             reason = f"{host or 'judge.base_url'} {problem}"
         with self._lock:
             self._failures += not stops
-            # As many consecutive failures as requests are sent at a time: the endpoint is dead.
+            # If all concurrent requests fail, the endpoint is unavailable.
             if stops or self._failures >= max(self._settings.concurrency, MIN_FAILURES):
                 self._stop_reason = self._stop_reason or f"{reason} ({message})"
         return NoReplyError(self._stop_reason or f"{reason} ({message})")
 
 
 class ReplyCache:
-    """The replies of one judge model, in one JSON-lines file.
+    """The replies of one judge model, in a JSON-lines file.
 
-    Each reply is forced to disk before it counts, so a kill loses at most the line that was being written. Several
-    processes can share the file: each reads what the others appended before it sends a request and before it adds one.
+    Each reply is synced to disk before it is used, so a killed process loses at most the line being written. Several
+    processes can share the file: each reads the others' new lines before it sends a request and before it adds a reply.
     """
 
     def __init__(self, folder: Path, model: str) -> None:
         self._model = model
         self._path = folder / (re.sub(r"[^\w.-]+", "_", model) + ".jsonl")
         self._replies: dict[str, Reply] = {}
-        self._num_read = 0  # bytes of the file whose lines are in `_replies`
+        self._num_read = 0  # number of bytes of the file that are in `_replies`
         self._lock = Lock()
-        self._sending: dict[str, Lock] = defaultdict(Lock)  # key -> held while the reply is looked up or requested
+        self._sending: dict[str, Lock] = defaultdict(Lock)  # key -> lock held while the reply is looked up or requested
 
     def get_or_send(self, request: Request, repeat: str, send: Callable[[], Reply]) -> Reply:
-        """Return the stored reply to a request, or store and return what `send` returns."""
+        """Return the cached reply to a request, or call `send` and cache its reply."""
         identity = {"model": self._model, "repeat": repeat, **asdict(request)}
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         with self._lock:
             sending = self._sending[key]
-        with sending:  # two questions can make the same request
+        with sending:  # two questions may result in the same request
             with self._lock:
                 if key not in self._replies:
                     self._read_appended()
@@ -316,13 +316,13 @@ class ReplyCache:
             reply = send()
             with self._lock, locked(self._path):
                 self._read_appended()
-                if key not in self._replies:  # else another process was first, and its reply counts
+                if key not in self._replies:  # otherwise another process was first, and its reply is used
                     append_jsonl(self._path, {"key": key, "model": self._model, "repeat": repeat, **asdict(reply)})
                     self._replies[key] = reply
                 return self._replies[key]
 
     def _read_appended(self) -> None:
-        """Read the complete lines that were appended since the last call. The first reply to a request counts."""
+        """Read the complete lines appended since the last call. The first reply to a request is used."""
         if not self._path.exists() or self._path.stat().st_size <= self._num_read:
             return
         with self._path.open("rb") as file:
@@ -337,11 +337,11 @@ class ReplyCache:
                 key, values = "", [None]
             if not all(isinstance(value, str) for value in (key, *values)):
                 position = f"{self._path}, byte {self._num_read}"
-                raise UserError(f"{position}: not a reply of the judge; delete that line or the file")
+                raise UserError(f"{position}: not a valid reply of the judge; delete the line or the file")
             self._replies.setdefault(key, Reply(*values))
             self._num_read += len(line)
 
 
 def _utf8(text: str) -> str:
-    """Replace unpaired surrogates, which are legal in JSON but cannot be encoded as UTF-8, with question marks."""
+    """Replace unpaired surrogates, which are valid in JSON but not in UTF-8, with question marks."""
     return text.encode("utf-8", "replace").decode()

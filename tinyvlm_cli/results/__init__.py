@@ -1,3 +1,3 @@
-"""The results folder: every path in it, its records, and one reader and one writer for each.
+"""The results folder: all paths in it, its records, and one reader and one writer per record type.
 
-Files in it may come from other people: they are read as data, and nothing in them is executed."""
+Files may come from other people, so they are read as data and never executed."""

@@ -1,8 +1,8 @@
-"""The results folder: every path in it, and one reader and one writer for each of its records.
+"""The results folder: all paths in it, and one reader and one writer per record type.
 
 results/
-  stages/<stage>/              one training, shared by every run that needs it
-    stage.yaml                 everything that determines the weights, and what ran (versions, commit, data hashes)
+  stages/<stage>/              one training stage, shared by all runs that require it
+    stage.yaml                 everything that determines the weights, and provenance (versions, commit)
     config.yaml                the resolved configuration of the run that trained it
     train.jsonl                one line per optimizer step
     <part>.safetensors         the parts that this stage trained
@@ -13,14 +13,14 @@ results/
     run.yaml                   displayed name, group choices, stage folders in order, versions
     eval/<stage>/<benchmark>/answers-<rank>.jsonl     LLaVA's format
     eval/<stage>/<benchmark>/per_question.json        Question.key -> 0..1
-    eval/<stage>/<benchmark>/questions.json           what the headline is computed from: see statistics/questions.py
-    eval/<stage>/<benchmark>/benchmark.yaml           the benchmark's resolved configuration, with its data_dir
+    eval/<stage>/<benchmark>/questions.json           input of the headline formula: see statistics/questions.py
+    eval/<stage>/<benchmark>/benchmark.yaml           the benchmark's resolved configuration, including data_dir
     eval/<stage>/<benchmark>.shuffled/...             the blind control: images shuffled between questions
-    scores.jsonl               one ScoreRow a line; a later row replaces an earlier one of the same `cell`
+    scores.jsonl               one ScoreRow per line; a later row replaces an earlier one with the same `cell`
   index/                       tokenised training sets, and the skip lists of `tinyvlm data check`
   bench/                       measurements of `tinyvlm bench`
   judge/                       the judge's replies
-  cache/                       hashes of large files
+  cache/                       SHA-256 hashes of large files
 """
 
 import glob
@@ -40,13 +40,13 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import append_jsonl, file_hash, read_jsonl, write_text
 from tinyvlm_cli.results.records import REAL, Answer, Run, ScoreRow, Stage, now
 
-WEIGHT_FILES = (".safetensors", ".json", ".model", ".txt")  # what from_pretrained reads
-ANSWER_KEY = re.compile(rb'"key": ("(?:[^"\\\\]|\\\\.)*")')  # of a line of an answers file
+WEIGHT_FILES = (".safetensors", ".json", ".model", ".txt")  # files that from_pretrained reads
+ANSWER_KEY = re.compile(rb'"key": ("(?:[^"\\\\]|\\\\.)*")')  # in a line of an answers file
 R = TypeVar("R", Run, Stage, ScoreRow)
 
 
 class Results:
-    """A results folder, which need not exist yet."""
+    """A results folder, which does not need to exist yet."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
@@ -54,11 +54,11 @@ class Results:
         self.judge_dir = self.root / "judge"  # the judge's replies
 
     def stage_dir(self, folder: str) -> Path:
-        """Return where a stage's files are."""
+        """Return the folder of a stage."""
         return self.root / "stages" / folder
 
     def run_dir(self, folder: str) -> Path:
-        """Return where a run's files are."""
+        """Return the folder of a run."""
         return self.root / "runs" / folder
 
     def index_dir(self, digest: str) -> Path:
@@ -66,30 +66,30 @@ class Results:
         return self.root / "index" / digest
 
     def skip_path(self, annotations: Path, images: Path) -> Path:
-        """Return the list of records that training skips, of an annotation file and an image root."""
+        """Return the path of the list of records that training skips, for an annotation file and an image folder."""
         root = hashlib.sha256(str(images.resolve()).encode()).hexdigest()
         return self.root / "index" / "skip" / f"{self.file_hash(annotations)[:16]}-{root[:8]}.jsonl"
 
     @staticmethod
     def answers_dir(run_dir: Path, stage: str, benchmark: str, images: str = REAL) -> Path:
-        """Return where a benchmark's answers and per-question results are. images: REAL or SHUFFLED."""
+        """Return the folder of a benchmark's answers and per-question results. images: REAL or SHUFFLED."""
         return run_dir / "eval" / stage / (benchmark if images == REAL else f"{benchmark}.{images}")
 
     def same_stage(self, stage: str, digest: str) -> str | None:
-        """Return the stage's folder with the hash `digest`, whatever it calls the components; None when there is none.
+        """Return the name of the stage's folder whose hash is `digest`, or None if it does not exist.
 
-        A folder of an earlier version, or of a component that was renamed since, has other names in it. A trained one
-        comes before one that is not.
+        Only the hash is compared, because earlier versions and renamed components result in other folder names. If
+        several folders match, a completed stage is preferred.
         """
         found = sorted(self.root.glob(f"stages/{glob.escape(stage)}-*{digest}"))
         return max(found, key=self.is_done).name if found else None
 
     def file_hash(self, path: Path) -> str:
-        """Return a file's sha256, which is remembered for large files."""
+        """Return the SHA-256 hash of a file. Hashes of large files are cached."""
         return file_hash(path, self.root / "cache" / "sha256")
 
     def weights_hash(self, path: str) -> str:
-        """Return a local model folder's hash, whatever the folder is called; a hub id stands for itself."""
+        """Return a hash of the files in a local model folder, or the hub id if `path` is not a folder."""
         folder = Path(path)
         if not folder.is_dir():
             return path
@@ -99,18 +99,18 @@ class Results:
 
     @staticmethod
     def is_done(stage_dir: Path) -> bool:
-        """Return whether the stage's weights are complete."""
+        """Return whether the stage has been trained to the end."""
         return (stage_dir / "DONE").exists()
 
     @staticmethod
     def mark_done(stage_dir: Path) -> None:
-        """Record that the stage's weights are complete."""
+        """Mark the stage as trained to the end."""
         write_text(stage_dir / "DONE", now() + "\n")
 
     @staticmethod
     def read_stage(stage_dir: Path) -> Stage | None:
-        """Return the stage's record; None when there is none. Raises UserError for a damaged one."""
-        path, advice = stage_dir / "stage.yaml", f"move or delete {stage_dir}, and it will be trained again"
+        """Return the stage's record, or None if it does not exist. Raises UserError if it is invalid."""
+        path, advice = stage_dir / "stage.yaml", f"move or delete {stage_dir} to train the stage again"
         return _record(Stage, _read_yaml(path, advice), path, advice) if path.is_file() else None
 
     @staticmethod
@@ -123,7 +123,7 @@ class Results:
         """Return the record of the run in `folder`."""
         path = folder / "run.yaml"
         if not path.is_file():
-            raise UserError(f"{folder}: not a run folder (no run.yaml)")
+            raise UserError(f"{folder}: not a run folder, because run.yaml is missing")
         advice = "restore it or delete the folder"
         return _record(Run, _read_yaml(path, advice), path, advice, folder=folder)
 
@@ -134,22 +134,22 @@ class Results:
         write_text(run.folder / "run.yaml", yaml.safe_dump(record, sort_keys=False))
 
     def runs(self) -> list[Run]:
-        """Return every run, in order of their folders' names."""
+        """Return all runs, sorted by folder name."""
         return [self.read_run(path.parent) for path in sorted(self.root.glob("runs/*/run.yaml"))]
 
     def find_runs(self, wanted: str, *, setting: str = "run") -> list[Run]:
-        """Return the runs that `run=` names: a folder, the beginning of a folder's name, a displayed name, or "all".
+        """Return the runs that `wanted` selects: a folder, a prefix of a folder name, a displayed name, or "all".
 
-        setting: what `run` is called here, for error messages.
-        Raises UserError when no run matches, or when several do and "all" was not asked for.
+        setting: name of the setting, for error messages.
+        Raises UserError if no run matches, or if several match and `wanted` is not "all".
         """
         if (Path(wanted) / "run.yaml").is_file():
             return [self.read_run(Path(wanted))]
         runs = self.runs()
         if not runs and (Path(wanted) / "config.json").is_file():
-            raise UserError(f"{setting}={wanted}: a TinyLLaVA checkpoint; import it with: tinyvlm import path={wanted}")
+            raise UserError(f"{setting}={wanted}: found a TinyLLaVA checkpoint; run `tinyvlm import path={wanted}`")
         if not runs:
-            raise UserError(f"{setting}={wanted}: no run in {self.root}/runs; train one with: tinyvlm train")
+            raise UserError(f"{setting}={wanted}: no runs in {self.root}/runs; run `tinyvlm train`")
         if wanted == "all":
             return runs
         matches = (
@@ -165,17 +165,17 @@ class Results:
 
     @staticmethod
     def read_config(run: Run) -> dict[str, Any]:
-        """Return the run's resolved configuration as plain data; an empty one where the run has none."""
+        """Return the run's resolved configuration as plain data, or an empty dict if the run has none."""
         path = run.folder / "config.yaml"
         config = _read_yaml(path, "restore the file or delete it") if path.is_file() else {}
         return config if isinstance(config, dict) else {}
 
     def scores(self) -> list[ScoreRow]:
-        """Return the newest row of every cell of every run, in order of first appearance."""
+        """Return the latest row of every cell of all runs, in order of first appearance."""
         rows: dict[tuple[str, str, str, str, int | None], ScoreRow] = {}
         for path in sorted(self.root.glob("runs/*/scores.jsonl")):
             for record in read_jsonl(path):
-                row = _record(ScoreRow, record, path, "run its `tinyvlm eval` again, with the newest tinyvlm")
+                row = _record(ScoreRow, record, path, "run the same `tinyvlm eval` again with the latest version")
                 rows[row.cell] = row
         return list(rows.values())
 
@@ -188,7 +188,7 @@ class Results:
     def append_answers(
         answers_dir: Path, rank: int, answers: Iterable[Answer], *, model_id: str, max_new_tokens: int
     ) -> None:
-        """Append answers in LLaVA's format; each rank has a file of its own."""
+        """Append answers in LLaVA's format to the file of this rank."""
         records = (
             asdict(answer)
             | {"answer_id": answer.key, "model_id": model_id, "metadata": {"max_new_tokens": max_new_tokens}}
@@ -198,10 +198,10 @@ class Results:
 
     @staticmethod
     def read_answers(answers_dir: Path, asked: dict[str, str], *, max_new_tokens: int) -> dict[str, Answer]:
-        """Return the answers given so far, by Question.key.
+        """Return the existing answers, by Question.key.
 
-        asked: Question.key -> the question's text. An answer to another text of the question, or under another token
-        limit, does not count.
+        asked: Question.key -> text of the question. Answers to a different text or with a different token limit are
+        ignored.
         """
         answers: dict[str, Answer] = {}
         for path in sorted(answers_dir.glob("answers-*.jsonl")):
@@ -219,16 +219,16 @@ class Results:
 
     @staticmethod
     def answered(run: Run) -> dict[str, Path]:
-        """Return the folder of the run's answers to each benchmark, from the last stage that answered it."""
+        """Return the folder of answers for each benchmark, from the last stage that was evaluated on it."""
         order = {stage: place for place, stage in enumerate(run.stages)}
         paths = sorted(
             run.folder.glob("eval/*/*/per_question.json"), key=lambda path: (order.get(path.parts[-3], -1), path)
         )
-        return {path.parent.name: path.parent for path in paths if "." not in path.parent.name}  # no blind control
+        return {path.parent.name: path.parent for path in paths if "." not in path.parent.name}  # no blind controls
 
     @staticmethod
     def write_per_question(answers_dir: Path, scores: dict[str, float], benchmark: dict[str, Any]) -> None:
-        """Write the score, 0..1, of each Question.key, and the benchmark's configuration next to it."""
+        """Write the score, 0..1, of each Question.key, and the configuration of the benchmark."""
         write_text(answers_dir / "per_question.json", json.dumps(scores))
         write_text(answers_dir / "benchmark.yaml", yaml.safe_dump(benchmark, sort_keys=False))
 
@@ -239,18 +239,18 @@ class Results:
         try:
             return {key: float(score) for key, score in json.loads(path.read_text(encoding="utf-8")).items()}
         except (ValueError, TypeError, AttributeError):
-            raise UserError(f"{path}: not per-question results; delete it and repeat the same `tinyvlm eval`") from None
+            raise UserError(f"{path}: not valid per-question results; delete it and run `tinyvlm eval` again") from None
 
     @staticmethod
     def find_answers(answers_dir: Path, keys: Iterable[str]) -> dict[str, Answer]:
-        """Return the answers with these keys. The other lines, usually many more, are not parsed."""
+        """Return the answers with these keys, without parsing the other lines, which are usually far more."""
         wanted = {json.dumps(key, ensure_ascii=False).encode() for key in keys}
         found = {}
         for path in sorted(answers_dir.glob("answers-*.jsonl")):
             with path.open("rb") as file:
                 lines = [line for line in file if (match := ANSWER_KEY.search(line)) and match[1] in wanted]
             for line in lines:
-                with suppress(ValueError):  # of a line that a kill cut off
+                with suppress(ValueError):  # incomplete line of a killed process
                     record = json.loads(line)
                     prompt, text = str(record.get("prompt", "")), str(record.get("text", ""))
                     found[record["key"]] = Answer(record.get("question_id", ""), prompt, text, record["key"])
@@ -258,18 +258,18 @@ class Results:
 
 
 def _read_yaml(path: Path, advice: str) -> Any:
-    """Return what a YAML file holds. Raises UserError, which ends with `advice`, for a file that is not YAML."""
+    """Return the content of a YAML file. Raises a UserError that ends with `advice` if the file is not valid YAML."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"{path}: not YAML; {advice}") from None
+        raise UserError(f"{path}: not valid YAML; {advice}") from None
 
 
 def _record(kind: type[R], values: Any, path: Path, advice: str, **given: Any) -> R:
-    """Return the values that a file holds as a record.
+    """Return the content of a file as a record.
 
-    given: fields that are not in the file. Raises UserError, which ends with `advice`, for values that are not a
-    mapping, and for missing, unknown and mistyped fields.
+    given: fields that are not in the file. Raises a UserError that ends with `advice` if `values` is not a mapping, or
+    if fields are missing, unknown or of the wrong type.
     """
     try:
         record = kind(**given, **values)
@@ -282,7 +282,7 @@ def _record(kind: type[R], values: Any, path: Path, advice: str, **given: Any) -
 
 
 def _has_type(value: Any, kind: Any) -> bool:
-    """Return whether a value of a YAML or JSON file has the type of a record's field, all its parts included."""
+    """Return whether a value from a YAML or JSON file has the type `kind`, including nested values."""
     parts = get_args(kind)
     if isinstance(kind, UnionType):
         return any(_has_type(value, part) for part in parts)

@@ -1,4 +1,4 @@
-"""The records that a results folder holds: runs, stages, scores and answers, and what ran to make them."""
+"""The records of a results folder: runs, stages, scores and answers, and their provenance."""
 
 import datetime
 import platform
@@ -10,17 +10,17 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-REAL, SHUFFLED = "real", "shuffled"  # with a question's own image, or with another question's: the blind control
-MODEL_STAGE = "model"  # the stage of scores of a model folder that was not trained here
+REAL, SHUFFLED = "real", "shuffled"  # with the right images, or with shuffled ones: the blind control
+MODEL_STAGE = "model"  # stage name in the scores of a model folder that was trained elsewhere
 RECORDED_PACKAGES = ("tinyvlm", "torch", "transformers", "deepspeed", "hydra-core", "pillow", "numpy")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's run.yaml."""
+    """The content of run.yaml."""
 
     folder: Path
-    name: str  # displayed name: TinyLLaVA-base-C-TL
+    name: str  # displayed name, such as TinyLLaVA-base-C-TL
     llm: str
     vision: str
     connector: str
@@ -29,47 +29,47 @@ class Run:
     seed: int
     stages: dict[str, str]  # stage name -> folder in results/stages, in training order
     made_with: dict[str, Any]
-    model: str | None = None  # folder of a Hugging Face model that was not trained here
-    before: list[str] = field(default_factory=list)  # stage folders of the run that it continues, first to last
+    model: str | None = None  # folder of a Hugging Face model that was trained elsewhere
+    before: list[str] = field(default_factory=list)  # stage folders of the run that it continues, in order
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage's stage.yaml."""
+    """The content of stage.yaml."""
 
     stage: str  # name in the recipe
-    before: list[str]  # folders of the stages it builds on, first to last
-    identity: dict[str, Any]  # everything that determines its weights
+    before: list[str]  # folders of the preceding stages, in order
+    identity: dict[str, Any]  # everything that determines the weights
     made_with: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """A line of scores.jsonl: one benchmark's score of one stage of one run."""
+    """A line of scores.jsonl: the score of one stage of a run on one benchmark."""
 
     run: str  # run folder
-    name: str  # displayed name: TinyLLaVA-base-C-TL
+    name: str  # displayed name, such as TinyLLaVA-base-C-TL
     llm: str
     vision: str
     connector: str
     data: str
     recipe: str
     seed: int
-    stage: str  # whose weights answered: "finetune"
+    stage: str  # stage after which the model was evaluated, such as "finetune"
     benchmark: str
     metric: str
     value: float | None  # None: see `state`
     n: int
-    valid: float  # share of the answers that the scorer could read
-    follows: str  # whose scorer
+    valid: float  # share of readable answers
+    follows: str  # the official scorer that is reproduced
     version: int
     split: str
     images: str  # REAL or SHUFFLED
     judge: str | None = None
-    limit: int | None = None  # only the first questions were asked: not comparable
+    limit: int | None = None  # number of questions if only the first were asked, so the score is not comparable
     details: dict[str, Any] = field(default_factory=dict)
     created: str = ""  # UTC, ISO 8601
-    interval: list[float] | None = None  # 95% interval of `value`; None: written by an older version
+    interval: list[float] | None = None  # 95% confidence interval of `value`; None in rows from older versions
 
     def __post_init__(self) -> None:
         if self.interval is not None and len(self.interval) != 2:
@@ -77,16 +77,16 @@ class ScoreRow:
 
     @property
     def state(self) -> str:
-        """The reason for a missing value: "pending" and "not judged" wait for a judge; "" where there is a value."""
+        """Reason for a missing value: "not asked", "pending" or "not judged"; "" if there is a value."""
         if self.value is not None:
             return ""
         if not self.n:
-            return "not asked"  # the limit left no question of the headline
+            return "not asked"  # `limit` excluded all questions of the headline
         return "pending" if self.details.get("pending") else "not judged"
 
     @property
     def cell(self) -> tuple[str, str, str, str, int | None]:
-        """The model, benchmark and questions that the row scores; a later row replaces an earlier one."""
+        """Key of the model, benchmark and questions. A later row with the same key replaces an earlier one."""
         return (self.run, self.stage, self.benchmark, self.images, self.limit)
 
 
@@ -95,20 +95,20 @@ class Answer:
     """A line of an answers file in LLaVA's format."""
 
     question_id: str
-    prompt: str  # the question's text without the chat format
-    text: str  # the model's reply, stripped
-    key: str = ""  # Question.key in our files, "" in others'
+    prompt: str  # text of the question without the chat format
+    text: str  # the model's answer, without outer white space
+    key: str = ""  # Question.key in answers from tinyvlm, "" in other files
 
 
 def now() -> str:
-    """Return the current time in UTC, as ISO 8601 to the second."""
+    """Return the current UTC time in ISO 8601 format, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def provenance() -> dict[str, Any]:
-    """Return what ran: time, command line, versions of what decides a result, and the project's commit.
+    """Return the time, the command line, the versions of relevant packages, and the commit of this project.
 
-    The commit ends in "+" when files of the checkout differ from it, and is None for an installed package.
+    The commit ends with "+" if the checkout has uncommitted changes, and is None for an installed package.
     """
     git = partial(subprocess.check_output, cwd=Path(__file__).parent, text=True, stderr=subprocess.DEVNULL)
     try:

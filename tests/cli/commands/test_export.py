@@ -34,7 +34,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("words", "says"),
     [
         ("run=none", "run=none: no such run"),
-        ("run=all", "run=all: one run is needed; choose from one, other, two"),
+        ("run=all", "run=all: several runs match; choose one of one, other, two"),
         ("run=other", "run=other: m is already a model folder"),
         ("run=one", "results/stages/f: a stage of one is not trained"),
         ("run=one stage=share", "stage=share: one has no such stage; choose from pretrain, finetune"),

@@ -48,7 +48,7 @@ def test_the_score_is_shown_with_its_categories(pope: Path, capsys: Any, caplog:
     assert "POPE: mean F1 100.00 (2 questions, 100.0% readable)" in shown
     assert "scored as in LLaVA eval_pope.py, version 1" in shown
     assert "adversarial" in shown and "yes_ratio" in shown
-    assert "POPE: random has no labels: the mean is over the others" in caplog.messages
+    assert "POPE: random has no labels; the mean covers only the other categories" in caplog.messages
 
 
 def test_the_output_holds_every_question(pope: Path) -> None:

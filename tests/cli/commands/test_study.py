@@ -158,4 +158,4 @@ def test_a_folder_that_is_no_checkpoint_is_named(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     assert main(["ask", "run=here", "image=x.png", "question=y"]) == 2
-    assert "no run in results/runs" in capsys.readouterr().err
+    assert "no runs in results/runs" in capsys.readouterr().err
