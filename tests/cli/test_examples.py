@@ -60,7 +60,9 @@ def test_a_documented_command_line_is_valid(line: str, tmp_path: Path, monkeypat
         jobs = split_arguments(*given, **named)[0]
         return [jobs[:: max(1, len(jobs) - 1)]]
 
-    prepare_hydra()  # Hydra reloads its plugins, so the class that it uses is another one than compose's
+    prepare_hydra(
+        COMMANDS["train"]
+    )  # Hydra reloads its plugins, so the class that it uses is another one than compose's
     split_arguments = compose.BasicSweeper.split_arguments
     for sweeper in (compose.BasicSweeper, basic_sweeper.BasicSweeper):
         monkeypatch.setattr(sweeper, "split_arguments", staticmethod(two_cells))

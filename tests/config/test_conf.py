@@ -74,7 +74,7 @@ def test_the_users_own_files_come_first(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", [path.stem for path in sweeps_dir().glob("*.yaml")])
 def test_every_sweep_composes(name: str) -> None:
-    prepare_hydra()
+    prepare_hydra(COMMANDS["train"])
     first, second = islice(compose_cells(COMMANDS["train"], [f"sweep={name}"], is_grid=False), 2)
     assert resolve(first.config()).name != resolve(second.config()).name
 

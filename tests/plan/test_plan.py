@@ -43,7 +43,7 @@ def test_crossed_shares_connector_pretraining_over_data_and_recipes(
     needed = models * data * (base + share)
     # ShareGPT4V's own first split is LLaVA's, and both recipes begin alike; what follows differs in data or start.
     distinct = models * (1 + data * (base + share - 2))
-    prepare_hydra()
+    prepare_hydra(COMMANDS["plan"])
     cells = list(compose_cells(COMMANDS["plan"], ["sweep=crossed"], is_grid=False))
     jobs = [job for cell in cells for job in resolve(cell.config()).stages]
     assert (len(cells), len(jobs), len({job.folder for job in jobs})) == (24, needed, distinct) == (24, 60, 42)

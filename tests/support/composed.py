@@ -20,7 +20,7 @@ def composed(command: str, *overrides: str) -> Any:
 
 @cache
 def _composed(command: str, overrides: tuple[str, ...]) -> Any:
-    prepare_hydra()
+    prepare_hydra(COMMANDS[command])
     _, settings = read_arguments(list(overrides), COMMANDS[command].settings_class)
     (cell,) = compose_cells(COMMANDS[command], settings, is_grid=False)
     return cell.config()

@@ -3,7 +3,6 @@
 Hydra composes in the parent process only. Commands receive the dataclasses of config/ rather than Hydra's objects.
 """
 
-import copy
 import json
 import os
 import shutil
@@ -14,32 +13,27 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import hydra
-from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from hydra.plugins.config_source import ConfigResult
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from tinyvlm_cli.cli.commands import COMMANDS, Command
+from tinyvlm_cli.cli.config_files import CachedRepository, CachedSource, SweepSource, TinyvlmSearchPath
 from tinyvlm_cli.cli.explain import explain, read_arguments
 from tinyvlm_cli.cli.names import name_members, packaged_overrides, show_differences
-from tinyvlm_cli.config.build import PACKAGE, conf_dir, sweeps_dir
+from tinyvlm_cli.config.build import PACKAGE, conf_dir
 from tinyvlm_cli.console import set_up_logging
 from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError
 from tinyvlm_cli.files import write_text
@@ -47,7 +41,6 @@ from tinyvlm_cli.launch.workers import this_node
 
 MULTIRUN = frozenset({"-m", "--multirun"})
 HELP = frozenset({"-h", "--help"})
-SWEEP = "sweep"  # the configuration group whose options are the files in sweeps/
 
 
 @dataclass(frozen=True)
@@ -109,7 +102,7 @@ def _compose_packaged(command: Command, overrides: list[str]) -> Any:
 
 def run_command(command: Command, arguments: list[str]) -> int:
     """Compose the command's configuration from `arguments`, run it for each cell, and return the exit code."""
-    prepare_hydra()
+    prepare_hydra(command)
     schema = command.settings_class
     flags, settings = read_arguments(arguments, schema)
     results_dir = dict(setting.partition("=")[::2] for setting in settings).get("results_dir", "results")
@@ -212,7 +205,7 @@ class Job:
         """Restore the job in a launcher's process, and set up Hydra and logging there."""
         self.__dict__ = {**state, "is_launched": True}
         os.environ["HYDRA_FULL_ERROR"] = "1"
-        prepare_hydra()
+        prepare_hydra(COMMANDS[self.name])
         set_up_logging()
 
     def outcomes(self) -> list[Outcome]:
@@ -268,14 +261,15 @@ def _make_importable(working_dir: Path, results_dir: Path) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(working_dir), *known]))
 
 
-def prepare_hydra() -> None:
+def prepare_hydra(command: Command) -> None:
     """Register schemas, resolvers and the search path with Hydra. Can be called more than once."""
-    for command in COMMANDS.values():
-        ConfigStore.instance().store(f"{command.name}_schema", command.settings_class, provider="tinyvlm")
+    schemas = ConfigStore.instance()  # Hydra copies it for each composition, so it holds one schema
+    schemas.repo = {name: node for name, node in schemas.repo.items() if not name.endswith("_schema.yaml")}
+    schemas.store(f"{command.name}_schema", command.settings_class, provider="tinyvlm")
     OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
     OmegaConf.register_new_resolver("scratch", lambda: _scratch().name, replace=True)
     OmegaConf.register_new_resolver("benchmark_dir", _benchmark_dir, replace=True)
-    for plugin in (SweepSource, TinyvlmSearchPath):
+    for plugin in (CachedSource, SweepSource, TinyvlmSearchPath):
         Plugins.instance().register(plugin)
     warnings.filterwarnings("ignore", message=".*Running Hydra app with --multirun.*")
 
@@ -290,61 +284,3 @@ def _benchmark_dir(folder: str, *, _root_: DictConfig) -> str:
     """Return a benchmark's folder: `folder` in `eval_dir`, or `data_dir` if the command has no `eval_dir`."""
     eval_dir = _root_.get("eval_dir")
     return str(Path(eval_dir) / folder) if eval_dir is not None else str(_root_.data_dir)
-
-
-class TinyvlmSearchPath(SearchPathPlugin):
-    """A search path with the user's ./conf and ./sweeps before those that come with tinyvlm."""
-
-    includes_own = True  # False while the packaged configuration is composed for comparison
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        own_conf, own_sweeps = Path("conf").resolve(), Path("sweeps").resolve()
-        if self.includes_own and own_conf.is_dir() and own_conf != conf_dir():
-            search_path.prepend(provider="user", path=f"file://{own_conf}", anchor="main")
-        for folder in dict.fromkeys((own_sweeps, sweeps_dir())):
-            if folder.is_dir():
-                search_path.append(provider="sweeps", path=f"sweeps://{folder}")
-
-
-class CachedRepository(ConfigRepository):
-    """A repository that reads each configuration file once for all cells of a grid."""
-
-    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
-        """Set the search path and clear the cache."""
-        super().initialize_sources(config_search_path)
-        self.cache: dict[str, ConfigResult | None] = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "CachedRepository":
-        """Return a shallow copy that shares the cache, because Hydra copies the repository often."""
-        return copy.copy(self)
-
-    def load_config(self, config_path: str) -> ConfigResult | None:
-        """Return a copy of the file's content, because Hydra modifies it in place."""
-        if config_path not in self.cache:
-            self.cache[config_path] = super().load_config(config_path)
-        return copy.deepcopy(self.cache[config_path])
-
-
-class SweepSource(FileConfigSource):
-    """A source that provides the files of a folder as the options of the group `sweep`."""
-
-    @staticmethod
-    def scheme() -> str:
-        return "sweeps"
-
-    def load_config(self, config_path: str) -> ConfigResult:
-        return super().load_config(PurePosixPath(config_path).name)
-
-    def is_group(self, config_path: str) -> bool:
-        return config_path in ("", SWEEP)
-
-    def is_config(self, config_path: str) -> bool:
-        path = PurePosixPath(config_path)
-        return str(path.parent) == SWEEP and super().is_config(path.name)
-
-    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        if config_path == "":
-            return [SWEEP] if results_filter in (None, ObjectType.GROUP) else []
-        if config_path != SWEEP or results_filter is ObjectType.GROUP:
-            return []
-        return sorted(path.stem for path in Path(self.path).glob("*.yaml"))

@@ -1,0 +1,102 @@
+"""The folders and files from which Hydra composes, each file parsed once.
+
+Hydra modifies what it reads, so each composition gets a copy. Unpickling is the fastest way to copy a configuration.
+"""
+
+import copy
+import pickle
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.object_type import ObjectType
+from hydra.plugins.config_source import ConfigResult
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+from tinyvlm_cli.config.build import conf_dir, sweeps_dir
+
+SWEEP = "sweep"  # the configuration group whose options are the files in sweeps/
+
+SWEEP = "sweep"  # configuration group of the files in ./sweeps
+
+
+class TinyvlmSearchPath(SearchPathPlugin):
+    """A search path with the user's ./conf and ./sweeps before those that come with tinyvlm."""
+
+    includes_own = True  # False while the packaged configuration is composed for comparison
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        own_conf, own_sweeps = Path("conf").resolve(), Path("sweeps").resolve()
+        if self.includes_own and own_conf.is_dir() and own_conf != conf_dir():
+            search_path.prepend(provider="user", path=str(own_conf), anchor="main")
+        for folder in dict.fromkeys((own_sweeps, sweeps_dir())):
+            if folder.is_dir():
+                search_path.append(provider="sweeps", path=f"sweeps://{folder}")
+        for element in search_path.get_path():
+            element.path = re.sub(r"^(file://)?/", "cached:///", element.path)
+
+
+class CachedSource(FileConfigSource):
+    """A folder of configuration files. A file is parsed once, unless its text has changed."""
+
+    parsed: ClassVar[dict[tuple[str, str, bytes], bytes]] = {}
+
+    @staticmethod
+    def scheme() -> str:
+        return "cached"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Return a copy of the file's content."""
+        key = (self.path, config_path, Path(self.path, self._normalize_file_name(config_path)).read_bytes())
+        if key not in self.parsed:
+            self.parsed[key] = pickle.dumps(super().load_config(config_path))
+        result: ConfigResult = pickle.loads(self.parsed[key])
+        return result
+
+
+class CachedRepository(ConfigRepository):
+    """A repository that finds and reads each configuration file once for all cells of a grid."""
+
+    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
+        """Set the search path and clear the cache."""
+        super().initialize_sources(config_search_path)
+        self.cache: dict[str, bytes] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CachedRepository":
+        """Return a shallow copy that shares the cache, because Hydra copies the repository often."""
+        return copy.copy(self)
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        """Return a copy of the file's content."""
+        if config_path not in self.cache:
+            self.cache[config_path] = pickle.dumps(super().load_config(config_path))
+        result: ConfigResult | None = pickle.loads(self.cache[config_path])
+        return result
+
+
+class SweepSource(CachedSource):
+    """A source that provides the files of a folder as the options of the group `sweep`."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "sweeps"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        return super().load_config(PurePosixPath(config_path).name)
+
+    def is_group(self, config_path: str) -> bool:
+        return config_path in ("", SWEEP)
+
+    def is_config(self, config_path: str) -> bool:
+        path = PurePosixPath(config_path)
+        return str(path.parent) == SWEEP and super().is_config(path.name)
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        if config_path == "":
+            return [SWEEP] if results_filter in (None, ObjectType.GROUP) else []
+        if config_path != SWEEP or results_filter is ObjectType.GROUP:
+            return []
+        return sorted(path.stem for path in Path(self.path).glob("*.yaml"))
