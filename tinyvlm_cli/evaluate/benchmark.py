@@ -137,7 +137,7 @@ class Benchmark(ABC):
         """Return the score of `results`, which are in the order of the items. Usually calls `self.scored`."""
 
     def files(self) -> list[Path]:
-        """Return the official files that are required to ask and score, whether they exist or not. Excludes images."""
+        """Return the official files required for asking and scoring, whether they exist or not. Excludes images."""
         return []
 
     def asked(self) -> Iterable[Question]:

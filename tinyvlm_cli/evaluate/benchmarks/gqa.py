@@ -90,7 +90,7 @@ class GQA(Benchmark):
 def _distribution(results: Iterable[Result]) -> float | None:
     """Return the official distribution metric, or None if no question has a group.
 
-    It is the mean over groups, weighted by size, of the chi-square distance between true and given answers, / 100.
+    It is the size-weighted mean over groups of the chi-square distance between true and given answers, over 100.
     """
     truths: dict[str, Counter[str]] = defaultdict(Counter)
     given: dict[str, Counter[str | None]] = defaultdict(Counter)

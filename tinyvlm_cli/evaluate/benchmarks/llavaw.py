@@ -1,8 +1,8 @@
 """LLaVA-Bench in the Wild (arXiv 2304.08485): a judge grades the model's answer and GPT-4's answer side by side.
 
-Requests, parsing and rounding follow LLaVA's eval_gpt_review_bench.py and summarize_gpt_review.py. The official grading
-rules cannot be included here; they are read from LLaVA's rule.json if it is in the data folder. Otherwise OWN_RULE is
-used, which the score reports. Answers are matched by id, whereas the official script matches them by line.
+Requests, parsing and rounding follow LLaVA's eval_gpt_review_bench.py and summarize_gpt_review.py. For copyright
+reasons, the official grading rules are not included. They are read from LLaVA's rule.json if it is in the data folder;
+otherwise OWN_RULE is used and the score has a note. Answers are matched by id, unlike in the official script.
 """
 
 import math
@@ -154,7 +154,7 @@ def _relative(grades: Sequence[Sequence[Grades | None]]) -> tuple[list[float | N
     """Return the relative score of each run, and the means over runs: relative score, and both grades times ten.
 
     The relative score is the ratio of mean grades in percent, not the mean of ratios. Rounding is as in the official
-    script. grades: by question and run; None is left out.
+    script. grades: by question and run; None is ignored.
     """
     runs: list[tuple[float | None, ...]] = []
     for pairs in zip(*grades, strict=True):

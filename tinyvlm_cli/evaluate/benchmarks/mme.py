@@ -91,7 +91,7 @@ class MME(Benchmark):
         return self.scored(totals["perception"], headline, points, details, tallies=tallies, notes=notes)
 
     def key_of(self, answer: Answer) -> str:
-        """Return image and question, because both questions about an image have the same id.
+        """Return a key from image and question, because both questions about an image have the same id.
 
         As in LLaVA's converter, the image name ends at its first period. The prompt is reduced to the question.
         """

@@ -1,7 +1,7 @@
 """MM-Vet (arXiv 2308.02490): open-ended answers, which a judge grades from 0 to 1 against a ground truth.
 
-Requests, retries and tables follow mm-vet_evaluator.py. The official grading prompt cannot be included here; it is read
-from that file if it is in the data folder. Otherwise OWN_PROMPT is used, which the score reports.
+Requests, retries and tables follow mm-vet_evaluator.py. For copyright reasons, the official grading prompt is not
+included. It is read from that file if it is in the data folder; otherwise OWN_PROMPT is used and the score has a note.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,7 +39,7 @@ What colour is the car? | red <OR> crimson | It is a blue car. | 0.0
 
 @dataclass(frozen=True, kw_only=True)
 class MMVet(Graded):
-    """A question counts for each capability that it requires. An item's truth is its answer and these, sorted."""
+    """A question counts for each capability it requires. An item's truth is the answer and the sorted capabilities."""
 
     metric: ClassVar[str] = "GPT-4 score"
     waiting_is_unreadable: ClassVar[bool] = True

@@ -33,7 +33,7 @@ class TextVQA(Benchmark):
     unanswered: ClassVar[str] = "the score covers only the others, as in the official script"
 
     def files(self) -> list[Path]:
-        """Return LLaVA's file, which asking requires, and the official one, which scoring requires."""
+        """Return LLaVA's file, required for asking, and the official one, required for scoring."""
         return [self.folder / self.llava_file, self.folder / self.annotations_file]
 
     def asked(self) -> list[Question]:
@@ -75,7 +75,7 @@ class TextVQA(Benchmark):
         return self.scored(percent(score for _, score in scores), given, dict(scores), details)
 
     def key_of(self, answer: Answer) -> str:
-        """Return image and question, because all questions about an image have the same id."""
+        """Return a key from image and question, because all questions about an image have the same id."""
         return answer.key or f"{answer.question_id}: {question_of(answer.prompt) or ''}"
 
 
