@@ -105,7 +105,7 @@ def test_train_eval_ask_report(study: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "not judged" in done.stdout
     again = tinyvlm(*words, folder=study)
-    assert "every question has an answer already" in again.stderr
+    assert "all questions are already answered" in again.stderr
     (run,) = (study / "path/runs").iterdir()
     assert len((run / "scores.jsonl").read_text(encoding="utf-8").splitlines()) == 2
     node = yaml.safe_load((run / "eval/finetune/mmvet/benchmark.yaml").read_text(encoding="utf-8"))
