@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,7 @@ def _published(group: str, path: str) -> tuple[str, str]:
     return (alike[0]["name"], alike[0]["label"]) if alike else (last, last)
 
 
+@cache
 def _shipped(group: str) -> list[dict[str, Any]]:
     """Return the members of a configuration group as written in their YAML files, each with its name."""
     paths = sorted((conf_dir() / group).glob("*.yaml"))
