@@ -116,7 +116,7 @@ def test_train_eval_ask_report(study: Path) -> None:
     )
     assert asked.returncode == 0, asked.stderr
     assert tinyvlm("report", "table=demo", "format=html", "results_dir=path", folder=study).returncode == 0
-    assert "The demo&#39;s study" in (study / "path/report.html").read_text(encoding="utf-8")
+    assert "Demo study" in (study / "path/report.html").read_text(encoding="utf-8")
 
 
 def answers(folder: Path) -> dict[str, str]:
