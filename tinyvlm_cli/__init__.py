@@ -20,9 +20,9 @@ def load(
 ) -> "Loaded":
     """Load a trained model for use in a notebook.
 
-    path_or_run: a run in `results_dir` by any name that `run=` accepts, a run folder, or a model folder in Hugging
-    Face format. stage: a stage of the run; None: the last one. device: None: a GPU if available, otherwise the CPU.
-    dtype: "bf16", "fp32" or a torch.dtype; None: the precision of the run.
+    path_or_run: a run in `results_dir` (any name that `run=` accepts), a run folder, or a model folder in Hugging Face
+    format. stage: defaults to the run's last stage. device: defaults to a GPU if one is available, otherwise the CPU.
+    dtype: "bf16", "fp32" or a torch.dtype; defaults to the precision of the run.
     """
     # Imported here because the command line must start without torch.
     from tinyvlm_cli.evaluate.loaded import Loaded

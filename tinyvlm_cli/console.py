@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 log = logging.getLogger(__name__)
 
-LINE_EVERY_S = 30.0  # between progress lines in a log file, unless a tenth of the work is done earlier
+LINE_EVERY_S = 30.0  # between progress lines in a log file; completing a tenth of the work also logs one
 
 
 def set_up_logging(*, is_main: bool = True) -> None:
@@ -35,13 +35,13 @@ def set_up_logging(*, is_main: bool = True) -> None:
 
 
 def silence(*names: str, level: int = logging.ERROR) -> None:
-    """Set the level of these libraries' loggers. Call it again after an import that resets them."""
+    """Set the level of the named loggers. Must be repeated after importing a library that resets its logger."""
     for name in names:
         logging.getLogger(name).setLevel(level)
 
 
 class ProgressBar:
-    """One task of a progress display: a bar on a terminal, or occasional lines in a log file."""
+    """A task in a progress display: a bar on a terminal, or occasional lines in a log file."""
 
     def __init__(self, display: Progress, label: str, total: int, done: int) -> None:
         self._display = display

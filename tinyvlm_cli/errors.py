@@ -33,11 +33,11 @@ def raise_findings(findings: list[str]) -> None:
 
 
 def suggest(name: str, options: Iterable[str]) -> str:
-    """Return "did you mean 'X'? Choose from X, Y", to complete a message that rejects a name."""
+    """Return a hint such as "did you mean 'X'? Choose from X, Y" for a message about the invalid name `name`."""
     options = list(options)
     near = get_close_matches(name, options, n=1)
     return (f"did you mean '{near[0]}'? Choose" if near else "choose") + f" from {', '.join(options)}"
 
 
 class WorkerError(RuntimeError):
-    """A failure of a worker or launcher that is not a user's mistake. The command exits with code 1."""
+    """A failure of a worker or launcher that the user did not cause. The command exits with code 1."""

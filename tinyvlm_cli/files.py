@@ -49,13 +49,13 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock for changing `path`. If another process holds it, log a message and wait."""
+    """Hold an exclusive lock on `path`. If another process holds it, log a message and wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log.info("%s: waiting for another process that is working on it", path.name)
+        log.info("%s: in use by another process; waiting until it finishes", path.name)
         lock.acquire()
     try:
         yield

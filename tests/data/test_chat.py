@@ -9,7 +9,7 @@ from tinyvlm_cli.data.records import FaultError, Kind, Record, Turn
 
 CHAT = Chat(system="Be nice. ", user="USER: ", assistant=" ASSISTANT:", end="</s>")
 CUBS = "the chicago cubs sign outside wrigley field"
-CUBS_IDS = [1820, 93308, 272, 16115, 1879, 4994, 3189, 343, 3258, 2115, 198]  # facts B13, the reference's own run
+CUBS_IDS = [1820, 93308, 272, 16115, 1879, 4994, 3189, 343, 3258, 2115, 198]  # printed by TinyLLaVA_Factory
 
 
 def one(record: Record, tokenizer: PreTrainedTokenizerFast, prompt: Prompt, chat: Chat = CHAT) -> Encoded:

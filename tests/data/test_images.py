@@ -50,7 +50,7 @@ def test_square_is_the_encoders_own_processor_bit_for_bit(
 def test_pad_centres_on_a_square_of_the_mean_colour(small_vision: Vision) -> None:
     vision = replace(small_vision, mean=[0.48145466, 0.4578275, 0.40821073])
     values = pixels(Image.new("RGB", (32, 8), (255, 0, 0)), vision, ImageMode.pad)
-    assert list(values[:, 0, 0]) == [122, 116, 104]  # facts B7
+    assert list(values[:, 0, 0]) == [122, 116, 104]  # int(255 * mean), as in LLaVA's expand2square
     assert list(values[:, 8, 8]) == [255, 0, 0]
 
 

@@ -93,7 +93,7 @@ def plan(tmp_path: Path, stablelm2: PreTrainedTokenizerFast, small_vision: Visio
 
 @pytest.mark.parametrize(("tokens", "length"), [(576, 587), (729, 740), (128, 139)])
 def test_the_references_caption_sample(plan: StagePlan, tokens: int, length: int) -> None:
-    """Facts B13: 576 image positions without label, the last of which predicts the first word."""
+    """As in TinyLLaVA_Factory, image positions have no labels, and the last one predicts the first word."""
     batch = pack(replace(plan, tokens_per_image=tokens), (0,), ONES)
     assert batch.ids.shape == batch.positions.shape == (1, length)
     assert batch.image_at.tolist() == list(range(tokens))

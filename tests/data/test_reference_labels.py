@@ -1,4 +1,4 @@
-"""Ids and labels equal those of the reference's own procedure wherever that procedure works (facts B4-B6)."""
+"""Ids and labels equal those of TinyLLaVA_Factory (tinyllava/data/template/base.py) wherever its procedure works."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Connectors: the reference's sizes (facts B9), shapes, and what is checked of their settings and classes."""
+"""Connectors: sizes as in TinyLLaVA_Factory (tinyllava/model/connector), shapes, and checks of settings and classes."""
 
 import sys
 from collections.abc import Callable

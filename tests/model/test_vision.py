@@ -75,7 +75,7 @@ def test_two_encoders_on_one_image_take_turns(small_vision: Vision) -> None:
 def test_only_modules_after_the_layers_can_be_unused(small_vision: Vision, family: str, name: str, hint: str) -> None:
     spec = replace(small_vision, path="", unused=[name], architecture={**CLIP, "model_type": family})
     with pytest.raises(
-        UserError, match=rf"^vision.unused: '{name}' does not exist after the last layer of \w+; {hint}"
+        UserError, match=rf"^vision.unused: '{name}' is not a module after the last layer of \w+; {hint}"
     ):
         blank_vision(spec, planned=True)
 

@@ -1,4 +1,4 @@
-"""The shipped YAML describe the paper's models: sizes, tokens and steps as published (reference-system facts B1-B9)."""
+"""The shipped YAML files describe the paper's models: sizes, tokens and steps as published (arXiv 2402.14289)."""
 
 import pytest
 import torch
@@ -97,7 +97,7 @@ def test_share_trains_the_papers_parts_in_the_papers_steps() -> None:
     assert {name: figure.steps for name, figure in figures.items()} == {
         "pretrain": 2180, "caption_pretrain": 4870, "finetune": 5197
     }  # fmt: skip
-    # 14 of SigLIP's 26 layers; everything that learns together: facts B3.
+    # 14 of SigLIP's 26 layers (the paper trains layers 12 and up), and all trained parts together.
     assert figures["caption_pretrain"].trained["vision"] == 213_353_056
     assert sum(figures["caption_pretrain"].trained.values()) == 3_002_544_736
     assert figures["finetune"].trained["vision"] == 0

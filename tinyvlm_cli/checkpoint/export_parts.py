@@ -22,7 +22,7 @@ from tinyvlm_cli.model.llm import load_tokenizer
 from tinyvlm_cli.model.vlm import VLM
 
 FEATURE_LAYER = -2  # feature layer of the model that `closed_encoder` returns
-_LEVEL = "vision_model."  # transformers 5 removed this prefix from the weight names of these models
+_LEVEL = "vision_model."  # prefix that transformers 5 removed from the weight names of the models below
 _WITH_LEVEL = ("clip_vision_model", "siglip_vision_model")
 
 
@@ -58,7 +58,7 @@ def write_parts(source: Source, folder: Path, place: Path) -> tuple[LLM, Vision]
     tokenizer.save_pretrained(folder / "llm")
     encoders = zip(("vision", "vision2"), map(closed_encoder, model.vision.models), strict=False)
     for name, part in (("llm", model.llm), *encoders):
-        # Not the model's own `save_pretrained`, whose weight names only the same version of transformers can read.
+        # `save_pretrained` is not used, because other versions of transformers cannot read its weight names.
         part.config.architectures = [type(part).__name__]
         part.config.save_pretrained(folder / name)
         save_torch_state_dict(old_state(part), folder / name)
@@ -67,7 +67,7 @@ def write_parts(source: Source, folder: Path, place: Path) -> tuple[LLM, Vision]
     write_text(folder / "connector" / "connector.yaml", yaml.safe_dump(node, sort_keys=False))
     save_part(folder / "connector", "connector", model.connector.state_dict())
 
-    # Without `architecture`, which describes the published part.
+    # `architecture` is dropped, because it describes the published part.
     second = source.vision.second and replace(source.vision.second, path=str(place / "vision2"), architecture=None)
     vision = replace(
         source.vision, path=str(place / "vision"), feature_layer=FEATURE_LAYER, second=second, architecture=None
@@ -80,8 +80,8 @@ def closed_encoder(model: PreTrainedModel) -> PreTrainedModel:
 
     The complete model has one more layer and all modules that its class has after the layers, so that loading it does
     not initialise anything randomly. The added weights are zero, and a layer of zeros returns its input. The features
-    are the input of the added layer, because versions differ in whether the last hidden state is normalised. For a run
-    that uses the second-to-last layer, as in the paper, the result has the published configuration.
+    are the input of the added layer, because transformers versions differ in whether the last hidden state is
+    normalised. If a run uses the second-to-last layer, as in the paper, the result has the published configuration.
     """
     settings = model.config.to_dict()
     for name in ("stage_names", "out_features", "out_indices"):

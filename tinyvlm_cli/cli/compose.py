@@ -66,7 +66,7 @@ class Cell:
         return " ".join(self.hydra.overrides.task)
 
     def config(self) -> Any:
-        """Return the command's settings, with the effective name of each group's member.
+        """Return the command's settings. The names of group members include their overrides, see names.py.
 
         Raises UserError if settings are missing or do not match the schema.
         """
@@ -138,10 +138,10 @@ def run_command(command: Command, arguments: list[str]) -> int:
 
 
 def compose_cells(command: Command, settings: list[str], *, is_grid: bool) -> Iterator[Cell]:
-    """Compose and yield, in this process, each cell of the grid that `settings` describe, or the only configuration.
+    """Yield each cell of the grid that `settings` describe, or the only configuration, composed in this process.
 
-    For commands that need all cells together: Hydra's own sweeper composes each cell twice, copies it twice more, and
-    may launch it on another machine. is_grid: whether -m was given; without it, `sweep=NAME` may still define a grid.
+    Commands that need all cells together use it, because Hydra's sweeper composes each cell twice, copies it twice more
+    and may launch it elsewhere. is_grid: whether -m was given; without it, `sweep=NAME` may still define a grid.
     """
     with hydra.initialize_config_dir(str(conf_dir()), job_name=f"tinyvlm {command.name}", version_base="1.3"):
         loader: Any = GlobalHydra.instance().config_loader()
@@ -170,7 +170,7 @@ def compose_cells(command: Command, settings: list[str], *, is_grid: bool) -> It
 class Job:
     """The callable that Hydra runs for each grid cell, in this process or in one started by a launcher.
 
-    A launcher's process returns its outcome as a file in `folder`, which all nodes of a cluster can access.
+    A process started by a launcher writes its outcome to a file in `folder`, which all nodes of a cluster can access.
     """
 
     name: str  # of the command
@@ -202,7 +202,7 @@ class Job:
             write_text(self.folder / f"{HydraConfig.get().job.num:06}.json", json.dumps(record))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore the job in a launcher's process, and set up Hydra and logging there."""
+        """Restore the job in a process started by a launcher, and set up Hydra and logging there."""
         self.__dict__ = {**state, "is_launched": True}
         os.environ["HYDRA_FULL_ERROR"] = "1"
         prepare_hydra(COMMANDS[self.name])
@@ -228,13 +228,13 @@ def _conclude(command: Command, outcomes: list[Outcome]) -> int:
             print(f"tinyvlm {command.name}: {outcome.overrides}: {line}", file=sys.stderr)
     if failed:
         counts = f"{len(outcomes) - len(failed)} of {len(outcomes)} jobs succeeded, {len(failed)} failed"
-        print(f"tinyvlm {command.name}: {counts}; run the same command again to retry them", file=sys.stderr)
+        print(f"tinyvlm {command.name}: {counts}; run the same command again to retry the failed jobs", file=sys.stderr)
         return FAILED
     return max((outcome.code for outcome in outcomes), default=0)
 
 
 def _print_help(command: Command) -> int:
-    """Print the command's help: the header from its YAML, and its configuration groups with their options."""
+    """Print the command's help: the header and footer from its YAML, and the options of its groups."""
     with hydra.initialize_config_dir(str(conf_dir()), job_name=f"tinyvlm {command.name}", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         node = hydra.compose(command.name, return_hydra_config=True).hydra

@@ -31,7 +31,7 @@ def read_arguments(arguments: list[str], schema: type) -> tuple[list[str], list[
     Hydra requires flags before settings. Values of free-text settings, such as a question with commas, and values that
     contain "=", such as some run names, are quoted unless they already are. Settings that may add a new key to a
     mapping get Hydra's prefix `++`.
-    Raises UserError for an argument that is not `key=value` with a key of the command.
+    Raises UserError for an argument that is not of the form `key=value` or whose key the command does not have.
     """
     flags: list[str] = []
     settings: list[str] = []
@@ -92,7 +92,7 @@ def explain(error: Exception, schema: type, settings: list[str]) -> str:  # noqa
 
 
 def _similar(key: str, error: OmegaConfBaseException, schema: type) -> str:
-    """Return a hint at the intended setting: a sibling of the unknown key, or a similar name elsewhere."""
+    """Return a hint: the most similar sibling of the unknown key, or else the most similar setting elsewhere."""
     prefix, _, last = key.rpartition(".")
     neighbours = [str(name) for name in error.parent_node] if isinstance(error.parent_node, Mapping) else []
     if near := get_close_matches(last, neighbours, n=1):
@@ -104,7 +104,7 @@ def _similar(key: str, error: OmegaConfBaseException, schema: type) -> str:
 
 
 def _paths(schema: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted paths of all settings, with NAME as the placeholder for a mapping's keys."""
+    """Yield the dotted paths of all settings, with NAME in place of a mapping's keys."""
     for name, hint in get_type_hints(schema).items():
         yield (path := f"{prefix}{name}")
         for inner in (hint, *get_args(hint)):

@@ -75,7 +75,7 @@ def packaged_labels(group: str) -> dict[str, str]:
 
 
 def packaged_overrides(config: DictConfig, hydra: Any) -> list[str]:
-    """Return overrides that select the packaged members of the same names, with the same folders.
+    """Return overrides that select the packaged members of the same names, and the same data and results folders.
 
     Returns an empty list if `config` contains only unchanged packaged members, as in most grids.
     """

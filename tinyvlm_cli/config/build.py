@@ -19,7 +19,7 @@ _SHOWN = ("_target_", "name", "label")  # passed to the target only if it has su
 def build(node: dict[str, Any], **more: Any) -> Any:
     """Call the `_target_` of `node` with the node's other keys and `more`, and return the result.
 
-    Raises UserError that lists all unknown and missing keys.
+    Raises a UserError that lists all unknown and missing keys.
     """
     findings = check(node, set(more), where=str(node.get("name", "component")))
     raise_findings(findings)
@@ -43,16 +43,16 @@ def check(node: dict[str, Any], given: set[str], *, where: str) -> list[str]:
     findings = []
     for key in node:
         if key not in takes and key not in _SHOWN:
-            hint = suggest(key, settable) if settable else "it has no settings"
+            hint = suggest(key, settable) if settable else "remove it, as the class has no settings"
             findings.append(f"{where}.{key}: not a setting of {path}; {hint}")
     for key, parameter in takes.items():
         if parameter.default is inspect.Parameter.empty and key not in node and key not in given:
-            findings.append(f"{where}.{key}: not set, but required by {path}")
+            findings.append(f"{where}.{key}: not set, but required by {path}; add a value")
     return findings
 
 
 def conf_dir() -> Path:
-    """Return the folder of the configuration groups."""
+    """Return the folder that contains the configuration groups."""
     return _shipped("conf", PACKAGE.parent / "conf")
 
 
@@ -67,12 +67,12 @@ def paper_dir() -> Path:
 
 
 def _shipped(name: str, in_checkout: Path) -> Path:
-    """Return the folder `name` in the package, where wheels install it, or else `in_checkout`."""
+    """Return the folder `name` in the package if it exists (installed from a wheel), otherwise `in_checkout`."""
     return folder if (folder := PACKAGE / name).is_dir() else in_checkout
 
 
 def code_hash(module: str) -> str:
-    """Return a hash of the code of a user's module that ignores comments, docstrings, formatting and location.
+    """Hash the code of a user's module, ignoring comments, docstrings, formatting and location.
 
     The module is read but not imported. Raises UserError if it is not found.
     """
@@ -81,7 +81,7 @@ def code_hash(module: str) -> str:
     except (ImportError, ValueError):
         spec = None
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        raise UserError(f"cannot import {module}: module not found in the working directory or installed packages")
+        raise UserError(f"cannot import {module}: not found in the working directory or among installed packages")
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
@@ -95,7 +95,7 @@ def _import(path: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"cannot import {path} ({error})") from None
+        raise UserError(f"cannot import {path} ({error}); check the names of the module and the class") from None
 
 
 def _parameters(target: Any) -> dict[str, inspect.Parameter]:

@@ -143,7 +143,7 @@ class Table:
     runs: dict[str, Any] = MISSING  # score field -> required value, or list of allowed values; null: any
     headers: dict[str, str] = MISSING  # score field that describes a table row -> column title
     columns: list[Column] = MISSING
-    own_benchmarks: bool = False  # show exactly the benchmarks that the user's runs have scores for
+    own_benchmarks: bool = False  # show the benchmarks for which the user's runs have scores, and no others
     # Setting -> baseline value. Rows are compared with the otherwise equal baseline row; empty: no comparison.
     against: dict[str, str] = field(default_factory=dict)
     between: list[str | None] | None = None  # two runs to compare, with one row per benchmark; null: one row per run
@@ -176,7 +176,7 @@ class DataCommand:
     llm: LLM | None = None
     vision: Vision | None = None
     prompts: dict[str, Prompt] = MISSING  # split -> prompt format of the index that `prepare` builds
-    convert_gifs: bool = MISSING  # prepare: convert .jpg files that are not JPEGs, in place
+    convert_gifs: bool = MISSING  # prepare: convert images that are named .jpg but are not JPEGs, in place
     eval_dir: str = MISSING
     data_dir: str = MISSING
     results_dir: str = MISSING
@@ -184,7 +184,7 @@ class DataCommand:
 
 @dataclass
 class Mix:
-    """Distribution of the sample lengths in a training set."""
+    """Distribution of sample lengths in a training set."""
 
     text: float = MISSING  # mean number of text tokens per sample
     spread: float = MISSING  # standard deviation of the logarithm of the number of text tokens

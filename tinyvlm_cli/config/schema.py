@@ -47,7 +47,7 @@ class Loss(Enum):
     """Averaging of the loss over an optimizer step."""
 
     token_mean = "token_mean"  # mean over all supervised tokens of the step
-    mean_of_means = "mean_of_means"  # mean of the groups' token means; a group is the reference's micro-batch
+    mean_of_means = "mean_of_means"  # as in TinyLLaVA_Factory: token mean of each per-device batch, then their mean
 
 
 class Resize(Enum):
@@ -93,7 +93,7 @@ class LLM:
     max_length: int = MISSING  # in tokens, including image tokens; longer samples are truncated
     precision: Precision = MISSING  # training precision, unless engine.precision is set
     architecture: dict[str, Any] | None = None  # transformers config, so that plan, bench and tests need no weights
-    prepare: dict[str, Any] | None = None  # `_target_` that creates `path` in `tinyvlm data prepare`
+    prepare: dict[str, Any] | None = None  # `_target_` with which `tinyvlm data prepare` creates `path`
 
 
 @dataclass
@@ -173,7 +173,7 @@ class Lora:
 
     @property
     def scale(self) -> float:
-        """Scaling factor of B A."""
+        """Scaling factor of the product B A."""
         return self.alpha / self.rank
 
 
@@ -198,7 +198,7 @@ class Stage:
     image_mode: ImageMode = MISSING
     train: Parts = field(default_factory=Parts)
     vision_from_layer: int = MISSING  # with train.vision=full: first trained layer; 0: the whole encoder
-    llm_from_layer: int = 0  # with train.llm=full: first trained layer (plus the head); 0: the whole LLM
+    llm_from_layer: int = 0  # with train.llm=full: first trained layer (the head is trained too); 0: the whole LLM
     lora: Lora | None = None  # for parts whose `train` is lora or qlora
     lr: float = MISSING  # peak learning rate, after warm-up
     part_lr: Rates = field(default_factory=Rates)
@@ -206,7 +206,7 @@ class Stage:
     epochs: int = MISSING
     max_steps: int | None = None  # maximum number of optimizer steps; null: no limit
     loss: Loss = Loss.token_mean
-    samples_per_mean: int | None = None  # with loss=mean_of_means: the reference's per-device batch size
+    samples_per_mean: int | None = None  # with loss=mean_of_means: TinyLLaVA_Factory's per-device batch size
 
     @property
     def trained_parts(self) -> list[str]:
@@ -240,10 +240,10 @@ class Stage:
 
 @dataclass
 class Recipe:
-    """Training stages, ordered by their `start` settings."""
+    """The training stages of a run. Each stage's `start` setting names the stage that it continues from."""
 
     name: str = MISSING
-    paper_data: str | None = MISSING  # data group in the paper; run names include any other data group
+    paper_data: str | None = MISSING  # data group used in the paper; run names mention any other group
     optim: Optim = field(default_factory=Optim)
     stages: dict[str, Stage] = MISSING
 
@@ -254,8 +254,8 @@ class Engine:
 
     zero: int = MISSING  # DeepSpeed ZeRO stage 1, 2 or 3
     precision: Precision = MISSING
-    micro_tokens: int | None = None  # maximum tokens per micro-batch and GPU; null: chosen by memory and speed
-    recompute: float | None = None  # share of layers with activation checkpointing; null: the minimum that fits
+    micro_tokens: int | None = None  # maximum tokens per micro-batch on each GPU; null: chosen by memory and speed
+    recompute: float | None = None  # share of layers with activation checkpointing; null: the least that fits
     compile: bool | None = None  # compile layers with PyTorch; null: on a GPU, except with ZeRO-3
     workers: int | None = None  # image-loading processes per GPU; null: up to 16, or 0 without a GPU
     save_every: int = MISSING  # optimizer steps between checkpoints
@@ -287,7 +287,7 @@ def to_yaml(config: Any) -> str:
 
 
 def from_yaml(kind: type[C], path: Path) -> C:
-    """Load a configuration object that this or an earlier version wrote with `to_yaml`.
+    """Load a configuration object written with `to_yaml` by this or an earlier version.
 
     Raises UserError if the file contains settings that this version does not support.
     """

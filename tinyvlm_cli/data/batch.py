@@ -87,7 +87,7 @@ def row_of(expanded: Sequence[Tokens], pixels: Tensor, *, weights: Sequence[floa
 
 
 def widest_row(tokens: int, *, vision: Vision, tokens_per_image: int, supervised: int) -> MicroBatch:
-    """Return the row of `tokens` tokens with the highest memory use: many images with little text between them.
+    """Return the row of `tokens` tokens that needs the most memory: many images with little text between them.
 
     supervised: number of positions whose next token is supervised.
     """
@@ -102,7 +102,7 @@ def widest_row(tokens: int, *, vision: Vision, tokens_per_image: int, supervised
 
 
 def blank(vision: Vision) -> Tensor:
-    """Return the blank image that is used for a row without images: zeros, [1, 3, size, size] uint8.
+    """Return the blank image for rows without images: zeros, [1, 3, size, size] uint8.
 
     The vision encoder runs on it with zero weight, because ZeRO-2 and ZeRO-3 require the same modules on every rank.
     """

@@ -1,8 +1,8 @@
 """Converts records to token ids and labels.
 
 The text of a sample is split into chunks at its images, and each chunk is tokenised once. Labels are computed from
-character offsets, so ids and labels cannot disagree. The ids equal those of the reference, which tokenises the same
-chunks (reference-system facts B4 and B5).
+character offsets, so ids and labels cannot disagree. The ids equal those of TinyLLaVA_Factory, which
+tokenises the same chunks (tinyllava/data/template/base.py).
 """
 
 from collections.abc import Sequence
@@ -47,9 +47,9 @@ def encode(
 ) -> list[Encoded]:
     """Tokenise records for training, with a single call to the tokenizer.
 
-    Prompt.plain: the images, then each answer followed by a newline, all of it supervised. Questions are ignored, and
+    Prompt.plain: the images, then each answer and a newline, both of which are supervised. Questions are ignored, and
     a record without images consists of its answers only.
-    Prompt.chat: all turns in the chat format. Each answer is supervised, with the space before it and its end token.
+    Prompt.chat: all turns in the chat format. Answers are supervised, including the preceding space and the end token.
 
     Raises FaultError for a record that the chat format cannot represent (see `check_marks`).
     """

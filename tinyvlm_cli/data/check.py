@@ -48,7 +48,7 @@ class Checked:
 
 
 def check_split(split: Split) -> Checked:
-    """Check every record, and every image file once. The findings for a million records fit in memory."""
+    """Check every record, and every image file once. All findings are kept in memory."""
     findings: list[Finding] = []
     ids: set[str] = set()
     images: dict[str, int] = {}  # path -> its index in this mapping
@@ -147,11 +147,11 @@ def to_jpeg(path: Path) -> bool | FaultError:
 def on_all_cores(function: Callable[[A], B], items: Iterable[A], *, count: int, label: str) -> Iterator[B]:
     """Yield `function(item)` for each of the `count` items, in order, computed by one process per core.
 
-    function: a public function of a module that imports little, because every process imports that module.
+    function: a public function of a module that imports little, because every process imports it.
     """
     cores = num_cores()
-    # Not multiprocessing.Pool, which waits forever for a process that was killed. Ctrl-C reaches every process in the
-    # terminal: the worker processes ignore it, and this process shuts them down.
+    # multiprocessing.Pool is not used, because it waits forever for a killed process. Ctrl-C reaches every process in
+    # the terminal: the worker processes ignore it, and this process shuts them down.
     ignore_interrupts = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
     pool = ProcessPoolExecutor(cores, multiprocessing.get_context("forkserver"), ignore_interrupts)
     waiting = iter(items)

@@ -1,7 +1,7 @@
-"""Finds images, opens them safely, and preprocesses them with results bit-identical to transformers' processors.
+"""Finds images, opens them safely and preprocesses them. The results are bit-identical to transformers' own.
 
-A record gives an image's path relative to the image root of its split. A user gives a file, a URL, standard input or an
-in-memory image.
+Records refer to images by paths relative to the image root of their split. Users specify a file, a URL, standard input
+or an in-memory image.
 """
 
 import http.client
@@ -115,7 +115,7 @@ def normalisation_table(mean: list[float], std: list[float]) -> NDArray[np.float
 
 
 def image_source(image: str | Path | bytes | Image.Image) -> Path | bytes:
-    """Convert an image given by a user to a source for `open_image`.
+    """Convert an image that a user specified to a source for `open_image`.
 
     image: a path, an http(s) URL, "-" for standard input, the bytes of a file, or an in-memory image.
     Raises UserError if the URL or standard input cannot be read.
@@ -153,7 +153,7 @@ def _fetch(address: str) -> bytes:
                 data += chunk
                 if len(data) > MAX_BYTES:
                     raise UserError(f"image {address}: larger than {MAX_BYTES // 2**20} MiB; use a smaller image")
-                # The timeout of a socket restarts with every byte.
+                # The timeout of a socket restarts whenever data arrives.
                 if time.monotonic() > deadline:
                     raise UserError(f"image {address}: download exceeded {TIMEOUT_S:.0f} s; use a local file instead")
     except urllib.error.HTTPError as error:
@@ -167,7 +167,7 @@ def _fetch(address: str) -> bytes:
 
 
 def write_jpegs(folder: Path, sizes: Sequence[Sequence[int]], *, count: int, seed: int) -> list[str]:
-    """Write `count` random JPEGs of blurred shapes, with the file size of photographs (50-100 kB). Return their names.
+    """Write `count` random JPEGs of blurred shapes, with file sizes typical of photographs. Return their names.
 
     sizes: (width, height) pairs in pixels, used in turn.
     """

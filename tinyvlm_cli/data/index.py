@@ -1,4 +1,4 @@
-"""Training samples by number: the samples of a split, tokenised once and memory-mapped, or synthetic samples.
+"""Training samples, accessed by number: a split's samples, tokenised once and memory-mapped, or synthetic samples.
 
 Worker processes do not load the JSON. The index of a split is stored in results/index/<hash>/:
 ids.bin, supervised.bin, texts.bin   token ids, supervision flags, and image paths with record ids, concatenated
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # data loader workers import this module, and importing trans
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # increment when the same records give a different index; 2: questions without an image are not stripped
+FORMAT = 2  # increment if the index of the same records changes; 2: questions without an image are not stripped
 BATCH = 512  # records per call to the tokenizer, which uses several threads
 SAMPLE = np.dtype(
     [
@@ -87,7 +87,7 @@ class SplitIndex:
         return Sample(self._ids[tokens], self._supervised[tokens], images, name)
 
     def lengths(self, tokens_per_image: int, max_length: int) -> NDArray[np.int32]:
-        """Return the length of each sample with image tokens and truncation; 0 if no supervised token is left."""
+        """Return each sample's length, including image tokens, after truncation; 0 if no supervised token is left."""
         rows = self._samples
         lengths = rows["num_ids"] + rows["num_images"] * (tokens_per_image - 1)
         first = rows["first_ids"] + rows["first_images"] * tokens_per_image
@@ -141,7 +141,7 @@ class SyntheticIndex:
         return Sample(np.concatenate([before, ids]), np.pad(supervised, (len(images), 0)), images, str(number))
 
     def lengths(self, tokens_per_image: int, max_length: int) -> NDArray[np.int32]:
-        """Return the length of each sample with image tokens and truncation: [N]."""
+        """Return the length of each sample, including image tokens, after truncation: [N]."""
         return np.minimum(self.texts + self.has_image * tokens_per_image, max_length).astype(np.int32)
 
 
@@ -218,7 +218,7 @@ def _write_files(folder: Path, split: Split, encode_all: EncodeAll, skips: dict[
     np.save(folder / "samples.npy", samples)
     write_jsonl(folder / "left_out.jsonl", ({"number": n, "reason": left_out[n]} for n in sorted(left_out)))
     if not len(samples):
-        raise UserError(f"{split.annotations}: no usable records; first reason: {left_out[min(left_out)]}")
+        raise UserError(f"{split.annotations}: no usable records ({left_out[min(left_out)]}); use another file")
     return left_out
 
 

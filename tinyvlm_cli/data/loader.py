@@ -29,11 +29,11 @@ Micro = tuple[int, ...]  # sample numbers of one micro-batch
 
 @dataclass(frozen=True)
 class StagePlan:
-    """The samples of a stage and everything else that determines what a step computes, on any machine."""
+    """The samples of a stage and all other inputs of its steps, which are the same on every machine."""
 
     index: Samples
     usable: NDArray[np.int64]  # numbers of the samples with at least one supervised token
-    lengths: NDArray[np.int32]  # length of every sample in tokens, with image tokens and truncation
+    lengths: NDArray[np.int32]  # length of every sample in tokens, including image tokens, after truncation
     image_root: Path
     vision: Vision
     image_mode: ImageMode
@@ -48,14 +48,14 @@ class StagePlan:
         return step_samples(self.usable, step, samples_per_step=self.samples_per_step, seed=self.seed)
 
     def expand(self, sample: Sample) -> Tokens:
-        """Return a sample's tokens with expanded images and truncation, see `batch.expand`."""
+        """Expand the images of a sample and truncate it, see `batch.expand`."""
         return expand(sample.ids, sample.supervised, tokens_per_image=self.tokens_per_image, max_length=self.max_length)
 
     def token_weights(self, supervised: Mapping[int, int]) -> dict[int, float]:
         """Return for each sample the weight of a supervised token in the step's loss.
 
         With groups, all groups have the same total weight, so a token in a group with few tokens has a larger weight.
-        This is the loss of the reference, whose groups are the per-device batches.
+        This is the loss of TinyLLaVA_Factory, whose groups are the per-device batches.
 
         supervised: sample number -> number of supervised tokens, in the step's order.
         """
@@ -77,7 +77,7 @@ class StepBatch:
     work: Work  # of the whole step, over all ranks
 
     def pin_memory(self) -> "StepBatch":
-        """See `MicroBatch.pin_memory`."""
+        """Copy the micro-batches to pinned memory. The `DataLoader` calls this method."""
         return replace(self, micros=[micro.pin_memory() for micro in self.micros])
 
 
@@ -194,7 +194,7 @@ def pack(plan: StagePlan, micro: Micro, weights: Mapping[int, float]) -> MicroBa
             for image in sample.images[:whole]:
                 loaded.append(pixels(open_image(resolve(plan.image_root, image)), plan.vision, plan.image_mode))
         except UserError as error:
-            hint = "run `tinyvlm data check` to find all such images, which training then leaves out"
+            hint = "run `tinyvlm data check` to find all such images, whose records training then leaves out"
             raise UserError(f"{error}; {hint}") from None
     if not micro:  # there is no sample for this micro-batch: use one unsupervised token
         expanded = [(np.zeros(1, np.int32), np.zeros(1, np.bool_))]

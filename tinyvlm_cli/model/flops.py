@@ -73,9 +73,9 @@ def training_flops(model: VLM) -> Flops:
 
 
 def layer_flops(model: PreTrainedModel, learns: bool) -> tuple[float, float, bool]:
-    """Return the cost of a transformer's layers: FLOPs per token, and the attention width summed over all passes.
+    """Return a transformer's FLOPs per token, its attention dimension summed over all passes, and whether it learns.
 
-    The third value is whether the layers' output depends on a trained parameter. learns: whether their input does.
+    It learns if the output of its layers depends on a trained parameter. learns: whether their input does.
     """
     config = model.config
     head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

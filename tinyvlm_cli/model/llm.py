@@ -71,7 +71,7 @@ def load_tokenizer(spec: LLM, *, num_embeddings: int | None = None) -> PreTraine
 
 
 def read_tokenizer(path: str, *, where: str) -> PreTrainedTokenizerFast:
-    """Load the tokenizer at `path` so that its ids equal those of the reference system.
+    """Load the tokenizer at `path` so that its ids equal those of TinyLLaVA_Factory.
 
     where: the setting that contains `path`, for error messages.
     """
@@ -83,7 +83,7 @@ def read_tokenizer(path: str, *, where: str) -> PreTrainedTokenizerFast:
         prepends = "Prepend" in str(tokenizer.backend_tokenizer.normalizer)
         if prepends and tokenizer.init_kwargs.get("legacy") is False:
             # Llama's published tokenizer.json adds a space before every piece of text between special tokens. The slow
-            # tokenizer, which the reference uses, adds one before the first piece only, unless `legacy` is set.
+            # tokenizer, which TinyLLaVA_Factory uses, adds one before the first piece only, unless `legacy` is set.
             tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **settings)
     except (OSError, ValueError) as error:
         raise UserError(cannot_read(path, where, error)) from None

@@ -86,14 +86,14 @@ def load_partly(
     model_class: type[PreTrainedModel], config: PretrainedConfig, *, path: str | None, state: dict[str, Tensor] | None,
     where: str, **arguments: Any,
 ) -> tuple[PreTrainedModel, list[str], list[str]]:  # fmt: skip
-    """Load a model like `load`. Return it with its missing and unexpected keys, each sorted.
+    """Load a model as `load` does, but return it with its sorted missing and unexpected keys instead of raising.
 
     arguments: passed to `from_pretrained`.
     """
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     with contextlib.ExitStack() as quiet:
-        # Hide the progress bar and the table of unexpected weights, which are those of layers that are not used.
+        # Hide the progress bar and the table of unexpected weights, which belong to layers that are not used.
         transformers_logging.set_verbosity_error()
         quiet.callback(transformers_logging.set_verbosity, level)
         if bars:
@@ -110,7 +110,7 @@ def load_partly(
 
 
 def check_four_bit(where: str) -> None:
-    """Raise UserError if this machine cannot store weights in 4 bits."""
+    """Raise UserError if 4-bit weights are not supported on this machine."""
     if not torch.cuda.is_available():
         raise UserError(f"{where}: qlora requires a GPU, and none is available; use lora")
     try:

@@ -14,7 +14,7 @@ from tinyvlm_cli.model.pretrained import check_four_bit
 from tinyvlm_cli.model.vision import layers_of
 from tinyvlm_cli.model.vlm import VLM, meta_model
 
-ADAPTER_MARK = ".lora_"  # in peft's names of adapter tensors
+ADAPTER_MARK = ".lora_"  # occurs in peft's names of adapter tensors
 
 
 def untrainable(llm: LLM, vision: Vision, connector: dict[str, Any], stages: Mapping[str, Stage]) -> list[str]:
@@ -100,7 +100,7 @@ def stage_findings(model: VLM, stage: Stage) -> list[str]:
 
 @torch.no_grad()
 def merge_adapters(module: nn.Module, state: dict[str, Tensor], *, scale: float) -> None:
-    """Merge low-rank updates into the weights. The updates are computed in fp32 for any dtype of the weights.
+    """Merge low-rank updates into the weights. The updates are computed in fp32 regardless of the weights' dtype.
 
     state: adapter tensors by name. scale: alpha / rank.
     """

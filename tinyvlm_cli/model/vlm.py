@@ -21,7 +21,7 @@ from tinyvlm_cli.model.connectors import Connector, build_connector
 from tinyvlm_cli.model.llm import blank_llm, load_tokenizer
 from tinyvlm_cli.model.vision import VisionEncoder, blank_vision
 
-LOGITS_AT_ONCE = 4096  # maximum number of positions
+LOGITS_AT_ONCE = 4096  # maximum number of positions whose logits are computed at once
 
 
 class VLM(nn.Module):
@@ -95,7 +95,7 @@ class VLM(nn.Module):
 
     @torch.no_grad()
     def check_shapes(self, spec: Vision) -> None:
-        """Run one image through vision encoder and connector. Raise UserError if they do not fit each other or the LLM.
+        """Run an image through the encoder and the connector. Raise UserError if they do not fit each other or the LLM.
 
         This is cheap on the meta device. Only the encoder's first layer is run, because all layers have equal shapes.
         """
@@ -113,7 +113,7 @@ class VLM(nn.Module):
         if features.shape != (1, num_patches, self.vision.dim):
             raise UserError(
                 f"vision.path: the encoder returns features of shape {list(features.shape)} for one image, but "
-                f"{[1, num_patches, self.vision.dim]} is required; choose one such as CLIP, SigLIP or DINOv2"
+                f"{[1, num_patches, self.vision.dim]} is required; choose an encoder such as CLIP or SigLIP"
             )
         try:
             found = list(self.connector(features).shape)

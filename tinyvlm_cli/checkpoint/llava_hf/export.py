@@ -89,7 +89,7 @@ def write_llava(source: Source, processor: LlavaProcessor, folder: Path, *, loss
     if largest <= _ROUNDING[source.dtype] * scale:
         log.info("stock transformers computes the same logits on a test question, within %.2g", largest)
         if lossy:
-            log.warning("lossy=true has no effect: the format supports this whole model")
+            log.warning("lossy=true: has no effect, because the format supports this model completely")
     elif lossy:
         log.warning("left out of the export: %s; %s", ", ".join(lost) or "unsupported settings", difference)
     else:
@@ -113,7 +113,7 @@ def unsupported_weights(llm: PreTrainedModel) -> list[str]:
 
 
 def llava_config(model: VLM, encoder: PreTrainedModel, processor: LlavaProcessor, source: Source) -> LlavaConfig:
-    """Return the configuration of a model that `check_llava` has accepted. encoder: from `closed_encoder`."""
+    """Return the configuration for a model that `check_llava` accepted. encoder: from `closed_encoder`."""
     text, vision = copy.deepcopy(model.llm.config), copy.deepcopy(encoder.config)
     text.architectures = [type(model.llm).__name__]  # vLLM uses it to choose the model class
     # Vocabularies are usually padded. If no row is free for the image token, one is added.

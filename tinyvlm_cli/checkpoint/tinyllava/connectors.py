@@ -1,8 +1,8 @@
 """Converts TinyLLaVA's connectors to ours: the class, its sizes and the names of its tensors.
 
 Connectors and tensors are named as in TinyLLaVA_Factory (tinyllava/model/connector) and TinyLLaVABench
-(tinyllava/model/multimodal_projector/builder.py), which has only linear, MLP and its own resampler. Sizes are inferred
-from the shapes of the weights where possible.
+(tinyllava/model/multimodal_projector/builder.py), which has only linear, MLP and resampler connectors. Sizes are
+inferred from the shapes of the weights where possible.
 """
 
 import re
@@ -18,7 +18,7 @@ Imported = tuple[dict[str, Any], State]  # settings as in conf/connector/*.yaml,
 
 
 def import_connector(kind: str, state: State, *, num_heads: int) -> Imported:
-    """Return our settings for a checkpoint's connector of type `kind`, and `state` under our names.
+    """Return our settings for a checkpoint's connector of type `kind`, and the tensors of `state` under our names.
 
     num_heads: for a Q-Former, whose weights do not determine it. Raises UserError for other types and missing tensors.
     """
@@ -46,7 +46,7 @@ def import_connector(kind: str, state: State, *, num_heads: int) -> Imported:
 
 
 def _resampler(state: State) -> Imported:
-    """Convert TinyLLaVABench's resampler, whose keys and values have separate layers. Ours share one."""
+    """Convert TinyLLaVABench's resampler, whose keys and values have separate layers. Ours share a layer."""
     hidden_dim = state["queries"].shape[1]
     out = _renamed(
         state,

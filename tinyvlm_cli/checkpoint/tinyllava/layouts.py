@@ -1,4 +1,4 @@
-"""Reads TinyLLaVA checkpoints without their code: TinyLLaVA_Factory's three layouts and TinyLLaVABench's.
+"""Reads TinyLLaVA checkpoints without running their code: TinyLLaVA_Factory's three layouts and TinyLLaVABench's.
 
 Factory, after instruction tuning   config.json, *.safetensors of the whole model, tokenizer
 Factory, after pretraining          config.json, language_model/, vision_tower/, connector/, tokenizer

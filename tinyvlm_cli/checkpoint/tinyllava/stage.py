@@ -1,4 +1,4 @@
-"""Converts a foreign checkpoint to a run: its parts in a stage folder, and settings that refer to them."""
+"""Converts a TinyLLaVA checkpoint to parts in a stage folder, and settings that refer to them."""
 
 import re
 from dataclasses import dataclass

@@ -57,7 +57,7 @@ def run(config: Ask) -> int:
         try:
             num_asked = _ask_all(sources, lines, ask, is_titled=True)
         except UnicodeDecodeError as error:
-            raise UserError(f"standard input: not {error.encoding} text; give one question per line") from None
+            raise UserError(f"standard input: not valid {error.encoding} text; write one question per line") from None
         if not num_asked:
             raise UserError("question: not set, and standard input is empty; add question=...")
     return 0
@@ -88,7 +88,7 @@ def _converse(sources: Sources, ask: AskOne) -> None:
     """Hold a conversation about each image, with the same questions, until an empty line or the end of input."""
     with suppress(ImportError):
         import readline  # noqa: F401 - enables line editing
-    print(f"Images: {', '.join(name for name, _ in sources)}. An empty line or Ctrl-D quits.", file=sys.stderr)
+    print(f"Images: {', '.join(name for name, _ in sources)}. Enter an empty line or Ctrl-D to quit.", file=sys.stderr)
     histories: list[History] = [[] for _ in sources]
     while True:
         if not sys.stdout.isatty():  # keep the prompt out of redirected answers

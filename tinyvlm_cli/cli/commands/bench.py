@@ -54,7 +54,7 @@ def run(config: Bench) -> int:
 
 def _train(config: Bench, folder: Path) -> tuple[str, dict[str, str]]:
     """Measure training in worker processes. Returns the title and rows of the table to print."""
-    draft = folder / "draft"  # an interruption keeps the previous measurement
+    draft = folder / "draft"  # so that an interrupted measurement does not replace the previous one
     try:
         write_text(draft / "config.yaml", to_yaml(config))
         launch.run("bench", draft, gpus=config.engine.gpus)

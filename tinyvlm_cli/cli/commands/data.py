@@ -38,7 +38,7 @@ def run(config: DataCommand) -> int:
         "llm": config.llm, "vision": config.vision, "convert_gifs": config.convert_gifs is True
     }  # fmt: skip
     for setting in (name for name, value in unused.items() if value):
-        log.warning("%s: has no effect on `tinyvlm data %s`", setting, config.action)
+        log.warning("%s: has no effect in `tinyvlm data %s`", setting, config.action)
     if config.action == "prepare":
         return prepare(config)
     if config.data is None and not config.benchmark:
@@ -85,7 +85,7 @@ def _check_split(name: str, data: Data, results: Results) -> int:
 
     split = data.splits[name]
     checked = check_split(split)
-    # Invalid records are not listed: the index skips them itself, and listing them would change stage identities.
+    # Invalid records are not in the skip list: the index skips them anyway, and adding them would change stage hashes.
     skips = ((finding.number, finding.says) for finding in checked.findings if finding.kind in IMAGE_FAULTS)
     path = write_skips(split, results, skips)
     everything = path.with_suffix(".findings.jsonl")
@@ -189,7 +189,7 @@ def _mistakes(config: DataCommand, groups: dict[str, Data | LLM | Vision]) -> li
         nodes = {choice: yaml.safe_load(path.read_text("utf-8")) for choice, path in files.items()}
         options = ", ".join(choice for choice, node in nodes.items() if "prepare" in (node or {}))
         findings.append(f"nothing to prepare; choose from {options}, or add data=NAME llm=NAME to build an index")
-    # Whether a group without a `prepare` node is useful with the other settings, and which setting is missing.
+    # For groups without a `prepare` node: whether the other settings use the group, and which setting would do so.
     uses = {"data": config.llm is not None or config.convert_gifs, "llm": config.data is not None}
     hints = {"data": "; to index existing files, add llm=NAME", "llm": "; to build an index, add data=NAME"}
     for key, group in groups.items():
@@ -224,7 +224,7 @@ def make(choice: str, node: dict[str, Any]) -> None:
 
 
 def _build_index(config: DataCommand, llm: LLM, splits: dict[str, Split]) -> None:
-    """Build the index of each split that training will open, and print the splits' sizes."""
+    """Build the index that training will open for each split, and print the sizes of the splits."""
     from tinyvlm_cli.data.index import open_index
     from tinyvlm_cli.model.llm import load_tokenizer
 

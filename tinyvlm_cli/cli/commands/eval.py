@@ -72,7 +72,7 @@ def run(config: Eval) -> int:
 
 
 def _score(benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Results) -> list[ScoreRow]:
-    """Score each task, write its files and return the rows. For test servers, write the upload file instead."""
+    """Score each task, write its files and return the score rows. For a test server, write the upload file instead."""
     known = {row.cell: row for row in results.scores()}
     rows: list[ScoreRow] = []
     notes: list[str] = []

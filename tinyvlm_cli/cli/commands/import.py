@@ -19,12 +19,12 @@ READ = (".safetensors", ".bin", ".json", ".model", ".txt")  # file suffixes in a
 
 
 def run(config: Import) -> int:
-    """Write the checkpoint as a stage and a run with that stage, and return the exit code."""
+    """Write the checkpoint as a stage, and a run that consists of this stage. Returns the exit code."""
     source = Path(config.path)
     settings = ("path", "vision_dir", "second_vision_dir", "qformer_dir")
     places = {name: Path(value) for name in settings if (value := getattr(config, name))}
     findings = [
-        f"{name}={place}: folder does not exist; give the folder of the saved checkpoint or encoder"
+        f"{name}={place}: folder does not exist; set it to the folder of the checkpoint or encoder"
         for name, place in places.items()
         if not place.is_dir()
     ]

@@ -59,7 +59,7 @@ def run(config: Score) -> int:
 def rows(details: Mapping[str, Any], group: str = "", path: str = "") -> Iterator[tuple[str, str, Mapping[str, float]]]:
     """Yield the numbers in a score's details as rows: table name, row name, and a mapping from column to number.
 
-    A mapping that contains a number of questions `n` becomes one row. Any other number becomes a separate row.
+    A mapping that contains `n`, a number of questions, becomes one row. Each number outside such a mapping is a row.
     group: name of the outermost mapping that contains `details`. path: names of the inner ones, joined by " / ".
     """
     numbers = {name: value for name, value in details.items() if type(value) in (int, float)}  # type() excludes bool

@@ -63,7 +63,7 @@ def _findings(run: RunJob) -> list[str]:
     config = run.config
     findings = [finding for job in run.stages for finding in mismatch(job)]
     findings += [
-        f"start={config.start}: stage {folder.name} of this run is not trained; train the run first"
+        f"start={config.start}: stage {folder.name} of that run is not trained; train that run first"
         for folder in run.before
         if not Results.is_done(folder)
     ]
