@@ -1,4 +1,4 @@
-"""The folders and files from which Hydra composes, each file parsed once.
+"""The configuration sources that Hydra searches. Each file is parsed only once.
 
 Hydra modifies what it reads, so each composition gets a copy. Unpickling is the fastest way to copy a configuration.
 """
@@ -20,8 +20,6 @@ from tinyvlm_cli.config.build import conf_dir, sweeps_dir
 
 SWEEP = "sweep"  # the configuration group whose options are the files in sweeps/
 
-SWEEP = "sweep"  # configuration group of the files in ./sweeps
-
 
 class TinyvlmSearchPath(SearchPathPlugin):
     """A search path with the user's ./conf and ./sweeps before those that come with tinyvlm."""
@@ -40,7 +38,7 @@ class TinyvlmSearchPath(SearchPathPlugin):
 
 
 class CachedSource(FileConfigSource):
-    """A folder of configuration files. A file is parsed once, unless its text has changed."""
+    """A folder of configuration files. A file is parsed again only if its content has changed."""
 
     parsed: ClassVar[dict[tuple[str, str, bytes], bytes]] = {}
 
@@ -78,7 +76,7 @@ class CachedRepository(ConfigRepository):
 
 
 class SweepSource(CachedSource):
-    """A source that provides the files of a folder as the options of the group `sweep`."""
+    """A configuration source that provides the files of a folder as options of the group `sweep`."""
 
     @staticmethod
     def scheme() -> str:

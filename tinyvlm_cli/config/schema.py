@@ -1,8 +1,8 @@
 """Types and units of a run's settings. The values are in conf/*.yaml and are not repeated here.
 
-Hydra checks each YAML against these classes when it composes a command's configuration, so that misspelled keys and
-wrong types are rejected immediately. `connector` and `benchmark` entries are open mappings because their keys are the
-constructor arguments of the class in `_target_`; `build.py` checks them.
+Hydra checks each YAML file against these classes when it composes a command's configuration, so that misspelled keys
+and wrong types are rejected immediately. `connector` and `benchmark` entries are open mappings because their keys are
+the constructor arguments of the class in `_target_`; `build.py` checks them.
 """
 
 from dataclasses import dataclass, field

@@ -31,7 +31,7 @@ class Encoded:
 
 @dataclass
 class _Chunk:
-    """The text before, between or after the images of a sample."""
+    """A piece of a sample's text: before the first image, between two images, or after the last one."""
 
     text: str = ""
     spans: list[tuple[int, int]] = field(default_factory=list)  # (start, end) of supervised characters
@@ -126,7 +126,7 @@ def _tokenise(samples: list[list[_Chunk]], tokenizer: "PreTrainedTokenizerFast")
 
 
 def _inside(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[bool]:
-    """Return for each token whether it lies entirely within one of the spans. Both lists are in text order."""
+    """Return, for each token, whether it lies entirely within one of the spans. Both lists are in text order."""
     flags = []
     waiting = iter([*spans, (1 << 60, 1 << 60)])
     begin, end = next(waiting)

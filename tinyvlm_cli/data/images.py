@@ -108,14 +108,14 @@ def pixels(image: Image.Image, vision: Vision, mode: ImageMode) -> NDArray[np.ui
 
 
 def normalisation_table(mean: list[float], std: list[float]) -> NDArray[np.float32]:
-    """Return [3, 256]: the normalised value of each pixel value per channel, rounded as in transformers' processors."""
+    """Return a [3, 256] table of normalised pixel values per channel, rounded as in transformers' processors."""
     scaled = (np.arange(256).astype(np.float64) * (1 / 255)).astype(np.float32)
     table = (scaled[None, :] - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
     return table.astype(np.float32)
 
 
 def image_source(image: str | Path | bytes | Image.Image) -> Path | bytes:
-    """Convert an image that a user specified to a source for `open_image`.
+    """Convert a user's image argument to a source for `open_image`.
 
     image: a path, an http(s) URL, "-" for standard input, the bytes of a file, or an in-memory image.
     Raises UserError if the URL or standard input cannot be read.

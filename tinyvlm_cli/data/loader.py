@@ -52,7 +52,7 @@ class StagePlan:
         return expand(sample.ids, sample.supervised, tokens_per_image=self.tokens_per_image, max_length=self.max_length)
 
     def token_weights(self, supervised: Mapping[int, int]) -> dict[int, float]:
-        """Return for each sample the weight of a supervised token in the step's loss.
+        """Return, for each sample, the weight of its supervised tokens in the loss of the step.
 
         With groups, all groups have the same total weight, so a token in a group with few tokens has a larger weight.
         This is the loss of TinyLLaVA_Factory, whose groups are the per-device batches.

@@ -191,7 +191,7 @@ def resolve(root: Path, relative: str) -> Path:
 def check_marks(record: Record) -> None:
     """Raise FaultError for a record that the chat format cannot represent: each image needs its own question with MARK.
 
-    Without this check, TinyLLaVA_Factory uses the next sample's image instead.
+    TinyLLaVA_Factory has no such check and uses the next sample's image instead.
     """
     marked = sum(MARK in turn.question for turn in record.turns)
     if not record.images and marked:

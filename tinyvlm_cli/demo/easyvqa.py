@@ -30,7 +30,7 @@ QUESTIONS = {"colour": "what color is the shape?", "shape": "what shape is in th
 
 OPENINGS = ("The image shows {}.", "There is {} in the image.", "This is a picture of {}.", "I see {}.")
 DESCRIBED_EVERY = 6  # every 6th conversation begins with a description
-OCR_EVERY = 10  # every 10th contains an OCR line without tokens, as in TextVQA
+OCR_EVERY = 10  # every 10th contains an empty OCR line, as in TextVQA
 CHOICE_EVERY = 2  # every 2nd contains a multiple-choice question
 
 

@@ -173,7 +173,7 @@ def write_mme(questions: Sequence[QA], folder: Path) -> None:
 
 
 def write_textvqa(questions: Sequence[QA], folder: Path) -> None:
-    """Write 60 questions about 60 images, with an OCR line without tokens because the images contain no text."""
+    """Write 60 questions about 60 images. Their OCR lines are empty, because the images contain no text."""
     draw = random.Random("textvqa")
     last_open = {qa.number: qa for qa in questions if qa.kind != "yes/no"}
     lines, data = [], []
@@ -276,6 +276,6 @@ def write_llavaw(pictures: Sequence[Picture], folder: Path) -> None:
 
 
 def _llava_line(question_id: int | str, qa: QA) -> dict[str, Any]:
-    """Return a record of LLaVA's question files, with the request for a short answer."""
+    """Return a record as in LLaVA's question files, including the request for a short answer."""
     text = f"{qa.question}\n{WORD_SUFFIX}"
     return {"question_id": question_id, "image": qa.image.name, "text": text, "category": "default"}

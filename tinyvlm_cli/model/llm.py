@@ -78,7 +78,7 @@ def read_tokenizer(path: str, *, where: str) -> PreTrainedTokenizerFast:
     # Spaces are not cleaned up, because an answer is scored exactly as generated.
     settings: dict[str, Any] = {"trust_remote_code": False, "clean_up_tokenization_spaces": False}
     try:
-        # Follow tokenizer.json alone: the class in the config may add its own rules, as GPT-2's does for StableLM-2.
+        # Use tokenizer.json only: the class in the config may add rules, as the GPT-2 class does for StableLM-2.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path, **settings)
         prepends = "Prepend" in str(tokenizer.backend_tokenizer.normalizer)
         if prepends and tokenizer.init_kwargs.get("legacy") is False:

@@ -69,7 +69,7 @@ class VisionEncoder(nn.Module):
         return VisionEncoder(models[0], spec, *models[1:])
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return [B, N, D] features of [B, 3, S, S] uint8 pixels. Of two encoders, encoder i % 2 gives position i."""
+        """Return [B, N, D] features of [B, 3, S, S] uint8 pixels. The features of two encoders alternate."""
         values = self.table[self.channel, pixels.long()].to(self.model.dtype)
         features = [model(pixel_values=values).last_hidden_state[:, self.drop :] for model in self.models]
         return features[0] if len(features) == 1 else torch.stack(features, dim=2).flatten(1, 2)
@@ -86,7 +86,7 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
 def remove_modules(model: PreTrainedModel, names: list[str], *, setting: str) -> list[str]:
     """Replace modules after an encoder's last layer (a final norm or a pooling head) with the identity.
 
-    Returns an error message for each other name, which would silently change the features or have no effect.
+    Returns an error message for any other name, which would silently change the features or have no effect.
     """
     layers, removable = layers_of(model), []
     place = next(name for name, module in model.named_modules() if module is layers)

@@ -60,7 +60,7 @@ class VLM(nn.Module):
             features = self.vision(pixels)
         image_tokens = self.connector(features).flatten(0, 1)[: len(image_at)]  # drops a blank image
         text: Tensor = self.llm.get_input_embeddings()(ids)
-        # Not masked_scatter, because its backward pass makes the CPU wait for the GPU.
+        # masked_scatter is not used, because its backward pass makes the CPU wait for the GPU.
         filled = text.flatten(0, 1).index_copy(0, image_at, image_tokens.to(text.dtype))
         return filled.view_as(text).clone()  # with a view, PyTorch would compile the first layer separately
 

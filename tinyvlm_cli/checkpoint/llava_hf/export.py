@@ -40,7 +40,7 @@ _ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 def check_llava(model: VLM, source: Source, *, lossy: bool) -> LlavaProcessor:
     """Check that LLaVA's format supports the model, and return the processor for `write_llava`.
 
-    model: on the meta device. Raises UserError listing everything that the format does not support.
+    model: on the meta device. Raises a UserError that lists everything that the format does not support.
     """
     findings = []
     if two_layers(model.connector) is None:
@@ -138,7 +138,7 @@ def llava_config(model: VLM, encoder: PreTrainedModel, processor: LlavaProcessor
 def llava_state(model: VLM, encoder: PreTrainedModel, *, vocabulary: int) -> dict[str, Tensor]:
     """Return the weights under the names of the first LLaVA checkpoints, which all later versions can read.
 
-    vocabulary: number of rows in embeddings and head. Added rows are the mean row, whose logit is never the largest.
+    vocabulary: number of embeddings. Each added row is the mean of the other rows, whose logit is never the largest.
     """
     layers = two_layers(model.connector)
     assert layers is not None
@@ -185,7 +185,7 @@ def our_embeds(model: VLM, source: Source) -> Tensor:
 def stock_logits(folder: Path, processor: LlavaProcessor, source: Source) -> Tensor:
     """Return the logits for the test question as computed by stock transformers from `folder`: [T, V or more].
 
-    processor: the processor saved there. Raises UserError if it gives different inputs once it is loaded again.
+    processor: the processor saved there. Raises UserError if it creates different inputs after being loaded.
     """
     image = probe_image(source.vision.image_size)
     inputs = asked(AutoProcessor.from_pretrained(folder), QUESTION, image)

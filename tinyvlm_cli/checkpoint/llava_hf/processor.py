@@ -125,7 +125,7 @@ def llava_processor(llm: LLM, vision: Vision, mode: ImageMode, layout: Layout) -
         image_mean=list(vision.mean),
         image_std=list(vision.std),
     )
-    # Templates that write the start token are tried first, so that it is also there when users tokenise the text.
+    # Templates that write the start token are tried first, so that it is present if users tokenise the text.
     for start, gap in product([tokenizer.bos_token, ""] if tokenizer.bos_token else [""], ("", " ")):
         template = chat_template(llm.chat, start=start, gap=gap)
         tokenizer.chat_template = template  # otherwise the LLM's own template would be saved

@@ -149,7 +149,7 @@ def prepare(config: DataCommand) -> int:
         if group.prepare:
             make(f"{key}={group.name}", group.prepare)
         elif not isinstance(group, Data) and Path(group.path).is_dir():
-            log.info("%s=%s: already exists in %s", key, group.name, group.path)
+            log.info("%s=%s: already exists at %s", key, group.name, group.path)
     data = config.data
     if data is None or not (config.llm or config.convert_gifs):
         return 0
@@ -216,7 +216,7 @@ def make(choice: str, node: dict[str, Any]) -> None:
     folder = Path(node["folder"])
     with locked(folder):
         if folder.exists():
-            log.info("%s: already exists in %s", choice, folder)
+            log.info("%s: already exists at %s", choice, folder)
             return
         with new_folder(folder) as draft:
             build({**node, "folder": draft})

@@ -15,7 +15,7 @@ from tinyvlm_cli.results.records import Run, Stage, provenance
 log = logging.getLogger(__name__)
 
 STAGE = "import"
-READ = (".safetensors", ".bin", ".json", ".model", ".txt")  # file suffixes in a checkpoint
+READ = (".safetensors", ".bin", ".json", ".model", ".txt")  # suffixes of the files that are read from a checkpoint
 
 
 def run(config: Import) -> int:

@@ -216,7 +216,7 @@ def _sources(distinct: Sequence[PlannedStage]) -> list[str]:
 
 
 def _aligned(rows: Sequence[Sequence[str]], *, right: bool = False) -> list[str]:
-    """Return rows as lines with aligned columns. Rows with a single cell are unchanged.
+    """Format rows as lines with aligned columns. Rows with a single cell are unchanged.
 
     right: whether to right-align all columns except the first.
     """

@@ -25,7 +25,7 @@ PACKED = "tinyvlm_packed"
 
 @dataclass(frozen=True)
 class Row:
-    """The samples of a packed row, as tensors, so that an attention operation can save them for its backward pass."""
+    """The sample boundaries of a packed row, as tensors that an attention operation can save for its backward pass."""
 
     ends: Tensor  # [S + 1] int32, on the model's device: 0, then the end of each sample
     longest: Tensor  # L, int64, on the CPU
@@ -181,7 +181,7 @@ def _has_kernel(query: Tensor) -> bool:
 
 
 def _padded(query: Tensor, key: Tensor, value: Tensor, row: Row, scale: float) -> Tensor:
-    """Compute `attend` on any device and in any dtype. Samples are padded at the end, hidden by the causal mask."""
+    """Compute `attend` on any device and in any dtype. Samples are padded on the right, which the causal mask hides."""
     index, real = row.padded()
     q, k, v = (x[index].transpose(1, 2) for x in (query, key, value))  # [S, heads, L, D]
     out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
