@@ -181,7 +181,7 @@ def _has_kernel(query: Tensor) -> bool:
 
 
 def _padded(query: Tensor, key: Tensor, value: Tensor, row: Row, scale: float) -> Tensor:
-    """Compute `attend` on any device and in any dtype. Samples are padded on the right, which the causal mask hides."""
+    """Compute `attend` on any device in any dtype, on padded samples. The causal mask hides padding on the right."""
     index, real = row.padded()
     q, k, v = (x[index].transpose(1, 2) for x in (query, key, value))  # [S, heads, L, D]
     out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
