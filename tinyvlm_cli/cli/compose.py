@@ -80,21 +80,22 @@ class Cell:
                 return OmegaConf.to_object(self.composed)
             plain: Any = OmegaConf.to_container(self.composed, resolve=True)
             if overrides:
-                show_differences(plain, _compose_packaged(self.command, overrides))
+                show_differences(plain, _compose_packaged(self.command, tuple(overrides)))
             # Merge again to reject keys that `+key=` added to the composition.
             return OmegaConf.to_object(OmegaConf.unsafe_merge(OmegaConf.structured(schema), plain))
         except OmegaConfBaseException as error:
             raise UserError(explain(error, schema, [])) from error
 
 
-def _compose_packaged(command: Command, overrides: list[str]) -> Any:
+@cache
+def _compose_packaged(command: Command, overrides: tuple[str, ...]) -> Any:
     """Compose a configuration from the packaged files only, even while Hydra is composing another one."""
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     TinyvlmSearchPath.includes_own = False
     try:
         with hydra.initialize_config_dir(str(conf_dir()), job_name=f"tinyvlm {command.name}", version_base="1.3"):
-            return OmegaConf.to_container(hydra.compose(command.name, overrides), resolve=True)
+            return OmegaConf.to_container(hydra.compose(command.name, list(overrides)), resolve=True)
     finally:
         TinyvlmSearchPath.includes_own = True
         GlobalHydra.instance().hydra = outer
