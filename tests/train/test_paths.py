@@ -13,9 +13,8 @@ from torch.nn.functional import cross_entropy, pad
 from tinyvlm_cli.config.schema import PARTS, Precision
 from tinyvlm_cli.config.schema import Engine as EngineSettings
 from tinyvlm_cli.data.batch import MicroBatch
-from tinyvlm_cli.model.vlm import VLM
+from tinyvlm_cli.model.vlm import VLM, compile_layers
 from tinyvlm_cli.train.engine import Engine, start_process_group
-from tinyvlm_cli.train.loop import compile_layers
 from tinyvlm_cli.train.memory import recompute
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo.config
+import torch._inductor.config
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
@@ -19,7 +21,7 @@ from tinyvlm_cli.errors import UserError, collected, raise_findings
 from tinyvlm_cli.model.attention import packed as attention
 from tinyvlm_cli.model.connectors import Connector, build_connector
 from tinyvlm_cli.model.llm import blank_llm, load_tokenizer
-from tinyvlm_cli.model.vision import VisionEncoder, blank_vision
+from tinyvlm_cli.model.vision import VisionEncoder, blank_vision, layers_of
 
 LOGITS_AT_ONCE = 4096  # maximum number of positions whose logits are computed at once
 
@@ -185,3 +187,22 @@ def random_model(
         raise_findings(findings)
         built = build_connector(connector, vision_dim=encoder.dim, llm_dim=language.config.hidden_size)
     return VLM(encoder, built.to(dtype), language)
+
+
+def compile_layers(model: VLM) -> None:
+    """Compile each layer and the loss separately, for rows of any length.
+
+    Identical layers share their compiled code. PyTorch caches it on disk, so later runs start within seconds.
+    """
+    # The limit counts all kinds of layers: of two vision encoders and an LLM, each with and without gradients.
+    torch._dynamo.config.recompile_limit = 64
+    # PyTorch's random numbers for dropout equal those of eager mode and are faster than Inductor's.
+    torch._inductor.config.fallback_random = True
+    for layers in map(layers_of, (*model.vision.models, model.llm)):
+        for layer in layers:
+            layer.compile(dynamic=True)
+    model.token_losses = torch.compile(token_losses, dynamic=True)
+    if torch.cuda.is_available():
+        # Recomputation runs in autograd's thread, where PyTorch's pin-memory thread has set the number of CPU threads
+        # to 1. If the main thread used a different number, the layers would be compiled again in that thread.
+        torch.set_num_threads(1)

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch._dynamo.config
-import torch._inductor.config
 import torch.distributed as dist
 
 from tinyvlm_cli.checkpoint.parts import build_model, save_part
@@ -27,8 +25,7 @@ from tinyvlm_cli.model.flops import training_flops
 from tinyvlm_cli.model.llm import load_tokenizer
 from tinyvlm_cli.model.pretrained import DTYPES
 from tinyvlm_cli.model.tuning import choose_trained
-from tinyvlm_cli.model.vision import layers_of
-from tinyvlm_cli.model.vlm import LOGITS_AT_ONCE, VLM, token_losses
+from tinyvlm_cli.model.vlm import LOGITS_AT_ONCE, VLM, compile_layers
 from tinyvlm_cli.train.engine import Engine, start_process_group
 from tinyvlm_cli.train.layout import Layout
 from tinyvlm_cli.train.memory import fit
@@ -97,25 +94,6 @@ def start_engine(job: StageJob, model: VLM, device: torch.device) -> tuple[Engin
         widest_row, vision=job.vision, tokens_per_image=model.tokens_per_image, supervised=LOGITS_AT_ONCE
     )  # fmt: skip
     return engine, fit(engine, settings, max_length=job.llm.max_length, row_of=row_of)
-
-
-def compile_layers(model: VLM) -> None:
-    """Compile each layer and the loss separately, for rows of any length.
-
-    Identical layers share their compiled code. PyTorch caches it on disk, so later runs start within seconds.
-    """
-    # The limit counts all kinds of layers: of two vision encoders and an LLM, each with and without gradients.
-    torch._dynamo.config.recompile_limit = 64
-    # PyTorch's random numbers for dropout equal those of eager mode and are faster than Inductor's.
-    torch._inductor.config.fallback_random = True
-    for layers in map(layers_of, (*model.vision.models, model.llm)):
-        for layer in layers:
-            layer.compile(dynamic=True)
-    model.token_losses = torch.compile(token_losses, dynamic=True)
-    if torch.cuda.is_available():
-        # Recomputation runs in autograd's thread, where PyTorch's pin-memory thread has set the number of CPU threads
-        # to 1. If the main thread used a different number, the layers would be compiled again in that thread.
-        torch.set_num_threads(1)
 
 
 def stage_index(job: StageJob) -> SplitIndex:

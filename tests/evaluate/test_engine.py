@@ -1,0 +1,94 @@
+"""The engine gives the tokens of `generate` on one question at a time, whatever is asked beside it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from support.small import FAMILIES, LLAMA, small_vlm
+
+from tinyvlm_cli.data.chat import IMAGE
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.evaluate.engine import Engine, Group, Places, Prompt
+from tinyvlm_cli.evaluate.generation import Decoding, generate, generation_config
+from tinyvlm_cli.evaluate.generation import Prompt as Whole
+from tinyvlm_cli.model.vlm import VLM
+
+NEW_TOKENS = 12
+ENDS = (2,)
+
+
+def spread_out(llm_config: dict[str, object]) -> VLM:
+    """A small model with weights far from zero, so that answers differ."""
+    model = small_vlm("full", llm_config=llm_config).eval()
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.4)
+    return model
+
+
+def questions(seed: int = 0) -> list[Group]:
+    """Three images with 3, 1 and 5 questions, two texts, and two images before one question."""
+    draw = np.random.default_rng(seed)
+
+    def text(length: int) -> np.ndarray:
+        return draw.integers(3, 97, length).astype(np.int32)
+
+    def group(name: str, images: int, lengths: Sequence[int]) -> Group:
+        prefix = np.concatenate([text(5), *[np.array([IMAGE, 7], np.int32)] * images])[: -1 if images else 0]
+        pixels = draw.integers(0, 256, (images, 3, 16, 16), dtype=np.uint8)
+        return Group(prefix.astype(np.int32), pixels, [Prompt((name, n), text(size)) for n, size in enumerate(lengths)])
+
+    return [group("a", 1, [4, 30, 9]), group("t", 0, [12, 1]), group("b", 1, [1]), group("c", 1, [7, 3, 3, 50, 2]),
+            group("two", 2, [6])]  # fmt: skip
+
+
+def alone(model: VLM, group: Group, prompt: Prompt) -> list[int]:
+    """The tokens of plain `generate`."""
+    model.llm.set_attn_implementation("sdpa")
+    decoding = Decoding(NEW_TOKENS, temperature=0, top_p=1, num_beams=1, seed=0)
+    config = generation_config(decoding, ENDS, pad=0)
+    whole = Whole(np.concatenate([group.prefix, prompt.ids]), 0 if len(group.pixels) else None)
+    (row,) = generate(model, [whole], torch.from_numpy(group.pixels), config=config).tolist()
+    return row[: row.index(2) + 1] if 2 in row else row
+
+
+def answered(model: VLM, groups: list[Group], places: int | None = None) -> dict[object, list[int]]:
+    engine = Engine(model, ENDS, image_size=16, places=places)
+    found = list(engine.answers(groups, max_new_tokens=NEW_TOKENS))
+    assert len(found) == sum(len(group.prompts) for group in groups), "each question is answered once"
+    return dict(found)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_are_those_of_generate_on_one_question_at_a_time(family: str) -> None:
+    model = spread_out({**LLAMA, "model_type": family, **FAMILIES[family]})
+    groups = [group for group in questions() if len(group.pixels) < 2]
+    found = answered(model, groups)
+    expected = {prompt.key: alone(model, group, prompt) for group in groups for prompt in group.prompts}
+    assert found == expected
+    assert len({tuple(answer) for answer in expected.values()}) > len(expected) // 2, "answers differ"
+
+
+def test_a_cache_that_holds_one_question_at_a_time_gives_the_same_answers() -> None:
+    model = spread_out(LLAMA)
+    whole = answered(model, questions())
+    assert answered(model, questions(), places=5 + 4 + 50 + NEW_TOKENS + 1) == whole
+    assert answered(model, questions()[::-1]) == whole
+
+
+def test_a_question_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(UserError, match="71 tokens"):
+        answered(spread_out(LLAMA), questions(), places=60)
+
+
+def test_places_that_are_free_again_become_one_gap() -> None:
+    places = Places(1, 11)
+    taken = [places.take(size) for size in (3, 3, 4)]
+    assert taken == [1, 4, 7] and places.take(1) is None
+    places.free(4, 3)
+    places.free(1, 3)
+    assert places.gaps == [(1, 7)]
+    places.free(7, 4)
+    assert places.gaps == [(1, 11)] and places.take(10) == 1

@@ -1,0 +1,161 @@
+"""Attention to keys and values in a cache, for questions that share the tokens of their images.
+
+A question's tokens attend to a prefix, which is everything up to the end of its image and is shared by all questions
+about that image, and to the question's own earlier tokens. Both are spans: consecutive places in the cache. New tokens
+are packed into one row, whichever questions they belong to. Like packed attention, this is registered with transformers
+as an attention function, so the library's layers are used unchanged.
+
+A token's result depends on its own keys only, in a fixed order: not on its place in the row, nor on its neighbours, nor
+on how a span was divided among rows. This holds bit for bit on a GPU.
+
+Shapes: T tokens of a row, H query heads, K key and value heads, D head width, N places in the cache, S tiles.
+"""
+
+import importlib.util
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+CACHED = "tinyvlm_cached"
+TILE_ROWS = 64  # products of a token and a query head that one GPU block computes while a question is read
+TRASH = 0  # the place in the cache that padding is written to
+
+
+class Piece(NamedTuple):
+    """Consecutive new tokens of one span in a row: the columns of the table that attention reads."""
+
+    start: int  # of the tokens in the row
+    count: int
+    prefix_start: int  # in the cache
+    prefix_length: int
+    own_start: int  # in the cache
+    before: int  # tokens of the span that earlier rows have computed
+
+
+@dataclass
+class CachedRow:
+    """What attention reads of the current forward pass."""
+
+    write_at: Tensor  # [T] int64 places in the cache for the new tokens' keys and values; TRASH for padding
+    table: Tensor  # [S, 6] int32 pieces
+    current: ClassVar["CachedRow | None"] = None
+
+
+@dataclass
+class _Probe:
+    """Attention modules in the order in which a forward pass calls them, with their shapes."""
+
+    modules: list[tuple[nn.Module, int, int, int]] = field(default_factory=list)  # module, H, K, D
+    current: ClassVar["_Probe | None"] = None
+
+
+def tiled(pieces: Iterable[Piece], most: int) -> list[Piece]:
+    """Divide pieces into tiles of at most `most` tokens."""
+    return [
+        Piece(p.start + at, min(most, p.count - at), p.prefix_start, p.prefix_length, p.own_start, p.before + at)
+        for p in pieces
+        for at in range(0, p.count, most)
+    ]
+
+
+class Cache:
+    """Keys and values of every layer of an LLM, [2, K, N, D] each."""
+
+    def __init__(self, llm: PreTrainedModel) -> None:
+        self.llm = llm
+        AttentionInterface.register(CACHED, _attend)  # it has no mask function, so transformers builds no mask
+        probe = _Probe.current = _Probe()
+        try:
+            with self.in_use(), torch.no_grad():
+                weight = llm.get_input_embeddings().weight
+                llm.base_model(inputs_embeds=weight.new_zeros(1, 2, weight.shape[1]), use_cache=False)
+        finally:
+            _Probe.current = None
+        self.modules = probe.modules
+        self.dtype, self.device = weight.dtype, weight.device
+        self.group = max(heads // key_heads for _, heads, key_heads, _ in self.modules)
+
+    @property
+    def bytes_per_token(self) -> int:
+        return sum(2 * key_heads * width for *_, key_heads, width in self.modules) * self.dtype.itemsize
+
+    def allocate(self, places: int) -> None:
+        """Make room for `places` tokens, TRASH included. Earlier contents are lost."""
+        for module, _, key_heads, width in self.modules:
+            module.register_buffer("cache", None, persistent=False)
+            shape = (2, key_heads, places, width)
+            module.cache = torch.zeros(shape, dtype=self.dtype, device=self.device)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Let the LLM's layers attend to the cache inside the block."""
+        before = self.llm.config._attn_implementation
+        self.llm.set_attn_implementation(CACHED)
+        try:
+            yield
+        finally:
+            self.llm.set_attn_implementation(before)
+
+
+def _attend(  # noqa: PLR0917 - transformers' signature
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    scaling: float | None = None, dropout: float = 0.0, **kwargs: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """Return [1, T, H, D]. query: [1, H, T, D]; key, value: [1, K, T, D], the new tokens'."""
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if _Probe.current is not None:
+        _Probe.current.modules.append((module, query.shape[1], key.shape[1], key.shape[3]))
+        return torch.zeros_like(query).transpose(1, 2), None
+    row = CachedRow.current
+    assert row is not None, "a row is set before each forward pass"
+    out = attend(query[0].transpose(0, 1).contiguous(), key[0], value[0], module.cache, row.write_at, row.table, scale)
+    return out[None], None
+
+
+@torch.library.custom_op("tinyvlm::cached_attention", mutates_args=("cache",))
+def attend(  # noqa: PLR0917 - an operation's tensors
+    query: Tensor, key: Tensor, value: Tensor, cache: Tensor, write_at: Tensor, table: Tensor, scale: float
+) -> Tensor:
+    """Write the new tokens' keys and values to the cache and attend to it: [T, H, D]. Padding gets any numbers.
+
+    query: [T, H, D]; key, value: [K, T, D]; cache: [2, K, N, D]; write_at, table: of a `CachedRow`.
+    """
+    if query.is_cuda and importlib.util.find_spec("triton") is not None:
+        from tinyvlm_cli.model.attention import cached_kernel
+
+        cached_kernel.write(key, value, cache, write_at)
+        return cached_kernel.attend(query, cache, table, scale, tile_rows=TILE_ROWS)
+    for part, new in enumerate((key, value)):
+        cache[part].index_copy_(1, write_at, new)
+    return _padded(query, cache, table, scale)
+
+
+attend.register_fake(lambda query, *_: torch.empty_like(query))
+
+
+def _padded(query: Tensor, cache: Tensor, table: Tensor, scale: float) -> Tensor:
+    """Compute `attend` with the keys of each piece gathered and padded. Any device, any type."""
+    out = torch.zeros_like(query)
+    pieces = table[table[:, 1] > 0].long()
+    if not len(pieces):
+        return out
+    start, count, prefix_start, prefix_length, own_start, before = (x[:, None] for x in pieces.unbind(1))
+    steps = torch.arange(int(count.max()), device=query.device)
+    real = steps < count  # [S, L]
+    places = torch.arange(int((prefix_length + before + count).max()), device=query.device)
+    in_prefix = places < prefix_length
+    index = torch.where(in_prefix, prefix_start + places, own_start + places - prefix_length)  # [S, keys]
+    seen = places[None, None, :] <= (prefix_length + before + steps)[:, :, None]  # [S, L, keys]
+    q = query[(start + steps).clamp(max=len(query) - 1)].transpose(1, 2)  # [S, H, L, D]
+    k, v = (part[:, index.clamp(max=cache.shape[2] - 1)].transpose(0, 1) for part in cache)  # [S, K, keys, D]
+    found = scaled_dot_product_attention(
+        q, k, v, attn_mask=seen[:, None], scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    out[(start + steps)[real]] = found.transpose(1, 2)[real]
+    return out

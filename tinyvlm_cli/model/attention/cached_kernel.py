@@ -1,0 +1,121 @@
+"""The GPU kernel of attention to a cache, in Triton, which comes with PyTorch for GPUs.
+
+Shapes: T tokens of a row, S tiles, H query heads, K key and value heads, D head width, N places in the cache.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2_E = 1.4426950408889634
+WRITTEN = 32  # tokens that one GPU block writes
+
+
+def write(key: Tensor, value: Tensor, cache: Tensor, write_at: Tensor) -> None:
+    """Write keys and values, [K, T, D] each, to the places `write_at`, [T], of the cache, [2, K, N, D]."""
+    key_heads, tokens, width = key.shape
+    _write[triton.cdiv(tokens, WRITTEN), key_heads, 2](
+        key, value, cache, write_at, tokens, key.stride(0), key.stride(1), value.stride(0), value.stride(1),
+        cache.stride(0), cache.stride(1), cache.stride(2),
+        WIDTH=width, PADDED=triton.next_power_of_2(width), TOKENS=WRITTEN,
+    )  # fmt: skip
+
+
+def attend(query: Tensor, cache: Tensor, table: Tensor, scale: float, *, tile_rows: int) -> Tensor:
+    """Return each token's attention to its keys: [T, H, D].
+
+    query: [T, H, D]; cache: [2, K, N, D]; table: [S, 6]. A tile's tokens times H / K is at most `tile_rows`; a table
+    with as many rows as tokens has a tile for each token.
+    """
+    out = torch.empty_like(query)
+    heads, key_heads, width = query.shape[1], cache.shape[1], query.shape[2]
+    group = heads // key_heads
+    rows = max(16, triton.next_power_of_2(group)) if len(table) == len(query) else tile_rows
+    padded = max(16, triton.next_power_of_2(width))
+    one_token = len(table) == len(query)
+    grid = (len(table), key_heads)
+    _kernel[grid](
+        query, cache, table, out, scale * LOG2_E, query.stride(0), query.stride(1),
+        cache.stride(0), cache.stride(1), cache.stride(2),
+        GROUP=group, WIDTH=width, PADDED=padded, ROWS=rows, KEYS=64 if padded <= 128 else 32,
+        EXACT=query.dtype == torch.float32,
+        num_warps=4 if rows <= 64 else 8, num_stages=3 if one_token else 2,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _write(  # type: ignore[no-untyped-def] # noqa
+    key, value, cache, write_at, tokens, key_head, key_token, value_head, value_token,
+    cache_part, cache_head, cache_place, WIDTH: tl.constexpr, PADDED: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    head, part = tl.program_id(1), tl.program_id(2)
+    columns = tl.arange(0, PADDED)
+    mask = (token < tokens)[:, None] & (columns < WIDTH)[None, :]
+    place = tl.load(write_at + token, mask=token < tokens, other=0)
+    if part == 0:
+        new = tl.load(key + head * key_head + token[:, None] * key_token + columns[None, :], mask=mask)
+    else:
+        new = tl.load(value + head * value_head + token[:, None] * value_token + columns[None, :], mask=mask)
+    to = cache + part * cache_part + head.to(tl.int64) * cache_head
+    tl.store(to + place[:, None] * cache_place + columns[None, :], new, mask=mask)
+
+
+@triton.jit
+def _kernel(  # type: ignore[no-untyped-def] # noqa
+    query, cache, table, out, scale, query_token, query_head, cache_part, cache_head, cache_place,
+    GROUP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    EXACT: tl.constexpr,
+):  # fmt: skip
+    piece = table + tl.program_id(0) * 6
+    count = tl.load(piece + 1)
+    if count > 0:
+        start, prefix_start, prefix_length = tl.load(piece), tl.load(piece + 2), tl.load(piece + 3)
+        own_start, before = tl.load(piece + 4), tl.load(piece + 5)
+        head = tl.program_id(1)
+        rows = tl.arange(0, ROWS)
+        token = rows // GROUP
+        real = token < count
+        columns = tl.arange(0, PADDED)
+        inside = columns < WIDTH
+        at = (start + token)[:, None] * query_token + (head * GROUP + rows % GROUP)[:, None] * query_head
+        mask = real[:, None] & inside[None, :]
+        q = tl.load(query + at + columns[None, :], mask=mask, other=0.0)
+        last = prefix_length + before + token  # the last key that a token sees: its own
+        end = prefix_length + before + count
+        keys = cache + head.to(tl.int64) * cache_head
+        values = keys + cache_part
+        highest = tl.full([ROWS], float("-inf"), tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        sums = tl.zeros([ROWS, PADDED], tl.float32)
+        for first in range(0, end, KEYS):
+            number = first + tl.arange(0, KEYS)
+            place = tl.where(number < prefix_length, prefix_start + number, own_start + number - prefix_length)
+            offset = place.to(tl.int64) * cache_place
+            known = number < end
+            k = tl.load(
+                keys + offset[None, :] + columns[:, None], mask=known[None, :] & inside[:, None], other=0.0
+            )
+            if EXACT:
+                scores = tl.dot(q, k, input_precision="ieee") * scale
+            else:
+                scores = tl.dot(q, k) * scale
+            scores = tl.where(number[None, :] <= last[:, None], scores, float("-inf"))
+            higher = tl.maximum(highest, tl.max(scores, 1))
+            weights = tl.exp2(scores - higher[:, None])
+            shrink = tl.exp2(highest - higher)
+            v = tl.load(
+                values + offset[:, None] + columns[None, :], mask=known[:, None] & inside[None, :], other=0.0
+            )
+            total = total * shrink + tl.sum(weights, 1)
+            if EXACT:
+                sums = sums * shrink[:, None] + tl.dot(weights, v, input_precision="ieee")
+            else:
+                sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None])
+            highest = higher
+        found = sums / total[:, None]
+        tl.store(out + at + columns[None, :], found.to(out.dtype.element_ty), mask=mask)
