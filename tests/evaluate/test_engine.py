@@ -11,7 +11,6 @@ from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.engine import Engine, Group, Places, Prompt
 from tinyvlm_cli.evaluate.generation import Decoding, generate, generation_config
-from tinyvlm_cli.evaluate.generation import Prompt as Whole
 from tinyvlm_cli.model.vlm import VLM
 
 NEW_TOKENS = 12
@@ -49,9 +48,8 @@ def alone(model: VLM, group: Group, prompt: Prompt) -> list[int]:
     model.llm.set_attn_implementation("sdpa")
     decoding = Decoding(NEW_TOKENS, temperature=0, top_p=1, num_beams=1, seed=0)
     config = generation_config(decoding, ENDS, pad=0)
-    whole = Whole(np.concatenate([group.prefix, prompt.ids]), 0 if len(group.pixels) else None)
-    (row,) = generate(model, [whole], torch.from_numpy(group.pixels), config=config).tolist()
-    return row[: row.index(2) + 1] if 2 in row else row
+    image = group.pixels[0] if len(group.pixels) else None
+    return generate(model, np.concatenate([group.prefix, prompt.ids]), image, config=config)
 
 
 def answered(model: VLM, groups: list[Group], places: int | None = None) -> dict[object, list[int]]:

@@ -20,6 +20,7 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.answerer import load_answerer
 from tinyvlm_cli.evaluate.benchmark import Question
 from tinyvlm_cli.evaluate.loaded import IGNORE, Loaded, TrainingSample
+from tinyvlm_cli.evaluate.runner import by_image
 from tinyvlm_cli.model.attention.packed import register
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.results.folder import Results
@@ -131,7 +132,8 @@ def test_an_answer_equals_evaluations_and_its_pieces_add_up(model: Loaded, folde
     batch = [Question(f"{i}", "", text, images[key], key) for i, (key, text) in enumerate(asked)]
     pieces: list[str] = []
     alone = [model.ask(images[key], text, on_text=pieces.append, max_new_tokens=9) for key, text in asked]
-    assert alone == evaluated(batch, max_new_tokens=9)
+    together = {q.key: text for q, text in evaluated.answers(by_image(batch), max_new_tokens=9)}
+    assert alone == [together[q.key] for q in batch]
     assert "".join(pieces) == "".join(alone) and len(pieces) > len(alone)
     ids = model.answer_ids(images["red"], asked[0][1], max_new_tokens=9)
     assert model.tokenizer.decode(ids, skip_special_tokens=True).strip() == alone[0]

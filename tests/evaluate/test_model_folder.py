@@ -1,6 +1,7 @@
 """A LLaVA folder in Hugging Face form answers like a run of ours."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ import tinyvlm_cli
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.answerer import load_answerer
 from tinyvlm_cli.evaluate.benchmark import Question
+from tinyvlm_cli.evaluate.runner import by_image
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import find_runs_to_score
 from tinyvlm_cli.results.records import MODEL_STAGE, Run
@@ -71,18 +73,34 @@ def questions(tmp_path: Path) -> list[Question]:
 def test_answers_alone_and_together_are_the_same(folder: Path, tmp_path: Path) -> None:
     answerer = load_answerer(named_runs(tmp_path, str(folder))[0], MODEL_STAGE, [])
     asked = questions(tmp_path)
-    together = answerer(asked, max_new_tokens=8)
-    assert together == [answerer([question], max_new_tokens=8)[0] for question in asked]
-    assert len(set(together)) == len(asked)
+    together = dict(answerer.answers(by_image(asked), max_new_tokens=8))
+    assert together == dict(pair for q in asked for pair in answerer.answers([[q]], max_new_tokens=8))
+    assert len(set(together.values())) == len(asked)
+
+
+def test_batches_are_halved_until_they_fit_into_memory(folder: Path, tmp_path: Path) -> None:
+    answerer = load_answerer(named_runs(tmp_path, str(folder))[0], MODEL_STAGE, [])
+    asked = questions(tmp_path)
+    whole = dict(answerer.answers(by_image(asked), max_new_tokens=8))
+    generate, sizes = answerer.model.generate, []
+
+    def limited(input_ids: torch.Tensor, **given: Any) -> torch.Tensor:
+        sizes.append(len(input_ids))
+        if len(input_ids) > 1:
+            raise torch.OutOfMemoryError
+        return generate(input_ids=input_ids, **given)
+
+    answerer.model.generate = limited
+    assert dict(answerer.answers(by_image(asked), max_new_tokens=8)) == whole
+    assert sizes[0] == 3 and sizes.count(1) == len(asked)
 
 
 def test_a_notebook_asks_a_folder_without_leaving_a_trace(folder: Path, tmp_path: Path) -> None:
     model = tinyvlm_cli.load(folder, results_dir=tmp_path / "results", device="cpu")
     image, pieces = questions(tmp_path)[0].image, list[str]()
     first = model.ask(image, "w1 w2", max_new_tokens=8, on_text=pieces.append)
-    assert [first] == load_answerer(named_runs(tmp_path, str(folder))[0], MODEL_STAGE, [])(
-        questions(tmp_path)[:1], max_new_tokens=8
-    )
+    answerer = load_answerer(named_runs(tmp_path, str(folder))[0], MODEL_STAGE, [])
+    assert [first] == [text for _, text in answerer.answers([questions(tmp_path)[:1]], max_new_tokens=8)]
     assert "".join(pieces) == first != model.ask(image, "w1 w2", max_new_tokens=8, history=[("w3", "w4")])
     assert not (tmp_path / "results").exists()
     with pytest.raises(UserError, match=r"encode: .* is a model folder in Hugging Face form, which only answers"):

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from torch.distributed import HashStore
 
 from tinyvlm_cli.evaluate.benchmark import Question
-from tinyvlm_cli.evaluate.runner import EvalJob, Task, answered, batches, share_of, shuffle_images
+from tinyvlm_cli.evaluate.runner import EvalJob, Task, answered, by_image, claimed, shuffle_images
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Answer
 
@@ -16,24 +17,32 @@ QUESTIONS = [
 
 def test_workers_read_the_job_that_the_parent_wrote(tmp_path: Path) -> None:
     tasks = [Task({"name": "pope", "version": 1}, images, str(tmp_path)) for images in ("real", "shuffled")]
-    job = EvalJob("run", "finetune", ["pretrain-x", "finetune-x"], batch_size=2, limit=None, seed=7, tasks=tasks)
+    job = EvalJob("run", "finetune", ["pretrain-x", "finetune-x"], limit=None, seed=7, tasks=tasks)
     job.write(tmp_path)
     assert EvalJob.read(tmp_path) == job
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 5, 30])
-def test_ranks_share_all_questions_and_keep_an_images_questions_together(ranks: int) -> None:
-    shares = [share_of(QUESTIONS, rank, ranks) for rank in range(ranks)]
-    assert sorted(q.key for share in shares for q in share) == sorted(q.key for q in QUESTIONS)
-    owners = {q.image_key: rank for rank, share in enumerate(shares) for q in share}
-    assert all(owners[q.image_key] == rank for rank, share in enumerate(shares) for q in share)
+def test_an_images_questions_are_in_one_group_and_a_question_without_an_image_is_alone() -> None:
+    groups = by_image(QUESTIONS)
+    assert sorted(q.key for group in groups for q in group) == sorted(q.key for q in QUESTIONS)
+    assert [len({q.image_key for q in group}) for group in groups] == [1] * len(groups) == [1] * 7
+    longest = [max(len(q.text) for q in group) for group in groups]
+    assert longest == sorted(longest, reverse=True)
 
 
-def test_batches_hold_every_question_once_with_an_images_questions_next_to_each_other() -> None:
-    flat = [q for batch in batches(QUESTIONS, 5) for q in batch]
-    assert sorted(q.key for q in flat) == sorted(q.key for q in QUESTIONS)
-    keys = [q.image_key for q in flat]
-    assert all(keys[i] != keys[j] for i in range(len(keys)) for j in range(i + 2, len(keys)) if keys[j] != keys[j - 1])
+@pytest.mark.parametrize("ranks", [1, 2, 5])
+def test_ranks_share_all_groups(ranks: int) -> None:
+    groups = [[question] for question in QUESTIONS * 4]
+    store = HashStore()
+    queues = [claimed(groups, lambda size: store.add("claimed", size)) for _ in range(ranks)]
+    taken: list[Question] = []
+    while queues:  # in turn, as ranks of equal speed do
+        for queue in list(queues):
+            group = next(queue, None)
+            if group is None:
+                queues.remove(queue)
+            taken += group or []
+    assert sorted(q.key for q in taken) == sorted(q.key for q in QUESTIONS * 4)
 
 
 def test_the_blind_control_gives_no_image_its_own_questions() -> None:

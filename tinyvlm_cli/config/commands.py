@@ -32,7 +32,6 @@ class Eval:
     stage: str | None = None  # null: the last stage of the run
     benchmark: dict[str, Any] = MISSING  # name -> `_target_` and constructor arguments
     blind: bool = MISSING  # also answer with images shuffled between questions, as a text-only baseline
-    batch_size: int = MISSING  # questions per batch
     limit: int | None = None  # number of questions to answer; null: all. Partial scores are excluded from tables
     judge: Judge = field(default_factory=Judge)
     gpus: int | None = None

@@ -1,27 +1,40 @@
 """Models that answer questions: a run trained here, or any image-text model that transformers loads from a folder."""
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from PIL.Image import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedTokenizerFast
 
 from tinyvlm_cli.checkpoint.parts import build_model
-from tinyvlm_cli.config.schema import ImageMode, Train, from_yaml
-from tinyvlm_cli.data.chat import encode_prompt
+from tinyvlm_cli.config.schema import LLM, Stage, Train, Vision, from_yaml
+from tinyvlm_cli.data.chat import IMAGE, encode_prompt
+from tinyvlm_cli.data.check import num_cores
 from tinyvlm_cli.data.images import open_image, pixels
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Question
-from tinyvlm_cli.evaluate.generation import Decoding, Prompt, Streamer, generate, generation_config
+from tinyvlm_cli.evaluate.engine import Engine, Group, Prompt
+from tinyvlm_cli.evaluate.generation import Decoding, Streamer, generate, generation_config
+from tinyvlm_cli.model.attention.packed import unsupported
 from tinyvlm_cli.model.llm import load_tokenizer
 from tinyvlm_cli.model.pretrained import DTYPES
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.results.records import Run
+
+BATCH = 64  # questions that a model folder answers together
+AHEAD = 64  # images that are opened before they are needed
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Answerer(ABC):
@@ -29,19 +42,22 @@ class Answerer(ABC):
 
     tokenizer: PreTrainedTokenizerFast
     device: torch.device
-    ends: set[int]  # tokens that end a reply
+    ends: set[int]  # tokens that end an answer
 
-    def __call__(self, questions: Sequence[Question], *, max_new_tokens: int) -> list[str]:
-        """Return the greedy replies to `questions`, stripped, which benchmarks score."""
-        return self.texts(self.tokens(questions, Decoding(max_new_tokens, temperature=0, top_p=1, num_beams=1, seed=0)))
+    @abstractmethod
+    def answers(self, groups: Iterable[Sequence[Question]], *, max_new_tokens: int) -> Iterator[tuple[Question, str]]:
+        """Yield each question with its greedy answer, stripped, which benchmarks score, in any order.
+
+        groups: questions on the same image. They are consumed some time ahead.
+        """
 
     def tokens(
-        self, questions: Sequence[Question], decoding: Decoding, *, on_text: Callable[[str], None] | None = None
-    ) -> list[list[int]]:
-        """Return the replies as token ids, each with its end token unless max_new_tokens cut it.
+        self, question: Question, decoding: Decoding, *, on_text: Callable[[str], None] | None = None
+    ) -> list[int]:
+        """Return the answer as token ids, with the end token unless max_new_tokens cut it.
 
-        Sampling is a function of the seed, and leaves the random state of the process unchanged.
-        on_text: gets the text of a single question's reply in pieces while it is generated; with beam search in one.
+        Sampling is a function of the seed and leaves the random state of the process unchanged.
+        on_text: receives the text in pieces while it is generated; with beam search in one piece.
         """
         config = generation_config(decoding, self.ends, pad=self.tokenizer.pad_token_id)
         streamer = Streamer(self.tokenizer, on_text) if on_text is not None and decoding.num_beams == 1 else None
@@ -49,29 +65,26 @@ class Answerer(ABC):
         with torch.random.fork_rng(devices, enabled=decoding.samples):
             if decoding.samples:
                 torch.manual_seed(decoding.seed)
-            rows = [row.tolist() for row in self._generate(questions, config, streamer)]
-        ends = [next((i + 1 for i, token in enumerate(row) if token in self.ends), len(row)) for row in rows]
-        replies = [row[:end] for row, end in zip(rows, ends, strict=True)]
+            answer = self._generate(question, config, streamer)
         if on_text is not None and streamer is None:
-            on_text(self.texts(replies)[0])
-        return replies
+            on_text(self.text(answer))
+        return answer
 
-    def texts(self, replies: Sequence[Sequence[int]]) -> list[str]:
-        """Return the text of each reply, stripped, without special tokens."""
-        return [text.strip() for text in self.tokenizer.batch_decode(replies, skip_special_tokens=True)]
+    def text(self, answer: Sequence[int]) -> str:
+        """Return the text of an answer, stripped, without special tokens."""
+        text: str = self.tokenizer.decode(answer, skip_special_tokens=True)
+        return text.strip()
 
     @abstractmethod
-    def _generate(
-        self, questions: Sequence[Question], config: GenerationConfig, streamer: Streamer | None
-    ) -> list[Tensor]:
-        """Return each reply, [new tokens], with any padding after its end token."""
+    def _generate(self, question: Question, config: GenerationConfig, streamer: Streamer | None) -> list[int]:
+        """Return the answer to one question, by `generate` of transformers."""
 
 
 def load_answerer(
     run: Run, stage: str, stage_dirs: Sequence[Path], *,
     device: torch.device | None = None, dtype: torch.dtype | None = None,
 ) -> Answerer:  # fmt: skip
-    """Return the model that a run's stages (first to last) left, or the one in a run's model folder.
+    """Return the model after a run's stages (first to last), or the one in a run's model folder.
 
     device: None: a rank's GPU, or the CPU if there is no GPU. dtype: None: the run's, or the folder's.
     """
@@ -86,38 +99,72 @@ def load_answerer(
     model = build_model(
         config.llm, config.vision, config.connector, stage_dirs, seed=config.seed, dtype=dtype, attention="sdpa"
     )
-    model = model.to(device).eval()
-    return RunAnswerer(model, load_tokenizer(config.llm), config, config.recipe.stages[stage].image_mode)
+    return RunAnswerer(model.to(device).eval(), config.llm, config.vision, config.recipe.stages[stage])
 
 
 class RunAnswerer(Answerer):
-    """A model trained here."""
+    """A model trained here. stage: the stage after which it answers."""
 
-    def __init__(self, model: VLM, tokenizer: PreTrainedTokenizerFast, config: Train, image_mode: ImageMode) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.config = config
-        self.image_mode = image_mode
+    def __init__(self, model: VLM, llm: LLM, vision: Vision, stage: Stage) -> None:
+        self.model, self.llm, self.vision, self.stage = model, llm, vision, stage
+        self.tokenizer = load_tokenizer(llm)
         self.device = model.llm.device
-        # The chat format's end token ends an answer as well as the model's own.
-        self.ends = {tokenizer.convert_tokens_to_ids(config.llm.chat.end), tokenizer.eos_token_id} - {None}
+        # An answer ends at the chat format's end token as well as at the tokenizer's own.
+        self.ends = {self.tokenizer.convert_tokens_to_ids(llm.chat.end), self.tokenizer.eos_token_id} - {None}
 
-    def _generate(
-        self, questions: Sequence[Question], config: GenerationConfig, streamer: Streamer | None
-    ) -> list[Tensor]:
-        """Generate all replies in one batch. Questions on one image share its features."""
-        images = {q.image_key: q for q in questions if q.image is not None}
-        places = {key: place for place, key in enumerate(images)}
-        prompts = []
-        for q in questions:
-            place = places[q.image_key] if q.image is not None else None
-            has_image, chat = place is not None, self.config.llm.chat
-            ids = encode_prompt(q.text, has_image=has_image, tokenizer=self.tokenizer, chat=chat, history=q.history)
-            prompts.append(Prompt(ids, place))
-        loaded = [pixels(open_image(q.encoded()), self.config.vision, self.image_mode) for q in images.values()]
-        size = self.config.vision.image_size
-        stacked = torch.from_numpy(np.stack(loaded)) if loaded else torch.empty(0, 3, size, size, dtype=torch.uint8)
-        return list(generate(self.model, prompts, stacked, config=config, streamer=streamer))
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine of greedy answers."""
+        if setting := unsupported(self.model.llm.config, self.llm.max_length):
+            raise UserError(f"llm.path: {self.llm.path} uses {setting}, which is not supported; choose another model")
+        return Engine(self.model, self.ends, image_size=self.vision.image_size)
+
+    def answers(self, groups: Iterable[Sequence[Question]], *, max_new_tokens: int) -> Iterator[tuple[Question, str]]:
+        """See `Answerer.answers`. An answer does not depend on the other questions."""
+        for question, tokens in self.engine.answers(ahead(self._group, groups), max_new_tokens=max_new_tokens):
+            yield question, self.text(tokens)
+
+    def tokens(
+        self, question: Question, decoding: Decoding, *, on_text: Callable[[str], None] | None = None
+    ) -> list[int]:
+        """See `Answerer.tokens`. A greedy answer is that of `answers`."""
+        if decoding.samples or decoding.num_beams > 1:
+            return super().tokens(question, decoding, on_text=on_text)
+        streamer = Streamer(self.tokenizer, on_text or (lambda text: None), ids=[])
+        answer: list[int] = []
+        given = self.engine.answers(
+            [self._group([question])], max_new_tokens=decoding.max_new_tokens, unfinished=on_text is not None
+        )
+        for _, answer in given:
+            streamer.put(torch.tensor(answer[-1:]))
+        if on_text is not None:
+            streamer.end()
+        return answer
+
+    def _group(self, questions: Sequence[Question]) -> Group[Question]:
+        """Return questions on one image, or on none, as the engine takes them."""
+        image = opened(questions[0])
+        prompts = [self._ids(question) for question in questions]
+        ends = [int(np.flatnonzero(ids == IMAGE)[-1]) + 1 if image is not None else 0 for ids in prompts]
+        prefix = prompts[0][: ends[0]]
+        assert all(np.array_equal(ids[:end], prefix) for ids, end in zip(prompts, ends, strict=True))
+        size = self.vision.image_size
+        values = np.empty((0, 3, size, size), np.uint8)
+        if image is not None:
+            values = pixels(image, self.vision, self.stage.image_mode)[None]
+        asked = [Prompt(q, ids[end:]) for q, ids, end in zip(questions, prompts, ends, strict=True)]
+        return Group(prefix, values, asked)
+
+    def _ids(self, question: Question) -> NDArray[np.int32]:
+        return encode_prompt(
+            question.text, has_image=question.image is not None, tokenizer=self.tokenizer, chat=self.llm.chat,
+            history=question.history,
+        )  # fmt: skip
+
+    def _generate(self, question: Question, config: GenerationConfig, streamer: Streamer | None) -> list[int]:
+        image = opened(question)
+        values = None if image is None else pixels(image, self.vision, self.stage.image_mode)
+        return generate(self.model, self._ids(question), values, config=config, streamer=streamer)
 
 
 class FolderAnswerer(Answerer):
@@ -143,25 +190,51 @@ class FolderAnswerer(Answerer):
         own = self.model.generation_config.eos_token_id
         self.ends = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
 
+    def answers(self, groups: Iterable[Sequence[Question]], *, max_new_tokens: int) -> Iterator[tuple[Question, str]]:
+        """See `Answerer.answers`. Questions are answered in batches, which are halved while memory does not suffice."""
+        decoding = Decoding(max_new_tokens, temperature=0, top_p=1, num_beams=1, seed=0)
+        config = generation_config(decoding, self.ends, pad=self.tokenizer.pad_token_id)
+        size = BATCH
+        waiting: list[tuple[Question, Image | None]] = []
+        opening = ahead(opened_group, groups)
+        while True:
+            while len(waiting) < size and (group := next(opening, None)) is not None:
+                waiting += group
+            if not waiting:
+                return
+            batch = waiting[:size]
+            try:
+                answers = self._batch(batch, config)
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size //= 2
+                continue
+            del waiting[:size]
+            yield from ((question, self.text(answers[question.key])) for question, _ in batch)
+
+    def _generate(self, question: Question, config: GenerationConfig, streamer: Streamer | None) -> list[int]:
+        return self._batch([(question, opened(question))], config, streamer)[question.key]
+
     @torch.inference_mode()
-    def _generate(
-        self, questions: Sequence[Question], config: GenerationConfig, streamer: Streamer | None
-    ) -> list[Tensor]:
-        """Generate in two batches: processors take texts that all have an image, or all have none."""
-        replies: dict[str, Tensor] = {}
+    def _batch(
+        self, asked: Sequence[tuple[Question, Image | None]], config: GenerationConfig, streamer: Streamer | None = None
+    ) -> dict[str, list[int]]:
+        """Return the answers by Question.key. Processors take texts that all have an image, or all have none."""
+        answers: dict[str, list[int]] = {}
         for has_image in (True, False):
-            batch = [q for q in questions if (q.image is not None) == has_image]
+            batch = [(q, image) for q, image in asked if (image is not None) == has_image]
             if not batch:
                 continue
             conversations = []
-            for q in batch:
+            for q, image in batch:
                 texts = [text for turn in q.history for text in (turn.question, turn.answer)] + [q.text]
                 messages: list[dict[str, Any]] = [
                     {"role": role, "content": [{"type": "text", "text": text}]}
                     for role, text in zip(cycle(("user", "assistant")), texts, strict=False)
                 ]
                 if has_image:  # it comes before the first question
-                    messages[0]["content"].insert(0, {"type": "image", "image": open_image(q.encoded())})
+                    messages[0]["content"].insert(0, {"type": "image", "image": image})
                 conversations.append(messages)
             inputs = self.processor.apply_chat_template(
                 conversations,
@@ -172,5 +245,37 @@ class FolderAnswerer(Answerer):
                 processor_kwargs={"padding": True},
             ).to(self.model.device, self.model.dtype)
             ids = self.model.generate(**inputs, generation_config=config, streamer=streamer)
-            replies.update(zip((q.key for q in batch), ids[:, inputs["input_ids"].shape[1] :], strict=True))
-        return [replies[q.key] for q in questions]
+            for (q, _), row in zip(batch, ids[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+                end = next((i + 1 for i, token in enumerate(row) if token in self.ends), len(row))
+                answers[q.key] = row[:end]  # padding follows
+        return answers
+
+
+def opened_group(questions: Sequence[Question]) -> list[tuple[Question, Image | None]]:
+    """Return questions on one image, or on none, each with the image."""
+    image = opened(questions[0])
+    return [(question, image) for question in questions]
+
+
+def opened(question: Question) -> Image | None:
+    """Return the question's image, decoded; None where it has none."""
+    return None if question.image is None else open_image(question.encoded())
+
+
+def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yield function(item) of each item in order, computed ahead in threads.
+
+    Decoding and resizing images release Python's lock, so that threads are as fast as processes.
+    """
+    threads = max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    pool = ThreadPoolExecutor(threads)
+    try:
+        waiting: deque[Future[R]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

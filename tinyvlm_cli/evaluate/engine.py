@@ -11,7 +11,7 @@ import os
 from collections import deque
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -33,19 +33,24 @@ CPU_SHARE = 4  # the cache takes at most one part in this many of a CPU's free m
 MOST_PLACES = 2**18  # in a CPU's cache
 
 
-class Prompt(NamedTuple):
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Prompt(Generic[Key]):
     """A question's tokens after those it shares with others."""
 
-    key: Hashable  # what its answer is returned with
+    key: Key  # what its answer is returned with
     ids: NDArray[np.int32]
 
 
-class Group(NamedTuple):
+@dataclass(frozen=True)
+class Group(Generic[Key]):
     """Questions with a common prefix: all tokens up to the end of the last image."""
 
     prefix: NDArray[np.int32]  # with an IMAGE mark for each image; may be empty
     pixels: NDArray[np.uint8]  # [I, 3, S, S]
-    prompts: list[Prompt]
+    prompts: list[Prompt[Key]]
 
 
 @dataclass(eq=False)
@@ -72,7 +77,7 @@ class Prefix(Span):
 class Asked(Span):
     """A question and its answer so far."""
 
-    key: Hashable
+    key: Any
     prefix: Prefix | None
     answer: list[int] = field(default_factory=list)
 
@@ -84,7 +89,9 @@ class _Started:
         self.complete = list(complete)
         self.tokens = tokens
         if tokens.is_cuda:
-            self.tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True).copy_(tokens, non_blocking=True)
+            self.tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True).copy_(
+                tokens, non_blocking=True
+            )
             self.copied = torch.cuda.Event()
             self.copied.record()
 
@@ -149,8 +156,8 @@ class Engine:
 
     @torch.inference_mode()
     def answers(
-        self, groups: Iterable[Group], *, max_new_tokens: int, unfinished: bool = False
-    ) -> Iterator[tuple[Hashable, list[int]]]:
+        self, groups: Iterable[Group[Key]], *, max_new_tokens: int, unfinished: bool = False
+    ) -> Iterator[tuple[Key, list[int]]]:
         """Yield each prompt's key with its answer's tokens, up to the end token or `max_new_tokens`, as they are found.
 
         unfinished: yield an answer after each of its tokens.
@@ -192,7 +199,9 @@ class Engine:
                 elif exhausted and not waiting:
                     return
                 growing += [asked for asked in read if len(asked.answer) == 1]
-                ended = {asked for asked in read if asked.answer[-1] in self.ends or len(asked.answer) == max_new_tokens}
+                ended = {
+                    asked for asked in read if asked.answer[-1] in self.ends or len(asked.answer) == max_new_tokens
+                }
                 for asked in read:
                     if asked in ended:
                         self._release(asked)
@@ -201,10 +210,10 @@ class Engine:
                 if ended:
                     growing = [asked for asked in growing if asked not in ended]
 
-    def _encoded(self, groups: Iterator[Group], max_new_tokens: int) -> Iterator[list[Asked]]:
+    def _encoded(self, groups: Iterator[Group[Any]], max_new_tokens: int) -> Iterator[list[Asked]]:
         """Yield the questions of some groups at a time, whose images have been encoded."""
         while True:
-            batch: list[Group] = []
+            batch: list[Group[Any]] = []
             while sum(len(group.pixels) for group in batch) < IMAGES and len(batch) < ROWS:
                 group = next(groups, None)
                 if group is None:
@@ -231,7 +240,7 @@ class Engine:
             found += tokens[:count].to(self.cache.dtype).unbind()
         return found
 
-    def _spans(self, group: Group, features: list[Tensor], max_new_tokens: int) -> Iterator[Asked]:
+    def _spans(self, group: Group[Any], features: list[Tensor], max_new_tokens: int) -> Iterator[Asked]:
         """Yield a group's questions."""
         prefix = None
         if len(group.prefix):
@@ -343,7 +352,7 @@ class Engine:
         last = torch.arange(len(given), device=self.device)
         return self._forward(ids, positions, write_at, given[:, 3:].int().contiguous(), last, None, None)
 
-    def _forward(
+    def _forward(  # noqa: PLR0917 - tensors
         self, ids: Tensor, positions: Tensor, write_at: Tensor, table: Tensor, last: Tensor,
         image_at: Tensor | None, image_tokens: Tensor | None,
     ) -> Tensor:  # fmt: skip
@@ -353,10 +362,9 @@ class Engine:
         if image_at is not None and image_tokens is not None:
             embeds = embeds.index_copy(0, image_at, image_tokens)
         CachedRow.current = CachedRow(write_at.contiguous(), table)
-        hidden = llm.base_model(
-            inputs_embeds=embeds[None], position_ids=positions[None].contiguous(), attention_mask=None, use_cache=False
-        ).last_hidden_state[0]
-        logits: Tensor = llm.get_output_embeddings()(hidden[last])
+        logits: Tensor = llm(
+            inputs_embeds=embeds[None], position_ids=positions[None], use_cache=False, logits_to_keep=last
+        ).logits[0]
         return logits.float().argmax(dim=-1)
 
     def _release(self, asked: Asked) -> None:
@@ -418,12 +426,8 @@ class Engine:
         with self.cache.in_use():
             self._blank_row()
             self.given = torch.zeros(ROWS, 9, dtype=torch.int64, device=self.device)
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(2):
-                    self._forward_step(self.given)
-            torch.cuda.current_stream().wait_stream(stream)
+            self._forward_step(self.given)
+            torch.cuda.synchronize(self.device)
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
                 self.next = self._forward_step(self.given)

@@ -1,13 +1,12 @@
-"""Generating answers: settings of decoding, a batch of prompts through the model, text while it is generated."""
+"""Settings of decoding, answers by `generate` of transformers, and text while it is generated."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from tinyvlm_cli.data.chat import IMAGE
@@ -41,14 +40,6 @@ class Decoding:
     def samples(self) -> bool:
         """True if tokens are drawn at random."""
         return self.temperature > 0
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A question as token ids with at most one IMAGE mark, and the index of its image in the batch."""
-
-    ids: NDArray[np.int32]
-    image: int | None
 
 
 @dataclass
@@ -86,37 +77,30 @@ class Streamer:
 
 @torch.inference_mode()
 def generate(
-    model: VLM, prompts: Sequence[Prompt], pixels: Tensor, *,
+    model: VLM, ids: NDArray[np.int32], image: NDArray[np.uint8] | None, *,
     config: GenerationConfig, streamer: Streamer | None = None,
-) -> Tensor:  # fmt: skip
-    """Return the model's replies, [B, new tokens], each up to its end token and padded after it.
+) -> list[int]:  # fmt: skip
+    """Return the model's answer to one prompt, up to its end token, by `generate` of transformers.
 
-    pixels: [I, 3, size, size] uint8, each distinct image of the batch once.
-
-    Prompts are padded on the left and masked there, so an answer does not depend on the others in the batch.
+    It serves sampling and beam search; greedy answers come from `engine.Engine`.
+    ids: [T] with an IMAGE mark for the image, [3, S, S], if there is one.
     """
     device = model.llm.device
-    image_tokens = model.connector(model.vision(pixels.to(device))) if len(pixels) else None  # [I, M, D]
     embed = model.llm.get_input_embeddings()
-    rows = []
-    for prompt in prompts:
-        ids = torch.from_numpy(prompt.ids.astype(np.int64)).to(device)
-        if prompt.image is None or image_tokens is None:
-            rows.append(embed(ids))
-            continue
-        place = int(np.flatnonzero(prompt.ids == IMAGE)[0])
-        before, after = embed(ids[:place]), embed(ids[place + 1 :])
-        rows.append(torch.cat([before, image_tokens[prompt.image].to(before.dtype), after]))
-    length = max(len(row) for row in rows)
-    embeds = rows[0].new_zeros(len(rows), length, rows[0].shape[-1])  # [B, T, D]
-    mask = torch.zeros(len(rows), length, dtype=torch.long, device=device)  # [B, T]
-    for i, row in enumerate(rows):
-        embeds[i, length - len(row) :] = row
-        mask[i, length - len(row) :] = 1
-    replies: Tensor = model.llm.generate(
-        inputs_embeds=embeds, attention_mask=mask, generation_config=config, streamer=streamer
-    )
-    return replies
+    tokens = torch.from_numpy(ids.astype(np.int64)).to(device)
+    if image is None:
+        embeds = embed(tokens)
+    else:
+        (image_tokens,) = model.connector(model.vision(torch.from_numpy(image[None]).to(device)))
+        place = int(np.flatnonzero(ids == IMAGE)[0])
+        before, after = embed(tokens[:place]), embed(tokens[place + 1 :])
+        embeds = torch.cat([before, image_tokens.to(before.dtype), after])
+    mask = torch.ones(1, len(embeds), dtype=torch.long, device=device)
+    with torch.compiler.set_stance("force_eager"):  # compiled layers would be compiled again for each length
+        (answer,) = model.llm.generate(
+            inputs_embeds=embeds[None], attention_mask=mask, generation_config=config, streamer=streamer
+        ).tolist()
+    return list(answer)
 
 
 def generation_config(decoding: Decoding, ends: Iterable[int | None], *, pad: int) -> GenerationConfig:

@@ -73,20 +73,19 @@ class Loaded:
         Where the cut leaves no label, training leaves the sample out; here it comes with IGNORE everywhere.
         """
         ours = self._ours("encode")
-        config = ours.config
         try:
-            kind = config.recipe.stages[self.stage].prompt if prompt is None else Prompt(prompt)
+            kind = ours.stage.prompt if prompt is None else Prompt(prompt)
         except ValueError:
             raise UserError(f"prompt={prompt}: choose from {', '.join(known.value for known in Prompt)}") from None
         parsed = parse_record(record)
-        (encoded,) = encode([parsed], tokenizer=self.tokenizer, chat=config.llm.chat, prompt=kind)
+        (encoded,) = encode([parsed], tokenizer=self.tokenizer, chat=ours.llm.chat, prompt=kind)
         tokens_per_image = ours.model.tokens_per_image
-        longest = config.llm.max_length if max_length is None else max_length
+        longest = ours.llm.max_length if max_length is None else max_length
         ids, supervised = expand(encoded.ids, encoded.supervised, tokens_per_image=tokens_per_image, max_length=longest)
         supervised[:1] = False  # nothing comes before the first token
         opened = [open_image(resolve(Path(image_root), image)) for image in parsed.images]
-        loaded = [torch.from_numpy(pixels(image, config.vision, ours.image_mode)) for image in opened]
-        values = torch.stack(loaded) if loaded else blank(config.vision)[:0]
+        loaded = [torch.from_numpy(pixels(image, ours.vision, ours.stage.image_mode)) for image in opened]
+        values = torch.stack(loaded) if loaded else blank(ours.vision)[:0]
         labels = np.where(supervised, ids, IGNORE)
         return TrainingSample(torch.from_numpy(ids).long(), torch.from_numpy(labels).long(), values)
 
@@ -116,7 +115,7 @@ class Loaded:
 
         settings: history, on_text and those of decoding, as `answer_ids` takes them.
         """
-        return self.answerer.texts([self.answer_ids(image, question, **settings)])[0]
+        return self.answerer.text(self.answer_ids(image, question, **settings))
 
     def answer_ids(
         self, image: Picture | None, question: str, *, history: Sequence[tuple[str, str]] = (),
@@ -137,7 +136,7 @@ class Loaded:
         source = None if image is None else image_source(image)
         turns = tuple(Turn(asked, said) for asked, said in history)
         asked = Question("0", "0", question, source, "0" if source is not None else "", history=turns)
-        return self.answerer.tokens([asked], decoding, on_text=on_text)[0]
+        return self.answerer.tokens(asked, decoding, on_text=on_text)
 
     def _ours(self, method: str) -> RunAnswerer:
         if not isinstance(self.answerer, RunAnswerer):
@@ -156,12 +155,12 @@ class Loaded:
         batches = []
         for sample in samples:
             row = (sample.ids.cpu().numpy(), sample.labels.cpu().numpy() != IGNORE)
-            images = sample.pixels if len(sample.pixels) else blank(ours.config.vision)
+            images = sample.pixels if len(sample.pixels) else blank(ours.vision)
             batches.append(row_of([row], images, weights=[1.0]).to(ours.device))
         before = ours.model.llm.config._attn_implementation
         ours.model.llm.set_attn_implementation(register())
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 yield ours, batches
         finally:
             ours.model.llm.set_attn_implementation(before)

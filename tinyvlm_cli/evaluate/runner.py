@@ -4,10 +4,11 @@ The parent process imports this module too, so torch is imported only where a mo
 """
 
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
@@ -19,6 +20,10 @@ from tinyvlm_cli.evaluate.benchmark import Benchmark, Question
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import SHUFFLED, Answer
+
+CLAIM = 16  # images that a rank takes from the queue at a time
+WRITE_EVERY_S = 1.0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,6 @@ class EvalJob:
     run_dir: str
     stage: str
     stage_dirs: list[str]  # up to the stage that answers, first to last
-    batch_size: int
     limit: int | None
     seed: int  # of the shuffle
     tasks: list[Task]
@@ -94,19 +98,20 @@ def answered(folder: Path, questions: Sequence[Question], *, max_new_tokens: int
 
 
 def answer_all(job: EvalJob) -> None:
-    """Answer the open questions of every task. Ranks share them by image, and each writes a file of its own."""
+    """Answer the open questions of every task. Ranks take images from a shared queue; each writes its own file."""
     import torch
+    from torch.distributed.rendezvous import rendezvous
 
     from tinyvlm_cli.evaluate.answerer import load_answerer
 
-    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store, rank, _ = next(iter(rendezvous("env://")))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     run = Results.read_run(Path(job.run_dir))
     answerer = load_answerer(run, job.stage, [Path(folder) for folder in job.stage_dirs])
     benchmarks: dict[str, Benchmark] = {}  # the blind control asks the same questions
     with ProgressDisplay(shown=rank == 0) as progress:
-        for task in job.tasks:
+        for number, task in enumerate(job.tasks):
             name = task.benchmark["name"]
             if name not in benchmarks:
                 benchmarks = {name: build(task.benchmark)}
@@ -115,35 +120,46 @@ def answer_all(job: EvalJob) -> None:
             if task.images == SHUFFLED:
                 questions = shuffle_images(questions, job.seed)
             done = answered(folder, questions, max_new_tokens=benchmark.max_new_tokens)
-            share = share_of(questions, rank, ranks)
-            waiting = [question for question in share if question.key not in done]
+            waiting = [question for question in questions if question.key not in done]
             label = benchmark.label + (", blind" if task.images == SHUFFLED else "")
-            label += f" (GPU 1 of {ranks})" if ranks > 1 else ""
-            bar = progress.add(label, len(share), done=len(share) - len(waiting))
-            for batch in batches(waiting, job.batch_size):
-                texts = answerer(batch, max_new_tokens=benchmark.max_new_tokens)
-                replies = [Answer(q.question_id, q.text, text, q.key) for q, text in zip(batch, texts, strict=True)]
+            bar = progress.add(label, len(questions), done=len(done))
+            groups = claimed(by_image(waiting), lambda size: store.add(f"claimed {number}", size))  # noqa: B023
+            for given in written_together(answerer.answers(groups, max_new_tokens=benchmark.max_new_tokens)):
+                answers = [Answer(q.question_id, q.text, text, q.key) for q, text in given]
                 Results.append_answers(
-                    folder, rank, replies, model_id=run.folder.name, max_new_tokens=benchmark.max_new_tokens
+                    folder, rank, answers, model_id=run.folder.name, max_new_tokens=benchmark.max_new_tokens
                 )
-                bar.advance(len(batch))
+                bar.advance(store.add(f"answered {number}", len(given)) + len(done) - bar.done)
 
 
-def share_of(questions: Sequence[Question], rank: int, ranks: int) -> list[Question]:
-    """Return a rank's questions: every `ranks`-th image with all questions on it."""
-    groups = {key: i for i, key in enumerate(dict.fromkeys(q.image_key or q.key for q in questions))}
-    return [q for q in questions if groups[q.image_key or q.key] % ranks == rank]
+def by_image(questions: Sequence[Question]) -> list[list[Question]]:
+    """Return questions grouped by image, those with long texts first; a question without an image is alone."""
+    groups: dict[str, list[Question]] = {}
+    for question in questions:
+        groups.setdefault(question.image_key or f"no image: {question.key}", []).append(question)
+    return sorted(groups.values(), key=lambda group: -max(len(question.text) for question in group))
 
 
-def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
-    """Yield batches of `size` questions of similar length; questions on one image are neighbours."""
-    longest: dict[str, int] = {}
-    for q in questions:
-        key = q.image_key or q.key
-        longest[key] = max(longest.get(key, 0), len(q.text))
-    ordered = sorted(questions, key=lambda q: (-longest[q.image_key or q.key], q.image_key or q.key))
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
+def claimed(groups: Sequence[list[Question]], add: Callable[[int], int]) -> Iterator[list[Question]]:
+    """Yield groups that no other rank has claimed, CLAIM at a time.
+
+    add: adds to a counter that all ranks share and returns its new value.
+    """
+    while (end := add(CLAIM)) - CLAIM < len(groups):
+        yield from groups[end - CLAIM : end]
+
+
+def written_together(answers: Iterable[T]) -> Iterator[list[T]]:
+    """Yield answers together that are found within WRITE_EVERY_S seconds: forcing each to disk would take longer."""
+    found: list[T] = []
+    began = time.monotonic()
+    for answer in answers:
+        found.append(answer)
+        if time.monotonic() - began > WRITE_EVERY_S:
+            yield found
+            found, began = [], time.monotonic()
+    if found:
+        yield found
 
 
 def shuffle_images(questions: Sequence[Question], seed: int) -> list[Question]:

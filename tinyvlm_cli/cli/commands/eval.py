@@ -41,7 +41,7 @@ def run(config: Eval) -> int:
             for kind in images
         ]
         stage_dirs = [str(folder) for folder in found.stage_dirs]
-        job = EvalJob(str(one.folder), found.stage, stage_dirs, config.batch_size, config.limit, config.seed, tasks)
+        job = EvalJob(str(one.folder), found.stage, stage_dirs, config.limit, config.seed, tasks)
         jobs.append(job)
     benchmarks = {name: with_judge(build(node), config.judge, results) for name, node in config.benchmark.items()}
     findings = [finding for benchmark in benchmarks.values() for finding in take_inventory(benchmark).findings]

@@ -30,8 +30,8 @@ TRASH = 0  # the place in the cache that padding is written to
 class Piece(NamedTuple):
     """Consecutive new tokens of one span in a row: the columns of the table that attention reads."""
 
-    start: int  # of the tokens in the row
-    count: int
+    first: int  # of the tokens in the row
+    length: int
     prefix_start: int  # in the cache
     prefix_length: int
     own_start: int  # in the cache
@@ -58,9 +58,9 @@ class _Probe:
 def tiled(pieces: Iterable[Piece], most: int) -> list[Piece]:
     """Divide pieces into tiles of at most `most` tokens."""
     return [
-        Piece(p.start + at, min(most, p.count - at), p.prefix_start, p.prefix_length, p.own_start, p.before + at)
+        Piece(p.first + at, min(most, p.length - at), p.prefix_start, p.prefix_length, p.own_start, p.before + at)
         for p in pieces
-        for at in range(0, p.count, most)
+        for at in range(0, p.length, most)
     ]
 
 
@@ -83,7 +83,8 @@ class Cache:
 
     @property
     def bytes_per_token(self) -> int:
-        return sum(2 * key_heads * width for *_, key_heads, width in self.modules) * self.dtype.itemsize
+        values = sum(2 * key_heads * width for *_, key_heads, width in self.modules)
+        return values * int(self.dtype.itemsize)
 
     def allocate(self, places: int) -> None:
         """Make room for `places` tokens, TRASH included. Earlier contents are lost."""

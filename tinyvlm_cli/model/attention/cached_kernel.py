@@ -1,9 +1,7 @@
-"""The GPU kernel of attention to a cache, in Triton, which comes with PyTorch for GPUs.
+"""The GPU kernels of attention to a cache, in Triton, which comes with PyTorch for GPUs.
 
 Shapes: T tokens of a row, S tiles, H query heads, K key and value heads, D head width, N places in the cache.
 """
-
-from typing import Any
 
 import torch
 import triton
@@ -48,7 +46,7 @@ def attend(query: Tensor, cache: Tensor, table: Tensor, scale: float, *, tile_ro
 
 
 @triton.jit
-def _write(  # type: ignore[no-untyped-def] # noqa
+def _write(  # type: ignore[no-untyped-def]
     key, value, cache, write_at, tokens, key_head, key_token, value_head, value_token,
     cache_part, cache_head, cache_place, WIDTH: tl.constexpr, PADDED: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
@@ -66,7 +64,7 @@ def _write(  # type: ignore[no-untyped-def] # noqa
 
 
 @triton.jit
-def _kernel(  # type: ignore[no-untyped-def] # noqa
+def _kernel(  # type: ignore[no-untyped-def]
     query, cache, table, out, scale, query_token, query_head, cache_part, cache_head, cache_place,
     GROUP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
     EXACT: tl.constexpr,
@@ -97,25 +95,15 @@ def _kernel(  # type: ignore[no-untyped-def] # noqa
             place = tl.where(number < prefix_length, prefix_start + number, own_start + number - prefix_length)
             offset = place.to(tl.int64) * cache_place
             known = number < end
-            k = tl.load(
-                keys + offset[None, :] + columns[:, None], mask=known[None, :] & inside[:, None], other=0.0
-            )
-            if EXACT:
-                scores = tl.dot(q, k, input_precision="ieee") * scale
-            else:
-                scores = tl.dot(q, k) * scale
+            k = tl.load(keys + offset[None, :] + columns[:, None], mask=known[None, :] & inside[:, None], other=0.0)
+            scores = tl.dot(q, k, input_precision="ieee" if EXACT else "tf32") * scale
             scores = tl.where(number[None, :] <= last[:, None], scores, float("-inf"))
             higher = tl.maximum(highest, tl.max(scores, 1))
             weights = tl.exp2(scores - higher[:, None])
             shrink = tl.exp2(highest - higher)
-            v = tl.load(
-                values + offset[:, None] + columns[None, :], mask=known[:, None] & inside[None, :], other=0.0
-            )
+            v = tl.load(values + offset[:, None] + columns[None, :], mask=known[:, None] & inside[None, :], other=0.0)
             total = total * shrink + tl.sum(weights, 1)
-            if EXACT:
-                sums = sums * shrink[:, None] + tl.dot(weights, v, input_precision="ieee")
-            else:
-                sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None])
+            sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None], input_precision="ieee" if EXACT else "tf32")
             highest = higher
         found = sums / total[:, None]
         tl.store(out + at + columns[None, :], found.to(out.dtype.element_ty), mask=mask)
