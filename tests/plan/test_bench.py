@@ -38,6 +38,18 @@ def test_bench_data_counts_images(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(rate > 1 for rate in json.loads(path.read_text(encoding="utf-8")).values())
 
 
+@pytest.mark.e2e
+def test_bench_eval_measures_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "eval", "llm=tiny", "vision=tiny", "images=6"]) == 0
+    assert "together" in capsys.readouterr().out
+    (path,) = Path("results/bench").glob("eval-*/eval.json")
+    rates = json.loads(path.read_text(encoding="utf-8"))["rates"]
+    assert len(rates) == 9 and all(0 < rate["per_s"] < rate["floor_per_s"] for rate in rates.values())
+    assert rates["pope"] | {"per_s": 0, "floor_per_s": 0} == {
+        "questions": 107, "per_s": 0, "floor_per_s": 0, "total": 8910
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -46,7 +58,8 @@ def test_bench_data_counts_images(capsys: pytest.CaptureFixture[str]) -> None:
         ("train engine.zero=4", "engine.zero: 4 is not supported; choose 1, 2 or 3"),
         ("train engine.recompute=2", "engine.recompute: 2 is not a fraction; use a value from 0 to 1, or null"),
         ("train engine.micro_tokens=-5", "engine.micro_tokens: -5 is invalid; choose a positive number, or null"),
-        ("trian", "unknown action 'trian'; choose train or data"),
+        ("trian", "unknown action 'trian'; choose"),
+        ("eval images=0", "images: 0 is invalid; choose a positive number"),
         ("train recipe=qlora", "recipe.stages.finetune: train.llm: qlora requires a GPU"),
     ],
 )

@@ -192,6 +192,16 @@ class Mix:
 
 
 @dataclass
+class Workload:
+    """The size of a benchmark, and the lengths of its questions and answers."""
+
+    questions: int = MISSING
+    images: int = MISSING
+    prompt_tokens: int = MISSING  # after the image, on average
+    answer_tokens: int = MISSING  # including the end token
+
+
+@dataclass
 class Assumed:
     """Assumed properties of a GPU, for stages that `tinyvlm bench train` has not measured."""
 
@@ -210,12 +220,14 @@ class Plan(Train):
 
 @dataclass
 class Bench(Train):
-    """Settings of `tinyvlm bench train` and `tinyvlm bench data`."""
+    """Settings of `tinyvlm bench train`, `bench data` and `bench eval`."""
 
-    action: str = MISSING  # train or data
+    action: str = MISSING  # train, data or eval
     stage: str = MISSING  # a stage of the recipe
     steps: int = MISSING  # timed optimizer steps, after three warm-up steps
     mixes: dict[str, Mix] = MISSING  # split -> sample lengths
+    workloads: dict[str, Workload] = MISSING  # name -> benchmark to measure; for `bench eval`
+    images: int = MISSING  # images per benchmark that `bench eval` measures, at most
     image_sizes: list[list[int]] = MISSING  # [width, height] of the synthetic JPEGs in pixels, used in turn
 
 

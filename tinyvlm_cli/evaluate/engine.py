@@ -92,7 +92,7 @@ class _Started:
             self.tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True).copy_(
                 tokens, non_blocking=True
             )
-            self.copied = torch.cuda.Event()
+            self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self.copied.record()
 
     def read(self) -> list[Asked]:

@@ -1,4 +1,4 @@
-"""Run a worker process, which workers.py starts as `python -m tinyvlm_cli.launch.worker train|bench|eval FOLDER`.
+"""Run a worker process, which workers.py starts as `python -m tinyvlm_cli.launch.worker JOB FOLDER`.
 
 FOLDER contains the complete description of the job.
 """
@@ -28,6 +28,10 @@ def work(job: str, folder: Path) -> None:
         from tinyvlm_cli.plan.bench import bench_train
 
         bench_train(folder)
+    elif job == "bench_eval":
+        from tinyvlm_cli.plan.bench_eval import bench_eval
+
+        bench_eval(folder)
     else:
         assert job == "eval", job
         from tinyvlm_cli.evaluate.runner import EvalJob, answer_all

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DONE, TO_RESUME, TO_DO = "done", "to resume", "to do"
 RESULT = "bench.json"
+EVAL_RESULT = "eval.json"
 WEIGHT_BYTES = {Precision.bf16: 2, Precision.fp32: 4}
 GRADIENT_BYTES = 4  # per trained parameter: gradients are accumulated in fp32
 OPTIMIZER_BYTES = 12  # per trained parameter: fp32 master weight and Adam's two moments
@@ -83,6 +84,38 @@ class Result:
     def gpu_hours(self, samples: int) -> float:
         """Return the GPU-hours of training on this number of samples."""
         return samples / self.samples_per_s * self.gpus / 3600
+
+
+@dataclass(frozen=True)
+class EvalRate:
+    """The measured speed of answering a benchmark."""
+
+    questions: int  # that were measured
+    per_s: float  # questions per second
+    floor_per_s: float  # as many as the hardware's peak rates allow
+    total: int  # questions of the benchmark
+
+    @property
+    def seconds(self) -> float:
+        """Return the time for all questions of the benchmark."""
+        return self.total / self.per_s
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """A measurement by `tinyvlm bench eval` (eval.json), on all GPUs together."""
+
+    llm: str
+    vision: str
+    connector: str
+    device: str
+    gpus: int
+    ceiling_tflops: float  # per GPU, of a large matrix product in the same process
+    read_gb_per_s: float  # per GPU, of a large copy, bytes read and written
+    first_answer_s: float  # from process start to the first answer
+    memory_gib: float  # peak of one GPU, including the cache, which takes all free memory
+    rates: dict[str, EvalRate]  # by workload
+    made_with: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -249,6 +282,16 @@ def read_result(path: Path) -> Result | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         return Result(**record)
     except (ValueError, TypeError):
+        return None
+
+
+def read_eval_result(path: Path) -> EvalResult | None:
+    """Return the measurement in a file, or None if the file is corrupt or has an incompatible version."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        rates = {name: EvalRate(**rate) for name, rate in record.pop("rates").items()}
+        return EvalResult(**record, rates=rates)
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

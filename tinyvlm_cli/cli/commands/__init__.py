@@ -46,8 +46,8 @@ _COMMANDS = (
     Command("import", "import a TinyLLaVA checkpoint as a run to evaluate, query or train further", "commands:Import"),
     Command("export", "export a trained run as a Hugging Face LLaVA folder, or each part as a folder",
             "commands:Export"),
-    Command("bench", "measure the speed of training or of image loading on this machine", "commands:Bench",
-            actions=("train", "data")),
+    Command("bench", "measure the speed of training, image loading or evaluation on this machine", "commands:Bench",
+            actions=("train", "data", "eval")),
     Command("demo", "run a small study from data to tables with bundled models, in minutes on a CPU",
             "commands:Demo"),
 )

@@ -1,4 +1,4 @@
-"""Measure the speed of training (`tinyvlm bench train`) or of image loading (`tinyvlm bench data`)."""
+"""Measure the speed of training, of image loading or of evaluation: `tinyvlm bench train`, `data` or `eval`."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from tinyvlm_cli.launch import workers as launch
 from tinyvlm_cli.launch.workers import this_node
 from tinyvlm_cli.model.tuning import untrainable
 from tinyvlm_cli.plan.bench import IMAGES, bench_data
-from tinyvlm_cli.plan.cost import RESULT, read_result
+from tinyvlm_cli.plan.cost import EVAL_RESULT, RESULT, read_eval_result, read_result
 from tinyvlm_cli.plan.estimate import invalid_engine_settings
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.train.stages import stage_job
@@ -30,19 +30,25 @@ def run(config: Bench) -> int:
     job = stage_job(config, config.stage)
     if job.stage.split not in config.mixes:
         raise UserError(f"mixes.{job.stage.split}: not set; add an entry like those of {', '.join(config.mixes)}")
-    if config.action not in ("train", "data"):
-        raise UserError(f"action={config.action}: unknown action; choose train or data")
+    actions = {"train": _train, "data": _data, "eval": _eval}
+    if config.action not in actions:
+        raise UserError(f"action={config.action}: unknown action; choose from {', '.join(actions)}")
+    findings = []
     if config.action == "train":
         findings = invalid_engine_settings(config.engine)
         if config.steps < 1:
             findings.append(f"steps: {config.steps} is invalid; choose a positive number")
-        raise_findings(findings or untrainable(job.llm, job.vision, job.connector, {job.name: job.stage}))
+        findings = findings or untrainable(job.llm, job.vision, job.connector, {job.name: job.stage})
+    if config.action == "eval" and config.images < 1:
+        findings.append(f"images: {config.images} is invalid; choose a positive number")
+    raise_findings(findings)
     gpus = launch.num_workers(config.engine.gpus)
     parts = (config.recipe.name, config.stage, config.vision.name, config.connector["name"], config.llm.name)
-    folder = Results(config.results_dir).bench_dir / f"{'-'.join(parts)}-{gpus}"
+    name = "-".join(("eval", *parts[2:]) if config.action == "eval" else parts)
+    folder = Results(config.results_dir).bench_dir / f"{name}-{gpus}"
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        title, rows = (_train if config.action == "train" else _data)(config, folder)
+        title, rows = actions[config.action](config, folder)
     table = Table(title=title, show_header=False, title_justify="left")
     table.add_column()
     table.add_column(overflow="fold")
@@ -54,16 +60,7 @@ def run(config: Bench) -> int:
 
 def _train(config: Bench, folder: Path) -> tuple[str, dict[str, str]]:
     """Measure training in worker processes. Returns the title and rows of the table to print."""
-    draft = folder / "draft"  # so that an interrupted measurement does not replace the previous one
-    try:
-        write_text(draft / "config.yaml", to_yaml(config))
-        launch.run("bench", draft, gpus=config.engine.gpus)
-        for name in ("config.yaml", RESULT):
-            (draft / name).replace(folder / name)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        if not any(folder.iterdir()):
-            folder.rmdir()
+    _measure("bench", config, folder, RESULT)
     found = read_result(folder / RESULT)
     assert found is not None
     title = f"{found.stage} of {found.recipe}, {found.vision} + {found.connector} + {found.llm}"
@@ -80,6 +77,41 @@ def _train(config: Bench, folder: Path) -> tuple[str, dict[str, str]]:
         "time to first step": f"{found.first_step_s:.0f} s",
         "result": str(folder / RESULT),
     }
+
+
+def _eval(config: Bench, folder: Path) -> tuple[str, dict[str, str]]:
+    """Measure evaluation in worker processes. Returns the title and rows of the table to print."""
+    _measure("bench_eval", config, folder, EVAL_RESULT)
+    found = read_eval_result(folder / EVAL_RESULT)
+    assert found is not None
+    rows = {
+        name: f"{rate.per_s:,.1f} questions/s, {rate.per_s / rate.floor_per_s:.0%} of the hardware's limit; "
+        f"all {rate.total:,} questions take {rate.seconds:,.0f} s"
+        for name, rate in found.rates.items()
+    }
+    return f"evaluation of {found.vision} + {found.connector} + {found.llm} on {found.gpus} x {found.device}", {
+        **rows,
+        "together": f"{sum(rate.seconds for rate in found.rates.values()) / 60:,.1f} min",
+        "limit": f"{found.ceiling_tflops:.4g} TFLOP/s of a large matrix product, {found.read_gb_per_s:,.0f} GB/s of a "
+        "large copy, in the same process",
+        "peak memory": f"{found.memory_gib:.1f} GiB per GPU" if found.memory_gib else "not measured on a CPU",
+        "time to first answer": f"{found.first_answer_s:.0f} s",
+        "result": str(folder / EVAL_RESULT),
+    }
+
+
+def _measure(job: str, config: Bench, folder: Path, result: str) -> None:
+    """Run a worker job that writes the file `result`, which replaces the previous one in `folder`."""
+    draft = folder / "draft"  # so that an interrupted measurement does not replace the previous one
+    try:
+        write_text(draft / "config.yaml", to_yaml(config))
+        launch.run(job, draft, gpus=config.engine.gpus)
+        for name in ("config.yaml", result):
+            (draft / name).replace(folder / name)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _data(config: Bench, folder: Path) -> tuple[str, dict[str, str]]:

@@ -1,0 +1,141 @@
+"""Benchmark of evaluation on this machine: the real engine and sizes, with random weights and synthetic questions.
+
+Each benchmark is measured with its number of questions per image and its prompt and answer lengths. The floor is the
+time that the required operations take at the rate of a large matrix product, plus, for answers of several tokens, the
+time to read weights and cache once per step.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from tinyvlm_cli.config.commands import Bench, Workload
+from tinyvlm_cli.config.schema import ImageMode, Vision, from_yaml
+from tinyvlm_cli.data.batch import Work
+from tinyvlm_cli.data.chat import IMAGE
+from tinyvlm_cli.data.images import open_image, pixels, write_jpegs
+from tinyvlm_cli.evaluate.answerer import ahead
+from tinyvlm_cli.evaluate.engine import ROWS, Engine, Group, Prompt
+from tinyvlm_cli.files import write_text
+from tinyvlm_cli.model.flops import Flops, training_flops
+from tinyvlm_cli.model.pretrained import DTYPES
+from tinyvlm_cli.model.vlm import random_model
+from tinyvlm_cli.plan.bench import IMAGES, NUM_IMAGES, matmul_ceiling
+from tinyvlm_cli.plan.cost import EVAL_RESULT, EvalRate, EvalResult
+from tinyvlm_cli.results.records import provenance
+from tinyvlm_cli.train.engine import start_process_group
+from tinyvlm_cli.train.stages import stage_job
+
+SYSTEM_TOKENS = 35  # before the image, as in Vicuna's prompt
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least time of answering on one GPU, by the rates that the hardware reaches in large operations."""
+
+    flops: Flops
+    flops_per_s: float
+    bytes_per_s: float
+    tokens_per_image: int
+    weight_bytes: int
+    cache_bytes: int  # per token
+
+    def seconds(self, load: Workload, images: int, questions: int) -> float:
+        """Return the least time for a number of questions."""
+        prefix, own, steps = SYSTEM_TOKENS + self.tokens_per_image, load.prompt_tokens, load.answer_tokens - 1
+        grown = own + steps / 2  # a question's own tokens, on average over the steps
+        work = Work(
+            tokens=images * prefix + questions * (own + steps),
+            squares=images * prefix**2 + questions * (own**2 + 2 * own * prefix + 2 * steps * round(prefix + grown)),
+            images=images,
+            supervised=questions * (1 + steps),
+        )
+        read = questions * steps * (self.weight_bytes / ROWS + grown * self.cache_bytes)
+        read += images * steps * prefix * self.cache_bytes
+        return self.flops.of(work) / self.flops_per_s + read / self.bytes_per_s
+
+
+def bench_eval(folder: Path) -> None:
+    """Measure every workload of `folder`/config.yaml and write eval.json next to it. Runs in every worker process."""
+    started = time.perf_counter()
+    device = start_process_group()
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    config = from_yaml(Bench, folder / "config.yaml")
+    job = stage_job(config, config.stage)
+    torch.manual_seed(config.seed)
+    flops_per_s, bytes_per_s = matmul_ceiling(device) * 1e12, read_rate(device)
+    model = random_model(
+        job.llm, job.vision, job.connector, device, dtype=DTYPES[config.engine.precision], attention="sdpa"
+    ).eval()
+    model.requires_grad_(False)
+    engine = Engine(model, (), image_size=job.vision.image_size)
+    if rank == 0:
+        write_jpegs(folder / IMAGES, config.image_sizes, count=NUM_IMAGES, seed=config.seed)
+    dist.barrier()
+    floor = Floor(
+        training_flops(model), flops_per_s, bytes_per_s, model.tokens_per_image,
+        sum(p.numel() * p.element_size() for p in model.llm.parameters()), engine.cache.bytes_per_token,
+    )  # fmt: skip
+    rates, first_answer_s = {}, 0.0
+    for name, load in config.workloads.items():
+        images = min(load.images, config.images)
+        questions = round(load.questions * images / load.images)
+        load_group = partial(
+            group_of, load=load, image_dir=folder / IMAGES, vision=job.vision, mode=job.stage.image_mode,
+            vocabulary=model.llm.config.vocab_size,
+        )  # fmt: skip
+        dist.barrier()
+        began = time.perf_counter()
+        groups = ahead(load_group, range(rank, images, ranks))
+        for _ in engine.answers(groups, max_new_tokens=load.answer_tokens):
+            first_answer_s = first_answer_s or time.perf_counter() - started
+        dist.barrier()
+        seconds = time.perf_counter() - began
+        least = floor.seconds(load, images, questions) / ranks
+        rates[name] = EvalRate(questions, questions / seconds, questions / least, load.questions)
+    if rank == 0:
+        result = EvalResult(
+            llm=config.llm.name, vision=config.vision.name, connector=config.connector["name"],
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU", gpus=ranks,
+            ceiling_tflops=flops_per_s / 1e12, read_gb_per_s=bytes_per_s / 1e9, first_answer_s=first_answer_s,
+            memory_gib=torch.cuda.max_memory_reserved(device) / 2**30 if device.type == "cuda" else 0.0,
+            rates=rates, made_with=provenance(),
+        )  # fmt: skip
+        write_text(folder / EVAL_RESULT, json.dumps(asdict(result), indent=1) + "\n")
+
+
+def group_of(
+    number: int, *, load: Workload, image_dir: Path, vision: Vision, mode: ImageMode, vocabulary: int
+) -> Group[int]:
+    """Return the synthetic questions on one image, which is read from disk and resized."""
+    draw = np.random.default_rng(number)
+    per_image = load.questions / load.images
+    first, end = round(number * per_image), round((number + 1) * per_image)
+    prefix = np.append(draw.integers(3, vocabulary, SYSTEM_TOKENS), IMAGE).astype(np.int32)
+    lengths = np.maximum(1, draw.normal(load.prompt_tokens, load.prompt_tokens / 5, end - first)).astype(int)
+    prompts = [
+        Prompt(first + i, draw.integers(3, vocabulary, length).astype(np.int32)) for i, length in enumerate(lengths)
+    ]
+    image = open_image(image_dir / f"{number % NUM_IMAGES}.jpg")
+    return Group(prefix, pixels(image, vision, mode)[None], prompts)
+
+
+def read_rate(device: torch.device) -> float:
+    """Return the bytes per second that a large copy reads and writes."""
+    size = 2**32 if device.type == "cuda" else 2**26
+    source = torch.empty(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        target.copy_(source)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * size / min(seconds)
