@@ -10,7 +10,7 @@ from torch import Tensor
 
 LOG2_E = 1.4426950408889634
 PROMPT = (64, 64, 4, 3)  # rows of a tile, keys of a block, warps, stages of loads ahead: measured on an H200
-STEP = (16, 64, 4, 3)  # the same where each tile is one token
+STEP = (16, 64, 2, 2)  # the same where each tile is one token
 WRITTEN = 32  # tokens that one GPU block writes
 
 
