@@ -90,3 +90,21 @@ def test_places_that_are_free_again_become_one_gap() -> None:
     assert places.gaps == [(1, 7)]
     places.free(7, 4)
     assert places.gaps == [(1, 11)] and places.take(10) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_answers_do_not_depend_on_the_other_questions() -> None:
+    model = spread_out(LLAMA).to("cuda", torch.bfloat16)
+    engine = Engine(model, (), image_size=16, places=20_000)
+    groups = [
+        Group(group.prefix, group.pixels, [Prompt((seed, *prompt.key), prompt.ids) for prompt in group.prompts])
+        for seed in range(40)
+        for group in questions(seed)
+    ]
+    whole = dict(engine.answers(groups, max_new_tokens=NEW_TOKENS))
+    order = np.random.default_rng(0).permutation(len(groups))
+    assert dict(engine.answers([groups[i] for i in order], max_new_tokens=NEW_TOKENS)) == whole
+    for group in groups[:12]:
+        for prompt in group.prompts:
+            alone = Group(group.prefix, group.pixels, [prompt])
+            assert dict(engine.answers([alone], max_new_tokens=NEW_TOKENS)) == {prompt.key: whole[prompt.key]}

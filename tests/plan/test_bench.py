@@ -28,7 +28,7 @@ def test_bench_measures_and_plan_reads_it(capsys: pytest.CaptureFixture[str]) ->
     assert main(["plan", *TINY]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "GPU-hours on CPU (measured 20" in shown
-    assert "not measured yet; run: tinyvlm bench train llm=tiny vision=tiny" in shown  # the other stage
+    assert "not measured yet; run: tinyvlm bench train stage=pretrain llm=tiny vision=tiny" in shown  # the other stage
 
 
 @pytest.mark.e2e
@@ -45,6 +45,8 @@ def test_bench_eval_measures_every_benchmark(capsys: pytest.CaptureFixture[str])
     (path,) = Path("results/bench").glob("eval-*/eval.json")
     rates = json.loads(path.read_text(encoding="utf-8"))["rates"]
     assert len(rates) == 9 and all(0 < rate["per_s"] < rate["floor_per_s"] for rate in rates.values())
+    assert main(["plan", *TINY]) == 0
+    assert "GPU-hours for vqav2, gqa, " in capsys.readouterr().out
     assert rates["pope"] | {"per_s": 0, "floor_per_s": 0} == {
         "questions": 107, "per_s": 0, "floor_per_s": 0, "total": 8910
     }  # fmt: skip

@@ -226,8 +226,9 @@ class Bench(Train):
     stage: str = MISSING  # a stage of the recipe
     steps: int = MISSING  # timed optimizer steps, after three warm-up steps
     mixes: dict[str, Mix] = MISSING  # split -> sample lengths
-    workloads: dict[str, Workload] = MISSING  # name -> benchmark to measure; for `bench eval`
-    images: int = MISSING  # images per benchmark that `bench eval` measures, at most
+    # Defaults serve measurements of earlier versions, which have no such settings.
+    workloads: dict[str, Workload] = field(default_factory=dict)  # name -> benchmark to measure; for `bench eval`
+    images: int = 0  # images per benchmark that `bench eval` measures, at most
     image_sizes: list[list[int]] = MISSING  # [width, height] of the synthetic JPEGs in pixels, used in turn
 
 

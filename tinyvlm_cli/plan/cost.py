@@ -165,6 +165,7 @@ class PlannedRun:
 
     run: RunJob
     stages: list[PlannedStage]
+    evaluation: EvalResult | None  # the latest measurement with the same model
 
 
 def plan_run(config: Plan, models: "Models") -> PlannedRun:
@@ -200,7 +201,7 @@ def plan_run(config: Plan, models: "Models") -> PlannedRun:
                 written_bytes=written_bytes(estimate, job.stage, job.engine),
             )
         )
-    return PlannedRun(run, stages)
+    return PlannedRun(run, stages, last_eval_result(run.stages[-1]))
 
 
 def held_bytes(estimate: Estimate, stage: Stage, engine: Engine) -> float | None:
@@ -260,13 +261,21 @@ def last_result(job: StageJob, mix: Mix | None, parameters: dict[str, int]) -> R
         result = read_result(path)
         if result is None or result.trains != trains(job.stage) or result.parameters not in ({}, parameters):
             continue
-        try:
-            config = from_yaml(Bench, path.with_name("config.yaml"))
-            other = stage_job(config, result.stage)
-        except (UserError, OSError, KeyError, ValueError, yaml.YAMLError):
-            continue  # incompatible version or corrupt: `tinyvlm bench train` replaces it
-        measured_mix = config.mixes.get(other.stage.split)
-        if _work(other, mix and measured_mix) == _work(job, mix):
+        measured = _measured(path)
+        if measured is None:
+            continue
+        other, mixes = measured
+        if _work(other, mix and mixes.get(other.stage.split)) == _work(job, mix):
+            same.append(result)
+    return max(same, key=lambda result: str(result.made_with["time"]), default=None)
+
+
+def last_eval_result(job: StageJob) -> EvalResult | None:
+    """Return the latest `tinyvlm bench eval` of a model with the same components, or None if there is none."""
+    same = []
+    for path in job.results.bench_dir.glob(f"*/{EVAL_RESULT}"):
+        result, measured = read_eval_result(path), _measured(path)
+        if result is not None and measured is not None and _model(measured[0]) == _model(job):
             same.append(result)
     return max(same, key=lambda result: str(result.made_with["time"]), default=None)
 
@@ -295,13 +304,25 @@ def read_eval_result(path: Path) -> EvalResult | None:
         return None
 
 
+def _measured(path: Path) -> tuple[StageJob, dict[str, Mix]] | None:
+    """Return the stage and the sample lengths of the measurement in a file; None if its settings cannot be read."""
+    try:
+        config = from_yaml(Bench, path.with_name("config.yaml"))
+        return stage_job(config, config.stage), config.mixes
+    except (UserError, OSError, KeyError, ValueError, yaml.YAMLError):
+        return None  # incompatible version or corrupt: `tinyvlm bench` replaces it
+
+
 def _work(job: StageJob, mix: Mix | None) -> tuple[Any, ...]:
     """Return the settings that determine a stage's training time. mix: sample lengths; None to ignore them."""
+    return (*_model(job), job.stage.split, mix)
+
+
+def _model(job: StageJob) -> tuple[Any, ...]:
+    """Return the settings that determine a model's sizes and speed."""
     llm, vision = asdict(job.llm), asdict(job.vision)
     return (
         [llm[key] for key in ("path", "architecture", "max_length")],
         [vision[key] for key in ("path", "architecture", "feature_layer", "tokens", "unused", "image_size", "second")],
         {key: value for key, value in job.connector.items() if key not in ("name", "label")},
-        job.stage.split,
-        mix,
     )

@@ -71,6 +71,7 @@ def print_run(planned: PlannedRun) -> None:
         f"parameters kept in memory: {parts}",
         f"{estimate.tokens_per_image} tokens per image",
         f"run folder: {planned.run.folder}",
+        _evaluation(planned),
         "the last step of each epoch is dropped if it is incomplete",
     )
     console.print("\n".join(lines), soft_wrap=True)
@@ -104,14 +105,29 @@ def _cost(one: PlannedStage, config: Train) -> list[str]:
         return [*lines, f"{hours:.3g} GPU-hours on {result.device}{memory} (measured {time})"]
     if hours is not None:
         lines.append(f"{hours:.3g} GPU-hours, assuming {one.assumed.mfu:.0%} of {one.assumed.tflops:g} TFLOP/s")
+    choices = f"stage={one.job.name} {_choices(config, 'llm', 'vision', 'connector', 'recipe')}"
+    return [*lines, f"not measured yet; run: tinyvlm bench train {choices}"]
+
+
+def _evaluation(planned: PlannedRun) -> str:
+    """Return a line with the GPU-hours of evaluating the run."""
+    result, config = planned.evaluation, planned.run.config
+    if result is None:
+        return f"evaluation: not measured yet; run: tinyvlm bench eval {_choices(config, 'llm', 'vision', 'connector')}"
+    hours = sum(rate.seconds for rate in result.rates.values()) * result.gpus / 3600
+    time = result.made_with["time"][:10]
+    return f"evaluation: {hours:.3g} GPU-hours for {', '.join(result.rates)} on {result.device} (measured {time})"
+
+
+def _choices(config: Train, *groups: str) -> str:
+    """Return the groups' choices as arguments of a command."""
     names = {
         "llm": config.llm.name, "vision": config.vision.name, "connector": config.connector["name"],
         "recipe": config.recipe.name,
     }  # fmt: skip
     # After a "+", a name contains the settings that differ from the member's file.
-    choices = " ".join(f"{group}={name.partition('+')[0]}" for group, name in names.items())
-    overrides = " with the same overrides" if any("+" in name for name in names.values()) else ""
-    return [*lines, f"not measured yet; run: tinyvlm bench train {choices} stage={one.job.name}{overrides}"]
+    choices = " ".join(f"{group}={names[group].partition('+')[0]}" for group in groups)
+    return choices + (" with the same overrides" if any("+" in names[group] for group in groups) else "")
 
 
 def _space(one: PlannedStage) -> list[str]:
@@ -145,6 +161,7 @@ def print_grid(cells: Sequence[PlannedCell]) -> None:
         "",
         *_aligned(_totals(list(distinct.values()), shared), right=True),
         *_sources(list(distinct.values())),
+        *_evaluations(runs),
     ]
     Console(highlight=False, markup=False).print("\n".join(lines), soft_wrap=True)
 
@@ -213,6 +230,19 @@ def _sources(distinct: Sequence[PlannedStage]) -> list[str]:
             f"mixes has no entry for split {splits}"
         )
     return lines
+
+
+def _evaluations(runs: Sequence[PlannedRun]) -> list[str]:
+    """Return a line with the GPU-hours of evaluating all runs whose models have been measured."""
+    measured = [planned.evaluation for planned in runs if planned.evaluation is not None]
+    if not measured:
+        return []
+    hours = sum(rate.seconds * one.gpus / 3600 for one in measured for rate in one.rates.values())
+    devices = ", ".join(sorted({one.device for one in measured}))
+    return [
+        f"evaluation of {len(measured)} of {len(runs)} runs: {short(hours)} GPU-hours, measured on {devices} "
+        "(tinyvlm bench eval)"
+    ]
 
 
 def _aligned(rows: Sequence[Sequence[str]], *, right: bool = False) -> list[str]:
