@@ -53,7 +53,7 @@ def alone(model: VLM, group: Group, prompt: Prompt) -> list[int]:
 
 
 def answered(model: VLM, groups: list[Group], places: int | None = None) -> dict[object, list[int]]:
-    engine = Engine(model, ENDS, image_size=16, places=places)
+    engine = Engine(model, ENDS, image_size=16, cache_tokens=places)
     found = list(engine.answers(groups, max_new_tokens=NEW_TOKENS))
     assert len(found) == sum(len(group.prompts) for group in groups), "each question is answered once"
     return dict(found)
@@ -95,7 +95,7 @@ def test_places_that_are_free_again_become_one_gap() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_answers_do_not_depend_on_the_other_questions() -> None:
     model = spread_out(LLAMA).to("cuda", torch.bfloat16)
-    engine = Engine(model, (), image_size=16, places=20_000)
+    engine = Engine(model, (), image_size=16, cache_tokens=20_000)
     groups = [
         Group(group.prefix, group.pixels, [Prompt((seed, *prompt.key), prompt.ids) for prompt in group.prompts])
         for seed in range(40)

@@ -174,7 +174,7 @@ def test_a_mistake_is_one_sentence(folder: Path, config: Train, arguments: dict[
 
 def test_a_mistake_in_a_call_is_one_sentence(model: Loaded, folder: Path) -> None:
     for call, says in (
-        (lambda: model.ask(None, "x", top_k=3), "top_k: not a setting of decoding; choose from max_new"),
+        (lambda: model.ask(None, "x", top_k=3), "top_k: unknown setting; choose from max_new"),
         (lambda: model.encode(records()[0], folder, prompt="vicuna"), "prompt=vicuna: choose from plain, chat"),
         (lambda: model.loss(model.encode(records()[0], folder, max_length=5)), "none of the 1 samples has a label"),
     ):

@@ -1,4 +1,4 @@
-"""Models that answer questions: a run trained here, or any image-text model that transformers loads from a folder."""
+"""Models that answer questions: runs of `tinyvlm train`, and image-text models in Hugging Face format."""
 
 import os
 from abc import ABC, abstractmethod
@@ -31,33 +31,33 @@ from tinyvlm_cli.model.pretrained import DTYPES
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.results.records import Run
 
-BATCH = 64  # questions that a model folder answers together
-AHEAD = 64  # images that are opened before they are needed
+BATCH = 64  # questions per batch of a model folder
+AHEAD = 64  # images that are loaded in advance
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class Answerer(ABC):
-    """A loaded model."""
+    """A loaded model and its tokenizer."""
 
     tokenizer: PreTrainedTokenizerFast
     device: torch.device
-    ends: set[int]  # tokens that end an answer
+    ends: set[int]  # end-of-answer token ids
 
     @abstractmethod
     def answers(self, groups: Iterable[Sequence[Question]], *, max_new_tokens: int) -> Iterator[tuple[Question, str]]:
-        """Yield each question with its greedy answer, stripped, which benchmarks score, in any order.
+        """Yield each question with its greedy answer, stripped, in any order.
 
-        groups: questions on the same image. They are consumed some time ahead.
+        groups: lists of questions about the same image, which are read in advance.
         """
 
     def tokens(
         self, question: Question, decoding: Decoding, *, on_text: Callable[[str], None] | None = None
     ) -> list[int]:
-        """Return the answer as token ids, with the end token unless max_new_tokens cut it.
+        """Return the answer's token ids, including the end token unless max_new_tokens was reached.
 
-        Sampling is a function of the seed and leaves the random state of the process unchanged.
-        on_text: receives the text in pieces while it is generated; with beam search in one piece.
+        Sampling depends only on the seed and does not change the global random state.
+        on_text: called with each new piece of text; with beam search, once with the whole answer.
         """
         config = generation_config(decoding, self.ends, pad=self.tokenizer.pad_token_id)
         streamer = Streamer(self.tokenizer, on_text) if on_text is not None and decoding.num_beams == 1 else None
@@ -71,22 +71,22 @@ class Answerer(ABC):
         return answer
 
     def text(self, answer: Sequence[int]) -> str:
-        """Return the text of an answer, stripped, without special tokens."""
+        """Return an answer's text, stripped and without special tokens."""
         text: str = self.tokenizer.decode(answer, skip_special_tokens=True)
         return text.strip()
 
     @abstractmethod
     def _generate(self, question: Question, config: GenerationConfig, streamer: Streamer | None) -> list[int]:
-        """Return the answer to one question, by `generate` of transformers."""
+        """Return the answer to one question, from transformers' `generate`."""
 
 
 def load_answerer(
     run: Run, stage: str, stage_dirs: Sequence[Path], *,
     device: torch.device | None = None, dtype: torch.dtype | None = None,
 ) -> Answerer:  # fmt: skip
-    """Return the model after a run's stages (first to last), or the one in a run's model folder.
+    """Load the model that a run's stages (first to last) trained, or the one in a run's model folder.
 
-    device: None: a rank's GPU, or the CPU if there is no GPU. dtype: None: the run's, or the folder's.
+    device: None for this rank's GPU, or the CPU if there is no GPU. dtype: None for that of the run or folder.
     """
     if device is None:
         on_gpu = torch.cuda.is_available()
@@ -103,31 +103,31 @@ def load_answerer(
 
 
 class RunAnswerer(Answerer):
-    """A model trained here. stage: the stage after which it answers."""
+    """A model of `tinyvlm train`. stage: the last stage it was trained in."""
 
     def __init__(self, model: VLM, llm: LLM, vision: Vision, stage: Stage) -> None:
         self.model, self.llm, self.vision, self.stage = model, llm, vision, stage
         self.tokenizer = load_tokenizer(llm)
         self.device = model.llm.device
-        # An answer ends at the chat format's end token as well as at the tokenizer's own.
+        # Both the chat format's end token and the tokenizer's own end an answer.
         self.ends = {self.tokenizer.convert_tokens_to_ids(llm.chat.end), self.tokenizer.eos_token_id} - {None}
 
     @cached_property
     def engine(self) -> Engine:
-        """The engine of greedy answers."""
+        """The engine for greedy decoding."""
         if setting := unsupported(self.model.llm.config, self.llm.max_length):
             raise UserError(f"llm.path: {self.llm.path} uses {setting}, which is not supported; choose another model")
         return Engine(self.model, self.ends, image_size=self.vision.image_size)
 
     def answers(self, groups: Iterable[Sequence[Question]], *, max_new_tokens: int) -> Iterator[tuple[Question, str]]:
-        """See `Answerer.answers`. An answer does not depend on the other questions."""
+        """See `Answerer.answers`. Answers are independent of the other questions."""
         for question, tokens in self.engine.answers(ahead(self._group, groups), max_new_tokens=max_new_tokens):
             yield question, self.text(tokens)
 
     def tokens(
         self, question: Question, decoding: Decoding, *, on_text: Callable[[str], None] | None = None
     ) -> list[int]:
-        """See `Answerer.tokens`. A greedy answer is that of `answers`."""
+        """See `Answerer.tokens`. Greedy answers equal those of `answers`."""
         if decoding.samples or decoding.num_beams > 1:
             return super().tokens(question, decoding, on_text=on_text)
         streamer = Streamer(self.tokenizer, on_text or (lambda text: None), ids=[])
@@ -142,7 +142,7 @@ class RunAnswerer(Answerer):
         return answer
 
     def _group(self, questions: Sequence[Question]) -> Group[Question]:
-        """Return questions on one image, or on none, as the engine takes them."""
+        """Prepare questions about one image, or a question without an image, for the engine."""
         image = opened(questions[0])
         prompts = [self._ids(question) for question in questions]
         ends = [int(np.flatnonzero(ids == IMAGE)[-1]) + 1 if image is not None else 0 for ids in prompts]
@@ -168,7 +168,7 @@ class RunAnswerer(Answerer):
 
 
 class FolderAnswerer(Answerer):
-    """A model in Hugging Face form, asked through its own processor and chat template."""
+    """A model in Hugging Face format, with its own processor and chat template."""
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> None:
         kind: Any = dtype or ("auto" if device.type == "cuda" else torch.float32)
@@ -181,7 +181,9 @@ class FolderAnswerer(Answerer):
             reason = str(error).split("\n", maxsplit=1)[0]
             raise UserError(f"run={folder}: transformers cannot load an image-text model from it ({reason})") from None
         if not getattr(self.processor, "chat_template", None):
-            raise UserError(f"run={folder}: its processor has no chat template, which a question's form comes from")
+            raise UserError(
+                f"run={folder}: its processor has no chat template; add chat_template.jinja from the model's page"
+            )
         self.device = device
         self.model.to(device).eval()
         self.tokenizer = self.processor.tokenizer
@@ -191,7 +193,7 @@ class FolderAnswerer(Answerer):
         self.ends = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
 
     def answers(self, groups: Iterable[Sequence[Question]], *, max_new_tokens: int) -> Iterator[tuple[Question, str]]:
-        """See `Answerer.answers`. Questions are answered in batches, which are halved while memory does not suffice."""
+        """See `Answerer.answers`. If a batch does not fit into memory, the batch size is halved."""
         decoding = Decoding(max_new_tokens, temperature=0, top_p=1, num_beams=1, seed=0)
         config = generation_config(decoding, self.ends, pad=self.tokenizer.pad_token_id)
         size = BATCH
@@ -220,7 +222,7 @@ class FolderAnswerer(Answerer):
     def _batch(
         self, asked: Sequence[tuple[Question, Image | None]], config: GenerationConfig, streamer: Streamer | None = None
     ) -> dict[str, list[int]]:
-        """Return the answers by Question.key. Processors take texts that all have an image, or all have none."""
+        """Return the answers by Question.key. In a batch of a processor, all texts have an image, or none has."""
         answers: dict[str, list[int]] = {}
         for has_image in (True, False):
             batch = [(q, image) for q, image in asked if (image is not None) == has_image]
@@ -233,7 +235,7 @@ class FolderAnswerer(Answerer):
                     {"role": role, "content": [{"type": "text", "text": text}]}
                     for role, text in zip(cycle(("user", "assistant")), texts, strict=False)
                 ]
-                if has_image:  # it comes before the first question
+                if has_image:  # the image precedes the first question
                     messages[0]["content"].insert(0, {"type": "image", "image": image})
                 conversations.append(messages)
             inputs = self.processor.apply_chat_template(
@@ -247,25 +249,25 @@ class FolderAnswerer(Answerer):
             ids = self.model.generate(**inputs, generation_config=config, streamer=streamer)
             for (q, _), row in zip(batch, ids[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
                 end = next((i + 1 for i, token in enumerate(row) if token in self.ends), len(row))
-                answers[q.key] = row[:end]  # padding follows
+                answers[q.key] = row[:end]  # without padding
         return answers
 
 
 def opened_group(questions: Sequence[Question]) -> list[tuple[Question, Image | None]]:
-    """Return questions on one image, or on none, each with the image."""
+    """Return questions about the same image with that image, decoded once."""
     image = opened(questions[0])
     return [(question, image) for question in questions]
 
 
 def opened(question: Question) -> Image | None:
-    """Return the question's image, decoded; None where it has none."""
+    """Return the question's decoded image, or None if it has no image."""
     return None if question.image is None else open_image(question.encoded())
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Yield function(item) of each item in order, computed ahead in threads.
+    """Yield function(item) for each item in order, computed in advance by threads.
 
-    Decoding and resizing images release Python's lock, so that threads are as fast as processes.
+    Pillow releases the GIL while it decodes and resizes images, so threads run in parallel.
     """
     threads = max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     pool = ThreadPoolExecutor(threads)

@@ -1,9 +1,9 @@
-"""Greedy answers to many questions, at the speed of the hardware, whose tokens do not depend on each other.
+"""Greedy decoding for many questions with batch invariance: an answer never depends on the other questions.
 
-An image's tokens are computed once for all its questions. Prefixes and questions are packed into rows of a fixed number
-of tokens, and answers grow in steps of a fixed number of questions. Every kernel therefore always runs at the same
-shapes, and none of them mixes tokens of different questions, so an answer's bits do not depend on what is computed
-beside it. On a CPU, rows are only as long as needed; results there differ in rounding.
+The tokens of an image are computed once for all of its questions. Prefixes and questions are packed into rows with a
+fixed number of tokens, and answers are extended in steps with a fixed number of questions. Every kernel therefore
+always runs with the same shapes, and none mixes tokens of different questions, so on a GPU the logits of a question are
+bitwise identical in any batch. On a CPU, rows are not padded, and logits may differ by rounding.
 """
 
 import bisect
@@ -23,14 +23,14 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.attention.cached import TILE_ROWS, TRASH, Cache, CachedRow, Piece, tiled
 from tinyvlm_cli.model.vlm import VLM, compile_layers
 
-TOKENS = 12_288  # of a row of prefixes and questions: long enough for matrix products at full speed
-ROWS = 256  # answers that grow together, at most; also questions that end in one row
-IMAGES = 16  # encoded together
-BLANK_TOKENS = 64  # of a question of the row that is computed before the first
-TABLE_STEP = 64  # tables of pieces are padded to multiples of this
-SPARE = 0.06  # share of a GPU's memory left for image tokens, CUDA graphs and what libraries allocate
-CPU_SHARE = 4  # the cache takes at most one part in this many of a CPU's free memory
-MOST_PLACES = 2**18  # in a CPU's cache
+TOKENS = 12_288  # per row of prefixes and questions; enough for matrix products at full speed
+ROWS = 256  # answers per decoding step, and questions completed per row, at most
+IMAGES = 16  # per call of the vision encoder
+BLANK_TOKENS = 64  # per question of the warm-up row
+TABLE_STEP = 64  # the number of tiles is padded to a multiple of this
+SPARE = 0.06  # fraction of GPU memory reserved for image tokens, CUDA graphs and libraries
+CPU_FRACTION = 0.25  # of the free memory that the cache may take on a CPU
+MAX_CPU_TOKENS = 2**18  # in the cache on a CPU
 
 
 Key = TypeVar("Key", bound=Hashable)
@@ -38,44 +38,44 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Prompt(Generic[Key]):
-    """A question's tokens after those it shares with others."""
+    """The tokens of a question after the prefix of its group."""
 
-    key: Key  # what its answer is returned with
+    key: Key  # identifies the answer
     ids: NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Group(Generic[Key]):
-    """Questions with a common prefix: all tokens up to the end of the last image."""
+    """Questions with a common prefix: the tokens up to the last image."""
 
-    prefix: NDArray[np.int32]  # with an IMAGE mark for each image; may be empty
+    prefix: NDArray[np.int32]  # with IMAGE for each image; may be empty
     pixels: NDArray[np.uint8]  # [I, 3, S, S]
     prompts: list[Prompt[Key]]
 
 
 @dataclass(eq=False)
 class Span:
-    """Tokens at consecutive places in the cache."""
+    """Tokens at consecutive positions in the cache."""
 
-    ids: NDArray[np.int64]  # 0 where an image's tokens go
-    position: int  # of the first token in its conversation
-    size: int  # places, with those for an answer
+    ids: NDArray[np.int64]  # 0 at image tokens
+    position: int  # position id of the first token
+    size: int  # length in the cache, including the answer
     image_at: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     image_tokens: Tensor | None = None  # [len(image_at), D]
-    start: int = -1  # -1: none yet
-    done: int = 0  # tokens computed
+    start: int = -1  # in the cache; -1 if not allocated
+    done: int = 0  # number of tokens already computed
 
 
 @dataclass(eq=False)
 class Prefix(Span):
-    """The tokens that the questions of a group share."""
+    """The common tokens of a group."""
 
-    open: int = 0  # questions not answered yet
+    open: int = 0  # number of unanswered questions
 
 
 @dataclass(eq=False, kw_only=True)
 class Asked(Span):
-    """A question and its answer so far."""
+    """A question and the tokens of its answer so far."""
 
     key: Any
     prefix: Prefix | None
@@ -83,7 +83,7 @@ class Asked(Span):
 
 
 class _Started:
-    """Questions whose next tokens the GPU is computing."""
+    """Questions whose next tokens are being computed on the device."""
 
     def __init__(self, complete: Sequence[Asked], tokens: Tensor) -> None:
         self.complete = list(complete)
@@ -96,7 +96,7 @@ class _Started:
             self.copied.record()
 
     def read(self) -> list[Asked]:
-        """Wait, add each token to its answer and return the questions."""
+        """Wait for the tokens, append them to the answers and return the questions."""
         if hasattr(self, "copied"):
             self.copied.synchronize()
         for asked, token in zip(self.complete, self.tokens.tolist(), strict=False):
@@ -105,13 +105,13 @@ class _Started:
 
 
 class Places:
-    """Free places of the cache."""
+    """Allocator of the cache: hands out ranges of consecutive positions."""
 
     def __init__(self, first: int, end: int) -> None:
-        self.gaps = [(first, end)]  # sorted, none adjacent to another
+        self.gaps = [(first, end)]  # free ranges, sorted and not adjacent
 
     def take(self, size: int) -> int | None:
-        """Return the start of `size` free places and mark them as taken; None if there is no such gap."""
+        """Allocate `size` consecutive positions and return the first; None if there is no such range."""
         for number, (first, end) in enumerate(self.gaps):
             if end - first >= size:
                 self.gaps[number : number + 1] = [(first + size, end)] if end - first > size else []
@@ -119,7 +119,7 @@ class Places:
         return None
 
     def free(self, first: int, size: int) -> None:
-        """Return places that `take` gave."""
+        """Free positions that `take` allocated."""
         number = bisect.bisect(self.gaps, (first, first))
         end = first + size
         if number < len(self.gaps) and self.gaps[number][0] == end:
@@ -135,20 +135,20 @@ class Places:
 
 
 class Engine:
-    """A model with a cache, ready to answer.
+    """A model with a key-value cache.
 
-    ends: tokens that end an answer. image_size: pixels on each edge. places: tokens that the cache holds; None: what
-    fits into memory.
+    ends: end-of-answer token ids. image_size: pixels per edge. cache_tokens: size of the cache; None for as many
+    as fit into memory.
     """
 
-    def __init__(self, model: VLM, ends: Collection[int], *, image_size: int, places: int | None = None) -> None:
+    def __init__(self, model: VLM, ends: Collection[int], *, image_size: int, cache_tokens: int | None = None) -> None:
         self.model, self.ends, self.image_size = model, frozenset(ends), image_size
         self.device = model.llm.device
-        self.is_fixed = self.device.type == "cuda"  # whether rows are padded to fixed shapes
+        self.is_fixed = self.device.type == "cuda"  # whether all shapes are fixed
         self.cache = Cache(model.llm)
         self.tile = max(1, TILE_ROWS // self.cache.group) if self.is_fixed else TOKENS
-        self.num_places = places or self._places()
-        self.cache.allocate(self.num_places)
+        self.num_tokens = cache_tokens or self._cache_size()
+        self.cache.allocate(self.num_tokens)
         self.graph: torch.cuda.CUDAGraph | None = None
         if self.is_fixed:
             compile_layers(model)
@@ -158,20 +158,19 @@ class Engine:
     def answers(
         self, groups: Iterable[Group[Key]], *, max_new_tokens: int, unfinished: bool = False
     ) -> Iterator[tuple[Key, list[int]]]:
-        """Yield each prompt's key with its answer's tokens, up to the end token or `max_new_tokens`, as they are found.
+        """Yield the key and answer of each prompt as soon as the answer is complete.
 
-        unfinished: yield an answer after each of its tokens.
+        An answer consists of token ids up to the end token or `max_new_tokens`. unfinished: also yield it after each
+        new token. Raises UserError if a question does not fit into the cache.
 
-        Raises UserError when a question does not fit into the cache.
-
-        A row of prompts is put on the GPU before the tokens of the one before it are read, so the GPU does not wait.
+        A row of prompts is submitted before the tokens of the previous row are read, so that the GPU does not idle.
         """
         incoming = self._encoded(iter(groups), max_new_tokens)
-        self.places = Places(TRASH + 1, self.num_places)
-        waiting: deque[Asked] = deque()  # not computed yet, or in part
-        started: _Started | None = None  # a row of prompts on the GPU, whose tokens have not been read
+        self.places = Places(TRASH + 1, self.num_tokens)
+        waiting: deque[Asked] = deque()  # not or only partly computed
+        started: _Started | None = None  # the row on the GPU
         growing: list[Asked] = []
-        last_row = (0, 0)  # questions that the last row of prompts completed, and places it took
+        last_row = (0, 0)  # questions completed by the previous row, and positions allocated for it
         exhausted = False
         with self.cache.in_use():
             while True:
@@ -185,7 +184,7 @@ class Engine:
                 read: list[Asked] = []
                 if waiting and (has_room or not count):
                     free = self.places.count
-                    if not count and self._is_scattered(waiting[0]):
+                    if not count and self._is_scattered(waiting[0]):  # the free ranges are too small
                         self._forget(waiting[0])
                     pieces, complete = self._pack(waiting)
                     last_row = (min(len(complete), ROWS // 2), free - self.places.count)
@@ -211,7 +210,7 @@ class Engine:
                     growing = [asked for asked in growing if asked not in ended]
 
     def _encoded(self, groups: Iterator[Group[Any]], max_new_tokens: int) -> Iterator[list[Asked]]:
-        """Yield the questions of some groups at a time, whose images have been encoded."""
+        """Encode the images of several groups at once, and yield the questions of these groups."""
         while True:
             batch: list[Group[Any]] = []
             while sum(len(group.pixels) for group in batch) < IMAGES and len(batch) < ROWS:
@@ -229,7 +228,7 @@ class Engine:
             ]
 
     def _encode(self, pixels: NDArray[np.uint8]) -> list[Tensor]:
-        """Return each image's tokens, [M, D]. pixels: [I, 3, S, S]."""
+        """Return the connector's tokens of each image, [M, D]. pixels: [I, 3, S, S]."""
         found: list[Tensor] = []
         for first in range(0, len(pixels), IMAGES):
             batch = torch.from_numpy(pixels[first : first + IMAGES])
@@ -241,7 +240,7 @@ class Engine:
         return found
 
     def _spans(self, group: Group[Any], features: list[Tensor], max_new_tokens: int) -> Iterator[Asked]:
-        """Yield a group's questions."""
+        """Yield the questions of a group. features: the image tokens of each image."""
         prefix = None
         if len(group.prefix):
             lengths = iter([len(one) for one in features])
@@ -254,17 +253,17 @@ class Engine:
         for prompt in group.prompts:
             ids = prompt.ids.astype(np.int64)
             size = len(ids) + max_new_tokens
-            if position + size >= self.num_places:
+            if position + size >= self.num_tokens:
                 raise UserError(
                     f"a question of {position + size:,} tokens with its answer does not fit into the "
-                    f"{self.num_places:,} tokens that this device's free memory holds; use a device with more memory"
+                    f"{self.num_tokens:,} tokens that this device's free memory holds; use a device with more memory"
                 )
             yield Asked(ids, position, size, key=prompt.key, prefix=prefix)
 
     def _pack(self, waiting: deque[Asked]) -> tuple[list[tuple[Span, int]], list[Asked]]:
-        """Return the spans of the next row with the number of tokens of each, and the questions that it completes.
+        """Return the (span, number of tokens) pairs of the next row, and the questions that it completes.
 
-        Those are taken from `waiting`. A span that does not fit is continued in the next row.
+        These questions are removed from `waiting`. A span that does not fit is continued in the next row.
         """
         pieces: list[tuple[Span, int]] = []
         complete: list[Asked] = []
@@ -295,7 +294,7 @@ class Engine:
         return pieces, complete
 
     def _start(self, pieces: Sequence[tuple[Span, int]], complete: Sequence[Asked]) -> "_Started":
-        """Start computing a row of prompts, and the first token of each answer in `complete`."""
+        """Submit a row of prompts, which also computes the first token of each answer in `complete`."""
         length = TOKENS if self.is_fixed else sum(count for _, count in pieces)
         ids, positions, write_at = (np.zeros(length, np.int64) for _ in range(3))
         table: list[Piece] = []
@@ -331,7 +330,7 @@ class Engine:
         return _Started(complete, tokens)
 
     def _step(self, growing: Sequence[Asked]) -> list[Asked]:
-        """Add its next token to each answer and return them."""
+        """Append the next token to each answer, and return the questions."""
         count = ROWS if self.is_fixed else len(growing)
         fields = np.zeros((count, 9), np.int64)  # id, position, place, piece
         for number, asked in enumerate(growing):
@@ -347,7 +346,7 @@ class Engine:
         return _Started(growing, self.next).read()
 
     def _forward_step(self, given: Tensor) -> Tensor:
-        """Return the next tokens, [R]. given: [R, 9] each one's last token, position and place, and its piece."""
+        """Return the next tokens, [R]. given: [R, 9] last token, position id, cache position and `Piece` of each."""
         ids, positions, write_at = given[:, :3].unbind(1)
         last = torch.arange(len(given), device=self.device)
         return self._forward(ids, positions, write_at, given[:, 3:].int().contiguous(), last, None, None)
@@ -356,7 +355,7 @@ class Engine:
         self, ids: Tensor, positions: Tensor, write_at: Tensor, table: Tensor, last: Tensor,
         image_at: Tensor | None, image_tokens: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        """Return the most probable next token after each position in `last`."""
+        """Return the most probable next token at each index in `last`."""
         llm = self.model.llm
         embeds = llm.get_input_embeddings()(ids)
         if image_at is not None and image_tokens is not None:
@@ -368,7 +367,7 @@ class Engine:
         return logits.float().argmax(dim=-1)
 
     def _release(self, asked: Asked) -> None:
-        """Free the places of an answered question, and those of its prefix after the last of its questions."""
+        """Free the cache of an answered question, and that of its prefix after the group's last question."""
         self.places.free(asked.start, asked.size)
         if asked.prefix is not None:
             asked.prefix.open -= 1
@@ -376,7 +375,7 @@ class Engine:
                 self.places.free(asked.prefix.start, asked.prefix.size)
 
     def _is_scattered(self, asked: Asked) -> bool:
-        """Return whether no gap is large enough for the question, or for its prefix and then for the question."""
+        """Return whether the free ranges are too small for the question, or for its prefix and the question."""
         sizes = [span.size for span in (asked.prefix, asked) if span is not None and span.start < 0]
         taken = [(start, size) for size in sizes if (start := self.places.take(size)) is not None]
         for start, size in taken:
@@ -384,8 +383,8 @@ class Engine:
         return len(taken) < len(sizes)
 
     def _forget(self, asked: Asked) -> None:
-        """Give up all places while no answer is growing; the tokens of `asked` and its prefix are computed again."""
-        self.places = Places(TRASH + 1, self.num_places)
+        """Free the whole cache, so that `asked` and its prefix are computed again. No answer may be in progress."""
+        self.places = Places(TRASH + 1, self.num_tokens)
         for span in (asked.prefix, asked):
             if span is not None:
                 span.start, span.done = -1, 0
@@ -394,12 +393,12 @@ class Engine:
         tensor = torch.from_numpy(values)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.is_fixed else tensor
 
-    def _places(self) -> int:
-        """Return how many tokens the cache can hold."""
+    def _cache_size(self) -> int:
+        """Return the size of the cache in tokens."""
         need = self.cache.bytes_per_token
         if not self.is_fixed:
             free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-            return min(MOST_PLACES, free // CPU_SHARE // need)
+            return min(MAX_CPU_TOKENS, int(CPU_FRACTION * free) // need)
         self.cache.allocate(BLANK_TOKENS)
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
@@ -414,7 +413,7 @@ class Engine:
 
     @torch.inference_mode()
     def _blank_row(self) -> None:
-        """Run every module once at the shapes of a full row."""
+        """Run the whole model once with the shapes of a full row."""
         self._encode(np.zeros((1, 3, self.image_size, self.image_size), np.uint8))
         ids = np.zeros(BLANK_TOKENS, np.int64)
         blank = [Asked(ids, 0, 0, start=TRASH, key=None, prefix=None) for _ in range(TOKENS // BLANK_TOKENS)]
@@ -422,7 +421,7 @@ class Engine:
 
     @torch.inference_mode()
     def _warm_up(self) -> None:
-        """Compile, and capture a step of growing answers as a CUDA graph."""
+        """Compile the layers, and capture a decoding step as a CUDA graph."""
         with self.cache.in_use():
             self._blank_row()
             self.given = torch.zeros(ROWS, 9, dtype=torch.int64, device=self.device)
@@ -434,6 +433,6 @@ class Engine:
 
 
 def _left(waiting: Iterable[Asked]) -> int:
-    """Return how many tokens are left to compute, each shared one counted once."""
+    """Return the number of tokens that are not computed, counting those of shared prefixes once."""
     spans = {span for asked in waiting for span in (asked.prefix, asked) if span is not None}
     return sum(len(span.ids) - span.done for span in spans)

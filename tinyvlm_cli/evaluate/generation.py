@@ -1,4 +1,4 @@
-"""Settings of decoding, answers by `generate` of transformers, and text while it is generated."""
+"""Decoding settings, generation with transformers, and streaming of the generated text."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ from tinyvlm_cli.model.vlm import VLM
 
 @dataclass(frozen=True)
 class Decoding:
-    """Settings of decoding: greedy, sampling or beam search. `tinyvlm ask` takes its values from conf/ask.yaml."""
+    """Settings of greedy decoding, sampling or beam search. Defaults of `tinyvlm ask` are in conf/ask.yaml."""
 
-    max_new_tokens: int  # longer answers are cut
+    max_new_tokens: int  # maximum length of an answer
     temperature: float  # 0: greedy
-    top_p: float  # sampling: only the most probable tokens that together are this probable; 1: all
+    top_p: float  # sample from the most probable tokens whose probabilities sum to this; 1: from all tokens
     num_beams: int  # 1: no beam search
-    seed: int  # of the sampling
+    seed: int  # for sampling
 
     def __post_init__(self) -> None:
-        """Raise UserError for values without a meaning, all at once."""
+        """Raise UserError that lists all invalid values."""
         checks = (
             ("max_new_tokens", "at least 1", self.max_new_tokens >= 1),
             ("temperature", "0 (greedy) or more", self.temperature >= 0),
@@ -38,25 +38,25 @@ class Decoding:
 
     @property
     def samples(self) -> bool:
-        """True if tokens are drawn at random."""
+        """Return whether tokens are sampled."""
         return self.temperature > 0
 
 
 @dataclass
 class Streamer:
-    """A streamer for `generate` of transformers: passes on an answer's text as it grows, in all the stripped answer.
+    """Streams an answer's text while it is generated; an interface of transformers' `generate`.
 
-    All tokens so far are decoded again each time: some tokenizers decode a word differently at the beginning of a
-    text, so pieces decoded alone would not add up.
+    The concatenated pieces equal the stripped answer. All tokens are decoded again each time, because some tokenizers
+    decode a word differently at the start of a text.
     """
 
     tokenizer: PreTrainedTokenizerFast
     on_text: Callable[[str], None]
-    ids: list[int] | None = None  # None: the prompt, which `generate` passes first, is yet to come
+    ids: list[int] | None = None  # None until `generate` has passed the prompt
     shown: str = ""
 
     def put(self, value: Any) -> None:
-        """Take the prompt, [1, T], then each new token, [1]."""
+        """Receive the prompt, [1, T], and then each new token, [1]."""
         if self.ids is None:
             self.ids = []
         else:
@@ -64,12 +64,12 @@ class Streamer:
             self._show(is_last=False)
 
     def end(self) -> None:
-        """Show what is left of the complete answer."""
+        """Stream the rest of the complete answer."""
         self._show(is_last=True)
 
     def _show(self, *, is_last: bool) -> None:
         text: str = self.tokenizer.decode(self.ids or [], skip_special_tokens=True).strip()
-        is_cut = text.endswith("\ufffd") and not is_last  # a character of several tokens is not complete yet
+        is_cut = text.endswith("\ufffd") and not is_last  # a character of several tokens is incomplete
         if not is_cut and text.startswith(self.shown) and text != self.shown:
             self.on_text(text[len(self.shown) :])
             self.shown = text
@@ -80,10 +80,9 @@ def generate(
     model: VLM, ids: NDArray[np.int32], image: NDArray[np.uint8] | None, *,
     config: GenerationConfig, streamer: Streamer | None = None,
 ) -> list[int]:  # fmt: skip
-    """Return the model's answer to one prompt, up to its end token, by `generate` of transformers.
+    """Return the answer to one prompt, from transformers' `generate`: for sampling and beam search.
 
-    It serves sampling and beam search; greedy answers come from `engine.Engine`.
-    ids: [T] with an IMAGE mark for the image, [3, S, S], if there is one.
+    Greedy answers come from `engine.Engine`. ids: [T], with IMAGE for the image, [3, S, S], if there is one.
     """
     device = model.llm.device
     embed = model.llm.get_input_embeddings()
@@ -104,10 +103,10 @@ def generate(
 
 
 def generation_config(decoding: Decoding, ends: Iterable[int | None], *, pad: int) -> GenerationConfig:
-    """Return the form of `decoding` that transformers takes. An answer ends at one of the tokens `ends`.
+    """Return `decoding` as a transformers GenerationConfig. ends: end-of-answer token ids.
 
-    Everything is stated, so that a model's own file of defaults has no effect: a penalty there would change answers
-    that are called greedy. Sampling draws from all tokens that `top_p` leaves; transformers would keep the top 50.
+    All values are set explicitly, because defaults in a model's generation_config.json, such as a repetition penalty,
+    would change greedy answers. top_k is 0, because transformers would sample from the top 50 tokens only.
     """
     sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0} if decoding.samples else {}
     return GenerationConfig(

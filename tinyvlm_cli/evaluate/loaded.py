@@ -1,7 +1,7 @@
-"""A trained model in a notebook: what `tinyvlm_cli.load` returns and `tinyvlm ask` asks.
+"""A trained model for notebooks and `tinyvlm ask`: the return value of `tinyvlm_cli.load`.
 
-Shapes: T tokens of a sample with its image tokens, I images of it, M connector tokens of an image, S pixels an edge,
-V vocabulary.
+Shapes: T tokens per sample including image tokens, I images per sample, M connector tokens per image, S pixels per
+image edge, V vocabulary size.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,22 +30,22 @@ from tinyvlm_cli.model.attention.packed import register
 from tinyvlm_cli.model.pretrained import DTYPES
 from tinyvlm_cli.results.models import TrainedModel
 
-IGNORE = -100  # label of a token without loss, as in PyTorch's cross_entropy
-Picture = str | Path | bytes | Image.Image  # a text is a path or an http(s) address
+IGNORE = -100  # label of tokens that are not in the loss, as in PyTorch's cross_entropy
+Picture = str | Path | bytes | Image.Image  # a string is a path or a URL
 
 
 class TrainingSample(NamedTuple):
-    """A record as training sees it."""
+    """A record as the model sees it in training."""
 
-    ids: Tensor  # [T] int64 token ids; IMAGE (-200) at each of the M positions of an image
-    labels: Tensor  # [T] int64, not shifted: the id where the loss is on it, IGNORE (-100) elsewhere
-    pixels: Tensor  # [I, 3, S, S] uint8, resized; the vision encoder normalises them itself
+    ids: Tensor  # [T] int64; IMAGE (-200) at all M positions of an image
+    labels: Tensor  # [T] int64, not shifted; IGNORE (-100) where the token is not in the loss
+    pixels: Tensor  # [I, 3, S, S] uint8, resized; the vision encoder normalises them
 
 
 class Loaded:
-    """A run at the end of a stage, or a model folder in Hugging Face form, which only answers questions.
+    """A run after one of its stages, or a model folder in Hugging Face format, which can only answer questions.
 
-    Dropout is off, so losses are those of training only where the model trains without dropout.
+    Dropout is off, so losses differ from those of training if the model is trained with dropout.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class Loaded:
         self, record: Mapping[str, Any], image_root: str | Path = ".", *,
         prompt: str | Prompt | None = None, max_length: int | None = None,
     ) -> TrainingSample:  # fmt: skip
-        """Return a record of LLaVA's JSON as this stage's training sees it, cut at `max_length`.
+        """Return a record in LLaVA's format as this stage trains on it, truncated to `max_length`.
 
-        prompt: "plain" or "chat"; None: the stage's own. max_length: tokens; None: the run's.
-        Where the cut leaves no label, training leaves the sample out; here it comes with IGNORE everywhere.
+        prompt: "plain" or "chat"; None for that of the stage. max_length: in tokens; None for that of the run.
+        If truncation removes all labels, all of them are IGNORE; training would skip the sample.
         """
         ours = self._ours("encode")
         try:
@@ -82,7 +82,7 @@ class Loaded:
         tokens_per_image = ours.model.tokens_per_image
         longest = ours.llm.max_length if max_length is None else max_length
         ids, supervised = expand(encoded.ids, encoded.supervised, tokens_per_image=tokens_per_image, max_length=longest)
-        supervised[:1] = False  # nothing comes before the first token
+        supervised[:1] = False  # no token precedes the first one
         opened = [open_image(resolve(Path(image_root), image)) for image in parsed.images]
         loaded = [torch.from_numpy(pixels(image, ours.vision, ours.stage.image_mode)) for image in opened]
         values = torch.stack(loaded) if loaded else blank(ours.vision)[:0]
@@ -90,30 +90,32 @@ class Loaded:
         return TrainingSample(torch.from_numpy(ids).long(), torch.from_numpy(labels).long(), values)
 
     def logits(self, sample: TrainingSample) -> Tensor:
-        """Return the logits, [T, V] float32 on the CPU: logits[t] is about token t + 1."""
+        """Return the logits, [T, V] float32 on the CPU. logits[t] predicts token t + 1."""
         with self._as_trained("logits", [sample]) as (ours, (batch,)):
             batch.predict = torch.arange(len(sample.ids), device=batch.ids.device)
             return ours.model.logits(batch).cpu()
 
     def loss(self, samples: Sequence[TrainingSample] | TrainingSample, *, mean_of_means: bool = False) -> Tensor:
-        """Return the loss of an optimizer step on `samples`: the mean over their supervised tokens, a float32 scalar.
+        """Return the loss of a step on `samples`: the mean over all supervised tokens, a float32 scalar.
 
-        mean_of_means: the reference's average instead, the mean over samples of each one's mean.
+        mean_of_means: return the mean over samples of the mean over tokens instead, as TinyLLaVA_Factory does.
         """
         chosen = [samples] if isinstance(samples, TrainingSample) else list(samples)
         with self._as_trained("loss", chosen) as (ours, batches):
             counts = torch.tensor([len(batch.targets) for batch in batches])
             if not counts.any():
-                raise UserError(f"loss: none of the {len(chosen)} samples has a label; was everything cut off?")
+                raise UserError(
+                    f"loss: none of the {len(chosen)} samples has a label; check their labels, or raise max_length"
+                )
             sums = torch.stack([ours.model(batch).cpu() for batch in batches])
         if mean_of_means:
             return (sums[counts > 0] / counts[counts > 0]).mean()
         return sums.sum() / counts.sum()
 
     def ask(self, image: Picture | None, question: str, **settings: Any) -> str:
-        """Return the answer to `question` about `image` (None: to the text alone), stripped.
+        """Return the answer to `question` about `image`, stripped. image: None for a question without an image.
 
-        settings: history, on_text and those of decoding, as `answer_ids` takes them.
+        settings: the other arguments of `answer_ids`.
         """
         return self.answerer.text(self.answer_ids(image, question, **settings))
 
@@ -121,16 +123,16 @@ class Loaded:
         self, image: Picture | None, question: str, *, history: Sequence[tuple[str, str]] = (),
         on_text: Callable[[str], None] | None = None, **generation: Any,
     ) -> list[int]:  # fmt: skip
-        """Return the tokens of the answer that `ask` gives, with the end token unless max_new_tokens cut it.
+        """Return the token ids of the answer, including the end token unless max_new_tokens was reached.
 
-        history: (question, answer) of the conversation so far, which began with the image.
-        on_text: gets the answer in pieces while it is generated.
-        generation: max_new_tokens, temperature, top_p, num_beams, seed; those not given are as in conf/ask.yaml.
+        history: earlier (question, answer) turns; the image belongs to the first one.
+        on_text: called with each new piece of text.
+        generation: max_new_tokens, temperature, top_p, num_beams or seed; defaults are in conf/ask.yaml.
         """
         known = [field.name for field in fields(Decoding)]
         for setting in generation:
             if setting not in known:
-                raise UserError(f"{setting}: not a setting of decoding; choose from {', '.join(known)}")
+                raise UserError(f"{setting}: unknown setting; choose from {', '.join(known)}")
         standard = yaml.safe_load((conf_dir() / "ask.yaml").read_text(encoding="utf-8"))
         decoding = Decoding(**{name: generation.get(name, standard[name]) for name in known})
         source = None if image is None else image_source(image)
@@ -141,8 +143,8 @@ class Loaded:
     def _ours(self, method: str) -> RunAnswerer:
         if not isinstance(self.answerer, RunAnswerer):
             raise UserError(
-                f"{method}: {self.run.folder} is a model folder in Hugging Face form, which only answers questions "
-                "(ask); name a run of `tinyvlm train`"
+                f"{method}: {self.run.folder} is a model folder in Hugging Face format, which supports only `ask`; "
+                "load a run of `tinyvlm train`"
             )
         return self.answerer
 
@@ -150,7 +152,7 @@ class Loaded:
     def _as_trained(
         self, method: str, samples: Sequence[TrainingSample]
     ) -> Iterator[tuple[RunAnswerer, list[MicroBatch]]]:
-        """Yield the model with training's attention and without gradients, and a batch of each sample."""
+        """Yield the model with the attention used in training, and one batch per sample. Gradients are disabled."""
         ours = self._ours(method)
         batches = []
         for sample in samples:

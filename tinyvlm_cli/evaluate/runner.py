@@ -1,12 +1,13 @@
-"""An evaluation: what its workers need, which data and answers are present, and a worker's share of the questions.
+"""Evaluation jobs: the settings of the workers, the data and answers that exist, and the questions of each worker.
 
-The parent process imports this module too, so torch is imported only where a model answers.
+The parent process imports this module too, so torch is imported only in the function that loads the model.
 """
 
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,33 +22,33 @@ from tinyvlm_cli.files import write_text
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import SHUFFLED, Answer
 
-CLAIM = 16  # images that a rank takes from the queue at a time
-WRITE_EVERY_S = 1.0
+CLAIM = 16  # images that a rank takes from the queue at once
+WRITE_EVERY_S = 1.0  # seconds between writes of new answers
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark to answer, with its images or with shuffled ones."""
+    """A benchmark to answer, with its own images or with shuffled images."""
 
-    benchmark: dict[str, Any]  # the YAML node of the class
+    benchmark: dict[str, Any]  # resolved YAML node
     images: str  # REAL or SHUFFLED
-    folder: str  # for the answers
+    folder: str  # of the answers
 
 
 @dataclass(frozen=True)
 class EvalJob:
-    """Everything that the workers of one run's evaluation need."""
+    """The settings of one run's evaluation, for its worker processes."""
 
     run_dir: str
     stage: str
-    stage_dirs: list[str]  # up to the stage that answers, first to last
+    stage_dirs: list[str]  # from the first stage to the evaluated one
     limit: int | None
-    seed: int  # of the shuffle
+    seed: int  # for shuffling images
     tasks: list[Task]
 
     def write(self, folder: Path) -> None:
-        """Write the job for the workers."""
+        """Write the job to a file that the workers read."""
         write_text(folder / "job.yaml", yaml.safe_dump(asdict(self), sort_keys=False))
 
     @classmethod
@@ -60,16 +61,16 @@ class EvalJob:
 
 @dataclass(frozen=True)
 class Inventory:
-    """A benchmark's data, counted."""
+    """The number of questions and images of a benchmark, and problems with its files."""
 
     questions: int
-    images: int  # distinct ones that are asked about
-    absent: int  # how many of those are missing or empty
-    findings: tuple[str, ...]  # a sentence for each kind of missing or broken file
+    images: int  # distinct images in the questions
+    absent: int  # images that are missing or empty
+    findings: tuple[str, ...]  # one sentence per kind of missing or invalid file
 
 
 def take_inventory(benchmark: Benchmark) -> Inventory:
-    """Count what asking and scoring need. Images are looked for, not decoded."""
+    """Count the questions and images, and check the files. Images must exist, but are not decoded."""
     names = [str(path.relative_to(benchmark.folder)) for path in benchmark.files() if not path.exists()]
     if (names or not benchmark.files()) and not benchmark.parquet_files():
         missing = ", ".join(names) or benchmark.parquet
@@ -77,7 +78,7 @@ def take_inventory(benchmark: Benchmark) -> Inventory:
     try:
         questions = benchmark.questions
         if not benchmark.server:
-            _ = benchmark.known_items  # reads the truths: a broken file is reported before anything is answered
+            _ = benchmark.known_items  # reads the ground truth, to report invalid files before answering
     except UserError as error:
         return Inventory(0, 0, 0, (str(error),))
     images = {question.image_key: question.image for question in questions if question.image is not None}
@@ -91,14 +92,14 @@ def take_inventory(benchmark: Benchmark) -> Inventory:
 
 
 def answered(folder: Path, questions: Sequence[Question], *, max_new_tokens: int) -> dict[str, Answer]:
-    """Return the answers given so far, by Question.key, in the order of `questions`."""
+    """Return the existing answers by Question.key, in the order of `questions`."""
     asked = {question.key: question.text for question in questions}
     found = Results.read_answers(folder, asked, max_new_tokens=max_new_tokens)
     return {key: found[key] for key in asked if key in found}
 
 
 def answer_all(job: EvalJob) -> None:
-    """Answer the open questions of every task. Ranks take images from a shared queue; each writes its own file."""
+    """Answer the unanswered questions of every task. Ranks share a queue of images; each writes its own file."""
     import torch
     from torch.distributed.rendezvous import rendezvous
 
@@ -109,7 +110,7 @@ def answer_all(job: EvalJob) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     run = Results.read_run(Path(job.run_dir))
     answerer = load_answerer(run, job.stage, [Path(folder) for folder in job.stage_dirs])
-    benchmarks: dict[str, Benchmark] = {}  # the blind control asks the same questions
+    benchmarks: dict[str, Benchmark] = {}  # the blind control has the same questions
     with ProgressDisplay(shown=rank == 0) as progress:
         for number, task in enumerate(job.tasks):
             name = task.benchmark["name"]
@@ -120,20 +121,23 @@ def answer_all(job: EvalJob) -> None:
             if task.images == SHUFFLED:
                 questions = shuffle_images(questions, job.seed)
             done = answered(folder, questions, max_new_tokens=benchmark.max_new_tokens)
-            waiting = [question for question in questions if question.key not in done]
             label = benchmark.label + (", blind" if task.images == SHUFFLED else "")
             bar = progress.add(label, len(questions), done=len(done))
-            groups = claimed(by_image(waiting), lambda size: store.add(f"claimed {number}", size))  # noqa: B023
-            for given in written_together(answerer.answers(groups, max_new_tokens=benchmark.max_new_tokens)):
-                answers = [Answer(q.question_id, q.text, text, q.key) for q, text in given]
+            # All ranks number the same groups. Which answers they find here depends on when they started.
+            groups = claimed(by_image(questions), partial(store.add, f"claimed {number}"))
+            unanswered = ([q for q in group if q.key not in done] for group in groups)
+            answers = answerer.answers(filter(None, unanswered), max_new_tokens=benchmark.max_new_tokens)
+            for given in written_together(answers):
+                records = [Answer(q.question_id, q.text, text, q.key) for q, text in given]
                 Results.append_answers(
-                    folder, rank, answers, model_id=run.folder.name, max_new_tokens=benchmark.max_new_tokens
+                    folder, rank, records, model_id=run.folder.name, max_new_tokens=benchmark.max_new_tokens
                 )
-                bar.advance(store.add(f"answered {number}", len(given)) + len(done) - bar.done)
+                count = len(done) + store.add(f"answered {number}", len(given))
+                bar.advance(min(count, len(questions)) - bar.done)
 
 
 def by_image(questions: Sequence[Question]) -> list[list[Question]]:
-    """Return questions grouped by image, those with long texts first; a question without an image is alone."""
+    """Group questions by image, those with long texts first. A question without an image is a group of its own."""
     groups: dict[str, list[Question]] = {}
     for question in questions:
         groups.setdefault(question.image_key or f"no image: {question.key}", []).append(question)
@@ -141,16 +145,16 @@ def by_image(questions: Sequence[Question]) -> list[list[Question]]:
 
 
 def claimed(groups: Sequence[list[Question]], add: Callable[[int], int]) -> Iterator[list[Question]]:
-    """Yield groups that no other rank has claimed, CLAIM at a time.
+    """Yield groups that no other rank has claimed.
 
-    add: adds to a counter that all ranks share and returns its new value.
+    add: adds to a counter that all ranks share, and returns the sum.
     """
     while (end := add(CLAIM)) - CLAIM < len(groups):
         yield from groups[end - CLAIM : end]
 
 
 def written_together(answers: Iterable[T]) -> Iterator[list[T]]:
-    """Yield answers together that are found within WRITE_EVERY_S seconds: forcing each to disk would take longer."""
+    """Yield lists of the answers of about one second, because syncing each answer to disk would be slow."""
     found: list[T] = []
     began = time.monotonic()
     for answer in answers:
@@ -163,14 +167,14 @@ def written_together(answers: Iterable[T]) -> Iterator[list[T]]:
 
 
 def shuffle_images(questions: Sequence[Question], seed: int) -> list[Question]:
-    """Return the blind control: the questions on each image get another image of the benchmark.
+    """Return the blind control: the questions about each image are asked about another image of the benchmark.
 
-    What a model still answers right follows from the text alone.
+    Questions that are still answered correctly can be answered from the text alone.
     """
     images = {q.image_key: q.image for q in questions if q.image is not None}
     keys = list(images)
     order = np.random.default_rng(seed).permutation(len(keys))
-    # Each image passes to the next in a random circle, so none stays (unless there is only one).
+    # Images move one place along a random cycle, so no image stays in place unless there is only one.
     swapped = {keys[order[i]]: keys[order[(i + 1) % len(keys)]] for i in range(len(keys))}
     return [
         replace(q, image=images[swapped[q.image_key]], image_key=swapped[q.image_key]) if q.image is not None else q

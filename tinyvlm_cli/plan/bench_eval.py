@@ -1,8 +1,8 @@
-"""Benchmark of evaluation on this machine: the real engine and sizes, with random weights and synthetic questions.
+"""Measure the speed of evaluation with the real engine and model sizes, random weights and synthetic questions.
 
 Each benchmark is measured with its number of questions per image and its prompt and answer lengths. The floor is the
-time that the required operations take at the rate of a large matrix product, plus, for answers of several tokens, the
-time to read weights and cache once per step.
+time of the required operations at the rate of a large matrix product, plus the time to read the weights and the cache
+once per decoding step.
 """
 
 import json
@@ -37,7 +37,7 @@ SYSTEM_TOKENS = 35  # before the image, as in Vicuna's prompt
 
 @dataclass(frozen=True)
 class Floor:
-    """The least time of answering on one GPU, by the rates that the hardware reaches in large operations."""
+    """Lower bound of the time on one GPU, from the rates of a large matrix product and a large copy."""
 
     flops: Flops
     flops_per_s: float
@@ -47,7 +47,7 @@ class Floor:
     cache_bytes: int  # per token
 
     def seconds(self, load: Workload, images: int, questions: int) -> float:
-        """Return the least time for a number of questions."""
+        """Return the lower bound for this number of questions."""
         prefix, own, steps = SYSTEM_TOKENS + self.tokens_per_image, load.prompt_tokens, load.answer_tokens - 1
         grown = own + steps / 2  # a question's own tokens, on average over the steps
         work = Work(
@@ -113,7 +113,7 @@ def bench_eval(folder: Path) -> None:
 def group_of(
     number: int, *, load: Workload, image_dir: Path, vision: Vision, mode: ImageMode, vocabulary: int
 ) -> Group[int]:
-    """Return the synthetic questions on one image, which is read from disk and resized."""
+    """Return synthetic questions about one image, which is read from disk and resized."""
     draw = np.random.default_rng(number)
     per_image = load.questions / load.images
     first, end = round(number * per_image), round((number + 1) * per_image)
@@ -127,7 +127,7 @@ def group_of(
 
 
 def read_rate(device: torch.device) -> float:
-    """Return the bytes per second that a large copy reads and writes."""
+    """Return the bytes per second that a large copy reads and writes, in total."""
     size = 2**32 if device.type == "cuda" else 2**26
     source = torch.empty(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

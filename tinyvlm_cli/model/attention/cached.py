@@ -1,14 +1,14 @@
-"""Attention to keys and values in a cache, for questions that share the tokens of their images.
+"""Attention to a key-value cache in which questions share the tokens of their images.
 
-A question's tokens attend to a prefix, which is everything up to the end of its image and is shared by all questions
-about that image, and to the question's own earlier tokens. Both are spans: consecutive places in the cache. New tokens
-are packed into one row, whichever questions they belong to. Like packed attention, this is registered with transformers
-as an attention function, so the library's layers are used unchanged.
+The tokens of a question attend to a prefix, which ends with the image and is shared by all questions about that image,
+and to the question's own earlier tokens. Both are spans of consecutive positions in the cache. The new tokens of many
+questions are packed into one row. Like packed attention, this is registered with transformers as an attention
+function, so the library's layers are used unchanged.
 
-A token's result depends on its own keys only, in a fixed order: not on its place in the row, nor on its neighbours, nor
-on how a span was divided among rows. This holds bit for bit on a GPU.
+The keys of a token are always processed in the same blocks and order. Its result is independent of its position in the
+row, of the other tokens, and of how a span is divided into rows. On a GPU, it is bitwise identical.
 
-Shapes: T tokens of a row, H query heads, K key and value heads, D head width, N places in the cache, S tiles.
+Shapes: T tokens per row, H query heads, K key and value heads, D head dimension, N positions in the cache, S tiles.
 """
 
 import importlib.util
@@ -23,33 +23,33 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 CACHED = "tinyvlm_cached"
-TILE_ROWS = 64  # products of a token and a query head that one GPU block computes while a question is read
-TRASH = 0  # the place in the cache that padding is written to
+TILE_ROWS = 64  # (token, query head) pairs that a GPU block computes, for rows of prompts
+TRASH = 0  # cache position that padding is written to
 
 
 class Piece(NamedTuple):
-    """Consecutive new tokens of one span in a row: the columns of the table that attention reads."""
+    """Consecutive new tokens of one span: a row of the table that attention reads."""
 
     first: int  # of the tokens in the row
     length: int
     prefix_start: int  # in the cache
     prefix_length: int
     own_start: int  # in the cache
-    before: int  # tokens of the span that earlier rows have computed
+    before: int  # number of tokens of the span that are already in the cache
 
 
 @dataclass
 class CachedRow:
-    """What attention reads of the current forward pass."""
+    """Inputs of attention for the current forward pass."""
 
-    write_at: Tensor  # [T] int64 places in the cache for the new tokens' keys and values; TRASH for padding
-    table: Tensor  # [S, 6] int32 pieces
+    write_at: Tensor  # [T] int64, cache positions of the new keys and values; TRASH for padding
+    table: Tensor  # [S, 6] int32, one `Piece` per row
     current: ClassVar["CachedRow | None"] = None
 
 
 @dataclass
 class _Probe:
-    """Attention modules in the order in which a forward pass calls them, with their shapes."""
+    """The attention modules of a forward pass in the order of their calls, and their shapes."""
 
     modules: list[tuple[nn.Module, int, int, int]] = field(default_factory=list)  # module, H, K, D
     current: ClassVar["_Probe | None"] = None
@@ -65,11 +65,11 @@ def tiled(pieces: Iterable[Piece], most: int) -> list[Piece]:
 
 
 class Cache:
-    """Keys and values of every layer of an LLM, [2, K, N, D] each."""
+    """Key-value cache of an LLM: a buffer of shape [2, K, N, D] in each attention module."""
 
     def __init__(self, llm: PreTrainedModel) -> None:
         self.llm = llm
-        AttentionInterface.register(CACHED, _attend)  # it has no mask function, so transformers builds no mask
+        AttentionInterface.register(CACHED, _attend)  # without a mask function, so transformers builds no mask
         probe = _Probe.current = _Probe()
         try:
             with self.in_use(), torch.no_grad():
@@ -87,7 +87,7 @@ class Cache:
         return values * int(self.dtype.itemsize)
 
     def allocate(self, places: int) -> None:
-        """Make room for `places` tokens, TRASH included. Earlier contents are lost."""
+        """Allocate the buffers for `places` tokens, including TRASH. Previous contents are lost."""
         for module, _, key_heads, width in self.modules:
             module.register_buffer("cache", None, persistent=False)
             shape = (2, key_heads, places, width)
@@ -95,7 +95,7 @@ class Cache:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Let the LLM's layers attend to the cache inside the block."""
+        """Make the LLM attend to the cache inside the block."""
         before = self.llm.config._attn_implementation
         self.llm.set_attn_implementation(CACHED)
         try:
@@ -108,13 +108,13 @@ def _attend(  # noqa: PLR0917 - transformers' signature
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     scaling: float | None = None, dropout: float = 0.0, **kwargs: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """Return [1, T, H, D]. query: [1, H, T, D]; key, value: [1, K, T, D], the new tokens'."""
+    """Return [1, T, H, D]. query: [1, H, T, D]; key, value: [1, K, T, D], of the new tokens."""
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if _Probe.current is not None:
         _Probe.current.modules.append((module, query.shape[1], key.shape[1], key.shape[3]))
         return torch.zeros_like(query).transpose(1, 2), None
     row = CachedRow.current
-    assert row is not None, "a row is set before each forward pass"
+    assert row is not None, "set CachedRow.current before the forward pass"
     out = attend(query[0].transpose(0, 1).contiguous(), key[0], value[0], module.cache, row.write_at, row.table, scale)
     return out[None], None
 
@@ -123,7 +123,7 @@ def _attend(  # noqa: PLR0917 - transformers' signature
 def attend(  # noqa: PLR0917 - an operation's tensors
     query: Tensor, key: Tensor, value: Tensor, cache: Tensor, write_at: Tensor, table: Tensor, scale: float
 ) -> Tensor:
-    """Write the new tokens' keys and values to the cache and attend to it: [T, H, D]. Padding gets any numbers.
+    """Write the new keys and values to the cache and attend to it: [T, H, D]. Results of padding are undefined.
 
     query: [T, H, D]; key, value: [K, T, D]; cache: [2, K, N, D]; write_at, table: of a `CachedRow`.
     """
@@ -141,7 +141,7 @@ attend.register_fake(lambda query, *_: torch.empty_like(query))
 
 
 def _padded(query: Tensor, cache: Tensor, table: Tensor, scale: float) -> Tensor:
-    """Compute `attend` with the keys of each piece gathered and padded. Any device, any type."""
+    """Compute `attend` with gathered and padded keys, on any device and in any precision."""
     out = torch.zeros_like(query)
     pieces = table[table[:, 1] > 0].long()
     if not len(pieces):

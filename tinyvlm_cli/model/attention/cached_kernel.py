@@ -1,6 +1,6 @@
-"""The GPU kernels of attention to a cache, in Triton, which comes with PyTorch for GPUs.
+"""Triton kernels of attention to a key-value cache. Triton is installed with PyTorch on GPU machines.
 
-Shapes: T tokens of a row, S tiles, H query heads, K key and value heads, D head width, N places in the cache.
+Shapes: T tokens per row, S tiles, H query heads, K key and value heads, D head dimension, N positions in the cache.
 """
 
 import torch
@@ -9,13 +9,13 @@ import triton.language as tl
 from torch import Tensor
 
 LOG2_E = 1.4426950408889634
-PROMPT = (64, 64, 4, 3)  # rows of a tile, keys of a block, warps, stages of loads ahead: measured on an H200
-STEP = (16, 64, 2, 2)  # the same where each tile is one token
-WRITTEN = 32  # tokens that one GPU block writes
+PROMPT = (64, 64, 4, 3)  # rows per tile, keys per block, warps and pipeline stages; fastest on an H200
+STEP = (16, 64, 2, 2)  # the same for tiles of one token
+WRITTEN = 32  # tokens per GPU block
 
 
 def write(key: Tensor, value: Tensor, cache: Tensor, write_at: Tensor) -> None:
-    """Write keys and values, [K, T, D] each, to the places `write_at`, [T], of the cache, [2, K, N, D]."""
+    """Write keys and values, [K, T, D] each, to the positions `write_at`, [T], of the cache, [2, K, N, D]."""
     key_heads, tokens, width = key.shape
     _write[triton.cdiv(tokens, WRITTEN), key_heads, 2](
         key, value, cache, write_at, tokens, key.stride(0), key.stride(1), value.stride(0), value.stride(1),
@@ -72,7 +72,7 @@ def _attend(  # type: ignore[no-untyped-def]
     GROUP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
     EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Compute one tile for one key head. Rows of the products are pairs of a token and a query head."""
+    """Compute one tile for one key head. Each row is a (token, query head) pair."""
     piece = table + tl.program_id(0) * 6
     length = tl.load(piece + 1)
     if length > 0:
@@ -86,9 +86,9 @@ def _attend(  # type: ignore[no-untyped-def]
         at = (first + token)[:, None] * query_token + (head * GROUP + rows % GROUP)[:, None] * query_head
         mask = (token < length)[:, None] & inside[None, :]
         q = tl.load(query + at + columns[None, :], mask=mask, other=0.0)
-        last = prefix_length + before + token  # the last key that a token sees: its own
+        last = prefix_length + before + token  # index of the token's own key, the last one it attends to
         end = prefix_length + before + length
-        seen_by_all = (prefix_length + before + 1) // KEYS * KEYS  # no mask before this key
+        seen_by_all = (prefix_length + before + 1) // KEYS * KEYS  # keys before this one need no mask
         keys = cache + head.to(tl.int64) * cache_head
         values = keys + cache_part
         highest = tl.full([ROWS], float("-inf"), tl.float32)
