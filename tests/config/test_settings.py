@@ -23,6 +23,7 @@ HOLDERS = {
     "Rates": "part_lr",
     "Lora": "lora",
     "Optim": "optim|settings",
+    "Workload": "load",
     "Stage": "stage",
     "Recipe": "recipe",
     "Engine": "engine|settings",

@@ -103,7 +103,7 @@ def test_a_notebook_asks_a_folder_without_leaving_a_trace(folder: Path, tmp_path
     assert [first] == [text for _, text in answerer.answers([questions(tmp_path)[:1]], max_new_tokens=8)]
     assert "".join(pieces) == first != model.ask(image, "w1 w2", max_new_tokens=8, history=[("w3", "w4")])
     assert not (tmp_path / "results").exists()
-    with pytest.raises(UserError, match=r"encode: .* is a model folder in Hugging Face form, which only answers"):
+    with pytest.raises(UserError, match=r"encode: .* is a model folder in Hugging Face format, which supports only"):
         model.encode({})
 
 

@@ -23,7 +23,7 @@ from tinyvlm_cli.data.check import num_cores
 from tinyvlm_cli.data.images import open_image, pixels
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Question
-from tinyvlm_cli.evaluate.engine import Engine, Group, Prompt
+from tinyvlm_cli.evaluate.decoder import Decoder, Group, Prompt
 from tinyvlm_cli.evaluate.generation import Decoding, Streamer, generate, generation_config
 from tinyvlm_cli.model.attention.packed import unsupported
 from tinyvlm_cli.model.llm import load_tokenizer
@@ -113,15 +113,15 @@ class RunAnswerer(Answerer):
         self.ends = {self.tokenizer.convert_tokens_to_ids(llm.chat.end), self.tokenizer.eos_token_id} - {None}
 
     @cached_property
-    def engine(self) -> Engine:
-        """The engine for greedy decoding."""
+    def decoder(self) -> Decoder:
+        """The decoder for greedy decoding."""
         if setting := unsupported(self.model.llm.config, self.llm.max_length):
             raise UserError(f"llm.path: {self.llm.path} uses {setting}, which is not supported; choose another model")
-        return Engine(self.model, self.ends, image_size=self.vision.image_size)
+        return Decoder(self.model, self.ends, image_size=self.vision.image_size)
 
     def answers(self, groups: Iterable[Sequence[Question]], *, max_new_tokens: int) -> Iterator[tuple[Question, str]]:
         """See `Answerer.answers`. Answers are independent of the other questions."""
-        for question, tokens in self.engine.answers(ahead(self._group, groups), max_new_tokens=max_new_tokens):
+        for question, tokens in self.decoder.answers(ahead(self._group, groups), max_new_tokens=max_new_tokens):
             yield question, self.text(tokens)
 
     def tokens(
@@ -132,7 +132,7 @@ class RunAnswerer(Answerer):
             return super().tokens(question, decoding, on_text=on_text)
         streamer = Streamer(self.tokenizer, on_text or (lambda text: None), ids=[])
         answer: list[int] = []
-        given = self.engine.answers(
+        given = self.decoder.answers(
             [self._group([question])], max_new_tokens=decoding.max_new_tokens, unfinished=on_text is not None
         )
         for _, answer in given:
@@ -142,7 +142,7 @@ class RunAnswerer(Answerer):
         return answer
 
     def _group(self, questions: Sequence[Question]) -> Group[Question]:
-        """Prepare questions about one image, or a question without an image, for the engine."""
+        """Prepare questions about one image, or a question without an image, for the decoder."""
         image = opened(questions[0])
         prompts = [self._ids(question) for question in questions]
         ends = [int(np.flatnonzero(ids == IMAGE)[-1]) + 1 if image is not None else 0 for ids in prompts]

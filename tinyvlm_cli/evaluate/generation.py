@@ -82,7 +82,7 @@ def generate(
 ) -> list[int]:  # fmt: skip
     """Return the answer to one prompt, from transformers' `generate`: for sampling and beam search.
 
-    Greedy answers come from `engine.Engine`. ids: [T], with IMAGE for the image, [3, S, S], if there is one.
+    Greedy answers come from `decoder.Decoder`. ids: [T], with IMAGE for the image, [3, S, S], if there is one.
     """
     device = model.llm.device
     embed = model.llm.get_input_embeddings()

@@ -1,4 +1,4 @@
-"""Measure the speed of evaluation with the real engine and model sizes, random weights and synthetic questions.
+"""Measure the speed of evaluation with the real decoder and sizes, random weights and synthetic questions.
 
 Each benchmark is measured with its number of questions per image and its prompt and answer lengths. The floor is the
 time of the required operations at the rate of a large matrix product, plus the time to read the weights and the cache
@@ -21,7 +21,7 @@ from tinyvlm_cli.data.batch import Work
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.data.images import open_image, pixels, write_jpegs
 from tinyvlm_cli.evaluate.answerer import ahead
-from tinyvlm_cli.evaluate.engine import ROWS, Engine, Group, Prompt
+from tinyvlm_cli.evaluate.decoder import ROWS, Decoder, Group, Prompt
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.model.flops import Flops, training_flops
 from tinyvlm_cli.model.pretrained import DTYPES
@@ -74,13 +74,13 @@ def bench_eval(folder: Path) -> None:
         job.llm, job.vision, job.connector, device, dtype=DTYPES[config.engine.precision], attention="sdpa"
     ).eval()
     model.requires_grad_(False)
-    engine = Engine(model, (), image_size=job.vision.image_size)
+    decoder = Decoder(model, (), image_size=job.vision.image_size)
     if rank == 0:
         write_jpegs(folder / IMAGES, config.image_sizes, count=NUM_IMAGES, seed=config.seed)
     dist.barrier()
     floor = Floor(
         training_flops(model), flops_per_s, bytes_per_s, model.tokens_per_image,
-        sum(p.numel() * p.element_size() for p in model.llm.parameters()), engine.cache.bytes_per_token,
+        sum(p.numel() * p.element_size() for p in model.llm.parameters()), decoder.cache.bytes_per_token,
     )  # fmt: skip
     rates, first_answer_s = {}, 0.0
     for name, load in config.workloads.items():
@@ -93,7 +93,7 @@ def bench_eval(folder: Path) -> None:
         dist.barrier()
         began = time.perf_counter()
         groups = ahead(load_group, range(rank, images, ranks))
-        for _ in engine.answers(groups, max_new_tokens=load.answer_tokens):
+        for _ in decoder.answers(groups, max_new_tokens=load.answer_tokens):
             first_answer_s = first_answer_s or time.perf_counter() - started
         dist.barrier()
         seconds = time.perf_counter() - began

@@ -134,7 +134,7 @@ class Places:
         return sum(end - first for first, end in self.gaps)
 
 
-class Engine:
+class Decoder:
     """A model with a key-value cache.
 
     ends: end-of-answer token ids. image_size: pixels per edge. cache_tokens: size of the cache; None for as many

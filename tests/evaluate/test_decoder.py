@@ -1,4 +1,4 @@
-"""The engine gives the tokens of `generate` on one question at a time, whatever is asked beside it."""
+"""The decoder gives the tokens of `generate` on one question at a time, whatever is asked beside it."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from support.small import FAMILIES, LLAMA, small_vlm
 
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.engine import Engine, Group, Places, Prompt
+from tinyvlm_cli.evaluate.decoder import Decoder, Group, Places, Prompt
 from tinyvlm_cli.evaluate.generation import Decoding, generate, generation_config
 from tinyvlm_cli.model.vlm import VLM
 
@@ -53,8 +53,8 @@ def alone(model: VLM, group: Group, prompt: Prompt) -> list[int]:
 
 
 def answered(model: VLM, groups: list[Group], places: int | None = None) -> dict[object, list[int]]:
-    engine = Engine(model, ENDS, image_size=16, cache_tokens=places)
-    found = list(engine.answers(groups, max_new_tokens=NEW_TOKENS))
+    decoder = Decoder(model, ENDS, image_size=16, cache_tokens=places)
+    found = list(decoder.answers(groups, max_new_tokens=NEW_TOKENS))
     assert len(found) == sum(len(group.prompts) for group in groups), "each question is answered once"
     return dict(found)
 
@@ -95,16 +95,16 @@ def test_places_that_are_free_again_become_one_gap() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_answers_do_not_depend_on_the_other_questions() -> None:
     model = spread_out(LLAMA).to("cuda", torch.bfloat16)
-    engine = Engine(model, (), image_size=16, cache_tokens=20_000)
+    decoder = Decoder(model, (), image_size=16, cache_tokens=20_000)
     groups = [
         Group(group.prefix, group.pixels, [Prompt((seed, *prompt.key), prompt.ids) for prompt in group.prompts])
         for seed in range(40)
         for group in questions(seed)
     ]
-    whole = dict(engine.answers(groups, max_new_tokens=NEW_TOKENS))
+    whole = dict(decoder.answers(groups, max_new_tokens=NEW_TOKENS))
     order = np.random.default_rng(0).permutation(len(groups))
-    assert dict(engine.answers([groups[i] for i in order], max_new_tokens=NEW_TOKENS)) == whole
+    assert dict(decoder.answers([groups[i] for i in order], max_new_tokens=NEW_TOKENS)) == whole
     for group in groups[:12]:
         for prompt in group.prompts:
             alone = Group(group.prefix, group.pixels, [prompt])
-            assert dict(engine.answers([alone], max_new_tokens=NEW_TOKENS)) == {prompt.key: whole[prompt.key]}
+            assert dict(decoder.answers([alone], max_new_tokens=NEW_TOKENS)) == {prompt.key: whole[prompt.key]}
