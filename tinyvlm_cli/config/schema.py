@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tinyvlm_cli.errors import UserError
@@ -140,7 +140,6 @@ class Data:
     """A group of training sets, one per split."""
 
     name: str = MISSING
-    label: str | None = None  # unused; datasets written for earlier versions set it
     splits: dict[str, Split] = MISSING  # split name -> training set
     image_sources: dict[str, str] = field(default_factory=dict)  # folder in image paths -> where to get its images
     prepare: dict[str, Any] | None = None
@@ -294,6 +293,8 @@ def from_yaml(kind: type[C], path: Path) -> C:
     """
     try:
         written = OmegaConf.load(path)
+        if isinstance(data := OmegaConf.select(written, "data"), DictConfig):
+            data.pop("label", None)  # written by earlier versions
         loaded = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), written))
     except OmegaConfBaseException as error:
         reason = str(error).strip().splitlines()[0]
