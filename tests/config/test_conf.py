@@ -72,6 +72,13 @@ def test_the_users_own_files_come_first(tmp_path: Path, monkeypatch: pytest.Monk
     assert (config.llm.name, config.llm.label, config.seed) == ("mine", "Mine", 7)
 
 
+def test_a_dataset_written_for_an_earlier_version_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conf" / "data").mkdir(parents=True)
+    (tmp_path / "conf" / "data" / "mine.yaml").write_text("name: mine\nlabel: mine\nsplits: {}\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert composed("train", "data=mine").data.name == "mine"
+
+
 @pytest.mark.parametrize("name", [path.stem for path in sweeps_dir().glob("*.yaml")])
 def test_every_sweep_composes(name: str) -> None:
     prepare_hydra(COMMANDS["train"])

@@ -15,6 +15,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig
 
 from tinyvlm_cli.config.build import conf_dir, sweeps_dir
 
@@ -50,7 +51,10 @@ class CachedSource(FileConfigSource):
         """Return a copy of the file's content."""
         key = (self.path, config_path, Path(self.path, self._normalize_file_name(config_path)).read_bytes())
         if key not in self.parsed:
-            self.parsed[key] = pickle.dumps(super().load_config(config_path))
+            loaded = super().load_config(config_path)
+            if config_path.startswith("data/") and isinstance(loaded.config, DictConfig):
+                loaded.config.pop("label", None)  # a setting of earlier versions, which had no effect
+            self.parsed[key] = pickle.dumps(loaded)
         result: ConfigResult = pickle.loads(self.parsed[key])
         return result
 
