@@ -65,11 +65,14 @@ def test_the_answers_of_the_last_stage_count(run: Run) -> None:
     assert found == {"gqa": "finetune", "pope": "pretrain"}
 
 
-@pytest.mark.parametrize(("wanted", "found"), [("r1", "r1"), ("other", "r2"), ("r2", "r2"), ("all", "r1 r2")])
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [("r1", "r1"), ("other-r+lr=1-tiny", "r2"), ("other-r-tiny", "r2"), ("r2", "r2"), ("all", "r1 r2")],
+)
 def test_a_run_is_found_by_folder_beginning_or_displayed_name(
     tmp_path: Path, run: Run, wanted: str, found: str
 ) -> None:
-    Results.write_run(replace(run, folder=tmp_path / "runs/r2-s1", name="other"))
+    Results.write_run(replace(run, folder=tmp_path / "runs/r2-s1", name="other-r+lr=1-tiny", recipe="r+lr=1"))
     names = [one.folder.name.removesuffix("-s1") for one in Results(tmp_path).find_runs(wanted)]
     assert " ".join(names) == found
 

@@ -140,6 +140,8 @@ class Results:
     def find_runs(self, wanted: str, *, setting: str = "run") -> list[Run]:
         """Return the runs that `wanted` selects: a folder, a prefix of a folder name, a displayed name, or "all".
 
+        The settings that are appended to a displayed name, as in "recipe+lr=0.001", may be omitted.
+
         setting: name of the setting, for error messages.
         Raises UserError if no run matches, or if several match and `wanted` is not "all".
         """
@@ -156,6 +158,7 @@ class Results:
             [run for run in runs if run.folder.name == wanted]
             or [run for run in runs if run.name == wanted]
             or [run for run in runs if run.folder.name.startswith(wanted)]
+            or [run for run in runs if run.base_name == wanted]
         )
         if len(matches) == 1:
             return matches

@@ -32,6 +32,15 @@ class Run:
     model: str | None = None  # folder of a Hugging Face model that was trained elsewhere
     before: list[str] = field(default_factory=list)  # stage folders of the run that it continues, in order
 
+    @property
+    def base_name(self) -> str:
+        """Return the displayed name without the settings that were appended to the names of its parts."""
+        name = self.name
+        for part in (self.llm, self.vision, self.connector, self.data, self.recipe):
+            _, plus, settings = part.partition("+")
+            name = name.replace(plus + settings, "", 1)
+        return name
+
 
 @dataclass(frozen=True)
 class Stage:
