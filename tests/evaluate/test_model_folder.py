@@ -1,11 +1,13 @@
 """A LLaVA folder in Hugging Face form answers like a run of ours."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from support.small import CLIP, LLAMA
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -123,3 +125,13 @@ def test_a_folder_that_is_no_image_text_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(UserError, match="transformers cannot load an image-text model from it"):
         load_answerer(named_runs(tmp_path / "results", str(tmp_path))[0], MODEL_STAGE, [])
+
+
+def test_a_folder_without_a_tensor_is_rejected(folder: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(folder, whole)
+    state = load_file(whole / "model.safetensors")
+    del state["language_model.model.norm.weight" if "language_model.model.norm.weight" in state else max(state)]
+    save_file(state, whole / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="1 weights are missing, starting with "):
+        load_answerer(named_runs(tmp_path / "results", str(whole))[0], MODEL_STAGE, [])

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.composed import composed
 
+from tinyvlm_cli.checkpoint.parts import save_part
 from tinyvlm_cli.cli.commands import train
+from tinyvlm_cli.config.commands import Plan
 from tinyvlm_cli.config.schema import (
     LLM,
     Data,
@@ -25,6 +28,9 @@ from tinyvlm_cli.config.schema import (
     Vision,
 )
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.plan.cost import plan_run
+from tinyvlm_cli.plan.estimate import Models
+from tinyvlm_cli.results.weights import complete
 from tinyvlm_cli.train.stages import mismatch, read_job, resolve, stage_order, write_job
 
 
@@ -164,6 +170,21 @@ def test_a_stage_folder_that_describes_another_stage_is_rejected(config: Train) 
     path.write_text("identity: [", encoding="utf-8")
     with pytest.raises(UserError, match=r"stage\.yaml: "):
         train.run(config)
+
+
+def test_a_trained_stage_without_its_weights_is_neither_reused_nor_planned_as_done(config: Train) -> None:
+    run = resolve(config)
+    job = run.stages[0]
+    write_job(run, job)
+    save_part(job.folder, "connector", {"weight": torch.ones(2)})
+    complete(job.folder)
+    assert not [line for line in train.findings(run) if "safetensors" in line]
+    (job.folder / "connector.safetensors").unlink()
+    (line,) = [line for line in train.findings(run) if "safetensors" in line]
+    assert line.startswith(f"{job.folder / 'connector.safetensors'}: the weights file is missing")
+    plan = Plan(**vars(config), mixes={})
+    with pytest.raises(UserError, match="the weights file is missing"):
+        plan_run(plan, Models())
 
 
 PINNED = {  # folders of stages that version 3c652ba trained, before their data are there

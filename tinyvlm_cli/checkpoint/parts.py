@@ -18,11 +18,11 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import replaced
 from tinyvlm_cli.model.connectors import build_connector
 from tinyvlm_cli.model.llm import load_llm
+from tinyvlm_cli.model.pretrained import load_whole
 from tinyvlm_cli.model.tuning import merge_adapters
 from tinyvlm_cli.model.vision import load_vision
 from tinyvlm_cli.model.vlm import VLM
-
-ADAPTERS = ".lora.safetensors"  # suffix of a file with a part's low-rank updates
+from tinyvlm_cli.results.weights import ADAPTERS, check_weights
 
 
 def save_part(stage_dir: Path, part: str, state: dict[str, Tensor], *, scale: float | None = None) -> None:
@@ -50,7 +50,9 @@ def build_model(
 
     Without stages, it has the published weights and a new connector, whose weights are a function of `seed`.
     four_bit: parts whose weights are stored in 4 bits, for training low-rank adapters; GPU only.
+    Raises UserError if a weights file of these stages is missing. The parent process has compared the hashes.
     """
+    check_weights(stage_dirs, hashed=False)
     encoder = load_vision(vision, dtype=dtype, state=load_part(stage_dirs, "vision"), four_bit="vision" in four_bit)
     language = load_llm(
         llm, dtype=dtype, attention=attention, state=load_part(stage_dirs, "llm"), four_bit="llm" in four_bit
@@ -60,7 +62,7 @@ def build_model(
     built = build_connector(connector, vision_dim=encoder.dim, llm_dim=language.config.hidden_size)
     state = load_part(stage_dirs, "connector")
     if state is not None:
-        built.load_state_dict(state)
+        load_whole(built, state, where=f"connector '{connector.get('name', '')}'")
     return VLM(encoder, built.to(dtype), language)
 
 
@@ -81,12 +83,16 @@ def load_adapters(
                 raise UserError(f"{path}: low-rank updates cannot be merged into 4-bit weights; use lora, not qlora")
             state = _load(path)
             with safe_open(path, "pt") as file:
-                scale = float(file.metadata()["scale"])
+                metadata = file.metadata() or {}
+            try:
+                scale = float(metadata["scale"])
+            except (KeyError, ValueError):
+                raise UserError(f"{path}: the metadata has no scale; delete {path.parent} to train it again") from None
             merge_adapters(module, state, scale=scale)
 
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: invalid weights file ({error}); delete {path.parent} to train it again") from None

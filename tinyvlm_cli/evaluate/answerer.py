@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedTokenizerFast
 
 from tinyvlm_cli.checkpoint.parts import build_model
@@ -174,12 +175,16 @@ class FolderAnswerer(Answerer):
         kind: Any = dtype or ("auto" if device.type == "cuda" else torch.float32)
         try:
             self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-            self.model = AutoModelForImageTextToText.from_pretrained(
-                folder, trust_remote_code=False, use_safetensors=True, dtype=kind
+            self.model, info = AutoModelForImageTextToText.from_pretrained(
+                folder, trust_remote_code=False, use_safetensors=True, dtype=kind, output_loading_info=True
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).split("\n", maxsplit=1)[0]
             raise UserError(f"run={folder}: transformers cannot load an image-text model from it ({reason})") from None
+        if missing := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
+            raise UserError(  # transformers only warns, and initializes them randomly
+                f"run={folder}: {len(missing)} weights are missing, starting with {missing[0]}; use a complete model"
+            )
         if not getattr(self.processor, "chat_template", None):
             raise UserError(
                 f"run={folder}: its processor has no chat template; add chat_template.jinja from the model's page"

@@ -29,6 +29,7 @@ from tinyvlm_cli.evaluate.generation import Decoding
 from tinyvlm_cli.model.attention.packed import register
 from tinyvlm_cli.model.pretrained import DTYPES
 from tinyvlm_cli.results.models import TrainedModel
+from tinyvlm_cli.results.weights import check_weights
 
 IGNORE = -100  # label of tokens that are not in the loss, as in PyTorch's cross_entropy
 Picture = str | Path | bytes | Image.Image  # a string is a path or a URL
@@ -59,6 +60,7 @@ class Loaded:
             if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
                 raise UserError(f"dtype={dtype}: not a precision; choose bf16, fp32, float16 or a torch.dtype")
             dtype = kind
+        check_weights(found.stage_dirs)
         place = None if device is None else torch.device(device)
         self.answerer = load_answerer(found.run, found.stage, found.stage_dirs, device=place, dtype=dtype)
         self.tokenizer = self.answerer.tokenizer

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -107,6 +107,15 @@ def load_partly(
             raise UserError(cannot_read(path, where, error)) from None
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     return model, missing, sorted(info["unexpected_keys"])
+
+
+def load_whole(module: nn.Module, state: dict[str, Tensor], *, where: str) -> None:
+    """Load all weights of a module. Raises UserError if one is missing, unexpected or has the wrong shape."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split("\n", 1)[-1].split())[:200]
+        raise UserError(f"{where}: the saved weights do not fit ({reason}); train the stage again") from None
 
 
 def check_four_bit(where: str) -> None:

@@ -10,7 +10,7 @@ from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 from tinyvlm_cli.config.schema import SecondEncoder, Tokens, Vision
 from tinyvlm_cli.data.images import normalisation_table
 from tinyvlm_cli.errors import UserError, raise_findings
-from tinyvlm_cli.model.pretrained import load, part_config
+from tinyvlm_cli.model.pretrained import load, load_whole, part_config
 
 
 class VisionEncoder(nn.Module):
@@ -144,7 +144,7 @@ def load_vision(
         raise UserError("train.vision: qlora does not support an encoder trained by an earlier stage; use lora")
     if state is not None:
         encoder = blank_vision(spec, dtype=dtype)
-        encoder.load_state_dict(state)
+        load_whole(encoder, state, where="vision")
         return encoder
     models = []
     for one, where in ((spec, "vision.path"), (spec.second, "vision.second.path")):

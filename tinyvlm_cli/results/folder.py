@@ -2,7 +2,8 @@
 
 results/
   stages/<stage>/              one training stage, shared by all runs that require it
-    stage.yaml                 everything that determines the weights, and provenance (versions, commit)
+    stage.yaml                 everything that determines the weights, provenance (versions, commit), and the size and
+                               hash of each weights file
     config.yaml                the resolved configuration of the run that trained it
     train.jsonl                one line per optimizer step
     <part>.safetensors         the parts that this stage trained
@@ -116,7 +117,10 @@ class Results:
     @staticmethod
     def write_stage(stage_dir: Path, stage: Stage) -> None:
         """Write the stage's record."""
-        write_text(stage_dir / "stage.yaml", yaml.safe_dump(asdict(stage), sort_keys=False))
+        record = asdict(stage)
+        if not stage.weights:
+            del record["weights"]
+        write_text(stage_dir / "stage.yaml", yaml.safe_dump(record, sort_keys=False))
 
     @staticmethod
     def read_run(folder: Path) -> Run:

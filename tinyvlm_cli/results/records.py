@@ -50,6 +50,15 @@ class Stage:
     before: list[str]  # folders of the preceding stages, in order
     identity: dict[str, Any]  # everything that determines the weights
     made_with: dict[str, Any]
+    # File name -> size in bytes and sha256 of each weights file. Empty before the stage is complete, and in records of
+    # earlier versions.
+    weights: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, entry in dict(self.weights).items():
+            is_valid = isinstance(entry, dict) and isinstance(entry.get("size"), int)
+            if not is_valid or not isinstance(entry.get("sha256"), str) or Path(name).name != name:
+                raise ValueError(f"weights lists {name!r} with {entry!r}")
 
 
 @dataclass(frozen=True)

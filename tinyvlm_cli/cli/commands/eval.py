@@ -19,6 +19,7 @@ from tinyvlm_cli.launch.workers import this_node
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import find_runs_to_score, model_of
 from tinyvlm_cli.results.records import REAL, SHUFFLED, Run, ScoreRow, now
+from tinyvlm_cli.results.weights import check_weights
 from tinyvlm_cli.statistics.intervals import interval
 from tinyvlm_cli.statistics.questions import FILE, Questions
 
@@ -56,6 +57,7 @@ def run(config: Eval) -> int:
             if len(done) < len(questions):
                 waiting.append(task)
         if waiting:
+            check_weights([Path(folder) for folder in job.stage_dirs])
             folder = one.folder / "eval" / job.stage
             replace(job, tasks=waiting).write(folder)
             launch.run("eval", folder, gpus=config.gpus)

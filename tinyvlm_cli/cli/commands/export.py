@@ -10,6 +10,7 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import new_folder, write_text
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import find_model
+from tinyvlm_cli.results.weights import check_weights
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ def run(config: Export) -> int:
         output = Path(config.exports_dir) / f"{found.run.folder.name}{stage}-{config.format.value}"
     if output.exists():
         raise UserError(f"output={output}: already exists; move or delete it, or choose another output")
+
+    check_weights(found.stage_dirs)
 
     import torch
 

@@ -11,6 +11,7 @@ from tinyvlm_cli.errors import raise_findings
 from tinyvlm_cli.files import locked, new_folder, write_text
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Run, Stage, provenance
+from tinyvlm_cli.results.weights import check_weights, complete
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ def run(config: Import) -> int:
     stage_dir = results.stage_dir(f"{STAGE}-{name}-{digest[:10]}")
     with locked(stage_dir):
         if results.is_done(stage_dir):
+            check_weights([stage_dir])
             log.info("%s: already imported", name)
         else:
             _write_stage(config, places, stage_dir)
@@ -96,4 +98,4 @@ def _write_stage(config: Import, places: dict[str, Path], stage_dir: Path) -> No
         )
         write_text(draft / "config.yaml", to_yaml(trained))
         Results.write_stage(draft, Stage(STAGE, [], {"source": str(places["path"].resolve())}, provenance()))
-        Results.mark_done(draft)
+        complete(draft)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from tinyvlm_cli.config.build import check
 from tinyvlm_cli.config.schema import Train
-from tinyvlm_cli.errors import UserError, raise_findings
+from tinyvlm_cli.errors import UserError, collected, raise_findings
 from tinyvlm_cli.files import locked
 from tinyvlm_cli.launch import workers as launch
 from tinyvlm_cli.launch.workers import announced, await_first_node, this_node
 from tinyvlm_cli.model.tuning import untrainable
 from tinyvlm_cli.plan.estimate import invalid_engine_settings
 from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.weights import check_weights, complete, done_before
 from tinyvlm_cli.train.stages import RunJob, StageJob, mismatch, resolve, write_job
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 def run(config: Train) -> int:
     """Train the stages that are not trained yet, and return the exit code."""
     job = resolve(config)
-    raise_findings(_findings(job))
+    raise_findings(findings(job))
     for stage in job.stages:
         train_one(job, stage)
     if os.environ["RANK"] == "0" if launch.is_rank() else this_node().is_first:
@@ -54,19 +55,23 @@ def train_one(run: RunJob, job: StageJob) -> None:
                 if not (folder / "train.jsonl").exists():  # failed before the first step: remove the folder
                     shutil.rmtree(folder)
                 raise
-            Results.mark_done(folder)
+            complete(folder)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
-def _findings(run: RunJob) -> list[str]:
+def findings(run: RunJob) -> list[str]:
     """Return a message for each problem that would stop the run later."""
     config = run.config
-    findings = [finding for job in run.stages for finding in mismatch(job)]
-    findings += [
+    found = [finding for job in run.stages for finding in mismatch(job)]
+    found += [
         f"start={config.start}: stage {folder.name} of that run is not trained; train that run first"
         for folder in run.before
         if not Results.is_done(folder)
     ]
+    chain = [*run.before, *(job.folder for job in run.stages)]
+    done = done_before(chain)
+    with collected(found):  # trained stages are read only if another one is trained from them
+        check_weights(done, hashed=len(done) < len(chain))
     settings = check(config.connector, {"vision_dim", "llm_dim"}, where="connector")
     settings += invalid_engine_settings(config.engine)
     for part, spec in (("llm", config.llm), ("vision", config.vision)):
@@ -76,7 +81,7 @@ def _findings(run: RunJob) -> list[str]:
     missing = [job for job in run.stages if not Results.is_done(job.folder)]
     # With invalid settings, building the model would only report the same problems again.
     stages = {job.name: job.stage for job in missing}
-    findings += settings or untrainable(config.llm, config.vision, config.connector, stages)
+    found += settings or untrainable(config.llm, config.vision, config.connector, stages)
     for name, split in {job.stage.split: job.split for job in missing}.items():
         present = {"annotations": Path(split.annotations).is_file(), "images": Path(split.images).is_dir()}
         for what, is_present in present.items():
@@ -85,5 +90,5 @@ def _findings(run: RunJob) -> list[str]:
                 how = f"get it from {split.source}, or set data_dir or {setting} to its location"
                 if config.data.prepare:
                     how = f"run `tinyvlm data prepare data={config.data.name.partition('+')[0]}`"
-                findings.append(f"{setting}: {getattr(split, what)} is missing; {how}")
-    return findings
+                found.append(f"{setting}: {getattr(split, what)} is missing; {how}")
+    return list(dict.fromkeys(found))
