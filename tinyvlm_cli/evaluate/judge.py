@@ -329,7 +329,7 @@ class ReplyCache:
             file.seek(self._num_read)
             appended = file.read()
         names = [field.name for field in fields(Reply)]
-        for line in appended[: appended.rfind(b"\n") + 1].splitlines(keepends=True):
+        for line in appended.split(b"\n")[:-1]:
             try:
                 record = json.loads(line)
                 key, *values = (record[name] for name in ("key", *names))
@@ -339,7 +339,7 @@ class ReplyCache:
                 position = f"{self._path}, byte {self._num_read}"
                 raise UserError(f"{position}: not a valid reply of the judge; delete the line or the file")
             self._replies.setdefault(key, Reply(*values))
-            self._num_read += len(line)
+            self._num_read += len(line) + 1
 
 
 def _utf8(text: str) -> str:

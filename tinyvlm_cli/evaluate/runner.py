@@ -98,6 +98,13 @@ def answered(folder: Path, questions: Sequence[Question], *, max_new_tokens: int
     return {key: found[key] for key in asked if key in found}
 
 
+def unanswered(task: Task, benchmark: Benchmark, limit: int | None) -> int:
+    """Return the number of the task's questions without an answer. limit: only the first `limit` questions count."""
+    questions = benchmark.questions[:limit]
+    found = answered(Path(task.folder), questions, max_new_tokens=benchmark.max_new_tokens)
+    return len({question.key for question in questions} - found.keys())
+
+
 def answer_all(job: EvalJob) -> None:
     """Answer the unanswered questions of every task. Ranks share a queue of images; each writes its own file."""
     import torch

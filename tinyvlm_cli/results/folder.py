@@ -38,7 +38,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.files import append_jsonl, file_hash, read_jsonl, write_text
+from tinyvlm_cli.files import append_jsonl, file_hash, locked, read_jsonl, write_text
 from tinyvlm_cli.results.records import REAL, Answer, Run, ScoreRow, Stage, now
 
 WEIGHT_FILES = (".safetensors", ".json", ".model", ".txt")  # files that from_pretrained reads
@@ -188,8 +188,10 @@ class Results:
 
     @staticmethod
     def append_score(run: Run, row: ScoreRow) -> None:
-        """Add `row` to the run's scores.jsonl."""
-        append_jsonl(run.folder / "scores.jsonl", asdict(row))
+        """Add `row` to the run's scores.jsonl, to which evaluations of other benchmarks may write at the same time."""
+        path = run.folder / "scores.jsonl"
+        with locked(path):
+            append_jsonl(path, asdict(row))
 
     @staticmethod
     def append_answers(

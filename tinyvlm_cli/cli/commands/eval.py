@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +13,11 @@ from rich.table import Table
 
 from tinyvlm_cli.config.build import build
 from tinyvlm_cli.config.commands import Eval
-from tinyvlm_cli.errors import raise_findings
+from tinyvlm_cli.errors import WorkerError, raise_findings
 from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.evaluate.judge import PENDING, with_judge
-from tinyvlm_cli.evaluate.runner import EvalJob, Task, answered, take_inventory
+from tinyvlm_cli.evaluate.runner import EvalJob, Task, answered, take_inventory, unanswered
+from tinyvlm_cli.files import locked
 from tinyvlm_cli.launch import workers as launch
 from tinyvlm_cli.launch.workers import this_node
 from tinyvlm_cli.results.folder import Results
@@ -49,21 +53,8 @@ def run(config: Eval) -> int:
     raise_findings(findings)
     pending = 0
     for one, job in zip(runs, jobs, strict=True):
-        waiting = []
-        for task in job.tasks:
-            benchmark = benchmarks[task.benchmark["name"]]
-            questions = benchmark.questions[: job.limit]
-            done = answered(Path(task.folder), questions, max_new_tokens=benchmark.max_new_tokens)
-            if len(done) < len(questions):
-                waiting.append(task)
-        if waiting:
-            check_weights([Path(folder) for folder in job.stage_dirs])
-            folder = one.folder / "eval" / job.stage
-            replace(job, tasks=waiting).write(folder)
-            launch.run("eval", folder, gpus=config.gpus)
-        else:
-            log.info("%s, %s: all questions are already answered", one.folder.name, job.stage)
-        rows = _score(benchmarks, one, job, results)
+        with _locked(job):
+            rows = _evaluate(benchmarks, one, job, results, gpus=config.gpus)
         if rows:
             _show(one, job, rows)
         pending += sum(row.details.get("pending", 0) for row in rows)
@@ -71,6 +62,41 @@ def run(config: Eval) -> int:
         log.warning("%d answers are waiting for the judge; run the same command again to grade them", pending)
         return PENDING
     return 0
+
+
+@contextmanager
+def _locked(job: EvalJob) -> Iterator[None]:
+    """Hold the locks of all answers folders, so that another evaluation of the run waits if it has one in common.
+
+    The locks are taken in the same order everywhere, so two evaluations cannot wait for each other.
+    """
+    with ExitStack() as stack:
+        if not launch.is_rank() or os.environ["RANK"] == "0":  # ranks of one evaluation share the folders
+            for folder in sorted({task.folder for task in job.tasks}):
+                stack.enter_context(locked(Path(folder)))
+        yield
+
+
+def _evaluate(
+    benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Results, *, gpus: int | None
+) -> list[ScoreRow]:
+    """Answer the unanswered questions and return the score rows. Raises WorkerError if questions stay unanswered."""
+
+    def waiting() -> dict[str, int]:
+        counts = {task.folder: unanswered(task, benchmarks[task.benchmark["name"]], job.limit) for task in job.tasks}
+        return {folder: count for folder, count in counts.items() if count}
+
+    if before := waiting():
+        check_weights([Path(folder) for folder in job.stage_dirs])
+        folder = Path(min(before))  # locked, so no other evaluation writes its job there
+        replace(job, tasks=[task for task in job.tasks if task.folder in before]).write(folder)
+        launch.run("eval", folder, gpus=gpus)
+        if after := waiting():
+            lacking = ", ".join(f"{Path(folder).name}: {count:,}" for folder, count in after.items())
+            raise WorkerError(f"{run.folder.name}: some questions have no answer ({lacking}); run the command again")
+    else:
+        log.info("%s, %s: all questions are already answered", run.folder.name, job.stage)
+    return _score(benchmarks, run, job, results)
 
 
 def _score(benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Results) -> list[ScoreRow]:

@@ -1,0 +1,78 @@
+"""Evaluations that run at the same time, and evaluations whose workers leave questions unanswered."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from support.from_conf import node_of, write_lines
+
+from tinyvlm_cli.cli.commands import eval as command
+from tinyvlm_cli.config import commands
+from tinyvlm_cli.config.build import build
+from tinyvlm_cli.errors import WorkerError
+from tinyvlm_cli.evaluate.runner import EvalJob, answered
+from tinyvlm_cli.launch import workers
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.records import Answer, Run
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A run in tmp_path, and workers that answer slowly. Returns the keys of the questions in the order of asking."""
+    results = Results(tmp_path)
+    results.mark_done(results.stage_dir("f"))
+    Results.write_run(Run(results.run_dir("r"), "r", "l", "v", "c", "d", "r", 0, {"finetune": "f"}, {}))
+    keys: list[str] = []
+
+    def run(job: str, folder: Path, *, gpus: int | None) -> None:
+        assert job == "eval"
+        time.sleep(0.2)  # until the other evaluation has written its job
+        for task in EvalJob.read(folder).tasks:
+            benchmark = build(task.benchmark)
+            for question in benchmark.questions:
+                known = answered(Path(task.folder), benchmark.questions, max_new_tokens=benchmark.max_new_tokens)
+                if question.key not in known and "silence" not in question.text:
+                    keys.append(f"{benchmark.name} {question.key}")
+                    one = Answer(question.question_id, question.text, "yes", question.key)
+                    limit = benchmark.max_new_tokens
+                    Results.append_answers(Path(task.folder), 0, [one], model_id="r", max_new_tokens=limit)
+
+    monkeypatch.setattr(workers, "run", run)
+    return keys
+
+
+def settings(folder: Path, *names: str, text: str = "Is it?") -> commands.Eval:
+    """Return the settings of an evaluation on two questions per benchmark."""
+    nodes = {}
+    for name in names:
+        lines = [{"question_id": i, "image": f"{i}.jpg", "text": text, "label": "yes"} for i in range(2)]
+        for split in ("adversarial", "popular", "random"):
+            write_lines(folder / name / f"coco/coco_pope_{split}.json", lines)
+        (folder / name / "val2014").mkdir(exist_ok=True)
+        for i in range(2):
+            (folder / name / "val2014" / f"{i}.jpg").write_bytes(b"x")
+        nodes[name] = {**node_of("pope", folder / name), "name": name}
+    return commands.Eval(run="r", benchmark=nodes, blind=False, seed=0, results_dir=str(folder))
+
+
+@pytest.mark.parametrize("names", [(["a"], ["b"]), (["a"], ["a"]), (["a", "b"], ["b", "c"])])
+def test_two_evaluations_of_a_run_at_once_ask_each_question_once(
+    tmp_path: Path, asked: list[str], names: tuple[list[str], list[str]]
+) -> None:
+    both = [settings(tmp_path, *group) for group in names]
+    threads = [threading.Thread(target=command.run, args=(one,)) for one in both]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    different = {*names[0], *names[1]}
+    assert len(asked) == len(set(asked)) == 6 * len(different)
+    assert {row.benchmark: row.n for row in Results(tmp_path).scores()} == dict.fromkeys(different, 6)
+
+
+def test_no_score_is_saved_while_questions_are_unanswered(tmp_path: Path, asked: list[str]) -> None:
+    with pytest.raises(WorkerError, match="a: 6"):
+        command.run(settings(tmp_path, "a", text="silence"))
+    assert not asked
+    assert not Results(tmp_path).scores()
