@@ -21,7 +21,7 @@ from tinyvlm_cli.data.index import Samples, SplitIndex, open_index
 from tinyvlm_cli.data.loader import StagePlan, num_steps, prepare_loaders, step_batches
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.attention.packed import register
-from tinyvlm_cli.model.flops import training_flops
+from tinyvlm_cli.model.flops import Flops, training_flops
 from tinyvlm_cli.model.llm import load_tokenizer
 from tinyvlm_cli.model.pretrained import DTYPES
 from tinyvlm_cli.model.tuning import choose_trained
@@ -58,6 +58,7 @@ def train_stage(job: StageJob) -> None:
             f"{len(plan.usable)} usable samples of split '{stage.split}'; lower it"
         )
     choose_trained(model, stage)
+    flops = training_flops(model)  # before the engine wraps and, with ZeRO-3, partitions the model
     if is_main:
         sizes = {part: [_short(number) for number in reversed(count(getattr(model, part)))] for part in PARTS}
         parts = "  ".join(f"{part} {trained} of {every}" for part, (trained, every) in sizes.items())
@@ -71,7 +72,7 @@ def train_stage(job: StageJob) -> None:
     first = engine.resume(job.folder / "checkpoints")
     if first and is_main:
         log.info("%s: resuming after step %d", job.name, first)
-    _take_steps(job, engine, plan, first, steps, micro_tokens=layout.micro_tokens)
+    _take_steps(job, engine, plan, first=first, steps=steps, micro_tokens=layout.micro_tokens, flops=flops)
     if device.type == "cuda" and is_main:
         log.info("%s: peak GPU memory %.1f GiB", job.name, torch.cuda.max_memory_allocated(device) / 2**30)
     for part in stage.trained_parts:
@@ -131,7 +132,9 @@ def num_loaders(settings: EngineSettings) -> int:
     return max(1, min(16, num_cores() // ranks_here - 2))  # two cores per rank are kept free for the GPU
 
 
-def _take_steps(job: StageJob, engine: Engine, plan: StagePlan, first: int, steps: int, *, micro_tokens: int) -> None:
+def _take_steps(
+    job: StageJob, engine: Engine, plan: StagePlan, *, first: int, steps: int, micro_tokens: int, flops: Flops
+) -> None:
     """Run the optimizer steps from `first` to `steps` - 1. Raises UserError if a loss is not finite."""
     stage, rank, ranks = job.stage, dist.get_rank(), dist.get_world_size()
     batches = step_batches(
@@ -139,7 +142,6 @@ def _take_steps(job: StageJob, engine: Engine, plan: StagePlan, first: int, step
         workers=num_loaders(job.engine),
     )  # fmt: skip
     check = GradientCheck(engine.model)
-    flops = training_flops(engine.model)
     meter = Meter(job.folder, name=job.name, first=first, last=steps) if rank == 0 else None
     with meter or nullcontext():
         asked = time.perf_counter()

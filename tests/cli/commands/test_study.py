@@ -98,6 +98,22 @@ def test_two_processes_train_the_same_as_one(study: Path) -> None:
 
 
 @pytest.mark.e2e
+def test_every_zero_stage_trains_the_same(study: Path) -> None:
+    """All weights from the published ones, then low-rank updates from the trained ones."""
+    full = ["recipe=base", "~recipe.stages.pretrain", "recipe.stages.finetune.start=null"]
+    continued = ["recipe=custom", "start=TinyLLaVA-base"]
+    engines = ["engine.zero=1,2,3", "results_dir=zero${engine.zero}", "recipe.stages.finetune.samples_per_step=16"]
+    for words in (full, continued):
+        done = tinyvlm("train", "-m", *TINY, *words, SHORT[1], *engines, folder=study)
+        assert done.returncode == 0, done.stderr
+    one, *others = ({path.name: losses(path) for path in (study / f"zero{n}/stages").glob("f*/")} for n in (1, 2, 3))
+    assert len(one) == 2
+    for other in others:
+        assert other.keys() == one.keys()
+        assert [*other.values()] == [pytest.approx(one[name], abs=1e-5) for name in other]
+
+
+@pytest.mark.e2e
 def test_train_eval_ask_report(study: Path) -> None:
     assert tinyvlm("train", *TINY, *SHORT, "results_dir=path", folder=study).returncode == 0
     words = ["eval", "run=all", "benchmark=[vqav2,mmvet]", "limit=20", "eval_dir=data/easyvqa/eval", "results_dir=path"]
