@@ -11,6 +11,11 @@ from tinyvlm_cli.config.schema import LLM, Chat, Precision, Resize, Tokens, Visi
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINYVLM_TRUST", "")
+
+
 @pytest.fixture
 def small_llm() -> LLM:
     return LLM(

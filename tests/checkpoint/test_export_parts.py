@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from tinyvlm_cli.checkpoint.export_parts import write_parts
 from tinyvlm_cli.checkpoint.llava_hf.export import our_logits
 from tinyvlm_cli.config.build import build
+from tinyvlm_cli.model.connectors import Connector
 
 MOF = {"name": "mof_mlp", "_target_": "tinyvlm_cli.model.connectors.MoFMLP", "depth": 2}
 
@@ -31,4 +32,4 @@ def test_each_part_stands_alone(tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(tmp_path / "out/llm").pad_token == "<0>"
     assert GenerationConfig.from_pretrained(tmp_path / "out/llm").eos_token_id == [2]
     node = yaml.safe_load((tmp_path / "out/connector/connector.yaml").read_text("utf-8"))
-    assert build(node).num_tokens(4) == 4
+    assert build(node, Connector).num_tokens(4) == 4

@@ -217,8 +217,8 @@ def test_modules_of_a_results_folder_are_not_found(
     assert "my_connectors" in capsys.readouterr().err
     for name in ("runs", "stages"):  # someone's results, whatever `results_dir` is
         (study / name).mkdir()
-    assert main(["plan", *TINY]) == 2
-    assert "my_connectors" in capsys.readouterr().err
+    assert main(["plan", *TINY]) == 2  # nor is its ./conf used
+    assert "connector=mine: 'mine' does not exist" in capsys.readouterr().err
     assert str(study) not in [*sys.path, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from tinyvlm_cli.config.build import build
+from tinyvlm_cli.model.connectors import Connector
 
 SIZES = {"hidden_dim": 8, "num_heads": 2, "num_queries": 3, "num_layers": 1}
 FORMER = {  # written by 3c652ba
@@ -18,5 +19,5 @@ FORMER = {  # written by 3c652ba
 
 @pytest.mark.parametrize("target", FORMER)
 def test_a_connector_of_an_earlier_version_is_built(target: str) -> None:
-    connector = build({"name": "old", "_target_": target, **FORMER[target]}, vision_dim=6, llm_dim=6)
+    connector = build({"name": "old", "_target_": target, **FORMER[target]}, Connector, vision_dim=6, llm_dim=6)
     assert type(connector).__name__ == target.rpartition(".")[2]

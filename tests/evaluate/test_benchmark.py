@@ -61,14 +61,15 @@ YAML = {
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Any:
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("TINYVLM_TRUST", __name__)
     (tmp_path / "data").mkdir()
     rows = [
         {"question": "How many?", "answer": answer, "type": kind, "image": {"bytes": kind.encode(), "path": "a.png"}}
         for answer, kind in (("100", "human"), ("20", "augmented"), ("blue", "human"))
     ]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "data/test-0.parquet")
-    return build({**YAML, "data_dir": str(tmp_path)})
+    return build({**YAML, "data_dir": str(tmp_path)}, Benchmark)
 
 
 def answers(*texts: str) -> list[Answer]:

@@ -162,6 +162,7 @@ def test_a_class_of_ones_own_is_checked_before_weights_are_loaded(
     (tmp_path / "my_connectors.py").write_text(MINE, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_connectors", raising=False)
+    monkeypatch.setenv("TINYVLM_TRUST", "my_connectors")
     config = composed("plan", "llm=tiny", "vision=tiny")
     config.connector = {"name": "mine", "_target_": f"my_connectors.{name}", "factor": 4}
     if says is None:

@@ -27,7 +27,7 @@ def node_of(name: str, data_dir: Path, **changes: Any) -> dict[str, Any]:
 def from_conf(name: str, data_dir: Path, *, judge: Judge | None = None, **changes: Any) -> Any:
     """Return the benchmark of conf/benchmark/<name>.yaml. It reads each file once: build it again for changed files."""
     given = {"judge": judge} if judge else {}
-    return build(node_of(name, data_dir, **changes), **given)
+    return build(node_of(name, data_dir, **changes), Benchmark, **given)
 
 
 def answers(texts: dict[str, str]) -> list[Answer]:

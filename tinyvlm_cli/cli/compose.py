@@ -4,6 +4,7 @@ Hydra composes in the parent process only. Commands receive the dataclasses of c
 """
 
 import json
+import logging
 import os
 import shutil
 import sys
@@ -31,13 +32,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tinyvlm_cli.cli.commands import COMMANDS, Command
 from tinyvlm_cli.cli.config_files import CachedRepository, CachedSource, SweepSource, TinyvlmSearchPath
-from tinyvlm_cli.cli.explain import explain, read_arguments
+from tinyvlm_cli.cli.explain import explain, read_arguments, trusted_arguments
 from tinyvlm_cli.cli.names import name_members, packaged_overrides, show_differences
-from tinyvlm_cli.config.build import PACKAGE, conf_dir
+from tinyvlm_cli.config.build import PACKAGE, conf_dir, is_results_folder, targets_in, trust, trusted
 from tinyvlm_cli.console import set_up_logging
 from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.launch.workers import this_node
+
+log = logging.getLogger(__name__)
 
 MULTIRUN = frozenset({"-m", "--multirun"})
 HELP = frozenset({"-h", "--help"})
@@ -71,6 +74,7 @@ class Cell:
         Raises UserError if settings are missing or do not match the schema.
         """
         schema = self.command.settings_class
+        trust(_targets(OmegaConf.to_container(self.composed, resolve=False)))
         name_members(self.composed, self.hydra)
         try:
             if missing := sorted(OmegaConf.missing_keys(self.composed)):
@@ -105,9 +109,11 @@ def run_command(command: Command, arguments: list[str]) -> int:
     """Compose the command's configuration from `arguments`, run it for each cell, and return the exit code."""
     prepare_hydra(command)
     schema = command.settings_class
+    own, arguments = trusted_arguments(arguments)
     flags, settings = read_arguments(arguments, schema)
     results_dir = dict(setting.partition("=")[::2] for setting in settings).get("results_dir", "results")
-    _make_importable(Path.cwd(), Path(results_dir.strip("'\"")))
+    trust([*own, *_own_places(Path.cwd(), Path(results_dir.strip("'\"")))])
+    os.environ["PYTHONSAFEPATH"] = "1"  # child processes do not import modules from the working directory
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors instead of printing them and exiting
     job = Job(command.name, Path.cwd() / f".tinyvlm-{uuid.uuid4().hex}", full_error)
@@ -177,6 +183,7 @@ class Job:
     name: str  # of the command
     folder: Path
     full_error: str = "0"  # the user's HYDRA_FULL_ERROR, for the commands that `demo` runs
+    trusted: list[str] = field(default_factory=trusted)  # for a process that a cluster starts without our environment
     is_launched: bool = False
     done: list[Outcome] = field(default_factory=list)
 
@@ -205,6 +212,7 @@ class Job:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the job in a process started by a launcher, and set up Hydra and logging there."""
         self.__dict__ = {**state, "is_launched": True}
+        trust(self.trusted)
         os.environ["HYDRA_FULL_ERROR"] = "1"
         prepare_hydra(COMMANDS[self.name])
         set_up_logging()
@@ -247,19 +255,27 @@ def _print_help(command: Command) -> int:
     return 0
 
 
-def _make_importable(working_dir: Path, results_dir: Path) -> None:
-    """Let this process and its children import modules from the working directory, as `python -m` does.
+def _own_places(working_dir: Path, results_dir: Path) -> list[str]:
+    """Return the modules that the user's own configuration names, and the working directory, where they may be.
 
-    `_target_: my_connectors.Mine` then finds my_connectors.py there. A working directory inside a results folder is not
-    added: results may come from other people, so nothing in them may be executed.
+    In a results folder there are none: results may come from other people, so nothing in them may be executed.
     """
-    inside = (working_dir, *working_dir.parents)
-    if results_dir.resolve() in inside or any((f / "runs").is_dir() and (f / "stages").is_dir() for f in inside):
-        return
-    if str(working_dir) not in sys.path:
-        sys.path.insert(0, str(working_dir))
-    known = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(working_dir), *known]))
+    if is_results_folder(working_dir):
+        if Path("conf").is_dir():
+            log.warning("./conf and ./sweeps are not used, because %s is a results folder", working_dir)
+        return []
+    if results_dir.resolve() in (working_dir, *working_dir.parents):
+        return []
+    return [str(working_dir), *targets_in(Path("conf"))]
+
+
+def _targets(node: Any) -> Iterator[str]:
+    """Yield the modules of all `_target_` keys in a composed configuration."""
+    if isinstance(node, dict):
+        if isinstance(target := node.get("_target_"), str):
+            yield target.rpartition(".")[0]
+        for value in node.values():
+            yield from _targets(value)
 
 
 def prepare_hydra(command: Command) -> None:

@@ -17,7 +17,7 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig
 
-from tinyvlm_cli.config.build import conf_dir, sweeps_dir
+from tinyvlm_cli.config.build import conf_dir, is_results_folder, sweeps_dir
 
 SWEEP = "sweep"  # the configuration group whose options are the files in sweeps/
 
@@ -29,6 +29,8 @@ class TinyvlmSearchPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         own_conf, own_sweeps = Path("conf").resolve(), Path("sweeps").resolve()
+        if is_results_folder(Path.cwd()):
+            own_conf, own_sweeps = conf_dir(), sweeps_dir()  # files in a results folder are data
         if self.includes_own and own_conf.is_dir() and own_conf != conf_dir():
             search_path.prepend(provider="user", path=str(own_conf), anchor="main")
         for folder in dict.fromkeys((own_sweeps, sweeps_dir())):

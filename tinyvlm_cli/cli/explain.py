@@ -41,7 +41,7 @@ def read_arguments(arguments: list[str], schema: type) -> tuple[list[str], list[
     for index, setting in enumerate(settings):
         group = re.split(r"[=.@/]", setting.lstrip("+~"), maxsplit=1)[0]
         if group not in (*allowed, "hydra", "sweep"):
-            raise UserError(f"{setting}: unknown setting '{group}'; {suggest(group, allowed)}")
+            raise UserError(f"{setting}: unknown setting '{group}'; {suggest(group, [*allowed, 'trust'])}")
         if "=" not in setting and not setting.startswith("~"):
             raise UserError(f"{setting}: missing value; write {setting}=VALUE")
         if group == "sweep" and re.search(r"[,\[]", setting):
@@ -59,6 +59,19 @@ def read_arguments(arguments: list[str], schema: type) -> tuple[list[str], list[
         elif OWN_KEYS.match(setting):
             settings[index] = f"++{setting}"
     return flags, settings
+
+
+def trusted_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return the modules and folders named by `trust=A,B` arguments, and the other arguments.
+
+    Only the command line can name them: `trust` is not a setting, so no file can change it.
+    """
+    given = [argument for argument in arguments if argument.startswith("trust=")]
+    names = [name.strip(" '\"[]") for argument in given for name in argument.removeprefix("trust=").split(",")]
+    for name in names:
+        if not re.fullmatch(r"\w+(\.\w+)*|/.+", name):
+            raise UserError(f"trust={name}: expected the name of a module or the absolute path of a folder")
+    return names, [argument for argument in arguments if argument not in given]
 
 
 def explain(error: Exception, schema: type, settings: list[str]) -> str:  # noqa: PLR0911 - one per kind of error

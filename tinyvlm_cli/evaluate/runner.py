@@ -122,7 +122,7 @@ def answer_all(job: EvalJob) -> None:
         for number, task in enumerate(job.tasks):
             name = task.benchmark["name"]
             if name not in benchmarks:
-                benchmarks = {name: build(task.benchmark)}
+                benchmarks = {name: build(task.benchmark, Benchmark)}
             benchmark, folder = benchmarks[name], Path(task.folder)
             questions = benchmark.questions[: job.limit]
             if task.images == SHUFFLED:

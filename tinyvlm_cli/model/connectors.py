@@ -40,12 +40,7 @@ def build_connector(node: dict[str, Any], *, vision_dim: int, llm_dim: int) -> C
 
     Raises UserError for invalid settings or classes. `VLM.check_shapes` checks the shape of the connector's output.
     """
-    connector = build(node, vision_dim=vision_dim, llm_dim=llm_dim)
-    if not isinstance(connector, Connector):
-        raise UserError(
-            f"connector._target_: {node['_target_']} is not a connector; make it a subclass of "
-            "tinyvlm_cli.model.connectors.Connector, as described in its docstring"
-        )
+    connector: Connector = build(node, Connector, vision_dim=vision_dim, llm_dim=llm_dim)
     return connector
 
 

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from jinja2 import Environment, PackageLoader
 
 from tinyvlm_cli.config.build import build
 from tinyvlm_cli.data.images import open_image
+from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.report.sheet import MAIN, Sheet
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Run
+from tinyvlm_cli.untrusted import read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -111,11 +112,11 @@ def thumbnails(folders: Sequence[Path], keys: set[str]) -> dict[str, str]:
     tried = set()
     for path in (folder / "benchmark.yaml" for folder in folders):
         try:
-            text = path.read_text(encoding="utf-8") if path.is_file() else ""
-            if text not in tried:
+            node = read_yaml(path, "no images are shown") if path.is_file() else None
+            if (text := repr(node)) not in tried:
                 tried.add(text)
-                found.update(_pictures(yaml.safe_load(text), keys - found.keys()))
-        except (ValueError, OSError, yaml.YAMLError) as error:
+                found.update(_pictures(node, keys - found.keys()))
+        except (ValueError, OSError) as error:
             log.info("%s: the page shows no images for this benchmark: %s", path, error)
     return found
 
@@ -129,7 +130,7 @@ def _pictures(node: Any, keys: set[str]) -> Iterator[tuple[str, str]]:
         return
     pictures: dict[str, str] = {}  # "" for an image that cannot be read
     # In file order, as adjacent rows of a parquet file are read together.
-    for question in build(node).questions:
+    for question in build(node, Benchmark).questions:
         if question.key not in keys or question.image is None:
             continue
         if question.image_key not in pictures:

@@ -40,6 +40,7 @@ import yaml
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import append_jsonl, file_hash, locked, read_jsonl, write_text
 from tinyvlm_cli.results.records import REAL, Answer, Run, ScoreRow, Stage, now
+from tinyvlm_cli.untrusted import read_yaml
 
 WEIGHT_FILES = (".safetensors", ".json", ".model", ".txt")  # files that from_pretrained reads
 ANSWER_KEY = re.compile(rb'"key": ("(?:[^"\\\\]|\\\\.)*")')  # in a line of an answers file
@@ -112,7 +113,7 @@ class Results:
     def read_stage(stage_dir: Path) -> Stage | None:
         """Return the stage's record, or None if it does not exist. Raises UserError if it is invalid."""
         path, advice = stage_dir / "stage.yaml", f"move or delete {stage_dir} to train the stage again"
-        return _record(Stage, _read_yaml(path, advice), path, advice) if path.is_file() else None
+        return _record(Stage, read_yaml(path, advice), path, advice) if path.is_file() else None
 
     @staticmethod
     def write_stage(stage_dir: Path, stage: Stage) -> None:
@@ -129,7 +130,7 @@ class Results:
         if not path.is_file():
             raise UserError(f"{folder}: not a run folder, because run.yaml is missing")
         advice = "restore it or delete the folder"
-        return _record(Run, _read_yaml(path, advice), path, advice, folder=folder)
+        return _record(Run, read_yaml(path, advice), path, advice, folder=folder)
 
     @staticmethod
     def write_run(run: Run) -> None:
@@ -174,7 +175,7 @@ class Results:
     def read_config(run: Run) -> dict[str, Any]:
         """Return the run's resolved configuration as plain data, or an empty dict if the run has none."""
         path = run.folder / "config.yaml"
-        config = _read_yaml(path, "restore the file or delete it") if path.is_file() else {}
+        config = read_yaml(path, "restore the file or delete it") if path.is_file() else {}
         return config if isinstance(config, dict) else {}
 
     def scores(self) -> list[ScoreRow]:
@@ -264,14 +265,6 @@ class Results:
                     prompt, text = str(record.get("prompt", "")), str(record.get("text", ""))
                     found[record["key"]] = Answer(record.get("question_id", ""), prompt, text, record["key"])
         return found
-
-
-def _read_yaml(path: Path, advice: str) -> Any:
-    """Return the content of a YAML file. Raises a UserError that ends with `advice` if the file is not valid YAML."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"{path}: not valid YAML; {advice}") from None
 
 
 def _record(kind: type[R], values: Any, path: Path, advice: str, **given: Any) -> R:

@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -21,9 +21,6 @@ from tinyvlm_cli.data.records import IMAGE_FAULTS, FaultError, Kind, write_skips
 from tinyvlm_cli.errors import FAILED, UserError, raise_findings
 from tinyvlm_cli.files import locked, new_folder, write_jsonl
 from tinyvlm_cli.results.folder import Results
-
-if TYPE_CHECKING:
-    from tinyvlm_cli.evaluate.benchmark import Benchmark
 
 log = logging.getLogger(__name__)
 
@@ -120,13 +117,14 @@ def _check_split(name: str, data: Data, results: Results) -> int:
 
 def _check_benchmarks(nodes: dict[str, Any]) -> int:
     """Print a table of the benchmarks' files and a line for each missing file. Returns the exit code."""
+    from tinyvlm_cli.evaluate.benchmark import Benchmark
     from tinyvlm_cli.evaluate.runner import take_inventory
 
     right = [Column(header, justify="right") for header in ("questions", "images")]
     table = Table("benchmark", "split", *right, "status")
     lines, is_complete = [], True
     for node in nodes.values():
-        benchmark: Benchmark = build(node)
+        benchmark = build(node, Benchmark)
         found = take_inventory(benchmark)
         images = f"{found.images - found.absent:,} of {found.images:,}"
         status = "incomplete" if found.findings else "complete"
@@ -219,7 +217,7 @@ def make(choice: str, node: dict[str, Any]) -> None:
             log.info("%s: already exists at %s", choice, folder)
             return
         with new_folder(folder) as draft:
-            build({**node, "folder": draft})
+            build({**node, "folder": draft}, None)
     log.info("%s: written to %s", choice, folder)
 
 

@@ -48,7 +48,9 @@ def run(config: Eval) -> int:
         stage_dirs = [str(folder) for folder in found.stage_dirs]
         job = EvalJob(str(one.folder), found.stage, stage_dirs, config.limit, config.seed, tasks)
         jobs.append(job)
-    benchmarks = {name: with_judge(build(node), config.judge, results) for name, node in config.benchmark.items()}
+    benchmarks = {
+        name: with_judge(build(node, Benchmark), config.judge, results) for name, node in config.benchmark.items()
+    }
     findings = [finding for benchmark in benchmarks.values() for finding in take_inventory(benchmark).findings]
     raise_findings(findings)
     pending = 0

@@ -34,7 +34,7 @@ def run(config: Score) -> int:
     # Images are not required: a benchmark reads only the files that scoring uses.
     changes = {"data_dir": config.data_dir, "choice_rule": config.choice_rule, "runs": config.runs}
     node = {**node, **{key: value for key, value in changes.items() if value is not None}}
-    benchmark: Benchmark = with_judge(build(node), config.judge, Results(config.results_dir))
+    benchmark: Benchmark = with_judge(build(node, Benchmark), config.judge, Results(config.results_dir))
     answers = read_answers(Path(config.answers))
     if config.upload is not None:
         benchmark.export(answers, Path(config.upload))

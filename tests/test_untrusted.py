@@ -1,0 +1,195 @@
+"""Other people's files are data: they choose no code, no environment variable and no place outside their folder."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.small_run import write_small_run
+
+from tinyvlm_cli.cli.main import main
+from tinyvlm_cli.config.build import build, trust
+from tinyvlm_cli.config.schema import Train, from_yaml
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.evaluate.benchmark import Benchmark
+from tinyvlm_cli.model.connectors import Connector
+from tinyvlm_cli.untrusted import interpolation_in, name_fault, read_json, read_yaml
+
+EVIL = """
+import pathlib
+pathlib.Path("ran").touch()
+from tinyvlm_cli.model.connectors import MLP
+class Mine(MLP):
+    pass
+"""
+TARGETS = {
+    "a function of a library": ("torch.hub.load", {"repo_or_dir": "x", "model": "y"}),
+    "os.system": ("os.system", {"command": "touch ran"}),
+    "a function of ours": ("tinyvlm_cli.files.write_text", {"path": "ran", "text": ""}),
+    "a class of ours of another kind": ("tinyvlm_cli.results.folder.Results", {"root": "ran"}),
+    "the command line": ("tinyvlm_cli.__main__.main", {}),
+    "a module in the working directory": ("evil_module.Mine", {"depth": 1}),
+    "a relative name": (".evil_module.Mine", {"depth": 1}),
+    "no text": (5, {}),
+    "a list": (["os", "system"], {}),
+}
+
+
+@pytest.mark.parametrize("kind", [Connector, Benchmark])
+@pytest.mark.parametrize("case", TARGETS)
+def test_a_file_chooses_only_classes_of_the_kind_that_is_due(
+    case: str, kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "evil_module.py").write_text(EVIL, encoding="utf-8")
+    target, settings = TARGETS[case]
+    with pytest.raises(UserError, match="_target_"):
+        build({"name": "x", "_target_": target, **settings}, kind)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    write_small_run(folder / "results")
+    return folder
+
+
+COMMANDS: dict[str, list[str]] = {
+    "ask": ["ask", "run=small", "image=x.png", "question=a"],
+    "export": ["export", "run=small"],
+    "plan": ["plan", "llm=tiny", "vision=tiny", "data=easyvqa", "recipe=custom", "start=small"],
+}
+
+
+def written(study: Path, tmp_path: Path, **changes: Any) -> Path:
+    """Copy the study to `tmp_path` with changes in its run's configuration."""
+    (tmp_path / "results").symlink_to(study / "results")
+    results = tmp_path / "theirs"
+    (results / "runs/small").mkdir(parents=True)
+    (results / "stages").symlink_to(study / "results/stages")
+    for name in ("run.yaml", "config.yaml"):
+        content = yaml.safe_load((study / "results/runs/small" / name).read_text("utf-8"))
+        content |= changes if name == "config.yaml" else {}
+        (results / "runs/small" / name).write_text(yaml.safe_dump(content), encoding="utf-8")
+    from PIL import Image
+
+    Image.new("RGB", (9, 9)).save(tmp_path / "x.png")
+    return results
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_run_folder_runs_no_code(
+    command: str, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = {"name": "mlp", "_target_": "evil_module.Mine", "depth": 2}
+    results = written(study, tmp_path, connector=node)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil_module.py").write_text(EVIL, encoding="utf-8")
+    assert main([*COMMANDS[command], f"results_dir={results}"]) == 2
+    error = capsys.readouterr().err
+    assert "evil_module" in error and "trust=evil_module" in error and "Traceback" not in error
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("how", ["trust", "conf"])
+def test_a_module_is_imported_if_the_user_names_it(
+    how: str, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = f"own_module_{how}"
+    results = written(study, tmp_path, connector={"name": "mlp", "_target_": f"{module}.Mine", "depth": 2})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f"{module}.py").write_text(EVIL, encoding="utf-8")
+    if how == "conf":
+        (tmp_path / "conf/connector").mkdir(parents=True)
+        (tmp_path / "conf/connector/own.yaml").write_text(f"_target_: '{module}.Mine'\ndepth: 2\n", encoding="utf-8")
+    given = [f"trust={module}"] if how == "trust" else []
+    assert main([*COMMANDS["ask"], f"results_dir={results}", "max_new_tokens=1", *given]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_run_folder_reads_no_environment_variable(
+    command: str, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.chdir(tmp_path)
+    results = written(study, tmp_path, data_dir="${oc.env:OPENAI_API_KEY}")
+    assert main([*COMMANDS[command], f"results_dir={results}"]) == 2
+    shown = capsys.readouterr()
+    assert "config.yaml" in shown.err and "sk-secret" not in shown.out + shown.err
+
+
+def test_trust_is_not_a_setting_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "llm=tiny", "vision=tiny", "trust=a-b"]) == 2
+    assert main(["plan", "llm=tiny", "vision=tiny", "+trust=os"]) == 2
+    assert os.environ["TINYVLM_TRUST"].count("os") == 0
+    trust(["my_module", "my_module"])
+    assert os.environ["TINYVLM_TRUST"].split(os.pathsep).count("my_module") == 1
+
+
+HOSTILE_YAML = {
+    "nested": "[" * 100_000,
+    "aliases": "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)),
+    "inside itself": "a: &a [*a]",
+    "large": "a: " + "x" * 2**21,
+    "integer": "a: " + "9" * 5_000,
+    "a date": "a: 2020-99-99",
+    "types": "a: !!bool maybe",
+    "an empty integer": "a: !!int ''",
+    "a time": "a: !!timestamp soon",
+    "an object": "a: !!python/object/apply:os.system ['touch ran']",
+    "a key": "? [a]\n: b",
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE_YAML)
+def test_hostile_yaml_is_one_sentence(case: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(HOSTILE_YAML[case], encoding="utf-8")
+    with pytest.raises(UserError, match=r"run.yaml: .*; delete it$") as raised:
+        read_yaml(path, "delete it")
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UserError):
+        from_yaml(Train, path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5_000, "{", "\ufffe", '{"a": 1} {'])
+def test_hostile_json_is_one_sentence(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"a.json: .*; delete it$"):
+        read_json(path, "delete it")
+
+
+@pytest.mark.parametrize("kind", ["folder", "named pipe", "socket", "device"])
+def test_what_is_no_file_is_not_opened(kind: str, tmp_path: Path) -> None:
+    import socket
+
+    path = tmp_path / "x"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "named pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        socket.socket(socket.AF_UNIX).bind(str(path))
+    else:
+        path = Path("/dev/zero")
+    for read in (read_yaml, read_json):
+        with pytest.raises(UserError, match=f"expected a file but found a {kind}"):
+            read(path, "delete it")
+
+
+def test_names_are_one_component_of_a_path() -> None:
+    for name in ("", ".", "..", "../x", "a/b", "/", "a\\b", "a\0", "a\nb", "\x1b[2J", "x" * 300, "\ud800", None, 5):
+        assert name_fault(name), name
+    for name in ("a", ".a", "a..b", "TinyLLaVA-base-C-TL+lr=1e-3", "\u00e9t\u00e9", "x y", "$x^$"):
+        assert name_fault(name) is None, name
+
+
+def test_interpolation_is_found_anywhere() -> None:
+    assert interpolation_in({"a": [{"b": "x${oc.env:HOME}"}]}) == "x${oc.env:HOME}"
+    assert interpolation_in({"${a}": 1}) == "${a}"
+    assert interpolation_in({"a": ["$", "{}", 5, None]}) is None
