@@ -3,16 +3,18 @@
 import json
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from transformers import PreTrainedTokenizerFast
 
 from tinyvlm_cli.config.schema import Chat, Prompt, Split
 from tinyvlm_cli.data import check
-from tinyvlm_cli.data.check import check_split
+from tinyvlm_cli.data.check import check_before_training, check_split
 from tinyvlm_cli.data.index import open_index
 from tinyvlm_cli.data.records import IMAGE_FAULTS, Kind, write_skips
 from tinyvlm_cli.errors import UserError
@@ -44,7 +46,18 @@ FAULTS: list[tuple[Kind, dict[str, Any]]] = [
     (Kind.speakers, {"conversations": [TALK[0], TALK[0] | {"value": "x"}]}),
     (Kind.empty_answer, {"conversations": [TALK[0], {"from": "gpt", "value": " "}]}),
     (Kind.repeated, {"id": "good0"}),
+    (Kind.rotated, {"image": "turned.jpg"}),
+    (Kind.rescaled, {"image": "float.tiff"}),
+    (Kind.extra_marks, {"conversations": [{"from": "human", "value": "<image><image>"}, TALK[1]]}),
+    (Kind.first, {"conversations": [{"from": "system", "value": "Be kind."}, *TALK]}),
+    (Kind.first, {"conversations": [TALK[1], *TALK]}),
+    (Kind.answer_mark, {"conversations": [TALK[0], {"from": "gpt", "value": "red <image>"}]}),
+    (Kind.special, {"conversations": [TALK[0], {"from": "gpt", "value": "red</s> blue"}]}),
 ]
+HARMLESS = (
+    Kind.other_type, Kind.marks, Kind.speakers, Kind.empty_answer, Kind.repeated, Kind.rotated, Kind.rescaled,
+    Kind.extra_marks, Kind.first, Kind.answer_mark, Kind.special,
+)  # fmt: skip
 
 
 def write_images(folder: Path) -> None:
@@ -53,6 +66,10 @@ def write_images(folder: Path) -> None:
     image.save(folder / "gif.jpg", format="GIF")
     (folder / "half.png").write_bytes((folder / "a.png").read_bytes()[:900])
     (folder / "empty.png").touch()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    image.save(folder / "turned.jpg", exif=exif)
+    Image.fromarray(np.ones((4, 4), np.float32)).save(folder / "float.tiff")
     (folder / "page.jpg").write_text("<html>", encoding="utf-8")
     Image.new("1", (10_000, 9_000)).save(folder / "bomb.png")
     image.save(folder / "cover.gif")
@@ -84,12 +101,13 @@ def test_every_planted_fault_is_found_and_nothing_else(tmp_path: Path) -> None:
     bad = [{"id": f"bad{i}", "image": "a.png", "conversations": TALK, **fault} for i, (_, fault) in enumerate(FAULTS)]
     (tmp_path / "records.json").write_text(json.dumps(good + bad), encoding="utf-8")
     split = Split(annotations=str(tmp_path / "records.json"), images=str(tmp_path), count=1, source="here")
-    checked = check_split(split)
+    checked = check_split(split, special=["</s>"])
     assert checked.num_records == len(good) + len(bad)
     found = [(f.number - len(good), f.kind) for f in checked.findings]
     assert found == [(i, kind) for i, (kind, _) in enumerate(FAULTS)]
-    harmless = [f.kind for f in checked.findings if not f.leaves_out]
-    assert harmless == [Kind.other_type, Kind.marks, Kind.marks, Kind.speakers, Kind.empty_answer, Kind.repeated]
+    assert [f.kind for f in checked.findings if not f.leaves_out] == [kind for kind, _ in FAULTS if kind in HARMLESS]
+    upright = {f.kind for f in check_split(split, upright=True).findings}
+    assert upright == {kind for kind, _ in FAULTS} - {Kind.rotated, Kind.special}
 
 
 def test_the_index_leaves_out_what_the_check_reports(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
@@ -103,3 +121,17 @@ def test_the_index_leaves_out_what_the_check_reports(tmp_path: Path, words: PreT
     write_skips(split, Results(tmp_path), skips)
     index = open_index(split, tokenizer=words, chat=Chat(), prompt=Prompt.plain, results=Results(tmp_path))
     assert len(index) == len(records) - sum(finding.leaves_out for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        (["a.png", "camera.jpg"], None),
+        (["a.png", "gone.png", "deep/gone.png", "a.png"], "2 of 3 .*first: gone.png.*data check"),
+        (["a.png"] * 99 + ["page.jpg"], "page.jpg: not an image.*data check"),
+    ],
+)
+def test_images_are_checked_before_training(tmp_path: Path, images: list[str], says: str | None) -> None:
+    write_images(tmp_path)
+    with pytest.raises(UserError, match=says) if says else nullcontext():
+        check_before_training(images, tmp_path)

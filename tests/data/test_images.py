@@ -6,16 +6,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from tinyvlm_cli.config.schema import ImageMode, Resize, Vision
 from tinyvlm_cli.data import images
-from tinyvlm_cli.data.images import image_source, normalisation_table, open_image, pixels
+from tinyvlm_cli.data.images import examine, image_source, normalisation_table, open_image, pixels
 from tinyvlm_cli.data.records import FaultError, Kind, resolve
 from tinyvlm_cli.errors import UserError
 
@@ -63,6 +64,39 @@ def test_any_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert opened.mode == "RGB"
     if mode == "I;16":
         assert opened.getpixel((0, 0)) == (200, 200, 200)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0, 0.5, 1]], np.float32), [0, 128, 255]),
+        (np.array([[0, np.nan, 100]], np.float32), [0, 0, 100]),
+        (np.array([[-1, 0, 1]], np.float32), [0, 128, 255]),
+        (np.array([[-np.inf, 7, np.inf]], np.float32), [0, 7, 255]),
+        (np.array([[0, 3e38]], np.float32), [0, 255]),
+        (np.array([[0, 20, 255]], np.int32), [0, 20, 255]),
+        (np.array([[0, 20 * 257, 65_535]], np.int32), [0, 20, 255]),
+        (np.array([[0, 2**30, 2**31 - 1]], np.int32), [0, 128, 255]),
+        (np.full((1, 2), np.nan, np.float32), [0, 0]),
+    ],
+)
+def test_32_bit_and_floating_point_images_are_not_black(
+    tmp_path: Path, values: NDArray[Any], expected: list[int]
+) -> None:
+    Image.fromarray(values).save(tmp_path / "x.tiff")
+    assert np.asarray(open_image(tmp_path / "x.tiff"))[0, :, 1].tolist() == expected
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_exif_rotation_is_ignored_or_obeyed(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    picture(6, 4).save(tmp_path / "x.png", exif=exif)
+    with Image.open(tmp_path / "x.png") as stored:
+        turned = ImageOps.exif_transpose(stored)
+    assert np.array_equal(open_image(tmp_path / "x.png"), picture(6, 4))
+    assert np.array_equal(open_image(tmp_path / "x.png", upright=True), turned)
+    assert examine(tmp_path / "x.png").orientation == (orientation if 2 <= orientation <= 8 else 1)
 
 
 def test_what_is_no_whole_image_is_one_sentence(tmp_path: Path) -> None:

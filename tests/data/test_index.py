@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from tinyvlm_cli.config.schema import Chat, Prompt, Split
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.data.index import SplitIndex, open_index
-from tinyvlm_cli.data.records import split_hash, write_skips
+from tinyvlm_cli.data.records import Kind, split_hash, write_skips
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.folder import Results
 
@@ -37,6 +37,7 @@ BAD = [
     "no object",
     record("surrogate", "q", "\ud83d"),
 ]
+COUNTED = (Kind.first, Kind.extra_marks, Kind.special, Kind.answer_mark)
 
 
 def split_of(records: list[Any], folder: Path) -> Split:
@@ -82,6 +83,29 @@ def test_records_that_cannot_be_used_are_left_out_and_listed(
     lines = (index.folder / "left_out.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["number"] for line in lines] == [1, 2, 3, 4, 5]
     assert index.num_left_out == 5
+
+
+def test_irregular_and_cut_records_are_counted_whenever_the_index_is_opened(
+    tmp_path: Path, words: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    greeting = {"from": "gpt", "value": "Hello!"}
+    records = [
+        {**GOOD[0], "conversations": [greeting, *GOOD[0]["conversations"]]},
+        record("b", "<image><image>\nHi", "Yo", "b.jpg"),
+        record("c", "Hi", "red</s> <image>"),
+        record("d", "<image>", "left out, so not counted</s>"),
+        GOOD[1],
+    ]
+    for _ in range(2):
+        caplog.clear()
+        index = index_of(records, tmp_path, words)
+        counts = ["1 records are left out", *(f"1 with {kind}" for kind in COUNTED)]
+        assert [text for text in counts if text not in caplog.text] == []
+    caplog.set_level("INFO")
+    longest = int(index.lengths(tokens_per_image=3, max_length=99).max())
+    assert "longer" not in caplog.text
+    index.lengths(tokens_per_image=3, max_length=longest - 1)
+    assert f"1 of 4 samples are longer than {longest - 1} tokens" in caplog.text
 
 
 def test_the_skip_list_of_the_data_check_is_obeyed_and_changes_the_stage(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from transformers import PreTrainedTokenizerFast
 
 from tinyvlm_cli.config.schema import Chat, ImageMode, Prompt, Split, Vision
@@ -99,6 +99,16 @@ def test_the_references_caption_sample(plan: StagePlan, tokens: int, length: int
     assert batch.image_at.tolist() == list(range(tokens))
     assert batch.predict.tolist() == list(range(tokens - 1, tokens + 10))
     assert batch.targets[0] == 1820 and batch.targets[-1] == 198
+
+
+def test_images_are_turned_only_on_request(plan: StagePlan, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    image = Image.new("RGB", (16, 16))
+    image.putpixel((0, 0), (255, 255, 255))
+    image.save(tmp_path / "a.png", exif=exif)
+    stored, turned = (pack(replace(plan, upright=upright), (0,), ONES).pixels[0] for upright in (False, True))
+    assert stored[:, 0, 0].tolist() == turned[:, 15, 15].tolist() == [255, 255, 255]
 
 
 def test_the_references_loss_is_a_mean_of_means(plan: StagePlan) -> None:

@@ -15,6 +15,7 @@ from tinyvlm_cli.config.schema import (
     LLM,
     Data,
     Engine,
+    Exif,
     ImageMode,
     Optim,
     Parts,
@@ -102,12 +103,13 @@ def test_base_and_share_share_the_connector_pretraining_only(config: Train) -> N
     assert set(folders(config)) & set(folders(share)) == {folders(config)[0]}
 
 
-@pytest.mark.parametrize("part", ["llm.max_length", "vision.tokens", "vision.mean", "seed", "stage.lr"])
+@pytest.mark.parametrize("part", ["llm.max_length", "vision.tokens", "vision.mean", "exif", "seed", "stage.lr"])
 def test_whatever_changes_the_weights_changes_the_folder(config: Train, part: str) -> None:
     changed = {
         "llm.max_length": lambda: replace(config, llm=replace(config.llm, max_length=64)),
         "vision.tokens": lambda: replace(config, vision=replace(config.vision, tokens="all")),
         "vision.mean": lambda: replace(config, vision=replace(config.vision, mean=[0.1, 0.5, 0.5])),
+        "exif": lambda: replace(config, data=replace(config.data, exif=Exif.upright)),
         "seed": lambda: replace(config, seed=1),
         "stage.lr": lambda: replace(
             config, recipe=replace(config.recipe, stages={**BASE, "pretrain": stage(None, lr=2e-3)})

@@ -66,6 +66,13 @@ class Tokens(Enum):
     drop_first = "drop_first"  # for encoders with a CLS token
 
 
+class Exif(Enum):
+    """Use of the rotation that a photo's Exif metadata states."""
+
+    ignore = "ignore"  # images are used as stored, as in LLaVA and TinyLLaVA_Factory
+    upright = "upright"  # images are turned upright
+
+
 class Precision(Enum):
     """Training precision. With bf16, the optimizer keeps fp32 master weights."""
 
@@ -144,6 +151,7 @@ class Data:
     name: str = MISSING
     splits: dict[str, Split] = MISSING  # split name -> training set
     image_sources: dict[str, str] = field(default_factory=dict)  # folder in image paths -> where to get its images
+    exif: Exif = Exif.ignore  # whether photos are turned as their Exif metadata states; also applies to questions
     prepare: dict[str, Any] | None = None
 
 

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -18,8 +18,9 @@ from typing import TypeVar
 
 from tinyvlm_cli.config.schema import Split
 from tinyvlm_cli.console import progress
-from tinyvlm_cli.data.images import image_format, open_image
-from tinyvlm_cli.data.records import FaultError, Finding, Kind, Record, check_marks, read_records, resolve
+from tinyvlm_cli.data.images import WIDE_MODES, examine, image_format, open_image
+from tinyvlm_cli.data.irregular import irregularities
+from tinyvlm_cli.data.records import FaultError, Finding, Kind, Record, read_records, resolve
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import replaced
 
@@ -31,6 +32,7 @@ FORMATS = {
 }  # fmt: skip
 CONVERT = "`tinyvlm data prepare data=NAME convert_gifs=true`"
 QUALITY = 95  # out of 100; no loss is visible at a vision encoder's input size
+NUM_DECODED = 64  # images that are decoded before training
 CHUNK = 64  # items sent to a process at a time
 CHUNKS_AHEAD = 16  # chunks queued per process, so that a million paths are not queued at once
 
@@ -47,8 +49,11 @@ class Checked:
     findings: list[Finding]  # in the order of the records
 
 
-def check_split(split: Split) -> Checked:
-    """Check every record, and every image file once. All findings are kept in memory."""
+def check_split(split: Split, *, special: Collection[str] = (), upright: bool = False) -> Checked:
+    """Check every record, and every image file once. All findings are kept in memory.
+
+    special: texts that tokenizers read as special tokens. upright: images are turned as their Exif orientation states.
+    """
     findings: list[Finding] = []
     ids: set[str] = set()
     images: dict[str, int] = {}  # path -> its index in this mapping
@@ -62,44 +67,74 @@ def check_split(split: Split) -> Checked:
         if record.id in ids and raw.get("id") is not None:
             findings.append(Finding(number, Kind.repeated, f"record {record.id}: another record has the same id"))
         ids.add(record.id)
-        try:
-            check_marks(record)
-        except FaultError as fault:
-            findings.append(Finding(number, fault.kind, str(fault)))
-        is_human = [message.get("from") == "human" for message in raw["conversations"]]
-        if is_human[-2 * len(record.turns) :] != [True, False] * len(record.turns):  # `parse_record` drops the others
-            text = "messages are read as alternating questions and answers, but their speakers do not alternate"
-            findings.append(Finding(number, Kind.speakers, f"record {record.id}: {text}"))
-        if not all(turn.answer.strip() for turn in record.turns):
-            findings.append(Finding(number, Kind.empty_answer, f"record {record.id}: an answer is empty"))
+        findings += [Finding(number, kind, text) for kind, text in irregularities(raw, record, special)]
         for image in record.images:
             owners.append(number)
             places.append(images.setdefault(image, len(images)))
     paths = (resolve(Path(split.images), image) for image in images)
     results = on_all_cores(check_image, paths, count=len(images), label="opening images")
-    faults = {  # by the image's index; all records with the image share one text
-        place: (fault.kind, str(fault), image)
-        for place, (image, fault) in enumerate(zip(images, results, strict=True))
-        if fault is not None
+    faults = {  # by the image's index; all records with the image share the texts
+        place: [(fault.kind, str(fault), image) for fault in found if not (upright and fault.kind is Kind.rotated)]
+        for place, (image, found) in enumerate(zip(images, results, strict=True))
+        if found
     }
-    findings += [Finding(n, *faults[place]) for n, place in zip(owners, places, strict=True) if place in faults]
+    findings += [
+        Finding(number, *fault)
+        for number, place in zip(owners, places, strict=True)
+        for fault in faults.get(place, ())
+    ]  # fmt: skip
     findings.sort(key=lambda finding: finding.number)
     return Checked(number + 1, len(images), findings)
 
 
-def check_image(path: Path) -> FaultError | None:
-    """Decode an image. Return None if it is intact and its type matches its file extension."""
+def check_image(path: Path) -> list[FaultError]:
+    """Decode an image. Return its faults and irregularities, such as a type that differs from its file extension."""
     try:
-        found = image_format(path, decode=True)
+        found = examine(path)
     except FaultError as fault:
         if fault.kind is Kind.absent and (gif := gif_of(path)):
-            return FaultError(Kind.absent, f"{fault}, but {gif.name} exists; run {CONVERT} to convert it")
-        return fault
+            return [FaultError(Kind.absent, f"{fault}, but {gif.name} is there; run {CONVERT} to convert it")]
+        return [fault]
+    faults = []
     suffix = path.suffix.lower()
-    if found in FORMATS.get(suffix, (found,)):
-        return None
-    hint = f"; run {CONVERT} to convert it to JPEG" if suffix in JPEG_NAMES else ""
-    return FaultError(Kind.other_type, f"image {path}: the actual type is {found}; training can still read it{hint}")
+    if found.format not in FORMATS.get(suffix, (found.format,)):
+        hint = f"; run {CONVERT} to convert it to JPEG" if suffix in JPEG_NAMES else ""
+        text = f"the actual type is {found.format}; training can still read it{hint}"
+        faults.append(FaultError(Kind.other_type, f"image {path}: {text}"))
+    if found.orientation != 1:
+        text = f"its Exif orientation {found.orientation} is ignored; add data.exif=upright to turn such images"
+        faults.append(FaultError(Kind.rotated, f"image {path}: {text}"))
+    if found.mode in WIDE_MODES:
+        kind = "floating-point" if found.mode == "F" else "32-bit"
+        faults.append(FaultError(Kind.rescaled, f"image {path}: its {kind} values are scaled to 8 bits"))
+    return faults
+
+
+def check_before_training(images: Iterable[str], root: Path) -> None:
+    """Raise UserError if image files are missing, or if one of the first images cannot be read.
+
+    Only the first images are decoded, because decoding all of them takes long. `check_split` decodes them all.
+    """
+    missing: list[str] = []
+    names: dict[Path, frozenset[str]] = {}  # folder -> its files; listing a folder is faster than looking each one up
+    number = 0
+    first = None
+    for number, image in enumerate(dict.fromkeys(images), 1):
+        path = resolve(root, image)
+        if path.parent not in names:
+            names[path.parent] = frozenset(os.listdir(path.parent) if path.parent.is_dir() else ())
+        if path.name not in names[path.parent] and not path.exists():
+            missing.append(image)
+        elif number <= NUM_DECODED and first is None:
+            try:
+                open_image(path)
+            except FaultError as fault:
+                first = str(fault)
+    finding = f"{len(missing):,} of {number:,} images are missing in {root} (first: {missing[0]})" if missing else first
+    if finding:
+        raise UserError(
+            f"{finding}; run `tinyvlm data check`, after which training leaves out records without an image"
+        )
 
 
 def gif_of(path: Path) -> Path | None:

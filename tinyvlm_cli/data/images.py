@@ -6,6 +6,7 @@ or an in-memory image.
 
 import http.client
 import io
+import struct
 import sys
 import time
 import urllib.error
@@ -13,11 +14,12 @@ import urllib.request
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from tinyvlm_cli.config.schema import ImageMode, Resize, Vision
 from tinyvlm_cli.data.records import FaultError, Kind
@@ -26,26 +28,63 @@ from tinyvlm_cli.errors import UserError
 STDIN = "-"
 MAX_BYTES = 64 * 2**20  # limit for an image from a URL or standard input
 TIMEOUT_S = 30.0
+WIDE_MODES = ("I", "F")  # Pillow's names for 32-bit and floating-point values
+WHITES = (1.0, 255.0, 65_535.0)  # usual values of white in such images
+TURNS = {  # Exif orientation -> what makes the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _CHUNK = 2**16
 
 
-def open_image(source: Path | bytes) -> Image.Image:
-    """Return the first frame of an image as RGB. Raises FaultError if the image is missing, invalid or incomplete."""
-    with _opened(source) as image:
-        return to_rgb(image)
+@dataclass(frozen=True)
+class Examined:
+    """Properties of an intact image file."""
+
+    format: str  # Pillow's name for the actual image type ("JPEG", "GIF"), detected from the first bytes
+    orientation: int  # Exif orientation, 1..8; 1: upright
+    mode: str  # Pillow's name for the pixel format
 
 
-def image_format(source: Path | bytes, *, decode: bool = False) -> str:
-    """Return Pillow's name for the actual image type ("JPEG", "GIF"), detected from the first bytes.
+def open_image(source: Path | bytes, *, upright: bool = False) -> Image.Image:
+    """Return the first frame of an image as RGB. Raises FaultError if the image is missing, invalid or incomplete.
 
-    decode: also decode the whole file, so that every image that `open_image` rejects raises FaultError here too.
+    upright: turn the image as its Exif orientation states. Otherwise it stays as stored, as in TinyLLaVA_Factory.
     """
     with _opened(source) as image:
-        if decode:
-            # Decoding a JPEG at an eighth of its size still reads all its bytes, in a third of the time.
-            image.draft("RGB", (1, 1))
-            to_rgb(image)
+        rgb = to_rgb(image)
+        turn = TURNS.get(_orientation(image)) if upright else None
+        return rgb if turn is None else rgb.transpose(turn)
+
+
+def image_format(source: Path | bytes) -> str:
+    """Return Pillow's name for the actual image type ("JPEG", "GIF"), detected from the first bytes."""
+    with _opened(source) as image:
         return image.format or ""
+
+
+def examine(source: Path | bytes) -> Examined:
+    """Decode an image. Raises FaultError for every image that `open_image` rejects."""
+    with _opened(source) as image:
+        mode = image.mode
+        # Decoding a JPEG at an eighth of its size still reads all its bytes, in a third of the time.
+        image.draft("RGB", (1, 1))
+        to_rgb(image)
+        return Examined(image.format or "", _orientation(image), mode)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the Exif orientation of an image, 1..8; 1 if it is missing or unreadable, as in image viewers."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation)
+    except (SyntaxError, ValueError, TypeError, KeyError, struct.error):
+        return 1
+    return found if found in TURNS else 1
 
 
 @contextmanager
@@ -74,12 +113,23 @@ def _opened(source: Path | bytes) -> Iterator[Image.Image]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image to 8-bit RGB."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow's own conversion clips 16-bit values to 255 instead of scaling them.
-        values = np.asarray(image).astype(np.float64) / 257
-        return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+    """Convert an image to 8-bit RGB.
+
+    16-bit values are divided by 257. The range of 32-bit and floating-point values is unknown: the smallest of 1, 255
+    and 65,535 that no value exceeds becomes white, and other ranges are scaled from minimum to maximum.
+    """
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.float64) / 257  # Pillow's own conversion clips values to 255
+    elif image.mode in WIDE_MODES:
+        values = np.asarray(image).astype(np.float64)
+        finite = values[np.isfinite(values)]
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+        if low >= 0 and high <= WHITES[-1]:
+            low, high = 0.0, next(white for white in WHITES if high <= white)
+        values = np.rint(np.nan_to_num((values - low) / ((high - low) or 1.0) * 255))
+    else:
+        return image.convert("RGB")
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
 def pixels(image: Image.Image, vision: Vision, mode: ImageMode) -> NDArray[np.uint8]:

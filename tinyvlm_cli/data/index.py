@@ -4,12 +4,14 @@ Worker processes do not load the JSON. The index of a split is stored in results
 ids.bin, supervised.bin, texts.bin   token ids, supervision flags, and image paths with record ids, concatenated
 samples.npy                          offsets of each sample in these files, and the counts that determine its length
 left_out.jsonl                       records that cannot be used, with the reason
+irregular.json                       numbers of records that are not used as they are written, by kind
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -22,9 +24,10 @@ from numpy.typing import NDArray
 from tinyvlm_cli.config.commands import Mix
 from tinyvlm_cli.config.schema import Chat, Prompt, Split
 from tinyvlm_cli.data.chat import IMAGE, Encoded, encode
-from tinyvlm_cli.data.records import FaultError, Record, read_records, read_skips, split_hash
+from tinyvlm_cli.data.irregular import irregularities
+from tinyvlm_cli.data.records import FaultError, Kind, Record, read_records, read_skips, split_hash
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.files import locked, new_folder, read_jsonl, write_jsonl
+from tinyvlm_cli.files import locked, new_folder, read_jsonl, write_jsonl, write_text
 from tinyvlm_cli.results.folder import Results
 
 if TYPE_CHECKING:  # data loader workers import this module, and importing transformers takes seconds
@@ -32,7 +35,8 @@ if TYPE_CHECKING:  # data loader workers import this module, and importing trans
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # increment if the index of the same records changes; 2: questions without an image are not stripped
+# Increment if the index of the same records changes. 2: questions without an image are not stripped; 3: irregular.json
+FORMAT = 3
 BATCH = 512  # records per call to the tokenizer, which uses several threads
 SAMPLE = np.dtype(
     [
@@ -86,12 +90,22 @@ class SplitIndex:
         images = tuple(image.split("\0")) if image else ()
         return Sample(self._ids[tokens], self._supervised[tokens], images, name)
 
+    def images(self) -> Iterator[str]:
+        """Yield the image paths of all samples, in order, with duplicates."""
+        for row in self._samples[self._samples["num_images"] > 0]:
+            yield from bytes(self._texts[row["text"] : row["text"] + row["image_bytes"]]).decode().split("\0")
+
     def lengths(self, tokens_per_image: int, max_length: int) -> NDArray[np.int32]:
         """Return each sample's length, including image tokens, after truncation; 0 if no supervised token is left."""
         rows = self._samples
         lengths = rows["num_ids"] + rows["num_images"] * (tokens_per_image - 1)
         first = rows["first_ids"] + rows["first_images"] * tokens_per_image
         keeps = (rows["first_ids"] >= 0) & (first < max_length)
+        if cut := int(np.count_nonzero(keeps & (lengths > max_length))):
+            log.info(
+                "%d of %d samples are longer than %d tokens (llm.max_length); their last answers are cut",
+                cut, len(keeps), max_length,
+            )  # fmt: skip
         if not keeps.all():
             log.info(
                 "%d of %d samples have no supervised token among the first %d tokens and are left out",
@@ -153,7 +167,8 @@ def open_index(
 ) -> SplitIndex:
     """Open the index of a split. If the index does not exist, it is built first.
 
-    Several processes can call this at the same time: one builds the index while the others wait.
+    Several processes can call this at the same time: one builds the index while the others wait. The numbers of
+    records that are left out or irregular are logged each time.
     """
     if not Path(split.annotations).is_file():
         raise UserError(f"{split.annotations}: no such file; get it from {split.source}")
@@ -166,60 +181,85 @@ def open_index(
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = results.index_dir(digest)
-    left_out: dict[int, str] = {}
+    special = {*tokenizer.all_special_tokens, *([chat.end] if prompt is Prompt.chat else [])} - {""}
     with locked(folder):
         if not folder.is_dir():
             encode_all = partial(encode, tokenizer=tokenizer, chat=chat, prompt=prompt)
             with new_folder(folder) as draft:
-                left_out = _write_files(draft, split, encode_all, read_skips(split, results))
+                _write_files(draft, split, encode_all, read_skips(split, results), special)
     index = SplitIndex(folder)
-    if left_out:
+    name = Path(split.annotations).name
+    if left_out := list(read_jsonl(folder / "left_out.jsonl")):
         log.warning(
-            "%s: %d records are left out, %d are used (first reason: %s); see %s", Path(split.annotations).name,
-            len(left_out), len(index), left_out[min(left_out)], folder / "left_out.jsonl",
+            "%s: %d records are left out, %d are used (first reason: %s); see %s", name,
+            len(left_out), len(index), left_out[0]["reason"], folder / "left_out.jsonl",
         )  # fmt: skip
+    if irregular := json.loads((folder / "irregular.json").read_text(encoding="utf-8")):
+        counts = "; ".join(f"{count:,} with {kind}" for kind, count in irregular.items())
+        log.warning("%s: irregular records: %s; `tinyvlm data check` lists them", name, counts)
     return index
 
 
-def _write_files(folder: Path, split: Split, encode_all: EncodeAll, skips: dict[int, str]) -> dict[int, str]:
+def _write_files(
+    folder: Path, split: Split, encode_all: EncodeAll, skips: dict[int, str], special: Collection[str]
+) -> None:
     """Write the files of an index, one batch of records at a time.
 
-    Returns record number -> reason for all records that are left out, including `skips`.
+    skips: record number -> reason for records that are left out.
     """
     left_out = dict(skips)
+    irregular: dict[int, tuple[Kind, ...]] = {}  # record number -> kinds
     rows = [np.zeros(0, SAMPLE)]
     num_tokens = 0
+
+    def records() -> Iterator[tuple[int, Record | FaultError]]:
+        for number, (raw, record) in enumerate(read_records(split, "tokenising")):
+            if isinstance(record, Record) and (found := tuple(irregularities(raw, record, special))):
+                irregular[number] = tuple(kind for kind, _ in found)
+            yield number, record
+
     with (
         (folder / "ids.bin").open("wb") as ids_file,
         (folder / "supervised.bin").open("wb") as supervised_file,
         (folder / "texts.bin").open("wb") as texts_file,
     ):
         at = texts_file.write(b"\n")  # an empty file cannot be memory-mapped
-        items = enumerate(record for _, record in read_records(split, "tokenising"))
+        items = records()
         while batch := list(islice(items, BATCH)):
             added = []
             for record, encoded in _encoded(batch, encode_all, left_out):
-                supervised = encoded.supervised.copy()
-                supervised[:1] = False
-                is_image = encoded.ids == IMAGE
-                before = int(supervised.argmax()) if supervised.any() else -1  # ids before the first supervised one
-                images_before = int(is_image[: max(before, 0)].sum())
-                image, name = "\0".join(record.images).encode(), record.id.encode()
-                added.append((
-                    num_tokens, len(encoded.ids), is_image.sum(), before - images_before, images_before, at,
-                    len(image), len(name),
-                ))  # fmt: skip
+                row, image_and_id = _row(record, encoded, num_tokens, at)
+                added.append(row)
                 ids_file.write(encoded.ids.tobytes())
-                supervised_file.write(supervised.tobytes())
-                at += texts_file.write(image + name)
+                supervised_file.write(_supervised(encoded).tobytes())
+                at += texts_file.write(image_and_id)
                 num_tokens += len(encoded.ids)
             rows.append(np.array(added, SAMPLE))
     samples = np.concatenate(rows)
     np.save(folder / "samples.npy", samples)
     write_jsonl(folder / "left_out.jsonl", ({"number": n, "reason": left_out[n]} for n in sorted(left_out)))
+    used = (kinds for number, kinds in irregular.items() if number not in left_out)
+    counts = Counter(f"{kind.value} ({kind.training})" for kinds in used for kind in kinds)
+    write_text(folder / "irregular.json", json.dumps(dict(counts.most_common())))
     if not len(samples):
         raise UserError(f"{split.annotations}: no usable records ({left_out[min(left_out)]}); use another file")
-    return left_out
+
+
+def _supervised(encoded: Encoded) -> NDArray[np.bool_]:
+    """Return the supervision flags without that of the first token, which no token precedes."""
+    supervised = encoded.supervised.copy()
+    supervised[:1] = False
+    return supervised
+
+
+def _row(record: Record, encoded: Encoded, start: int, at: int) -> tuple[tuple[int, ...], bytes]:
+    """Return a sample's row of samples.npy, and its bytes in texts.bin. start, at: its offsets in the files."""
+    supervised, is_image = _supervised(encoded), encoded.ids == IMAGE
+    before = int(supervised.argmax()) if supervised.any() else -1  # ids before the first supervised one
+    images_before = int(is_image[: max(before, 0)].sum())
+    image, name = "\0".join(record.images).encode(), record.id.encode()
+    sizes = (len(encoded.ids), int(is_image.sum()), before - images_before, images_before)
+    return (start, *sizes, at, len(image), len(name)), image + name
 
 
 def _encoded(

@@ -41,6 +41,7 @@ class StagePlan:
     max_length: int
     samples_per_step: int
     seed: int
+    upright: bool = False  # turn images as their Exif orientation states
     samples_per_mean: int | None = None  # average the loss over groups of this size, then over groups; None: no groups
 
     def samples(self, step: int) -> NDArray[np.int64]:
@@ -192,7 +193,8 @@ def pack(plan: StagePlan, micro: Micro, weights: Mapping[int, float]) -> MicroBa
         expanded.append((ids[:end], supervised[:end]))
         try:
             for image in sample.images[:whole]:
-                loaded.append(pixels(open_image(resolve(plan.image_root, image)), plan.vision, plan.image_mode))
+                opened = open_image(resolve(plan.image_root, image), upright=plan.upright)
+                loaded.append(pixels(opened, plan.vision, plan.image_mode))
         except UserError as error:
             hint = "run `tinyvlm data check` to find all such images, whose records training then leaves out"
             raise UserError(f"{error}; {hint}") from None

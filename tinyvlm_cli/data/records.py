@@ -57,21 +57,37 @@ class Kind(StrEnum):
     bomb = "possible decompression bomb"
     unreadable = "unreadable image file"
     other_type = "image type differs from its extension"
+    rotated = "image with an Exif rotation"
+    rescaled = "image with 32-bit or floating-point values"
     marks = "wrong number of <image> placeholders"
+    extra_marks = "several <image> placeholders per image"
+    first = "first message not from human"
     speakers = "speakers do not alternate"
     empty_answer = "empty answer"
+    answer_mark = "<image> in an answer"
+    special = "end token or special token in a text"
     repeated = "duplicate id"
 
     @property
     def training(self) -> str:
         """Return whether training uses records with this finding, as text for the user."""
-        if self is Kind.marks:
-            return "used with prompt=plain, left out with prompt=chat"
-        return "used" if self in USED else "left out"
+        return USED.get(self, "left out")
 
 
 # Training can use these records: Pillow can open the image, and the record has ids and labels.
-USED = (Kind.other_type, Kind.marks, Kind.speakers, Kind.empty_answer, Kind.repeated)
+USED = {
+    Kind.other_type: "used",
+    Kind.rotated: "used as stored, not upright",
+    Kind.rescaled: "used, scaled to 8 bits",
+    Kind.marks: "used with prompt=plain, left out with prompt=chat",
+    Kind.extra_marks: "used with one placeholder per image",
+    Kind.first: "used without this message",
+    Kind.speakers: "used",
+    Kind.empty_answer: "used",
+    Kind.answer_mark: "used",
+    Kind.special: "used",
+    Kind.repeated: "used",
+}
 # Found only by opening images. The index does not open images, so it needs the skip list to leave these records out.
 IMAGE_FAULTS = (Kind.absent, Kind.empty, Kind.no_image, Kind.damaged, Kind.bomb, Kind.unreadable)
 
@@ -168,12 +184,15 @@ def parse_record(raw: Any) -> Record:
         shown = name.encode("ascii", "backslashreplace").decode()
         raise FaultError(Kind.broken, f"record {shown}: its text contains an unpaired surrogate") from None
     values = [message["value"] for message in messages]
-    if messages[0].get("from") != "human":
+    without = ""
+    if (speaker := messages[0].get("from")) != "human":
         values = values[1:]
+        without = f" after the first message, which is from {speaker!a:.40} instead of 'human' and is left out"
     if len(values) == 1:
-        raise FaultError(Kind.no_answer, f"record {name}: found a question without an answer")
+        raise FaultError(Kind.no_answer, f"record {name}: found a question without an answer{without}")
     if not values or len(values) % 2:
-        raise FaultError(Kind.unequal, f"record {name}: {len(values)} messages do not form question-answer pairs")
+        text = f"{len(values)} messages{without} do not form question-answer pairs"
+        raise FaultError(Kind.unequal, f"record {name}: {text}")
     turns = tuple(Turn(q, a) for q, a in zip(values[::2], values[1::2], strict=True))
     return Record(name, tuple(images), turns)
 

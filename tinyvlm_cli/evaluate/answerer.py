@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedTokenizerFast
 
 from tinyvlm_cli.checkpoint.parts import build_model
-from tinyvlm_cli.config.schema import LLM, Stage, Train, Vision, from_yaml
+from tinyvlm_cli.config.schema import LLM, Exif, Stage, Train, Vision, from_yaml
 from tinyvlm_cli.data.chat import IMAGE, encode_prompt
 from tinyvlm_cli.data.check import num_cores
 from tinyvlm_cli.data.images import open_image, pixels
@@ -100,14 +100,20 @@ def load_answerer(
     model = build_model(
         config.llm, config.vision, config.connector, stage_dirs, seed=config.seed, dtype=dtype, attention="sdpa"
     )
-    return RunAnswerer(model.to(device).eval(), config.llm, config.vision, config.recipe.stages[stage])
+    return RunAnswerer(
+        model.to(device).eval(), config.llm, config.vision, config.recipe.stages[stage],
+        upright=config.data.exif is Exif.upright,
+    )  # fmt: skip
 
 
 class RunAnswerer(Answerer):
-    """A model of `tinyvlm train`. stage: the last stage it was trained in."""
+    """A model of `tinyvlm train`.
 
-    def __init__(self, model: VLM, llm: LLM, vision: Vision, stage: Stage) -> None:
-        self.model, self.llm, self.vision, self.stage = model, llm, vision, stage
+    stage: the last stage it was trained in. upright: images are turned as their Exif orientation states.
+    """
+
+    def __init__(self, model: VLM, llm: LLM, vision: Vision, stage: Stage, *, upright: bool) -> None:
+        self.model, self.llm, self.vision, self.stage, self.upright = model, llm, vision, stage, upright
         self.tokenizer = load_tokenizer(llm)
         self.device = model.llm.device
         # Both the chat format's end token and the tokenizer's own end an answer.
@@ -144,7 +150,7 @@ class RunAnswerer(Answerer):
 
     def _group(self, questions: Sequence[Question]) -> Group[Question]:
         """Prepare questions about one image, or a question without an image, for the decoder."""
-        image = opened(questions[0])
+        image = opened(questions[0], upright=self.upright)
         prompts = [self._ids(question) for question in questions]
         ends = [int(np.flatnonzero(ids == IMAGE)[-1]) + 1 if image is not None else 0 for ids in prompts]
         prefix = prompts[0][: ends[0]]
@@ -163,7 +169,7 @@ class RunAnswerer(Answerer):
         )  # fmt: skip
 
     def _generate(self, question: Question, config: GenerationConfig, streamer: Streamer | None) -> list[int]:
-        image = opened(question)
+        image = opened(question, upright=self.upright)
         values = None if image is None else pixels(image, self.vision, self.stage.image_mode)
         return generate(self.model, self._ids(question), values, config=config, streamer=streamer)
 
@@ -264,9 +270,9 @@ def opened_group(questions: Sequence[Question]) -> list[tuple[Question, Image | 
     return [(question, image) for question in questions]
 
 
-def opened(question: Question) -> Image | None:
-    """Return the question's decoded image, or None if it has no image."""
-    return None if question.image is None else open_image(question.encoded())
+def opened(question: Question, *, upright: bool = False) -> Image | None:
+    """Return the question's decoded image, or None if it has no image. upright: see `open_image`."""
+    return None if question.image is None else open_image(question.encoded(), upright=upright)
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

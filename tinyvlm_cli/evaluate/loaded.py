@@ -85,7 +85,8 @@ class Loaded:
         longest = ours.llm.max_length if max_length is None else max_length
         ids, supervised = expand(encoded.ids, encoded.supervised, tokens_per_image=tokens_per_image, max_length=longest)
         supervised[:1] = False  # no token precedes the first one
-        opened = [open_image(resolve(Path(image_root), image)) for image in parsed.images]
+        paths = [resolve(Path(image_root), image) for image in parsed.images]
+        opened = [open_image(path, upright=ours.upright) for path in paths]
         loaded = [torch.from_numpy(pixels(image, ours.vision, ours.stage.image_mode)) for image in opened]
         values = torch.stack(loaded) if loaded else blank(ours.vision)[:0]
         labels = np.where(supervised, ids, IGNORE)

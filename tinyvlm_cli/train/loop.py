@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 
 from tinyvlm_cli.checkpoint.parts import build_model, save_part
-from tinyvlm_cli.config.schema import PARTS, Loss
+from tinyvlm_cli.config.schema import PARTS, Exif, Loss
 from tinyvlm_cli.config.schema import Engine as EngineSettings
 from tinyvlm_cli.data.batch import widest_row
-from tinyvlm_cli.data.check import num_cores
+from tinyvlm_cli.data.check import check_before_training, num_cores
 from tinyvlm_cli.data.index import Samples, SplitIndex, open_index
 from tinyvlm_cli.data.loader import StagePlan, num_steps, prepare_loaders, step_batches
 from tinyvlm_cli.errors import UserError
@@ -44,6 +44,8 @@ def train_stage(job: StageJob) -> None:
     if num_loaders(job.engine):
         prepare_loaders()
     index = stage_index(job)
+    if is_main:
+        check_before_training(index.images(), Path(job.split.images))
     model = build_model(
         job.llm, job.vision, job.connector, job.before,
         seed=job.seed, dtype=DTYPES[job.engine.precision], attention=register(), four_bit=stage.four_bit_parts,
@@ -118,6 +120,7 @@ def stage_plan(job: StageJob, index: Samples, *, tokens_per_image: int) -> Stage
         max_length=job.llm.max_length,
         samples_per_step=stage.samples_per_step,
         seed=job.seed,
+        upright=job.exif is Exif.upright,
         samples_per_mean=stage.samples_per_mean if stage.loss is Loss.mean_of_means else None,
     )
 

@@ -16,6 +16,7 @@ from tinyvlm_cli.config.build import code_hash
 from tinyvlm_cli.config.schema import (
     LLM,
     Engine,
+    Exif,
     Loss,
     Optim,
     Prompt,
@@ -53,6 +54,7 @@ class StageJob:
     optim: Optim
     engine: Engine
     split: Split  # training data
+    exif: Exif
     seed: int
     results: Results
     folder: Path  # folder of this stage
@@ -155,6 +157,7 @@ def stage_job(config: Train, name: str, *, before: tuple[Path, ...] = (), folder
         optim=config.recipe.optim,
         engine=config.engine,
         split=config.data.splits[stage.split],
+        exif=config.data.exif,
         seed=config.seed,
         results=Results(config.results_dir),
         folder=folder,
@@ -260,6 +263,7 @@ def _identity(job: StageJob) -> dict[str, Any]:
         "vision": {"weights": job.results.weights_hash(job.vision.path), **vision},
         "connector": _connector_identity(job.connector),
         "data": split_hash(job.split, job.results),
+        **({} if job.exif is Exif.ignore else {"exif": job.exif.value}),
         "stage": settings,
         "optim": asdict(job.optim),
         "precision": job.engine.precision.value,

@@ -12,7 +12,7 @@ from support.from_conf import node_of, write_lines
 
 from tinyvlm_cli.cli.commands import data
 from tinyvlm_cli.config.commands import DataCommand
-from tinyvlm_cli.config.schema import LLM, Data, Prompt, Split
+from tinyvlm_cli.config.schema import LLM, Data, Prompt, Split, Vision
 from tinyvlm_cli.data.records import split_hash
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import read_jsonl
@@ -84,11 +84,11 @@ def test_a_prompt_must_name_a_split(tmp_path: Path, split: Split) -> None:
 
 def test_a_setting_without_effect_is_a_warning(tmp_path: Path, split: Split, caplog: pytest.LogCaptureFixture) -> None:
     group = Data(name="own", splits={"mine": split})
-    config = DataCommand(action="check", data=group, llm=LLM(path="x"), results_dir=str(tmp_path))
+    config = DataCommand(action="check", data=group, vision=Vision(path="x"), results_dir=str(tmp_path))
     data.run(config)
-    data.run(replace(config, action="prepare", llm=None, convert_gifs=True, benchmark={"pope": {}}))
+    data.run(replace(config, action="prepare", vision=None, convert_gifs=True, benchmark={"pope": {}}))
     assert [record.args for record in caplog.records if "no effect" in record.msg] == [
-        ("llm", "check"),
+        ("vision", "check"),
         ("benchmark", "prepare"),
     ]
 

@@ -16,7 +16,7 @@ from rich.table import Column, Table
 
 from tinyvlm_cli.config.build import build, conf_dir
 from tinyvlm_cli.config.commands import DataCommand
-from tinyvlm_cli.config.schema import LLM, Data, Split, Vision
+from tinyvlm_cli.config.schema import LLM, Data, Exif, Split, Vision
 from tinyvlm_cli.data.records import IMAGE_FAULTS, FaultError, Kind, write_skips
 from tinyvlm_cli.errors import FAILED, UserError, raise_findings
 from tinyvlm_cli.files import locked, new_folder, write_jsonl
@@ -32,7 +32,8 @@ def run(config: DataCommand) -> int:
     if config.action not in ("check", "prepare"):
         raise UserError(f"action={config.action}: unknown action; choose check or prepare")
     unused = {"benchmark": config.benchmark} if config.action == "prepare" else {
-        "llm": config.llm, "vision": config.vision, "convert_gifs": config.convert_gifs is True
+        "llm": config.llm if config.data is None else None,
+        "vision": config.vision, "convert_gifs": config.convert_gifs is True,
     }  # fmt: skip
     for setting in (name for name, value in unused.items() if value):
         log.warning("%s: has no effect in `tinyvlm data %s`", setting, config.action)
@@ -42,14 +43,16 @@ def run(config: DataCommand) -> int:
         raise UserError("nothing to check; add data=NAME or benchmark=NAME")
     codes = []
     if config.data is not None:
-        codes.append(_check_data(config.data, Results(config.results_dir)))
+        codes.append(_check_data(config, config.data))
     if config.benchmark:
         codes.append(_check_benchmarks(config.benchmark))
     return max(codes)
 
 
-def _check_data(data: Data, results: Results) -> int:
+def _check_data(config: DataCommand, data: Data) -> int:
     """Check each split whose files exist and report the missing files. Returns the exit code."""
+    results = Results(config.results_dir)
+    special = _special_tokens(config.llm)
     names: dict[tuple[str, str], str] = {}  # two splits can share files
     missing: dict[str, list[str]] = {}
     for name, split in data.splits.items():
@@ -72,16 +75,32 @@ def _check_data(data: Data, results: Results) -> int:
         raise UserError("\n".join(lines))
     for line in lines:
         _print(line)
-    left_out = sum(_check_split(name, data, results) for name, found in missing.items() if not found)
+    complete = [name for name, found in missing.items() if not found]
+    left_out = sum(_check_split(name, data, results, special) for name in complete)
+    if config.llm:
+        _build_index(config, config.llm, {name: data.splits[name] for name in complete if name in config.prompts})
     return FAILED if left_out or lines else 0
 
 
-def _check_split(name: str, data: Data, results: Results) -> int:
+def _special_tokens(llm: LLM | None) -> set[str]:
+    """Return the special tokens of an LLM's tokenizer; without an LLM, the end tokens of all members of the group."""
+    if llm is not None:
+        from tinyvlm_cli.model.llm import load_tokenizer
+
+        return {llm.chat.end, *load_tokenizer(llm).all_special_tokens}
+    folders = (conf_dir() / "llm", Path("conf/llm"))
+    nodes = (yaml.safe_load(path.read_text("utf-8")) for folder in folders for path in sorted(folder.glob("*.yaml")))
+    chats = (node.get("chat") for node in nodes if isinstance(node, dict))
+    ends = (chat.get("end") for chat in chats if isinstance(chat, dict))
+    return {end for end in ends if isinstance(end, str) and end.strip()}
+
+
+def _check_split(name: str, data: Data, results: Results, special: set[str]) -> int:
     """Check one split, print its findings and write them to files. Returns the number of unusable records."""
     from tinyvlm_cli.data.check import check_split
 
     split = data.splits[name]
-    checked = check_split(split)
+    checked = check_split(split, special=special, upright=data.exif is Exif.upright)
     # Invalid records are not in the skip list: the index skips them anyway, and adding them would change stage hashes.
     skips = ((finding.number, finding.says) for finding in checked.findings if finding.kind in IMAGE_FAULTS)
     path = write_skips(split, results, skips)
@@ -222,7 +241,10 @@ def make(choice: str, node: dict[str, Any]) -> None:
 
 
 def _build_index(config: DataCommand, llm: LLM, splits: dict[str, Split]) -> None:
-    """Build the index that training will open for each split, and print the sizes of the splits."""
+    """Build the index that training will open for each split, and print the sizes of the splits.
+
+    The text of a sample may already exceed the maximum length, in which case training cuts its last answers.
+    """
     from tinyvlm_cli.data.index import open_index
     from tinyvlm_cli.model.llm import load_tokenizer
 
@@ -234,6 +256,11 @@ def _build_index(config: DataCommand, llm: LLM, splits: dict[str, Split]) -> Non
         prompt = config.prompts[name]
         index = open_index(split, tokenizer=tokenizer, chat=llm.chat, prompt=prompt, results=results)
         tokens = index.text_tokens()
+        if cut := int((tokens > llm.max_length).sum()):
+            log.warning(
+                "%s: the text of %s samples exceeds llm.max_length=%d tokens, without image tokens; training cuts "
+                "their last answers", name, f"{cut:,}", llm.max_length,
+            )  # fmt: skip
         table.add_row(
             name, prompt.value, f"{len(index):,}", f"{index.num_left_out:,}",
             f"{tokens.sum():,}", f"{tokens.mean():,.1f}", f"{tokens.max():,}",
