@@ -41,15 +41,9 @@ def test_a_request_is_sent_unchanged(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("name", "value"), [("concurrency", 0), ("retries", -1), ("timeout_s", 0.0)])
-def test_settings_that_cannot_work_are_rejected(tmp_path: Path, name: str, value: float) -> None:
-    with pytest.raises(UserError, match=rf"judge\.{name}={value}: "):
-        with_judge(from_conf("mmvet", tmp_path), replace(SETTINGS, **{name: value}), Results(tmp_path))
-
-
 @pytest.mark.parametrize("name", ["mmvet", "llavaw"])
 def test_an_answer_is_graded_at_least_once(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=rf"benchmark\.{name}\.runs=0"):
+    with pytest.raises(UserError, match=rf"{name}\.runs: found 0"):
         from_conf(name, tmp_path, runs=0)
 
 

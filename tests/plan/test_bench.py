@@ -56,12 +56,12 @@ def test_bench_eval_measures_every_benchmark(capsys: pytest.CaptureFixture[str])
     ("words", "says"),
     [
         ("train stage=caption_pretrain", "stage=caption_pretrain: unknown stage; choose from pretrain, finetune"),
-        ("train steps=0", "steps: 0 is invalid; choose a positive number"),
-        ("train engine.zero=4", "engine.zero: 4 is not supported; choose 1, 2 or 3"),
-        ("train engine.recompute=2", "engine.recompute: 2 is not a fraction; use a value from 0 to 1, or null"),
-        ("train engine.micro_tokens=-5", "engine.micro_tokens: -5 is invalid; choose a positive number, or null"),
+        ("train steps=0", "steps: found 0; use an integer of at least 1"),
+        ("train engine.zero=4", "engine.zero: found 4; use an integer from 1 to 3"),
+        ("train engine.recompute=2", "engine.recompute: found 2.0; use a number from 0 to 1"),
+        ("train engine.micro_tokens=-5", "engine.micro_tokens: found -5; use an integer of at least 1"),
         ("trian", "unknown action 'trian'; choose"),
-        ("eval images=0", "images: 0 is invalid; choose a positive number"),
+        ("eval images=0", "images: found 0; use an integer of at least 1"),
         ("train recipe=qlora", "recipe.stages.finetune: train.llm: qlora requires a GPU"),
     ],
 )

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import sys
+import textwrap
 import traceback
 import uuid
 import warnings
@@ -35,8 +36,9 @@ from tinyvlm_cli.cli.config_files import CachedRepository, CachedSource, SweepSo
 from tinyvlm_cli.cli.explain import explain, read_arguments, trusted_arguments
 from tinyvlm_cli.cli.names import name_members, packaged_overrides, show_differences
 from tinyvlm_cli.config.build import PACKAGE, conf_dir, is_results_folder, targets_in, trust, trusted
+from tinyvlm_cli.config.ranges import out_of_range, ranges
 from tinyvlm_cli.console import set_up_logging
-from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError
+from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError, raise_findings
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.launch.workers import this_node
 
@@ -71,8 +73,13 @@ class Cell:
     def config(self) -> Any:
         """Return the command's settings. The names of group members include their overrides, see names.py.
 
-        Raises UserError if settings are missing or do not match the schema.
+        Raises UserError if settings are missing, do not match the schema or are out of range.
         """
+        config = self._settings()
+        raise_findings(out_of_range(config))
+        return config
+
+    def _settings(self) -> Any:
         schema = self.command.settings_class
         trust(_targets(OmegaConf.to_container(self.composed, resolve=False)))
         name_members(self.composed, self.hydra)
@@ -243,7 +250,7 @@ def _conclude(command: Command, outcomes: list[Outcome]) -> int:
 
 
 def _print_help(command: Command) -> int:
-    """Print the command's help: the header and footer from its YAML, and the options of its groups."""
+    """Print the command's help: the header and footer from its YAML, its groups' options and its numbers' ranges."""
     with hydra.initialize_config_dir(str(conf_dir()), job_name=f"tinyvlm {command.name}", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         node = hydra.compose(command.name, return_hydra_config=True).hydra
@@ -251,7 +258,13 @@ def _print_help(command: Command) -> int:
         options = {name: loader.get_group_options(name) for name in sorted(names) if "/" not in name}
         groups = [f"  {name}: {', '.join(found)}" for name, found in options.items() if found]
     title = ["", "Configuration groups, selected with group=option:", ""] if groups else []
-    print(node.help.header, *title, *groups, "", node.help.footer, sep="\n")
+    by_range: dict[str, list[str]] = {}
+    for setting, allowed in ranges(command.settings_class):
+        by_range.setdefault(allowed.describe(), []).append(setting)
+    wrapper = textwrap.TextWrapper(120, initial_indent="  ", subsequent_indent="    ")
+    lines = [wrapper.fill(f"{words}: {', '.join(found)}") for words, found in by_range.items()]
+    numbers = ["", "Allowed values of numbers:", "", *lines] if lines else []
+    print(node.help.header, *title, *groups, *numbers, "", node.help.footer, sep="\n")
     return 0
 
 

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,10 @@ def check(node: dict[str, Any], given: set[str], *, where: str) -> list[str]:
     for key, parameter in takes.items():
         if parameter.default is inspect.Parameter.empty and key not in node and key not in given:
             findings.append(f"{where}.{key}: not set, but required by {path}; add a value")
+    for one in fields(target) if is_dataclass(target) else ():
+        allowed = one.metadata.get("range")
+        if allowed is not None and one.name in node and not allowed.contains(node[one.name]):
+            findings.append(allowed.finding(f"{where}.{one.name}", node[one.name]))
     return findings
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from tinyvlm_cli.config.ranges import integer, number
 from tinyvlm_cli.config.schema import LLM, Data, Precision, Prompt, Train, Vision
 
 TEXT = {"text": True}  # metadata of a free-text setting, which is taken literally, including commas and quotes
@@ -18,9 +19,9 @@ class Judge:
     base_url: str | None = None  # null: OPENAI_BASE_URL, else the client's default
     model: str | None = None  # null: benchmarks that need a judge are reported as "not judged"
     key_variable: str = MISSING  # environment variable that contains the API key
-    concurrency: int = MISSING  # number of concurrent requests
-    timeout_s: float = MISSING
-    retries: int = MISSING  # maximum retries after transport errors, with exponential backoff
+    concurrency: int = integer(1, 1000)  # number of concurrent requests
+    timeout_s: float = number(above=0)
+    retries: int = integer(0, 100)  # maximum retries after transport errors, with exponential backoff
     official_failures: bool = MISSING  # true: an unreadable LLaVA-W reply scores -1; false: the judge is asked again
 
 
@@ -32,10 +33,12 @@ class Eval:
     stage: str | None = None  # null: the last stage of the run
     benchmark: dict[str, Any] = MISSING  # name -> `_target_` and constructor arguments
     blind: bool = MISSING  # also answer with images shuffled between questions, as a text-only baseline
-    limit: int | None = None  # number of questions to answer; null: all. Partial scores are excluded from tables
+    limit: int | None = integer(
+        0, default=None
+    )  # number of questions to answer; null: all. Partial scores are excluded from tables
     judge: Judge = field(default_factory=Judge)
-    gpus: int | None = None
-    seed: int = MISSING  # random seed for shuffling the images of the blind control
+    gpus: int | None = integer(1, 256, default=None)
+    seed: int = integer(0, 2**32 - 1)  # random seed for shuffling the images of the blind control
     eval_dir: str = MISSING  # folder with one subfolder per benchmark, in LLaVA's layout
     data_dir: str = MISSING
     results_dir: str = MISSING
@@ -50,7 +53,9 @@ class Score:
     data_dir: str = MISSING  # folder of the benchmark
     partial: bool = MISSING  # accept unanswered questions; the score is marked as not comparable
     choice_rule: str | None = None  # rule for reading MMBench answers; null: the benchmark's setting
-    runs: int | None = None  # gradings per answer (MM-Vet, LLaVA-W); null: the benchmark's setting
+    runs: int | None = integer(
+        1, 100, default=None
+    )  # gradings per answer (MM-Vet, LLaVA-W); null: the benchmark's setting
     output: str | None = None  # JSON file for the score, its details and the per-question results
     upload: str | None = None  # upload file to write for the benchmark's test server
     judge: Judge = field(default_factory=Judge)
@@ -65,11 +70,11 @@ class Ask:
     stage: str | None = None  # null: the last stage of the run
     image: Any = field(default=MISSING, metadata=TEXT)  # file, http(s) URL, "-" for standard input, or a list
     question: Any = field(default=None, metadata=TEXT)  # string or list; null: read from the terminal or a pipe
-    max_new_tokens: int = MISSING  # maximum length of an answer in tokens
-    temperature: float = MISSING  # 0: greedy decoding
-    top_p: float = MISSING  # nucleus sampling: total probability of the candidate tokens; 1: all tokens
-    num_beams: int = MISSING  # 1: no beam search
-    seed: int = MISSING  # random seed for sampling
+    max_new_tokens: int = integer(1)  # maximum length of an answer in tokens
+    temperature: float = number(0)  # 0: greedy decoding
+    top_p: float = number(above=0, high=1)  # nucleus sampling: total probability of the candidate tokens; 1: all tokens
+    num_beams: int = integer(1, 100)  # 1: no beam search
+    seed: int = integer(0, 2**32 - 1)  # random seed for sampling
     results_dir: str = MISSING
 
 
@@ -185,29 +190,29 @@ class DataCommand:
 class Mix:
     """Distribution of sample lengths in a training set."""
 
-    text: float = MISSING  # mean number of text tokens per sample
-    spread: float = MISSING  # standard deviation of the logarithm of the number of text tokens
-    supervised: float = MISSING  # share of the text tokens that are supervised
-    text_only: float = MISSING  # share of the samples without images
+    text: float = number(above=0)  # mean number of text tokens per sample
+    spread: float = number(0)  # standard deviation of the logarithm of the number of text tokens
+    supervised: float = number(above=0, high=1)  # share of the text tokens that are supervised
+    text_only: float = number(0, 1)  # share of the samples without images
 
 
 @dataclass
 class Workload:
     """The size of a benchmark, and the lengths of its questions and answers."""
 
-    questions: int = MISSING
-    images: int = MISSING
-    prompt_tokens: int = MISSING  # after the image, on average
-    answer_tokens: int = MISSING  # including the end token
+    questions: int = integer(1)
+    images: int = integer(1)
+    prompt_tokens: int = integer(1)  # after the image, on average
+    answer_tokens: int = integer(1)  # including the end token
 
 
 @dataclass
 class Assumed:
     """Assumed properties of a GPU, for stages that `tinyvlm bench train` has not measured."""
 
-    tflops: float = MISSING  # throughput of a large matrix product on one GPU, in TFLOP/s
-    mfu: float = MISSING  # model FLOPs utilization of training, relative to `tflops`
-    memory_gib: float = MISSING  # memory of one GPU
+    tflops: float = number(above=0)  # throughput of a large matrix product on one GPU, in TFLOP/s
+    mfu: float = number(above=0, high=1)  # model FLOPs utilization of training, relative to `tflops`
+    memory_gib: float = number(above=0)  # memory of one GPU
 
 
 @dataclass
@@ -224,12 +229,14 @@ class Bench(Train):
 
     action: str = MISSING  # train, data or eval
     stage: str = MISSING  # a stage of the recipe
-    steps: int = MISSING  # timed optimizer steps, after three warm-up steps
+    steps: int = integer(1)  # timed optimizer steps, after three warm-up steps
     mixes: dict[str, Mix] = MISSING  # split -> sample lengths
     # Defaults serve measurements of earlier versions, which have no such settings.
     workloads: dict[str, Workload] = field(default_factory=dict)  # name -> benchmark to measure; for `bench eval`
-    images: int = 0  # images per benchmark that `bench eval` measures, at most
-    image_sizes: list[list[int]] = MISSING  # [width, height] of the synthetic JPEGs in pixels, used in turn
+    images: int = integer(1, default=0)  # images per benchmark that `bench eval` measures, at most
+    image_sizes: list[list[int]] = integer(
+        1, 10_000, length=2
+    )  # [width, height] of the synthetic JPEGs in pixels, used in turn
 
 
 @dataclass

@@ -14,6 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
+from tinyvlm_cli.config.ranges import integer, number
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.untrusted import interpolation_in, read_yaml
 
@@ -99,7 +100,7 @@ class LLM:
     path: str = MISSING  # hub id or local folder for from_pretrained
     chat: Chat = field(default_factory=Chat)
     pad_token: str = MISSING
-    max_length: int = MISSING  # in tokens, including image tokens; longer samples are truncated
+    max_length: int = integer(1)  # in tokens, including image tokens; longer samples are truncated
     precision: Precision = MISSING  # training precision, unless engine.precision is set
     architecture: dict[str, Any] | None = None  # transformers config, so that plan, bench and tests need no weights
     prepare: dict[str, Any] | None = None  # `_target_` with which `tinyvlm data prepare` creates `path`
@@ -121,14 +122,14 @@ class Vision:
     name: str = MISSING
     label: str = MISSING  # short name in run names, as in the paper: C, Sig
     path: str = MISSING  # hub id or local folder for from_pretrained
-    feature_layer: int = MISSING  # index into the hidden states; 0: embeddings, -1: last layer
+    feature_layer: int = integer(-1000, 1000)  # index into the hidden states; 0: embeddings, -1: last layer
     tokens: Tokens = MISSING
     unused: list[str] = MISSING  # modules after the last layer, which do not affect the features
-    image_size: int = MISSING  # width and height in pixels
+    image_size: int = integer(1, 10_000)  # width and height in pixels
     resize: Resize = MISSING
-    mean: list[float] = MISSING  # mean of the RGB channels, in 0..1
-    std: list[float] = MISSING
-    partial_from_layer: int = MISSING  # first trained layer in recipes that train only the upper layers
+    mean: list[float] = number(0, 1, length=3)  # mean of the RGB channels, in 0..1
+    std: list[float] = number(above=0, length=3)
+    partial_from_layer: int = integer(0)  # first trained layer in recipes that train only the upper layers
     second: SecondEncoder | None = None  # uses the same feature layer, tokens and pixels
     architecture: dict[str, Any] | None = None
     prepare: dict[str, Any] | None = None
@@ -140,7 +141,7 @@ class Split:
 
     annotations: str = MISSING
     images: str = MISSING
-    count: int = MISSING  # published number of records, used by plan before the files are downloaded
+    count: int = integer(0)  # published number of records, used by plan before the files are downloaded
     source: str = MISSING  # where to get the files; shown in messages
 
 
@@ -168,18 +169,18 @@ class Parts:
 class Rates:
     """Peak learning rates of individual parts; null: the stage's learning rate."""
 
-    vision: float | None = None
-    connector: float | None = None
-    llm: float | None = None
+    vision: float | None = number(above=0, default=None)
+    connector: float | None = number(above=0, default=None)
+    llm: float | None = number(above=0, default=None)
 
 
 @dataclass
 class Lora:
     """Low-rank updates, W + (alpha / rank) B A, of all linear layers of a part except the LLM's head."""
 
-    rank: int = MISSING
-    alpha: int = MISSING
-    dropout: float = MISSING
+    rank: int = integer(1)
+    alpha: int = integer(1)
+    dropout: float = number(0, below=1)
 
     @property
     def scale(self) -> float:
@@ -191,11 +192,11 @@ class Lora:
 class Optim:
     """AdamW with linear warm-up and cosine decay to zero."""
 
-    betas: list[float] = MISSING
-    eps: float = MISSING
-    weight_decay: float = MISSING
-    warmup_ratio: float = MISSING  # share of the stage's optimizer steps
-    max_grad_norm: float = MISSING  # gradient clipping threshold, over all trained parameters
+    betas: list[float] = number(0, below=1, length=2)
+    eps: float = number(above=0)
+    weight_decay: float = number(0)
+    warmup_ratio: float = number(0, 1)  # share of the stage's optimizer steps
+    max_grad_norm: float = number(0)  # gradient clipping threshold, over all trained parameters
 
 
 @dataclass
@@ -207,16 +208,16 @@ class Stage:
     prompt: Prompt = MISSING
     image_mode: ImageMode = MISSING
     train: Parts = field(default_factory=Parts)
-    vision_from_layer: int = MISSING  # with train.vision=full: first trained layer; 0: the whole encoder
-    llm_from_layer: int = 0  # with train.llm=full: first trained layer (the head is trained too); 0: the whole LLM
+    vision_from_layer: int = integer(0)  # with train.vision=full: first trained layer; 0: the whole encoder
+    llm_from_layer: int = integer(0, default=0)  # with train.llm=full: first trained layer, besides the head; 0: all
     lora: Lora | None = None  # for parts whose `train` is lora or qlora
-    lr: float = MISSING  # peak learning rate, after warm-up
+    lr: float = number(above=0)  # peak learning rate, after warm-up
     part_lr: Rates = field(default_factory=Rates)
-    samples_per_step: int = MISSING  # samples per optimizer step, over all GPUs
-    epochs: int = MISSING
-    max_steps: int | None = None  # maximum number of optimizer steps; null: no limit
+    samples_per_step: int = integer(1)  # samples per optimizer step, over all GPUs
+    epochs: int = integer(1)
+    max_steps: int | None = integer(1, default=None)  # maximum number of optimizer steps; null: no limit
     loss: Loss = Loss.token_mean
-    samples_per_mean: int | None = None  # with loss=mean_of_means: TinyLLaVA_Factory's per-device batch size
+    samples_per_mean: int | None = integer(1, default=None)  # with loss=mean_of_means: per-device batch size
 
     @property
     def trained_parts(self) -> list[str]:
@@ -262,14 +263,14 @@ class Recipe:
 class Engine:
     """Settings of the training engine. Only `precision` changes the weights by more than rounding errors."""
 
-    zero: int = MISSING  # DeepSpeed ZeRO stage 1, 2 or 3
+    zero: int = integer(1, 3)  # DeepSpeed ZeRO stage 1, 2 or 3
     precision: Precision = MISSING
-    micro_tokens: int | None = None  # maximum tokens per micro-batch on each GPU; null: chosen by memory and speed
-    recompute: float | None = None  # share of layers with activation checkpointing; null: the least that fits
+    micro_tokens: int | None = integer(1, default=None)  # maximum tokens per micro-batch and GPU; null: automatic
+    recompute: float | None = number(0, 1, default=None)  # share of recomputed layers; null: the least that fits
     compile: bool | None = None  # compile layers with PyTorch; null: on a GPU, except with ZeRO-3
-    workers: int | None = None  # image-loading processes per GPU; null: up to 16, or 0 without a GPU
-    save_every: int = MISSING  # optimizer steps between checkpoints
-    gpus: int | None = None  # worker processes on this machine; null: one per visible GPU, or one without GPUs
+    workers: int | None = integer(0, 256, default=None)  # image-loading processes per GPU; null: automatic
+    save_every: int = integer(1)  # optimizer steps between checkpoints
+    gpus: int | None = integer(1, 256, default=None)  # worker processes on this machine; null: one per GPU
 
 
 @dataclass
@@ -283,7 +284,7 @@ class Train:
     recipe: Recipe = field(default_factory=Recipe)
     engine: Engine = field(default_factory=Engine)
     start: str | None = None  # run to continue training from; null: the pretrained weights
-    seed: int = MISSING
+    seed: int = integer(0, 2**32 - 1)
     data_dir: str = MISSING
     results_dir: str = MISSING
 

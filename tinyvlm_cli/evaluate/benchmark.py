@@ -3,11 +3,12 @@
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from tinyvlm_cli.config.ranges import integer
 from tinyvlm_cli.data.records import Turn
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.sources import Record, StoredImage, read_lines, read_rows
@@ -102,7 +103,7 @@ class Benchmark(ABC):
     label: str  # column title
     data_dir: str
     parquet: str  # glob pattern of the parquet files in data_dir
-    max_new_tokens: int
+    max_new_tokens: int = integer(1, default=MISSING)
     follows: str  # the official scorer that is reproduced
     version: int  # incremented when the same answers would get a different score
     split: str

@@ -14,13 +14,14 @@ from abc import abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from tinyvlm_cli.config import commands as command_config
+from tinyvlm_cli.config.ranges import integer
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Benchmark, Item, Result, Score
 from tinyvlm_cli.files import append_jsonl, locked
@@ -80,12 +81,8 @@ class Judged(Benchmark):
 class Graded(Judged):
     """A benchmark in which a judge grades every answer, `runs` times."""
 
-    runs: int
+    runs: int = integer(1, 100, default=MISSING)
     waiting_is_unreadable: ClassVar[bool] = False  # whether pending grades lower the share of readable ones
-
-    def __post_init__(self) -> None:
-        if self.runs < 1:
-            raise UserError(f"benchmark.{self.name}.runs={self.runs}: must be at least 1")
 
     def read(self, text: str, item: Item) -> Any:
         """Return the text unchanged, for the judge."""
@@ -141,9 +138,6 @@ def with_judge(benchmark: Benchmark, settings: command_config.Judge, results: Re
     """
     if not isinstance(benchmark, Judged) or settings.model is None:
         return benchmark
-    for name, minimum in (("concurrency", 1), ("retries", 0), ("timeout_s", 0.001)):
-        if getattr(settings, name) < minimum:
-            raise UserError(f"judge.{name}={getattr(settings, name)}: must be at least {minimum}")
     if not os.environ.get(settings.key_variable) and settings.base_url is None:
         log.warning("judge.model=%s: the environment variable %s is not set", settings.model, settings.key_variable)
     return replace(benchmark, judge=Judge(settings, settings.model, results.judge_dir))

@@ -90,11 +90,6 @@ def stage_findings(model: VLM, stage: Stage) -> list[str]:
             findings.append(f"train.{part}: lora.rank, lora.alpha or lora.dropout is missing; set all three")
         elif not adaptable_layers(getattr(model, part)):
             findings.append(f"train.{part}: the model has no linear layers for low-rank adapters; use full")
-    if stage.lora is not None and stage.adapted_parts:
-        sizes = {"rank": stage.lora.rank, "alpha": stage.lora.alpha}
-        findings += [f"lora.{name}: found {size}; use at least 1" for name, size in sizes.items() if size < 1]
-        if not 0 <= stage.lora.dropout < 1:
-            findings.append(f"lora.dropout: found {stage.lora.dropout:g}; use at least 0 and less than 1")
     return findings
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from tinyvlm_cli.config.commands import Assumed, Bench, Mix, Plan
 from tinyvlm_cli.config.schema import Engine, Precision, Stage, from_yaml
-from tinyvlm_cli.errors import UserError, raise_findings
+from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.weights import check_weights, done_before
 from tinyvlm_cli.train.layout import GIB, USABLE, Layout, Need, Needs, choose, fixed_layout, longest_row
 from tinyvlm_cli.train.stages import RunJob, StageJob, resolve, stage_job
@@ -171,10 +171,9 @@ class PlannedRun:
 
 def plan_run(config: Plan, models: "Models") -> PlannedRun:
     """Return the estimated cost of a run. Raises UserError if the run cannot be trained."""
-    from tinyvlm_cli.plan.estimate import estimate_stage, invalid_engine_settings
+    from tinyvlm_cli.plan.estimate import estimate_stage
 
     run = resolve(config)
-    raise_findings(invalid_engine_settings(config.engine))
     check_weights(done_before([*run.before, *(job.folder for job in run.stages)]), hashed=False)
     stages = []
     for job in run.stages:

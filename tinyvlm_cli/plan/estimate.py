@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any
 
 from tinyvlm_cli.config.commands import Mix
-from tinyvlm_cli.config.schema import PARTS, Engine, Stage
+from tinyvlm_cli.config.schema import PARTS, Stage
 from tinyvlm_cli.data.batch import Work
 from tinyvlm_cli.data.loader import num_steps
 from tinyvlm_cli.errors import UserError
@@ -138,20 +138,6 @@ def expected_work(mix: Mix, num: int, *, tokens_per_image: int, max_length: int)
         images=round(num * with_image),
         supervised=round(num * mix.text * mix.supervised),
     )
-
-
-def invalid_engine_settings(engine: Engine) -> list[str]:
-    """Return a finding for each engine setting that is out of range."""
-    findings = []
-    if engine.zero not in (1, 2, 3):
-        findings.append(
-            f"engine.zero: {engine.zero} is not supported; choose 1, 2 or 3 (ZeRO-0 takes a wrong first step in bf16)"
-        )
-    if engine.micro_tokens is not None and engine.micro_tokens < 1:
-        findings.append(f"engine.micro_tokens: {engine.micro_tokens} is invalid; choose a positive number, or null")
-    if engine.recompute is not None and not 0 <= engine.recompute <= 1:
-        findings.append(f"engine.recompute: {engine.recompute:g} is not a fraction; use a value from 0 to 1, or null")
-    return findings
 
 
 def _as_text(*settings: Any) -> str:

@@ -162,8 +162,8 @@ def _take_steps(
                 numbers = [int(number) for number in plan.samples(batch.step)]
                 ids = ", ".join(plan.index.sample(number).id for number in numbers[:20])
                 raise UserError(
-                    f"{job.name}: the loss is not finite at step {done}; lower recipe.stages.{job.name}.lr, or "
-                    f"inspect the samples of this step: {ids}{' ...' if len(numbers) > 20 else ''}. "
+                    f"{job.name}: the loss of step {done} is not finite; its samples are {ids}"
+                    f"{' ...' if len(numbers) > 20 else ''}; inspect them, or lower recipe.stages.{job.name}.lr. "
                     "The last checkpoint was kept"
                 )
             if meter:

@@ -16,7 +16,6 @@ from tinyvlm_cli.launch.workers import this_node
 from tinyvlm_cli.model.tuning import untrainable
 from tinyvlm_cli.plan.bench import IMAGES, bench_data
 from tinyvlm_cli.plan.cost import EVAL_RESULT, RESULT, read_eval_result, read_result
-from tinyvlm_cli.plan.estimate import invalid_engine_settings
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.train.stages import stage_job
 
@@ -33,15 +32,8 @@ def run(config: Bench) -> int:
     actions = {"train": _train, "data": _data, "eval": _eval}
     if config.action not in actions:
         raise UserError(f"action={config.action}: unknown action; choose from {', '.join(actions)}")
-    findings = []
     if config.action == "train":
-        findings = invalid_engine_settings(config.engine)
-        if config.steps < 1:
-            findings.append(f"steps: {config.steps} is invalid; choose a positive number")
-        findings = findings or untrainable(job.llm, job.vision, job.connector, {job.name: job.stage})
-    if config.action == "eval" and config.images < 1:
-        findings.append(f"images: {config.images} is invalid; choose a positive number")
-    raise_findings(findings)
+        raise_findings(untrainable(job.llm, job.vision, job.connector, {job.name: job.stage}))
     gpus = launch.num_workers(config.engine.gpus)
     parts = (config.recipe.name, config.stage, config.vision.name, config.connector["name"], config.llm.name)
     name = "-".join(("eval", *parts[2:]) if config.action == "eval" else parts)

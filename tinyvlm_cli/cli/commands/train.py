@@ -12,7 +12,6 @@ from tinyvlm_cli.files import locked
 from tinyvlm_cli.launch import workers as launch
 from tinyvlm_cli.launch.workers import announced, await_first_node, this_node
 from tinyvlm_cli.model.tuning import untrainable
-from tinyvlm_cli.plan.estimate import invalid_engine_settings
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.weights import check_weights, complete, done_before
 from tinyvlm_cli.train.stages import RunJob, StageJob, mismatch, resolve, write_job
@@ -73,7 +72,6 @@ def findings(run: RunJob) -> list[str]:
     with collected(found):  # trained stages are read only if another one is trained from them
         check_weights(done, hashed=len(done) < len(chain))
     settings = check(config.connector, {"vision_dim", "llm_dim"}, where="connector")
-    settings += invalid_engine_settings(config.engine)
     for part, spec in (("llm", config.llm), ("vision", config.vision)):
         if spec.prepare and not Path(spec.path).is_dir():
             choice = spec.name.partition("+")[0]  # drop the overrides after "+"
