@@ -26,7 +26,7 @@ def test_bench_measures_and_plan_reads_it(capsys: pytest.CaptureFixture[str]) ->
     assert found["tokens_per_s"] > found["samples_per_s"] > 0 and found["losses"][0] == pytest.approx(6.12, abs=0.1)
     assert not list(Path("results/bench").rglob("*.jpg"))
     assert main(["plan", *TINY]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
+    shown = " ".join(capsys.readouterr().out.replace("│", "").split())
     assert "GPU-hours on CPU (measured 20" in shown
     assert "not measured yet; run: tinyvlm bench train stage=pretrain llm=tiny vision=tiny" in shown  # the other stage
 
