@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,6 +15,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from tinyvlm_cli.config.build import conf_dir
 from tinyvlm_cli.errors import UserError, suggest
 
 # Mappings of a report table to which users may add keys.
@@ -100,7 +102,9 @@ def explain(error: Exception, schema: type, settings: list[str]) -> str:  # noqa
         for setting in settings:
             group, *entry = setting.lstrip("+").partition("=")[0].split(".")
             if entry[:1] == [key]:
-                return f"{group}.{key}: '{key}' is not selected; add {group}={key}"
+                if any((folder / group).is_dir() for folder in (conf_dir(), Path("conf"))):
+                    return f"{group}.{key}: '{key}' is not selected; add {group}={key}"
+                return f"{group}.{key}: an entry cannot be added in an override; copy conf/{group}.yaml to ./conf and edit it"
     return f"{key}: {_first_line(cause)}"
 
 

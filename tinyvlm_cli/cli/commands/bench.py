@@ -76,14 +76,15 @@ def _eval(config: Bench, folder: Path) -> tuple[str, dict[str, str]]:
     _measure("bench_eval", config, folder, EVAL_RESULT)
     found = read_eval_result(folder / EVAL_RESULT)
     assert found is not None
-    rows = {
-        name: f"{rate.per_s:,.1f} questions/s, {rate.per_s / rate.floor_per_s:.0%} of the hardware's limit; "
-        f"all {rate.total:,} questions take {rate.seconds:,.0f} s"
+    width = max(map(len, found.rates))
+    shown = [
+        f"{name:{width}}{rate.per_s:9,.1f}{rate.per_s / rate.floor_per_s:8.0%}{rate.seconds:11,.0f} s"
         for name, rate in found.rates.items()
-    }
+    ]
+    minutes = sum(rate.seconds for rate in found.rates.values()) / 60
     return f"evaluation of {found.vision} + {found.connector} + {found.llm} on {found.gpus} x {found.device}", {
-        **rows,
-        "together": f"{sum(rate.seconds for rate in found.rates.values()) / 60:,.1f} min",
+        "questions/s, % of\nthe limit, time for\nall questions": "\n".join(shown),
+        "together": f"{minutes:,.1f} min",
         "limit": f"{found.ceiling_tflops:.4g} TFLOP/s of a large matrix product, {found.read_gb_per_s:,.0f} GB/s of a "
         "large copy, in the same process",
         "peak memory": f"{found.memory_gib:.1f} GiB per GPU" if found.memory_gib else "not measured on a CPU",
