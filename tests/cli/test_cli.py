@@ -80,7 +80,7 @@ def test_help_lists_the_groups_that_a_command_reads(
         ("train sweep=recipee", "sweep=recipee: 'recipee' does not exist; did you mean 'recipe'?"),
         ("train sweep=llm,vision", "only one sweep per command"),
         ("report table.others.runs.seed=1", "table.others: 'others' is not selected; add table=others"),
-        ("bench eval +workloads.x={questions:1}", "workloads.x: an entry cannot be added in an override; copy conf/"),
+        ("bench eval +workloads.x={questions:1}", "workloads.x: not an entry; add it in a copy of conf/"),
         ("train llm", "llm: missing value; write llm=VALUE"),
         ("data chekc data=llava15", "unknown action 'chekc'; choose check or prepare"),
         ("eval", "run: not set; add run=..."),

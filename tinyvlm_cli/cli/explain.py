@@ -104,7 +104,7 @@ def explain(error: Exception, schema: type, settings: list[str]) -> str:  # noqa
             if entry[:1] == [key]:
                 if any((folder / group).is_dir() for folder in (conf_dir(), Path("conf"))):
                     return f"{group}.{key}: '{key}' is not selected; add {group}={key}"
-                return f"{group}.{key}: an entry cannot be added in an override; copy conf/{group}.yaml to ./conf and edit it"
+                return f"{group}.{key}: not an entry; add it in a copy of conf/{group}.yaml in ./conf"
     return f"{key}: {_first_line(cause)}"
 
 
