@@ -133,5 +133,6 @@ def test_the_index_leaves_out_what_the_check_reports(tmp_path: Path, words: PreT
 )
 def test_images_are_checked_before_training(tmp_path: Path, images: list[str], says: str | None) -> None:
     write_images(tmp_path)
+    split = Split(annotations="", images=str(tmp_path), count=1, source="here")
     with pytest.raises(UserError, match=says) if says else nullcontext():
-        check_before_training(images, tmp_path)
+        check_before_training(images, split)

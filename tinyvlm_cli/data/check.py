@@ -110,11 +110,12 @@ def check_image(path: Path) -> list[FaultError]:
     return faults
 
 
-def check_before_training(images: Iterable[str], root: Path) -> None:
+def check_before_training(images: Iterable[str], split: Split) -> None:
     """Raise UserError if image files are missing, or if one of the first images cannot be read.
 
     Only the first images are decoded, because decoding all of them takes long. `check_split` decodes them all.
     """
+    root = Path(split.images)
     missing: list[str] = []
     names: dict[Path, frozenset[str]] = {}  # folder -> its files; listing a folder is faster than looking each one up
     number = 0
@@ -132,9 +133,8 @@ def check_before_training(images: Iterable[str], root: Path) -> None:
                 first = str(fault)
     finding = f"{len(missing):,} of {number:,} images are missing in {root} (first: {missing[0]})" if missing else first
     if finding:
-        raise UserError(
-            f"{finding}; run `tinyvlm data check`, after which training leaves out records without an image"
-        )
+        advice = "run `tinyvlm data check`, after which training leaves out records without an intact image"
+        raise UserError(f"{finding}; get images from {split.source}, or {advice}")
 
 
 def gif_of(path: Path) -> Path | None:

@@ -45,7 +45,7 @@ def train_stage(job: StageJob) -> None:
         prepare_loaders()
     index = stage_index(job)
     if is_main:
-        check_before_training(index.images(), Path(job.split.images))
+        check_before_training(index.images(), job.split)
     model = build_model(
         job.llm, job.vision, job.connector, job.before,
         seed=job.seed, dtype=DTYPES[job.engine.precision], attention=register(), four_bit=stage.four_bit_parts,

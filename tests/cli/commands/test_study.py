@@ -155,7 +155,7 @@ def test_an_exported_folder_answers_as_its_run_does(study: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_an_image_that_breaks_under_training_is_one_sentence(study: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_missing_images_are_found_before_the_first_step(study: Path) -> None:
     broken = study / "broken-data"
     (broken / "easyvqa").mkdir(parents=True)
     for path in (study / "data/easyvqa").iterdir():
@@ -164,7 +164,7 @@ def test_an_image_that_breaks_under_training_is_one_sentence(study: Path, capfd:
     (broken / "easyvqa/images").mkdir()
     done = tinyvlm("train", *TINY, *SHORT, "data_dir=broken-data", "results_dir=none", folder=study)
     assert done.returncode == 2
-    assert "no such file" in done.stderr.splitlines()[-1]
+    assert "3,542 of 3,542 images are missing" in done.stderr.splitlines()[-1]
     assert not list((study / "none/stages").glob("[a-z]*")) and not (study / "none/runs").exists()
 
 
