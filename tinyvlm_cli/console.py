@@ -1,19 +1,52 @@
 """Log messages on standard error, and a progress display for terminals and log files."""
 
 import logging
+import re
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 
 log = logging.getLogger(__name__)
 
 LINE_EVERY_S = 30.0  # between progress lines in a log file; completing a tenth of the work also logs one
+
+
+# Control characters of terminals, marks that reorder a text, and unpaired surrogates. Tabs and line ends are harmless.
+_CONTROL = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Return `text` with control characters written as in Python, such as \\x1b.
+
+    Answers and names may come from another person, and a terminal would obey the characters in them.
+    """
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+class Screen(Console):
+    """A console that shows the control characters of a text instead of sending them to the terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"markup": False, "highlight": False, **options})
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """See rich. Segments of rich's own control codes are unchanged."""
+        for segment in super().render(renderable, options):
+            is_safe = segment.control or not _CONTROL.search(segment.text)
+            yield segment if is_safe else Segment(printable(segment.text), segment.style)
+
+
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def set_up_logging(*, is_main: bool = True) -> None:
@@ -23,11 +56,11 @@ def set_up_logging(*, is_main: bool = True) -> None:
     """
     handler: logging.Handler
     if sys.stderr.isatty():
-        handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler = RichHandler(console=Screen(stderr=True), show_path=False, show_time=False, markup=False)
+        handler.setFormatter(_PrintableFormatter("%(message)s"))
     else:  # one line per message in files and pipes
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        handler.setFormatter(_PrintableFormatter("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("tinyvlm_cli").setLevel(logging.INFO if is_main else logging.WARNING)
     silence("torch.distributed", "transformers", "huggingface_hub")
@@ -67,10 +100,11 @@ class ProgressDisplay(Progress):
     """Progress bars on standard error. With shown=False, nothing is displayed."""
 
     def __init__(self, *, shown: bool = True, console: Console | None = None) -> None:
-        console = console or Console(stderr=True)
+        console = console or Screen(stderr=True)
         super().__init__(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}", markup=False), TimeElapsedColumn(), TextColumn("left"),
+            TimeRemainingColumn(),
             console=console, disable=not (shown and console.is_terminal),
         )  # fmt: skip
 

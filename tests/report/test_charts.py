@@ -35,6 +35,14 @@ def test_charts_need_scores_and_are_the_same_files_twice(tmp_path: Path) -> None
     assert [path.read_bytes() for path in draw_charts(table, tmp_path)] == first
 
 
+def test_a_dollar_in_a_name_is_text(tmp_path: Path) -> None:
+    rows = [row(benchmark=name, name=r"$x^$ \$ \x1b[2J $\frac{a}$") for name in ("gqa", "pope", "textvqa")]
+    assert len(draw_charts(built("variants", rows, published=[]), tmp_path)) == 4
+    assert "\x1b" not in (tmp_path / "variants-bars.svg").read_text("utf-8")
+    curve = {"$x^$": {"$y^$ $": [1.0, 2.0]}}
+    assert draw_curve(LOSS, curve, [tmp_path / "curve.svg"]) == [tmp_path / "curve.svg"]
+
+
 def test_two_benchmarks_have_no_radar(tmp_path: Path) -> None:
     rows = [row(benchmark=name) for name in ("gqa", "pope")]
     drawn = draw_charts(built("variants", rows, published=[]), tmp_path, ["svg"])

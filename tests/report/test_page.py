@@ -85,6 +85,15 @@ def test_a_table_is_filtered_by_the_headers_that_differ() -> None:
     assert re.findall(r"<option.*?>(.*?)</option>", select) == ["all", "phi2", "tinyllama"]
 
 
+def test_no_answer_ends_or_hides_the_data_of_the_page(tmp_path: Path) -> None:
+    says = "<!--<script> </script> ]]> \u2028"
+    runs = [write_run(tmp_path, name, {"1": score}, says=says) for name, score in (("one", 1.0), ("two", 0.0))]
+    text = page([], runs, charts=[])
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*)</script>', text)
+    assert "<" not in data
+    assert says in json.dumps(json.loads(data)["questions"], ensure_ascii=False)
+
+
 def test_a_configuration_has_dotted_names(runs: list[Run]) -> None:
     assert configuration(runs[0]) == {"llm.name": "one", "llm.sizes": "[1, 2]", "made_with.python": "3"}
 

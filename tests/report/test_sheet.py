@@ -1,9 +1,11 @@
 """The formats of a table say the same, and escape what they must."""
 
+import csv
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from support.score_rows import built, row
@@ -53,6 +55,31 @@ def test_latex_prints_every_character() -> None:
     assert escape("50% of a_b & c \u00b1 1") == r"50\% of a\_b \& c $\pm$ 1"
     assert escape("\\^~{}") == r"\textbackslash{}\textasciicircum{}\textasciitilde{}\{\}"
     assert escape("a\nb") == "a b"
+
+
+HOSTILE = {
+    "terminal": "\x1b[2J\x9b31m\u202e", "csv": '=HYPERLINK("http://x")', "at": "@SUM(A1)", "plus": "+1",
+    "minus": "-1+cmd",
+    "markdown": "![x](http://x) [a](b) `c` <img> &lt; ~~d~~ __e__ $f$", "latex": "\\input{/etc/passwd} $x^$ \x1b[2J",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_name_is_text_in_every_format(case: str) -> None:
+    sheet = built("variants", [row(run="r", name=HOSTILE[case], llm="phi2", connector="other")], published=[])
+    for kind in Format:
+        if kind is not Format.html:
+            assert not {"\x1b", "\x9b", "\u202e"} & set(render(sheet, kind)), kind
+    records = list(csv.DictReader(render(sheet, Format.csv).splitlines()))
+    assert [record["name"][0] for record in records] == ["'" if case in ("csv", "at", "plus", "minus") else ANY]
+    markdown = render(sheet, Format.markdown)
+    assert not re.search(r"(?<!\\)[\[`~$&<]|(?<!\\)!|(?<![\\\w])_", markdown.replace("<u>", "").replace("</u>", ""))
+    assert r"\input" not in render(sheet, Format.latex) and "$x^$" not in render(sheet, Format.latex)
+
+
+def test_numbers_stay_numbers_in_csv() -> None:
+    record = next(csv.DictReader(render(built("variants", [row(value=-1.5)]), Format.csv).splitlines()))
+    assert float(record["value"]) and not record["value"].startswith("'")
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")

@@ -37,7 +37,7 @@ from tinyvlm_cli.cli.explain import explain, read_arguments, trusted_arguments
 from tinyvlm_cli.cli.names import name_members, packaged_overrides, show_differences
 from tinyvlm_cli.config.build import PACKAGE, conf_dir, is_results_folder, targets_in, trust, trusted
 from tinyvlm_cli.config.ranges import out_of_range, ranges
-from tinyvlm_cli.console import set_up_logging
+from tinyvlm_cli.console import printable, set_up_logging
 from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError, raise_findings
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.launch.workers import this_node
@@ -240,8 +240,8 @@ def _conclude(command: Command, outcomes: list[Outcome]) -> int:
     if len(outcomes) == 1 and outcomes[0].error:
         raise outcomes[0].error
     for outcome in failed:
-        for line in str(outcome.error).splitlines():
-            print(f"tinyvlm {command.name}: {outcome.overrides}: {line}", file=sys.stderr)
+        for line in str(outcome.error).split("\n"):
+            print(printable(f"tinyvlm {command.name}: {outcome.overrides}: {line}"), file=sys.stderr)
     if failed:
         counts = f"{len(outcomes) - len(failed)} of {len(outcomes)} jobs succeeded, {len(failed)} failed"
         print(f"tinyvlm {command.name}: {counts}; run the same command again to retry the failed jobs", file=sys.stderr)

@@ -65,8 +65,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, WorkerError) as error:
         if wants_traceback:
             raise
-        for line in str(error).splitlines():
-            print(f"tinyvlm {name}: {line}", file=sys.stderr)
+        from tinyvlm_cli.console import printable
+
+        for line in str(error).split("\n"):
+            print(printable(f"tinyvlm {name}: {line}"), file=sys.stderr)
         code = MISTAKE if isinstance(error, UserError) else FAILED
     except KeyboardInterrupt:
         print(f"tinyvlm {name}: interrupted; run the same command again to resume", file=sys.stderr)

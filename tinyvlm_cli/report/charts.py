@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from tinyvlm_cli.console import printable
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import read_jsonl
 from tinyvlm_cli.report.sheet import COMPARED, Kind, Sheet
@@ -55,13 +56,13 @@ def draw_charts(sheet: Sheet, folder: Path, formats: Sequence[str] = FORMATS) ->
         figure = _pyplot(sheet.name).figure(figsize=size)
         draw(figure, values, is_ours)
         handles = [
-            Patch(facecolor=_colour(number), label=label, hatch=None if ours else "//", alpha=1 if ours else 0.6)
+            Patch(facecolor=_colour(number), label=_text(label), hatch=None if ours else "//", alpha=1 if ours else 0.6)
             for number, (label, ours) in enumerate(zip(values.index, is_ours, strict=True))
         ]
         figure.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7, frameon=False)
         if name == "bars":
             figure.tight_layout(rect=(0, 0.02, 1, 0.95))
-        figure.suptitle(sheet.title, fontsize=10, x=0.01, ha="left")
+        figure.suptitle(_text(sheet.title), fontsize=10, x=0.01, ha="left")
         written += _save(figure, [folder / f"{sheet.name}-{name}.{suffix}" for suffix in formats])
     return written
 
@@ -85,8 +86,10 @@ def draw_curve(curve: Curve, stages: dict[str, dict[str, list[float]]], paths: S
             panel.plot(steps, values, color=colour, zorder=1, alpha=0.25, linewidth=0.8, rasterized=True)
             every = max(1, len(values) // MAX_POINTS)
             key = shown if number < MAX_COLOURS else None
-            panel.plot(steps[::every], running_mean(values)[::every], color=colour, zorder=order, label=key)
-        panel.set(title=stage, xlabel="optimizer step", ylabel=curve.label, yscale=curve.scale)
+            panel.plot(
+                steps[::every], running_mean(values)[::every], color=colour, zorder=order, label=key and _text(key)
+            )
+        panel.set(title=_text(stage), xlabel="optimizer step", ylabel=curve.label, yscale=curve.scale)
         if curve.scale == "linear":
             panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
@@ -165,7 +168,9 @@ def _bars(figure: Any, values: pd.DataFrame, is_ours: list[bool]) -> None:
         # Differences of one point would be invisible on an axis that starts at zero; tick labels show the range.
         low, high = column.min(), column.max()
         margin = (high - low) * 0.25 or max(1.0, high * 0.05)
-        panel.set(title=title, ylim=(max(0.0, low - margin), high + margin), xlim=(-0.6, len(values) - 0.4), xticks=[])
+        panel.set(
+            title=_text(title), ylim=(max(0.0, low - margin), high + margin), xlim=(-0.6, len(values) - 0.4), xticks=[]
+        )
         panel.title.set_fontsize(9)
         panel.tick_params(labelsize=7)
 
@@ -181,12 +186,17 @@ def _radar(figure: Any, values: pd.DataFrame, is_ours: list[bool]) -> None:
             [*angles, angles[0]], [*row, row[0]], color=_colour(number), linestyle="-" if is_ours[number] else "--",
             linewidth=1.4, marker="o", markersize=2.5,
         )  # fmt: skip
-    labels = [f"{title}\n{least:.1f} - {most:.1f}" for title, least, most in zip(values, low, high, strict=True)]
+    labels = [f"{_text(title)}\n{least:.1f} - {most:.1f}" for title, least, most in zip(values, low, high, strict=True)]
     panel.set_xticks(angles, labels, fontsize=7)
     for angle, label in zip(angles, panel.get_xticklabels(), strict=True):
         side = round(sin(angle), 3)  # positive on the right: the first axis points up, the others follow clockwise
         label.set_horizontalalignment("left" if side > 0 else "right" if side < 0 else "center")
     panel.set(yticks=[], ylim=(0, 1.05), theta_offset=pi / 2, theta_direction=-1)
+
+
+def _text(name: object) -> str:
+    """Return a name as text for matplotlib, which would read "$x$" as a formula."""
+    return printable(str(name)).replace("$", r"\$")
 
 
 def _colour(number: int) -> Any:

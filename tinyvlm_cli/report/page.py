@@ -46,8 +46,8 @@ def page(sheets: Sequence[Sheet], runs: Sequence[Run], *, charts: Iterable[tuple
     return environment.get_template("page.html.j2").render(
         sheets=tables,
         charts=list(charts),
-        # The closing tag is the only special text in a script element.
-        data=json.dumps(data, ensure_ascii=False).replace("</", "<\\/"),
+        # In a script element, "</script" ends the element and "<!--<script" hides its end.
+        data=json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),
         runs=list(configurations),
     )
 

@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from tinyvlm_cli.config.commands import Format, Table
+from tinyvlm_cli.console import Screen, printable
 from tinyvlm_cli.report.scores import RECORD, typed
 
 DASH = "-"  # no score
@@ -110,7 +111,7 @@ def render(sheet: Sheet, kind: Format) -> str:
     if kind is Format.latex:
         return _latex(sheet)
     file = io.StringIO()
-    show(sheet, Console(file=file, width=1, color_system=None))
+    show(sheet, Screen(file=file, width=1, color_system=None))
     return file.getvalue()
 
 
@@ -120,15 +121,15 @@ def show(sheet: Sheet, console: Console) -> None:
         box=box.SIMPLE_HEAD, title=Text(sheet.title), title_justify="left", title_style="bold", pad_edge=False
     )
     for title in sheet.headers:
-        table.add_column(Text(title), no_wrap=True)
+        table.add_column(Text(printable(title)), no_wrap=True)
     for title in sheet.columns:
-        table.add_column(Text(title), justify="right", no_wrap=True)
+        table.add_column(Text(printable(title)), justify="right", no_wrap=True)
     styles = {"best": "bold", "second": "underline"}
     for place, (texts, ranks) in enumerate(zip(sheet.text.to_numpy(), sheet.ranks.to_numpy(), strict=True)):
         if place in sheet.rules:
             table.add_section()
         marks = [""] * len(sheet.headers) + [styles.get(rank, "") for rank in ranks]
-        cells = [Text(text, style=mark) for text, mark in zip(texts, marks, strict=True)]
+        cells = [Text(printable(text), style=mark) for text, mark in zip(texts, marks, strict=True)]
         table.add_row(*cells, style=STYLES.get(sheet.kinds[place]))
     wanted = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
     console.width = max(wanted, console.width)
@@ -139,8 +140,10 @@ def show(sheet: Sheet, console: Console) -> None:
 
 def _markdown(sheet: Sheet) -> str:
     def plain(text: str) -> str:
-        # Escape Markdown syntax: an asterisk after a bold score would become part of the markup.
-        return re.sub(r"([\\|*<])", r"\\\1", re.sub(r"[\r\n]", " ", text))
+        # Escape Markdown syntax: an asterisk after a bold score would become part of the markup. An underscore between
+        # letters has no meaning.
+        text = printable(re.sub(r"[\r\n]", " ", text))
+        return re.sub(r"([\\|*<>&`~$!\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)
 
     marks = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}
     lines = [
@@ -170,9 +173,19 @@ def _latex(sheet: Sheet) -> str:
 
 def escape(text: object) -> str:
     """Return the text with special characters escaped for LaTeX."""
-    return "".join(LATEX.get(character, character) for character in str(text))
+    text = printable(re.sub(r"[\r\n]", " ", str(text)))
+    return "".join(LATEX.get(character, character) for character in text)
 
 
 def csv_text(sheets: Iterable[Sheet]) -> str:
     """Return the raw scores of all tables as CSV, one per line, without rounding, ranking or averaging."""
-    return str(pd.concat([typed([]), *(sheet.records for sheet in sheets)]).to_csv(index=False, lineterminator="\n"))
+    records = pd.concat([typed([]), *(sheet.records for sheet in sheets)])
+    texts = records.select_dtypes(exclude="number").columns
+    records[texts] = records[texts].map(lambda value: _csv_cell(value) if isinstance(value, str) else value)
+    return str(records.to_csv(index=False, lineterminator="\n"))
+
+
+def _csv_cell(text: str) -> str:
+    """Return a text as a cell that spreadsheets do not run as a formula."""
+    text = printable(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text

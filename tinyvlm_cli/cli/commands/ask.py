@@ -4,11 +4,11 @@ import logging
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tinyvlm_cli.config.commands import Ask
+from tinyvlm_cli.console import printable
 from tinyvlm_cli.data.images import STDIN, image_source, open_image
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.folder import Results
@@ -43,7 +43,9 @@ def run(config: Ask) -> int:
     model = Loaded(found, device=None, dtype=None)
 
     def ask(image: Path | bytes, question: str, history: History) -> str:
-        show = partial(print, end="", flush=True)
+        def show(piece: str) -> None:
+            print(printable(piece), end="", flush=True)
+
         text = model.ask(image, question, history=history, on_text=show, **vars(decoding))
         print()
         return text
@@ -79,7 +81,7 @@ def _ask_all(sources: Sources, questions: Iterable[str], ask: AskOne, *, is_titl
         asked += 1
         for name, image in sources:
             if is_titled:
-                print(f"[{name}] {question}", flush=True)
+                print(printable(f"[{name}] {question}"), flush=True)
             ask(image, question, [])
     return asked
 
@@ -88,7 +90,8 @@ def _converse(sources: Sources, ask: AskOne) -> None:
     """Hold a conversation about each image, with the same questions, until an empty line or the end of input."""
     with suppress(ImportError):
         import readline  # noqa: F401 - enables line editing
-    print(f"Images: {', '.join(name for name, _ in sources)}. Enter an empty line or Ctrl-D to quit.", file=sys.stderr)
+    names = printable(", ".join(name for name, _ in sources))
+    print(f"Images: {names}. Enter an empty line or Ctrl-D to quit.", file=sys.stderr)
     histories: list[History] = [[] for _ in sources]
     while True:
         if not sys.stdout.isatty():  # keep the prompt out of redirected answers
@@ -102,5 +105,5 @@ def _converse(sources: Sources, ask: AskOne) -> None:
             return
         for (name, image), history in zip(sources, histories, strict=True):
             if len(sources) > 1:
-                print(f"[{name}]", flush=True)
+                print(printable(f"[{name}]"), flush=True)
             history.append((question, ask(image, question, history)))

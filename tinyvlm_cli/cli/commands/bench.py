@@ -4,11 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from tinyvlm_cli.config.commands import Bench
 from tinyvlm_cli.config.schema import to_yaml
+from tinyvlm_cli.console import Screen
 from tinyvlm_cli.errors import UserError, raise_findings
 from tinyvlm_cli.files import locked, write_text
 from tinyvlm_cli.launch import workers as launch
@@ -46,7 +46,7 @@ def run(config: Bench) -> int:
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, value)
-    Console(highlight=False).print(table)
+    Screen().print(table)
     return 0
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.table import Column, Table
 
 from tinyvlm_cli.config.build import build, conf_dir
 from tinyvlm_cli.config.commands import DataCommand
 from tinyvlm_cli.config.schema import LLM, Data, Exif, Split, Vision
+from tinyvlm_cli.console import Screen
 from tinyvlm_cli.data.records import IMAGE_FAULTS, FaultError, Kind, write_skips
 from tinyvlm_cli.errors import FAILED, UserError, raise_findings
 from tinyvlm_cli.files import locked, new_folder, write_jsonl
@@ -274,4 +274,4 @@ def _missing_annotations(name: str, split: Split) -> str:
 
 def _print(content: str | Table) -> None:
     """Print without wrapping long lines or interpreting brackets as markup."""
-    Console(markup=False, highlight=False).print(content, soft_wrap=isinstance(content, str))
+    Screen().print(content, soft_wrap=isinstance(content, str))

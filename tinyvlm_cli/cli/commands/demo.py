@@ -5,16 +5,16 @@ import time
 from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
-from rich.console import Console
 
 from tinyvlm_cli.cli import main as cli
 from tinyvlm_cli.config.commands import Demo
+from tinyvlm_cli.console import Screen
 
 
 def run(config: Demo) -> int:
     """Run the commands of conf/demo.yaml in order until one fails. Returns its exit code, or 0."""
     GlobalHydra.instance().clear()  # each command of the study initializes Hydra again
-    console = Console(highlight=False)
+    console = Screen(markup=True)
     began = time.perf_counter()
     for command in config.commands:
         console.print(f"\n[bold]$ tinyvlm {command}[/bold]", soft_wrap=True)

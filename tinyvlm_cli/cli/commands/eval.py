@@ -8,11 +8,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from tinyvlm_cli.config.build import build
 from tinyvlm_cli.config.commands import Eval
+from tinyvlm_cli.console import Screen
 from tinyvlm_cli.errors import WorkerError, raise_findings
 from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.evaluate.judge import PENDING, with_judge
@@ -158,4 +158,4 @@ def _show(run: Run, job: EvalJob, rows: list[ScoreRow]) -> None:
             readable = f"{row.valid:.0%}" if row.value is not None else "-"
             blind = shown.get((row.benchmark, SHUFFLED), "-")
             table.add_row(row.benchmark, row.metric, shown[row.benchmark, REAL], blind, f"{row.n:,}", readable)
-    Console(markup=False).print(table)
+    Screen(highlight=True).print(table)

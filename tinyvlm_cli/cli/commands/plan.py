@@ -9,15 +9,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
+from rich.text import Text
 from rich.tree import Tree
 
 from tinyvlm_cli.cli.compose import Cell, Outcome
 from tinyvlm_cli.config.schema import Train
+from tinyvlm_cli.console import Screen
 from tinyvlm_cli.errors import MISTAKE, UserError
 from tinyvlm_cli.plan.cost import DONE, PlannedRun, PlannedStage, plan_run
 from tinyvlm_cli.train.layout import GIB
 
+MISFIT = "does not fit"
 SHARED = "shared"
 
 PlannedCell = tuple[str, PlannedRun | UserError]  # a grid cell's overrides, and its plan or the error that prevents it
@@ -49,10 +51,13 @@ def run_together(cells: Iterator[Cell]) -> list[Outcome]:
 
 def print_run(planned: PlannedRun) -> None:
     """Print a run as a tree of its stages."""
-    tree = Tree(f"[bold]{planned.run.name}[/bold]")
+    tree = Tree(Text(planned.run.name, style="bold"))
     for one in planned.stages:
-        tree.add("\n".join((*_training(one), *_cost(one, planned.run.config), *_space(one))))
-    console = Console(highlight=False)
+        text = Text("\n".join((*_training(one), *_cost(one, planned.run.config), *_space(one))))
+        text.stylize("bold", 0, len(one.job.name))
+        text.highlight_words([MISFIT], "bold")
+        tree.add(text)
+    console = Screen()
     console.print(tree)
     to_do = [one for one in planned.stages if one.state != DONE]
     sums = {"total": planned.stages} | ({"to do": to_do} if len(to_do) < len(planned.stages) else {})
@@ -83,7 +88,7 @@ def _training(one: PlannedStage) -> list[str]:
     how = {part: stage.describe_training(part) for part in one.trains}
     names = {part: part if how[part] == "full" else f"{part} ({how[part]})" for part in one.trains}
     return [
-        f"[bold]{one.job.name}[/bold]  {one.state}",
+        f"{one.job.name}  {one.state}",
         f"{estimate.steps:,} steps of {stage.samples_per_step} samples, lr {stage.lr:g}, "
         f"{stage.image_mode.value} images, {stage.prompt.value} prompt",
         f"{estimate.samples:,} samples in {Path(one.job.split.annotations).name}",
@@ -138,7 +143,7 @@ def _space(one: PlannedStage) -> list[str]:
     lines = [f"persistent GPU memory: {held} ({engine})"]
     size = f"{one.assumed.memory_gib:g} GiB (assumed.memory_gib)"
     if isinstance(one.peak, UserError):
-        lines.append(f"[bold]does not fit[/bold] in {size}: {str(one.peak).removeprefix('engine: ')}")
+        lines.append(f"{MISFIT} in {size}: {str(one.peak).removeprefix('engine: ')}")
     elif one.peak is not None:
         layout = one.peak.layout
         recomputed = f", activation checkpointing in {layout.recompute:.0%} of the layers" if layout.recompute else ""
@@ -163,7 +168,7 @@ def print_grid(cells: Sequence[PlannedCell]) -> None:
         *_sources(list(distinct.values())),
         *_evaluations(runs),
     ]
-    Console(highlight=False, markup=False).print("\n".join(lines), soft_wrap=True)
+    Screen().print("\n".join(lines), soft_wrap=True)
 
 
 def _rows(cells: Sequence[PlannedCell], runs: Sequence[PlannedRun]) -> list[list[str]]:

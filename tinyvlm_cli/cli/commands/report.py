@@ -5,10 +5,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from hydra.core.hydra_config import HydraConfig
-from rich.console import Console
 
 from tinyvlm_cli.config.build import paper_dir
 from tinyvlm_cli.config.commands import Format, Report
+from tinyvlm_cli.console import Screen
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.report.charts import CURVES, FORMATS, draw_charts, draw_curve, read_curve
 from tinyvlm_cli.report.differences import compare_runs
@@ -36,7 +36,7 @@ def run(config: Report) -> int:
     else:
         for sheet in sheets:
             if config.format is Format.terminal:
-                show(sheet, Console(highlight=False))
+                show(sheet, Screen())
             else:
                 print(render(sheet, config.format))
     return 0

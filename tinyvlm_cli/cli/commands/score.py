@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from tinyvlm_cli.config.build import build
 from tinyvlm_cli.config.commands import Score
+from tinyvlm_cli.console import Screen
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.evaluate.benchmark import Score as BenchmarkScore
@@ -78,7 +78,7 @@ def show(benchmark: Benchmark, score: BenchmarkScore) -> None:
     """Print the headline score, and one table per group of details."""
     for note in score.notes:
         log.warning("%s: %s", benchmark.label, note)
-    console = Console(markup=False, highlight=False)
+    console = Screen()
     value = f"{score.value:.2f}" if score.value is not None else "pending" if score.pending else "no score"
     partial = "; partial, not comparable with other scores" if score.partial else ""
     headline = f"{benchmark.label}: {score.metric} {value} ({score.n:,} questions, {score.valid:.1%} readable{partial})"
