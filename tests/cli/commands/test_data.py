@@ -26,6 +26,11 @@ def write_mark(folder: Path, *, fails: bool = False) -> None:
         raise UserError("no such package")
 
 
+@pytest.fixture(autouse=True)
+def own_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINYVLM_TRUST", __name__)
+
+
 def node(folder: Path, **more: object) -> dict[str, object]:
     return {"_target_": f"{__name__}.write_mark", "folder": str(folder), **more}
 
