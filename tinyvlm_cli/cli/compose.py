@@ -33,6 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tinyvlm_cli.cli.commands import COMMANDS, Command
 from tinyvlm_cli.cli.config_files import CachedRepository, CachedSource, SweepSource, TinyvlmSearchPath
+from tinyvlm_cli.cli.effects import check_repeated, with_effect
 from tinyvlm_cli.cli.explain import explain, read_arguments, trusted_arguments
 from tinyvlm_cli.cli.names import name_members, packaged_overrides, show_differences
 from tinyvlm_cli.config.build import PACKAGE, conf_dir, is_results_folder, targets_in, trust, trusted
@@ -88,14 +89,19 @@ class Cell:
                 raise UserError("\n".join(f"{key}: not set; add {key}=..." for key in missing))
             overrides = packaged_overrides(self.composed, self.hydra)
             if not overrides and not any(override.startswith("+") for override in self.hydra.overrides.task):
-                return OmegaConf.to_object(self.composed)
+                return self._with_effect(OmegaConf.to_object(self.composed))
             plain: Any = OmegaConf.to_container(self.composed, resolve=True)
             if overrides:
                 show_differences(plain, _compose_packaged(self.command, tuple(overrides)))
             # Merge again to reject keys that `+key=` added to the composition.
-            return OmegaConf.to_object(OmegaConf.unsafe_merge(OmegaConf.structured(schema), plain))
+            loaded = OmegaConf.to_object(OmegaConf.unsafe_merge(OmegaConf.structured(schema), plain))
         except OmegaConfBaseException as error:
             raise UserError(explain(error, schema, [])) from error
+        return self._with_effect(loaded)
+
+    def _with_effect(self, config: Any) -> Any:
+        """Return the settings after checking that each override has an effect."""
+        return with_effect(config, self.command.name, self.hydra.overrides.task)
 
 
 @cache
@@ -118,6 +124,7 @@ def run_command(command: Command, arguments: list[str]) -> int:
     schema = command.settings_class
     own, arguments = trusted_arguments(arguments)
     flags, settings = read_arguments(arguments, schema)
+    check_repeated(settings)
     results_dir = dict(setting.partition("=")[::2] for setting in settings).get("results_dir", "results")
     trust([*own, *_own_places(Path.cwd(), Path(results_dir.strip("'\"")))])
     os.environ["PYTHONSAFEPATH"] = "1"  # child processes do not import modules from the working directory

@@ -7,6 +7,7 @@ code that runs a job does not read the configuration.
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -99,19 +100,8 @@ def resolve(config: Train) -> RunJob:
     results = Results(config.results_dir)
     start = None
     if config.start is not None:
-        runs = results.find_runs(config.start, setting="start")
-        if len(runs) > 1 or runs[0].model is not None:
-            raise UserError(
-                f"start={config.start}: expected one run that was trained or imported in {config.results_dir}; "
-                "import a TinyLLaVA checkpoint with `tinyvlm import`"
-            )
-        start = runs[0]
-        theirs = from_yaml(Train, start.folder / "config.yaml")
-        if config.engine.precision is config.llm.precision:  # not overridden: use that of the run's LLM
-            config = replace(config, engine=replace(config.engine, precision=theirs.llm.precision))
-        config = replace(
-            config, llm=theirs.llm, vision=theirs.vision, connector=theirs.connector, start=start.folder.name
-        )
+        start = _start_run(config)
+        config = replace(continued(config), start=start.folder.name)
     before = tuple(results.stage_dir(name) for name in (*start.before, *start.stages.values())) if start else ()
     jobs: dict[str, StageJob] = {}
     for name in stage_order(config.recipe.stages):
@@ -138,6 +128,38 @@ def resolve(config: Train) -> RunJob:
     # Any difference between runs changes the hash of their last stage.
     digest = stages[-1].folder.name.rsplit("-", 1)[1]
     return RunJob(config, shown, results.run_dir(f"{shown}-s{config.seed}-{digest[:6]}"), before, stages, recipe)
+
+
+def continued(config: Train, *, typed: Collection[str] = ()) -> Train:
+    """Return the configuration with the LLM, vision encoder and connector of the run `start`.
+
+    typed: settings on the command line. Of the run's settings, only llm.max_length and the precision can be changed.
+    A configuration that already has the run's parts is returned unchanged.
+    """
+    theirs = from_yaml(Train, _start_run(config).folder / "config.yaml")
+    llm, precision = theirs.llm, theirs.llm.precision
+    same = replace(config.llm, name=llm.name, label=llm.label, max_length=llm.max_length)
+    if (same, config.vision, config.connector) == (llm, theirs.vision, theirs.connector):
+        return config
+    if "llm.max_length" in typed and config.llm.max_length != llm.max_length:
+        suffix, longest = f"+max_length={config.llm.max_length}", config.llm.max_length
+        llm = replace(llm, name=llm.name + suffix, label=llm.label + suffix, max_length=longest)
+    if "engine.precision" in typed or config.engine.precision is not config.llm.precision:
+        precision = config.engine.precision
+    engine = replace(config.engine, precision=precision)
+    return replace(config, llm=llm, vision=theirs.vision, connector=theirs.connector, engine=engine)
+
+
+def _start_run(config: Train) -> Run:
+    """Return the run that `start` selects."""
+    assert config.start is not None
+    runs = Results(config.results_dir).find_runs(config.start, setting="start")
+    if len(runs) > 1 or runs[0].model is not None:
+        raise UserError(
+            f"start={config.start}: expected one run that was trained or imported in {config.results_dir}; "
+            "import a TinyLLaVA checkpoint with `tinyvlm import`"
+        )
+    return runs[0]
 
 
 def stage_job(config: Train, name: str, *, before: tuple[Path, ...] = (), folder: Path = Path()) -> StageJob:

@@ -57,6 +57,7 @@ class Foreign:
     image_mode: ImageMode
     max_length: int
     prompt: Prompt  # of the last training stage
+    has_encoder_folder: bool = False  # the vision encoder is in a separate folder
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors whose names start with `prefix`, with the prefix removed."""
@@ -147,6 +148,7 @@ def _bench(folder: Path, config: dict[str, Any], vision: Path | None) -> Foreign
         image_mode=ImageMode[config.get("image_aspect_ratio", "pad")],
         max_length=config.get("tokenizer_model_max_length", 3072),
         prompt=Prompt.chat,
+        has_encoder_folder=True,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tinyvlm_cli.config import schema
 from tinyvlm_cli.config.commands import Import
@@ -12,6 +13,9 @@ from tinyvlm_cli.files import locked, new_folder, write_text
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Run, Stage, provenance
 from tinyvlm_cli.results.weights import check_weights, complete
+
+if TYPE_CHECKING:
+    from tinyvlm_cli.checkpoint.tinyllava.layouts import Foreign
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +70,29 @@ def run(config: Import) -> int:
     return 0
 
 
+def _check_places(foreign: "Foreign", places: dict[str, Path]) -> None:
+    """Raise UserError for folders that the checkpoint does not need."""
+    reasons = {
+        "vision_dir": "" if foreign.has_encoder_folder else "it contains its vision encoder",
+        "second_vision_dir": "" if foreign.second_path else "it has one vision encoder",
+        "qformer_dir": "" if foreign.connector == "qformer" else f"its connector is '{foreign.connector}'",
+    }
+    raise_findings(
+        [
+            f"{name}={places[name]}: has no effect on this checkpoint, because {reason}; remove the setting"
+            for name, reason in reasons.items()
+            if reason and name in places
+        ]
+    )
+
+
 def _write_stage(config: Import, places: dict[str, Path], stage_dir: Path) -> None:
     """Write the stage folder atomically. places: mapping from setting to folder."""
     from tinyvlm_cli.checkpoint.tinyllava.layouts import read_foreign
     from tinyvlm_cli.checkpoint.tinyllava.stage import import_parts
 
     foreign = read_foreign(places["path"], vision=places.get("vision_dir"))
+    _check_places(foreign, places)
     # A recipe with one completed stage, which records the image mode and the prompt format.
     frozen = schema.Parts(vision=Tune.frozen, connector=Tune.frozen, llm=Tune.frozen)
     stage = schema.Stage(

@@ -1,0 +1,164 @@
+"""Settings on the command line that would have no effect: each one is refused or reported, never dropped silently.
+
+A command sees values, not which of them were typed, so the check belongs to composition. To add a rule, add an entry to
+`_RULES`.
+"""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+from tinyvlm_cli.config.schema import Loss, Train, Tune
+from tinyvlm_cli.errors import UserError, raise_findings
+
+log = logging.getLogger(__name__)
+
+PARTS_OF_RUN = ("llm", "vision", "connector")  # groups that start=RUN sets
+Rule = Callable[[Any, str, str], str | None]  # (settings, stage or split or part, part) -> why there is no effect
+
+
+def with_effect(config: Any, command: str, words: Iterable[str]) -> Any:
+    """Return the settings of a command after checking that each word on its command line has an effect.
+
+    With start=RUN, the settings of the run's parts are taken over. Words that contradict them raise a UserError, and
+    other words without an effect are reported in a warning.
+    """
+    words = list(words)
+    if isinstance(config, Train) and config.start is not None:
+        config = _continued(config, words)
+    for finding in without_effect(config, command, words):
+        _warn_once(finding)
+    return config
+
+
+def check_repeated(words: Iterable[str]) -> None:
+    """Raise UserError for settings that are given more than once, of which Hydra would use only the last."""
+    counts = Counter(map(key_of, words))
+    raise_findings([f"{key}: given {count} times; give it once" for key, count in counts.items() if count > 1])
+
+
+def key_of(word: str) -> str:
+    """Return the setting of an override such as `++llm.max_length=20`."""
+    return re.split(r"[=@]", word.lstrip("+~"), maxsplit=1)[0]
+
+
+def _continued(config: Train, words: list[str]) -> Train:
+    """Return the configuration with the parts of the run `start`. Raises UserError for words that contradict them."""
+    from tinyvlm_cli.train.stages import continued
+
+    keys = {key_of(word): word for word in words}
+    given = config
+    config = continued(config, typed=keys)
+    findings = []
+    for group in PARTS_OF_RUN:
+        typed = [word for key, word in keys.items() if key.partition(".")[0] == group and key != "llm.max_length"]
+        if typed and _compared(getattr(given, group)) != _compared(getattr(config, group)):
+            findings.append(
+                f"{', '.join(typed)}: has no effect with start={config.start}, which keeps the {group} of that run; "
+                f"remove {'it' if len(typed) == 1 else 'them'}, or train without start"
+            )
+    raise_findings(findings)
+    return config
+
+
+def _compared(part: Any) -> dict[str, Any]:
+    """Return the settings of a part that start=RUN takes over."""
+    values = dict(part if isinstance(part, dict) else vars(part))
+    return {key: value for key, value in values.items() if key not in ("name", "label", "max_length", "architecture")}
+
+
+def without_effect(config: Any, command: str, words: Iterable[str]) -> list[str]:
+    """Return a sentence for each word that has no effect with these settings."""
+    findings = []
+    for word in words:
+        for commands, pattern, rule in _RULES:
+            match = re.fullmatch(pattern, key_of(word)) if command in commands.split() else None
+            names = [*(match.groups() if match else ()), "", ""]
+            if match and (reason := rule(config, names[0], names[1])):
+                findings.append(f"{word}: has no effect, because {reason}")
+                break
+    return findings
+
+
+@cache
+def _warn_once(text: str) -> None:
+    """Log a warning once per process, not once per cell of a grid."""
+    log.warning("%s", text)
+
+
+def _stage(config: Train, name: str) -> Any:
+    if name not in config.recipe.stages:
+        raise UserError(f"recipe.stages.{name}: no such stage; choose from {', '.join(config.recipe.stages)}")
+    return config.recipe.stages[name]
+
+
+def _first_layer(config: Train, name: str, part: str) -> str | None:
+    mode = getattr(_stage(config, name).train, part)
+    return None if mode is Tune.full else f"recipe.stages.{name}.train.{part} is {mode.value}, not full"
+
+
+def _part_rate(config: Train, name: str, part: str) -> str | None:
+    return None if part in _stage(config, name).trained_parts else f"stage {name} does not train the {part}"
+
+
+def _lora(config: Train, name: str, _: str) -> str | None:
+    return None if _stage(config, name).adapted_parts else f"stage {name} trains no part with lora or qlora"
+
+
+def _samples_per_mean(config: Train, name: str, _: str) -> str | None:
+    is_used = _stage(config, name).loss is Loss.mean_of_means
+    return None if is_used else f"recipe.stages.{name}.loss is not mean_of_means"
+
+
+def _partial_from_layer(config: Train, _: str, __: str) -> str | None:
+    first = config.vision.partial_from_layer
+    stages = config.recipe.stages.values()
+    is_used = any(s.train.vision is Tune.full and s.vision_from_layer == first for s in stages)
+    return None if is_used else "no stage of the recipe trains the upper layers of the vision encoder"
+
+
+def _split(config: Train, name: str, _: str) -> str | None:
+    is_used = any(stage.split == name for stage in config.recipe.stages.values())
+    return None if is_used else f"no stage of recipe={config.recipe.name} uses the split {name}"
+
+
+def _architecture(config: Any, _: str, __: str) -> str | None:
+    return "training reads the architecture from the weights; it is used by `tinyvlm plan` and `tinyvlm bench`"
+
+
+def _bench(*actions: str) -> Rule:
+    """Return a rule for settings that only some actions of `tinyvlm bench` use."""
+
+    def rule(config: Any, _: str, __: str) -> str | None:
+        only = " and ".join(f"bench {action}" for action in actions)
+        return None if config.action in actions else f"only `{only}` uses it"
+
+    return rule
+
+
+def _greedy(config: Any, _: str, __: str) -> str | None:
+    return None if config.temperature > 0 else "decoding is greedy with temperature=0"
+
+
+_STAGE = r"recipe\.stages\.([^.]+)\."
+_TRAINING = "train plan bench"
+_RULES: tuple[tuple[str, str, Rule], ...] = (  # commands, settings, rule
+    (_TRAINING, _STAGE + r"(vision|llm)_from_layer", _first_layer),
+    (_TRAINING, _STAGE + r"part_lr\.(\w+)", _part_rate),
+    (_TRAINING, _STAGE + r"lora(?:\..+)?", _lora),
+    (_TRAINING, _STAGE + r"samples_per_mean", _samples_per_mean),
+    (_TRAINING, r"vision\.partial_from_layer", _partial_from_layer),
+    ("train plan", r"data\.splits\.([^.]+)\..+", _split),
+    ("train", r"(?:llm|vision|vision\.second)\.architecture(?:\..+)?", _architecture),
+    ("bench", r"steps", _bench("train")),
+    ("bench", r"images|workloads(?:\..+)?", _bench("eval")),
+    ("bench", r"engine\.(?:zero|micro_tokens|recompute|compile)", _bench("train")),
+    ("ask", r"seed", _greedy),
+    ("eval", r"seed", lambda config, *_: None if config.blind else "it only shuffles the images of blind=true"),
+    ("eval", r"judge\..+", lambda config, *_: None if config.judge.model else "judge.model is not set"),
+    ("score", r"judge\..+", lambda config, *_: None if config.judge.model else "judge.model is not set"),
+    ("export", r"exports_dir", lambda config, *_: "output is set" if config.output is not None else None),
+)
