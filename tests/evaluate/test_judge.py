@@ -8,11 +8,12 @@ from threading import Event
 from typing import Any
 
 import pytest
-from support.from_conf import from_conf
+from support.from_conf import answers, from_conf
 from support.scripted_endpoint import KEY_VARIABLE, SETTINGS, SILENCE, endpoint
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.judge import Reply, ReplyCache, Request, provenance, with_judge
+from tinyvlm_cli.evaluate.judge import provenance, with_judge
+from tinyvlm_cli.evaluate.replies import Reply, ReplyCache, Request
 from tinyvlm_cli.results.folder import Results
 
 QUESTION = Request(messages=(("system", "Grade."), ("user", "one")), temperature=0.2, max_tokens=7)
@@ -192,6 +193,25 @@ def test_a_rejected_request_does_not_stop_the_others(tmp_path: Path) -> None:
     with endpoint(lambda text: 400 if int(text) < 5 else "ok") as server:
         judge = server.judge(tmp_path, concurrency=1)
         assert judge.grade_all(range(6), lambda n: judge.reply(ask(str(n))).text) == [None] * 5 + ["ok"]
+
+
+@pytest.mark.parametrize("text", ["", " \n", "I cannot"])
+def test_replies_without_any_grade_are_no_score_unless_the_official_one_is_asked_for(tmp_path: Path, text: str) -> None:
+    questions = {f"v1_{i}": {"imagename": "a.png", "question": "?", "answer": "a", "capability": ["rec"]} for i in "12"}
+    (tmp_path / "mm-vet.json").write_text(json.dumps(questions))
+    says = text
+    with endpoint(lambda _: says) as server:
+        score = {
+            failures: from_conf("mmvet", tmp_path, judge=server.judge(tmp_path, official_failures=failures)).score(
+                answers({"1": "a", "2": "b"})
+            )
+            for failures in (False, True)
+        }
+        says = "0.5"
+        repaired = from_conf("mmvet", tmp_path, judge=server.judge(tmp_path)).score(answers({"1": "a", "2": "b"}))
+    assert [(one.value, one.pending) for one in score.values()] == [(None, 0 if text.strip() else 2), (0.0, 0)]
+    assert repaired.value == (None if text.strip() else 50.0)  # empty replies are not kept
+    assert "judge.official_failures" in score[False].notes[0]
 
 
 def test_unpaired_surrogates_are_sent_and_stored_as_question_marks(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ class Judge:
     concurrency: int = integer(1, 1000)  # number of concurrent requests
     timeout_s: float = number(above=0)
     retries: int = integer(0, 100)  # maximum retries after transport errors, with exponential backoff
-    official_failures: bool = MISSING  # true: an unreadable LLaVA-W reply scores -1; false: the judge is asked again
+    official_failures: bool = MISSING  # score empty and unreadable replies as the official scripts do
 
 
 @dataclass

@@ -108,7 +108,7 @@ class SplitIndex:
             )  # fmt: skip
         if not keeps.all():
             log.info(
-                "%d of %d samples have no supervised token among the first %d tokens and are left out",
+                "%d of %d samples keep no supervised token among the first %d tokens and are left out",
                 len(keeps) - keeps.sum(), len(keeps), max_length,
             )  # fmt: skip
         return np.where(keeps, np.minimum(lengths, max_length), 0).astype(np.int32)

@@ -60,7 +60,7 @@ class Kind(StrEnum):
     rotated = "image with an Exif rotation"
     rescaled = "image with 32-bit or floating-point values"
     marks = "wrong number of <image> placeholders"
-    extra_marks = "several <image> placeholders per image"
+    extra_marks = "two or more <image> placeholders per image"
     first = "first message not from human"
     speakers = "speakers do not alternate"
     empty_answer = "empty answer"

@@ -5,16 +5,15 @@ the question stays pending, and a later run repeats only the requests without a 
 environment and is never written to a file, a log or a message.
 """
 
-import hashlib
 import json
 import logging
 import os
 import re
 from abc import abstractmethod
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
@@ -22,9 +21,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from tinyvlm_cli.config import commands as command_config
 from tinyvlm_cli.config.ranges import integer
-from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Benchmark, Item, Result, Score
-from tinyvlm_cli.files import append_jsonl, locked
+from tinyvlm_cli.evaluate.replies import Reply, ReplyCache, Request
 from tinyvlm_cli.results.folder import Results
 
 if TYPE_CHECKING:
@@ -41,25 +39,6 @@ MIN_FAILURES = 3  # minimum number of consecutive failures before no more reques
 
 class NoReplyError(Exception):
     """Raised if the judge does not reply. The message is the reason."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request to the judge: everything that determines the reply except the model."""
-
-    messages: tuple[tuple[str, str], ...]  # (role, content)
-    temperature: float
-    max_tokens: int
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A reply from the judge."""
-
-    text: str  # unchanged; "" if the reply is empty
-    served: str  # model name in the response, in which aliases such as "gpt-4" are resolved
-    created: str  # UTC, ISO 8601
-    without: str = ""  # parameters that were omitted because the model rejects them: "max_tokens, temperature"
 
 
 @dataclass(frozen=True)
@@ -108,6 +87,13 @@ class Graded(Judged):
         pending = sum(None in runs for runs in by_result)
         if pending:
             reason = f"{pending} answers are not graded yet ({self.judge.failure_reason}); run the command again"
+            score = self.scored(None, results, {}, {}, notes=[reason])
+        elif not self.judge.official_failures and done and all(grade.value is None for grade in done):
+            reason = (
+                f"none of the {len(done)} grades can be read (first reply: {done[0].replies[-1].text[:60]!r}); check "
+                f"judge.model and delete {self.judge.cache_path} to grade again, or add judge.official_failures=true "
+                "for the official score"
+            )
             score = self.scored(None, results, {}, {}, notes=[reason])
         else:
             score = self.summary(results, [[grade.value for grade in runs if grade] for runs in by_result])
@@ -164,13 +150,18 @@ class Judge:
         self.official_failures = settings.official_failures
         self._settings = settings
         self._key = os.environ.get(settings.key_variable)
-        self._cache = ReplyCache(cache_dir, model)
+        self._cache = ReplyCache(cache_dir, model, keeps_empty=settings.official_failures)
         self._lock = Lock()
         self._client: OpenAI | None = None
         self._unsupported: set[str] = set()  # official parameters that the model rejects
         self._failures = 0  # consecutive requests that failed after all retries
         self._reasons: Counter[str] = Counter()  # reasons for missing replies
         self._stop_reason = ""  # reason for which no more requests are sent, or ""
+
+    @property
+    def cache_path(self) -> Path:
+        """Return the file of the judge's replies."""
+        return self._cache.path
 
     @property
     def failure_reason(self) -> str:
@@ -244,6 +235,9 @@ class Judge:
             # Some proxies send a web page with status 200, and some servers an error instead of choices.
             raise self._no_reply(error) from None
         self._failures = 0
+        if not text.strip() and not self.official_failures:
+            reason = f"the judge's reply is empty, with finish_reason={completion.choices[0].finish_reason}"
+            raise NoReplyError(f"{reason}; judge.official_failures=true scores empty replies as the official script")
         return Reply(text, served, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", ", ".join(sorted(unsupported)))
 
     def _no_reply(self, error: Exception) -> NoReplyError:
@@ -278,62 +272,6 @@ class Judge:
             if stops or self._failures >= max(self._settings.concurrency, MIN_FAILURES):
                 self._stop_reason = self._stop_reason or f"{reason} ({message})"
         return NoReplyError(self._stop_reason or f"{reason} ({message})")
-
-
-class ReplyCache:
-    """The replies of one judge model, in a JSON-lines file.
-
-    Each reply is synced to disk before it is used, so a killed process loses at most the line being written. Several
-    processes can share the file: each reads the others' new lines before it sends a request and before it adds a reply.
-    """
-
-    def __init__(self, folder: Path, model: str) -> None:
-        self._model = model
-        self._path = folder / (re.sub(r"[^\w.-]+", "_", model) + ".jsonl")
-        self._replies: dict[str, Reply] = {}
-        self._num_read = 0  # number of bytes of the file that are in `_replies`
-        self._lock = Lock()
-        self._sending: dict[str, Lock] = defaultdict(Lock)  # key -> lock held while the reply is looked up or requested
-
-    def get_or_send(self, request: Request, repeat: str, send: Callable[[], Reply]) -> Reply:
-        """Return the cached reply to a request, or call `send` and cache its reply."""
-        identity = {"model": self._model, "repeat": repeat, **asdict(request)}
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        with self._lock:
-            sending = self._sending[key]
-        with sending:  # two questions may result in the same request
-            with self._lock:
-                if key not in self._replies:
-                    self._read_appended()
-                if key in self._replies:
-                    return self._replies[key]
-            reply = send()
-            with self._lock, locked(self._path):
-                self._read_appended()
-                if key not in self._replies:  # otherwise another process was first, and its reply is used
-                    append_jsonl(self._path, {"key": key, "model": self._model, "repeat": repeat, **asdict(reply)})
-                    self._replies[key] = reply
-                return self._replies[key]
-
-    def _read_appended(self) -> None:
-        """Read the complete lines appended since the last call. The first reply to a request is used."""
-        if not self._path.exists() or self._path.stat().st_size <= self._num_read:
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._num_read)
-            appended = file.read()
-        names = [field.name for field in fields(Reply)]
-        for line in appended.split(b"\n")[:-1]:
-            try:
-                record = json.loads(line)
-                key, *values = (record[name] for name in ("key", *names))
-            except (ValueError, TypeError, KeyError):
-                key, values = "", [None]
-            if not all(isinstance(value, str) for value in (key, *values)):
-                position = f"{self._path}, byte {self._num_read}"
-                raise UserError(f"{position}: not a valid reply of the judge; delete the line or the file")
-            self._replies.setdefault(key, Reply(*values))
-            self._num_read += len(line) + 1
 
 
 def _utf8(text: str) -> str:

@@ -29,7 +29,10 @@ def footnotes(  # noqa: PLR0917
         found += [INTERVALS, *([SEEDS] if any(row["seed"].nunique() > 1 for row in own_rows) else [])]
     found += _on_scoring(columns, shown, ", ours" if len(cited) else "")
     if "not judged" in set(shown["state"]):
-        found.append("not judged: no judge was set; run `tinyvlm eval` again with judge.model=MODEL")
+        found.append(
+            "not judged: no judge was set, or none of its replies could be read; run `tinyvlm eval` again with "
+            "judge.model=MODEL"
+        )
     if "pending" in set(shown["state"]):
         found.append("pending: some answers have not been judged yet; run the same `tinyvlm eval` again")
     found += _on_seeds(columns, own_rows)

@@ -17,7 +17,8 @@ import numpy as np
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Item, Result, Score, grouped
-from tinyvlm_cli.evaluate.judge import Grade, Graded, Reply, Request
+from tinyvlm_cli.evaluate.judge import Grade, Graded
+from tinyvlm_cli.evaluate.replies import Reply, Request
 from tinyvlm_cli.evaluate.sources import read_json, read_lines
 from tinyvlm_cli.statistics.questions import Formula, Tally
 

@@ -21,8 +21,9 @@ import pandas as pd
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Item, Question, Result, Score, grouped, percent
-from tinyvlm_cli.evaluate.judge import Judged, Reply, Request, provenance
+from tinyvlm_cli.evaluate.judge import Judged, provenance
 from tinyvlm_cli.evaluate.reading import CHOICE_RULES
+from tinyvlm_cli.evaluate.replies import Reply, Request
 from tinyvlm_cli.evaluate.sources import python_string
 from tinyvlm_cli.files import replaced
 from tinyvlm_cli.results.records import Answer

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tinyvlm_cli.evaluate.benchmark import Image, Item, Result, Score, grouped
-from tinyvlm_cli.evaluate.judge import Grade, Graded, Request
+from tinyvlm_cli.evaluate.judge import Grade, Graded
+from tinyvlm_cli.evaluate.replies import Request
 from tinyvlm_cli.evaluate.sources import Record, python_string, read_json
 from tinyvlm_cli.results.records import Answer
 
