@@ -1,5 +1,6 @@
 """Errors that end a command, and exit codes."""
 
+import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -37,6 +38,22 @@ def suggest(name: str, options: Iterable[str]) -> str:
     options = list(options)
     near = get_close_matches(name, options, n=1)
     return (f"did you mean '{near[0]}'? Choose" if near else "choose") + f" from {', '.join(options)}"
+
+
+def system_error(error: OSError) -> UserError:
+    """Return an error of the operating system, such as a full disk or a read-only folder, as a UserError."""
+    hints = {
+        **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some disk space, and run the same command again"),
+        **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose a folder that you can read and write"),
+        **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit on open files with `ulimit -n`"),
+        errno.ENOTDIR: "choose a folder",
+    }
+    place = (
+        " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None) or "input or output"
+    )
+    reason = (error.strerror or type(error).__name__).lower()
+    hint = hints.get(error.errno or 0, "check the path, and run the same command again")
+    return UserError(f"{' -> '.join(names) or 'input or output'}: {reason}; {hint}")
 
 
 class WorkerError(RuntimeError):

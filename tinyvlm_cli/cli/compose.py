@@ -39,7 +39,7 @@ from tinyvlm_cli.cli.names import name_members, packaged_overrides, show_differe
 from tinyvlm_cli.config.build import PACKAGE, conf_dir, is_results_folder, targets_in, trust, trusted
 from tinyvlm_cli.config.ranges import out_of_range, ranges
 from tinyvlm_cli.console import printable, set_up_logging
-from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError, raise_findings
+from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError, raise_findings, system_error
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.launch.workers import this_node
 
@@ -214,6 +214,10 @@ class Job:
             outcome = Outcome(cell.overrides, MISTAKE, error)
         except (WorkerError, BrokenPipeError) as error:  # a broken pipe: `tinyvlm report | head`
             outcome = Outcome(cell.overrides, FAILED, error)
+        except OSError as error:
+            if error.errno is None:
+                raise
+            outcome = Outcome(cell.overrides, FAILED, system_error(error))
         finally:
             os.environ["HYDRA_FULL_ERROR"] = "1"
         if not self.is_launched:

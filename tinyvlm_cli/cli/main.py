@@ -8,7 +8,7 @@ import os
 import sys
 
 from tinyvlm_cli.cli.commands import COMMANDS
-from tinyvlm_cli.errors import FAILED, INTERRUPTED, MISTAKE, UserError, WorkerError, suggest
+from tinyvlm_cli.errors import FAILED, INTERRUPTED, MISTAKE, UserError, WorkerError, suggest, system_error
 
 HELP = """\
 tinyvlm: train, evaluate and compare small vision-language models.
@@ -62,19 +62,19 @@ def main(arguments: list[str] | None = None) -> int:
         from tinyvlm_cli.cli.compose import run_command
 
         code = run_command(COMMANDS[name], rest)
-    except (UserError, WorkerError) as error:
-        if wants_traceback:
-            raise
-        from tinyvlm_cli.console import printable
-
-        for line in str(error).split("\n"):
-            print(printable(f"tinyvlm {name}: {line}"), file=sys.stderr)
-        code = MISTAKE if isinstance(error, UserError) else FAILED
     except KeyboardInterrupt:
         print(f"tinyvlm {name}: interrupted; run the same command again to resume", file=sys.stderr)
         code = INTERRUPTED
     except BrokenPipeError:  # `tinyvlm report | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (UserError, WorkerError, OSError) as error:
+        if wants_traceback or (isinstance(error, OSError) and error.errno is None):
+            raise
+        from tinyvlm_cli.console import printable
+
+        for line in str(system_error(error) if isinstance(error, OSError) else error).split("\n"):
+            print(printable(f"tinyvlm {name}: {line}"), file=sys.stderr)
+        code = MISTAKE if isinstance(error, UserError) else FAILED
     return code
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import UserError, system_error
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -55,7 +55,12 @@ def _main() -> None:
     sys.excepthook = _explain
     job, folder = sys.argv[1:]
     set_up_logging(is_main=os.environ.get("RANK", "0") == "0")
-    work(job, Path(folder))
+    try:
+        work(job, Path(folder))
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise system_error(error) from error
     leave()
 
 
