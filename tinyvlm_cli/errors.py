@@ -48,9 +48,7 @@ def system_error(error: OSError) -> UserError:
         **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit on open files with `ulimit -n`"),
         errno.ENOTDIR: "choose a folder",
     }
-    place = (
-        " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None) or "input or output"
-    )
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
     reason = (error.strerror or type(error).__name__).lower()
     hint = hints.get(error.errno or 0, "check the path, and run the same command again")
     return UserError(f"{' -> '.join(names) or 'input or output'}: {reason}; {hint}")
