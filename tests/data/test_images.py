@@ -1,6 +1,7 @@
 """Images of every kind and from every place become the pixels of transformers' processors, or one sentence."""
 
 import io
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from tinyvlm_cli.config.schema import ImageMode, Resize, Vision
@@ -121,6 +122,56 @@ def test_a_decompression_bomb_is_not_opened(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(FaultError) as caught:
         open_image(tmp_path / "bomb.png")
     assert caught.value.kind is Kind.bomb
+
+
+@pytest.mark.parametrize(
+    ("size", "kind"), [((20_000, 1), Kind.shape), ((1, 300), Kind.shape), ((3, 70_000), Kind.shape)]
+)
+def test_an_image_of_extreme_shape_is_not_resized(tmp_path: Path, size: tuple[int, int], kind: Kind) -> None:
+    Image.new("1", size).save(tmp_path / "long.png")
+    for read in (open_image, examine):
+        with pytest.raises(FaultError, match="long.png: .* pixels; the longer side") as caught:
+            read(tmp_path / "long.png")
+        assert caught.value.kind is kind
+
+
+@pytest.mark.parametrize("size", [(301, 40), (40, 301), (300, 299), (299, 300), (333, 2)])
+@pytest.mark.parametrize("resize", Resize)
+def test_padding_in_bands_gives_the_same_pixels(
+    size: tuple[int, int], resize: Resize, small_vision: Vision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vision = replace(small_vision, resize=resize, mean=[0.48, 0.46, 0.41])
+    whole = pixels(picture(*size), vision, ImageMode.pad)
+    monkeypatch.setattr(images, "MAX_CANVAS", 100)
+    monkeypatch.setattr(images, "BAND", 7)
+    assert np.array_equal(pixels(picture(*size), vision, ImageMode.pad), whole)
+
+
+@pytest.mark.parametrize("what", ["profile", "compressed text", "text"])
+def test_a_png_with_megabytes_of_text_is_whole(tmp_path: Path, what: str) -> None:
+    text = PngImagePlugin.PngInfo()
+    if what != "profile":
+        text.add_itxt("comment", "x" * 3_000_000, zip=what == "compressed text")
+    profile = {"icc_profile": b"\0" * 3_000_000} if what == "profile" else {}
+    picture(8, 6).save(tmp_path / "x.png", pnginfo=text, **profile)
+    assert np.array_equal(open_image(tmp_path / "x.png"), picture(8, 6))
+
+
+def test_no_other_program_renders_an_image(tmp_path: Path) -> None:
+    picture(8, 6).save(tmp_path / "x.eps")
+    (tmp_path / "x.eps").rename(tmp_path / "x.jpg")
+    with pytest.raises(FaultError) as caught:
+        open_image(tmp_path / "x.jpg")
+    assert caught.value.kind is Kind.no_image
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    for path in (tmp_path / "pipe.png", tmp_path / "folder.png", Path("/dev/zero")):
+        with pytest.raises(FaultError, match="expected a file but found a") as caught:
+            open_image(path)
+        assert caught.value.kind is Kind.unreadable
 
 
 @pytest.mark.parametrize("path", ["../up.jpg", "a/../../up.jpg", "/etc/passwd"])

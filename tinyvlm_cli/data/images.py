@@ -19,15 +19,23 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from tinyvlm_cli.config.schema import ImageMode, Resize, Vision
 from tinyvlm_cli.data.records import FaultError, Kind
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.untrusted import special_kind
 
 STDIN = "-"
 MAX_BYTES = 64 * 2**20  # limit for an image from a URL or standard input
 TIMEOUT_S = 30.0
+MAX_SIDE = 32_767  # pixels; padding a longer image to a square would take minutes
+MAX_RATIO = 200  # of the longer to the shorter side: resizing the shorter side to 336 pixels would take gigabytes
+MAX_CANVAS = 2**26  # pixels that are padded at once
+BAND = 256  # rows of a larger canvas that are padded at once
+OUTSIDE_PILLOW = ("EPS", "WMF")  # formats that Pillow renders with other programs
+# Pillow's limit for a text or colour profile in a PNG is 1 MiB after decompression. Photographs exceed it.
+PngImagePlugin.MAX_TEXT_CHUNK = 64 * 2**20
 WIDE_MODES = ("I", "F")  # Pillow's names for 32-bit and floating-point values
 WHITES = (1.0, 255.0, 65_535.0)  # usual values of white in such images
 TURNS = {  # Exif orientation -> what makes the image upright
@@ -91,17 +99,24 @@ def _orientation(image: Image.Image) -> int:
 def _opened(source: Path | bytes) -> Iterator[Image.Image]:
     """Open an image with Pillow. An error here or in the `with` block becomes a FaultError that names the file."""
     name = "image data" if isinstance(source, bytes) else f"image {source}"
+    if isinstance(source, Path) and (special := special_kind(source)) is not None:
+        raise FaultError(Kind.unreadable, f"{name}: expected a file but found {special}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's warnings about palettes and Exif do not name the file
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                if image.format in OUTSIDE_PILLOW:
+                    raise UnidentifiedImageError
+                _check_shape(image.size, name)
                 yield image
     except (FileNotFoundError, NotADirectoryError):
         raise FaultError(Kind.absent, f"{name}: no such file") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = f"{Image.MAX_IMAGE_PIXELS or 0:,}"
         raise FaultError(Kind.bomb, f"{name}: more than {limit} pixels; possible decompression bomb") from None
+    except FaultError:
+        raise
     except UnidentifiedImageError:
         if not (source if isinstance(source, bytes) else source.stat().st_size):
             raise FaultError(Kind.empty, f"{name}: the file is empty") from None
@@ -110,6 +125,17 @@ def _opened(source: Path | bytes) -> Iterator[Image.Image]:
         # Errors of the operating system (such as permission denied) have an errno. Pillow's own errors do not.
         kind = Kind.unreadable if isinstance(error, OSError) and error.errno is not None else Kind.damaged
         raise FaultError(kind, f"{name}: cannot be read ({error})") from None
+
+
+def _check_shape(size: tuple[int, int], name: str) -> None:
+    """Raise FaultError for an image that is too long to be resized in bounded memory."""
+    shorter, longer = sorted(size)
+    if longer > MAX_SIDE or longer > MAX_RATIO * shorter:
+        raise FaultError(
+            Kind.shape,
+            f"{name}: {size[0]:,} x {size[1]:,} pixels; the longer side may have at most {MAX_SIDE:,} pixels and be at "
+            f"most {MAX_RATIO} times as long as the shorter one",
+        )
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -141,10 +167,8 @@ def pixels(image: Image.Image, vision: Vision, mode: ImageMode) -> NDArray[np.ui
     size = vision.image_size
     width, height = image.size
     if mode is ImageMode.pad and width != height:
-        side = max(width, height)
-        canvas = Image.new("RGB", (side, side), tuple(int(mean * 255) for mean in vision.mean))
-        canvas.paste(image, ((side - width) // 2, (side - height) // 2))
-        image, width, height = canvas, side, side
+        image = _padded(image, tuple(int(mean * 255) for mean in vision.mean), size)
+        width, height = image.size
     if vision.resize is Resize.crop:
         longer = int(size * max(width, height) / min(width, height))
         new = (size, longer) if width <= height else (longer, size)
@@ -155,6 +179,27 @@ def pixels(image: Image.Image, vision: Vision, mode: ImageMode) -> NDArray[np.ui
     elif image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(image, np.uint8).transpose(2, 0, 1))
+
+
+def _padded(image: Image.Image, colour: tuple[int, ...], size: int) -> Image.Image:
+    """Return an image padded to a square, with `size` pixels per edge if the square would be too large for the memory.
+
+    Pillow first resizes the rows and then the columns of the result, so resizing the rows in bands changes nothing.
+    """
+    width, height = image.size
+    side = max(width, height)
+    left, top = (side - width) // 2, (side - height) // 2
+    if side * side <= MAX_CANVAS:
+        canvas = Image.new("RGB", (side, side), colour)
+        canvas.paste(image, (left, top))
+        return canvas
+    narrow = Image.new("RGB", (size, side), colour)
+    for start in range(top, top + height, BAND):
+        stop = min(start + BAND, top + height)
+        band = Image.new("RGB", (side, stop - start), colour)
+        band.paste(image.crop((0, start - top, width, stop - top)), (left, 0))
+        narrow.paste(band.resize((size, stop - start), Image.Resampling.BICUBIC), (0, start))
+    return narrow.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def normalisation_table(mean: list[float], std: list[float]) -> NDArray[np.float32]:

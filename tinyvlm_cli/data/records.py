@@ -54,7 +54,8 @@ class Kind(StrEnum):
     empty = "empty image file"
     no_image = "not an image"
     damaged = "truncated or damaged image"
-    bomb = "possible decompression bomb"
+    bomb = "image of too many pixels"
+    shape = "image of extreme shape"
     unreadable = "unreadable image file"
     other_type = "image type differs from its extension"
     rotated = "image with an Exif rotation"
@@ -89,7 +90,7 @@ USED = {
     Kind.repeated: "used",
 }
 # Found only by opening images. The index does not open images, so it needs the skip list to leave these records out.
-IMAGE_FAULTS = (Kind.absent, Kind.empty, Kind.no_image, Kind.damaged, Kind.bomb, Kind.unreadable)
+IMAGE_FAULTS = (Kind.absent, Kind.empty, Kind.no_image, Kind.damaged, Kind.bomb, Kind.shape, Kind.unreadable)
 
 
 class FaultError(UserError):
