@@ -124,15 +124,13 @@ def test_a_decompression_bomb_is_not_opened(tmp_path: Path, monkeypatch: pytest.
     assert caught.value.kind is Kind.bomb
 
 
-@pytest.mark.parametrize(
-    ("size", "kind"), [((20_000, 1), Kind.shape), ((1, 300), Kind.shape), ((3, 70_000), Kind.shape)]
-)
-def test_an_image_of_extreme_shape_is_not_resized(tmp_path: Path, size: tuple[int, int], kind: Kind) -> None:
+@pytest.mark.parametrize("size", [(20_000, 1), (1, 300), (300, 33_000)])
+def test_an_image_of_extreme_shape_is_not_resized(tmp_path: Path, size: tuple[int, int]) -> None:
     Image.new("1", size).save(tmp_path / "long.png")
     for read in (open_image, examine):
-        with pytest.raises(FaultError, match="long.png: .* pixels; the longer side") as caught:
+        with pytest.raises(FaultError, match=r"long\.png: .* pixels; the longer side") as caught:
             read(tmp_path / "long.png")
-        assert caught.value.kind is kind
+        assert caught.value.kind is Kind.shape
 
 
 @pytest.mark.parametrize("size", [(301, 40), (40, 301), (300, 299), (299, 300), (333, 2)])
