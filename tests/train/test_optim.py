@@ -2,14 +2,17 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from support.small import micro_batches, small_vlm
 
+from tinyvlm_cli.checkpoint.parts import save_part
 from tinyvlm_cli.config.schema import PARTS, Optim, Parts, Rates, Stage, Tune
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.tuning import choose_trained
+from tinyvlm_cli.train.loop import count_steps
 from tinyvlm_cli.train.memory import recompute
 from tinyvlm_cli.train.optim import GradientCheck, build_optimizer, lr_at
 
@@ -25,6 +28,39 @@ def test_the_rate_warms_up_from_zero_and_falls_to_zero() -> None:
     assert rates[:4] == pytest.approx([0.0, 2 / 3, 4 / 3, 2.0])
     assert rates[3 + 48] == pytest.approx(1 + math.cos(math.pi * 48 / 97))
     assert rates[100] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.5, 1.0])
+@pytest.mark.parametrize("steps", [1, 2, 3, 40])
+def test_every_stage_has_a_step_that_learns(steps: int, share: float) -> None:
+    assert max(lr_at(step, steps, peak=2.0, warmup_ratio=share) for step in range(steps)) > 0
+
+
+@pytest.mark.parametrize(
+    ("num", "epochs", "most", "steps", "left"),
+    [
+        (32, 1, None, 2, ""),
+        (30, 1, None, 1, "14 of 30 usable samples are in no step (samples_per_step"),
+        (30, 3, None, 3, "14 of 30 usable samples are in no step of an epoch (samples_per_step"),
+        (32, 9, 1, 1, "16 of 32 usable samples are in no step (max_steps=1)"),
+        (32, 9, 2, 2, ""),
+    ],
+)
+def test_samples_that_no_step_takes_are_counted(num: int, epochs: int, most: int | None, steps: int, left: str) -> None:
+    found, message = count_steps("finetune", Stage(samples_per_step=16, epochs=epochs, max_steps=most), num)
+    assert found == steps and left in message and bool(left) == bool(message)
+
+
+def test_more_samples_per_step_than_samples_are_rejected() -> None:
+    with pytest.raises(UserError, match=r"recipe.stages.x.samples_per_step: 128 is more than the 5 usable"):
+        count_steps("x", Stage(samples_per_step=128, epochs=1, split="s"), 5)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    weights = {"a": torch.ones(2), "b": torch.tensor([1.0, math.nan])}
+    with pytest.raises(UserError, match="1 of 2 tensors of the connector are not finite, such as b"):
+        save_part(tmp_path, "connector", weights)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

@@ -29,7 +29,13 @@ def save_part(stage_dir: Path, part: str, state: dict[str, Tensor], *, scale: fl
     """Atomically write a part's weights. The tensors must not share memory.
 
     scale: alpha / rank, if `state` contains low-rank updates; None for full weights.
+    Raises UserError if a weight is not finite.
     """
+    if broken := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:
+        raise UserError(
+            f"{stage_dir.name}: {len(broken)} of {len(state)} tensors of the {part} are not finite, such as "
+            f"{broken[0]}, and were not saved; lower the learning rate or check the weights it started from"
+        )
     path = stage_dir / (f"{part}.safetensors" if scale is None else f"{part}{ADAPTERS}")
     metadata = {"format": "pt"} | ({} if scale is None else {"scale": str(scale)})
     with replaced(path) as draft:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from tinyvlm_cli.checkpoint.parts import build_model, save_part
-from tinyvlm_cli.config.schema import PARTS, Exif, Loss
+from tinyvlm_cli.config.schema import PARTS, Exif, Loss, Stage
 from tinyvlm_cli.config.schema import Engine as EngineSettings
 from tinyvlm_cli.data.batch import widest_row
 from tinyvlm_cli.data.check import check_before_training, num_cores
@@ -51,14 +51,7 @@ def train_stage(job: StageJob) -> None:
         seed=job.seed, dtype=DTYPES[job.engine.precision], attention=register(), four_bit=stage.four_bit_parts,
     )  # fmt: skip
     plan = stage_plan(job, index, tokens_per_image=model.tokens_per_image)
-    steps = num_steps(
-        len(plan.usable), samples_per_step=stage.samples_per_step, epochs=stage.epochs, max_steps=stage.max_steps
-    )  # fmt: skip
-    if steps == 0:
-        raise UserError(
-            f"recipe.stages.{job.name}.samples_per_step: {stage.samples_per_step} exceeds the "
-            f"{len(plan.usable)} usable samples of split '{stage.split}'; lower it"
-        )
+    steps, unused = count_steps(job.name, stage, len(plan.usable))
     choose_trained(model, stage)
     flops = training_flops(model)  # before the engine wraps and, with ZeRO-3, partitions the model
     if is_main:
@@ -70,6 +63,8 @@ def train_stage(job: StageJob) -> None:
             job.name, steps, stage.samples_per_step, dist.get_world_size(),
             "GPU(s)" if torch.cuda.is_available() else "CPU process(es)", job.engine.precision.value, job.engine.zero,
         )  # fmt: skip
+        if unused:
+            log.info("%s", unused)
     engine, layout = start_engine(job, model, device)
     first = engine.resume(job.folder / "checkpoints")
     if first and is_main:
@@ -123,6 +118,26 @@ def stage_plan(job: StageJob, index: Samples, *, tokens_per_image: int) -> Stage
         upright=job.exif is Exif.upright,
         samples_per_mean=stage.samples_per_mean if stage.loss is Loss.mean_of_means else None,
     )
+
+
+def count_steps(name: str, stage: Stage, num_usable: int) -> tuple[int, str]:
+    """Return the number of steps of a stage, and a message about samples that no step takes, or "".
+
+    name: the stage's name. Raises UserError if there is no step.
+    """
+    size = stage.samples_per_step
+    steps = num_steps(num_usable, samples_per_step=size, epochs=stage.epochs, max_steps=stage.max_steps)
+    if steps == 0:
+        raise UserError(
+            f"recipe.stages.{name}.samples_per_step: {size} is more than the {num_usable} usable samples of split "
+            f"'{stage.split}'; lower it"
+        )
+    per_epoch = num_usable // size
+    if not (left := num_usable - min(steps, per_epoch) * size):
+        return steps, ""
+    reason = f"max_steps={steps}" if steps < per_epoch else f"samples_per_step={size} does not divide their number"
+    where = "in no step of an epoch" if steps > per_epoch else "in no step"
+    return steps, f"{name}: {left:,} of {num_usable:,} usable samples are {where} ({reason})"
 
 
 def num_loaders(settings: EngineSettings) -> int:

@@ -28,8 +28,11 @@ def build_optimizer(model: VLM, optim: Optim, rates: dict[str, float], *, fused:
 def lr_at(step: int, steps: int, *, peak: float, warmup_ratio: float) -> float:
     """Return the learning rate of optimizer step `step` (from 0): linear warm-up, then cosine decay to zero.
 
-    As in the reference, this is transformers' cosine schedule: warm-up starts with a step at learning rate zero.
+    As in the reference, this is transformers' cosine schedule: warm-up starts with a step at learning rate zero. The
+    step of a stage with a single step has the peak rate instead, because it would learn nothing.
     """
+    if steps == 1:
+        return peak
     warmup = math.ceil(warmup_ratio * steps)
     if step < warmup:
         return peak * step / warmup
