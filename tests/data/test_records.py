@@ -61,10 +61,14 @@ def test_values_are_those_of_json(tmp_path: Path) -> None:
         (b"[]", "the list is empty"),
     ],
 )
-def test_a_broken_file_is_one_sentence_with_the_record(tmp_path: Path, content: bytes, says: str) -> None:
+def test_a_broken_file_is_one_sentence_with_the_record(
+    tmp_path: Path, content: bytes, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     with pytest.raises(UserError, match=says) as caught:
         read(content, tmp_path)
     assert len(str(caught.value).splitlines()) == 1
+    assert not caplog.messages or content == b"[]"  # no line of the progress display
 
 
 def test_a_folder_or_a_missing_file_is_one_sentence(tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ class _Buffer:
     """The part of a file that has been read but not yet parsed."""
 
     file: TextIO
-    bar: ProgressBar  # counts bytes read
+    bar: ProgressBar  # counts bytes read before the current piece
     text: str = ""
     at: int = 0  # index of the first unparsed character
     is_last: bool = False  # whether `text` reaches the end of the file
@@ -260,9 +260,11 @@ class _Buffer:
     def read_more(self) -> None:
         """Read at least as much text as is still unparsed, so that a long item is not parsed too many times."""
         rest = self.text[self.at :]
+        before = self.file.buffer.tell()
         piece = self.file.read(max(PIECE, len(rest)))
+        if piece:  # everything before `rest` has been parsed
+            self.bar.advance(before - self.bar.done)
         self.text, self.at, self.is_last = rest + piece, 0, not piece
-        self.bar.advance(self.file.buffer.tell() - self.bar.done)
 
     def peek(self) -> str:
         """Skip white space and return the next character without consuming it, or "" at the end of the file."""
@@ -310,3 +312,4 @@ def _items(buffer: _Buffer) -> Iterator[Any]:
     buffer.at += 1
     if buffer.peek():
         raise json.JSONDecodeError("text after the end of the list", buffer.text, buffer.at)
+    buffer.bar.advance(buffer.file.buffer.tell() - buffer.bar.done)
