@@ -48,3 +48,20 @@ def test_a_grade_by_our_own_prompt_is_not_comparable() -> None:
 
 def test_a_table_without_any_score_says_how_to_get_one() -> None:
     assert any("tinyvlm train" in note and "tinyvlm eval" in note for note in built("demo", []).notes)
+
+
+def test_a_share_of_readable_answers_below_one_and_missing_answers_are_footnotes() -> None:
+    rows = [
+        row(run="r1", name="good"),
+        row(run="r2", name="nans", valid=0.0, n=8910),
+        row(run="r3", name="near", valid=0.9999, seed=1),
+        row(run="r4", name="lacks", details={"partial": True}, seed=2),
+        row(run="r5", name="judged", benchmark="mmvet", valid=0.5),
+        row(run="r2", name="nans", images="shuffled", valid=0.1),
+    ]
+    notes = [note for note in built("variants", rows).notes if "readable" in note]
+    assert notes == [
+        "GQA, readable: nans 0.0% of 8,910 answers; near 99.9% of 10 answers; "
+        "lacks 100.0% of 10 answers, some without an answer",
+        "MM-Vet, readable: judged 50.0% of 10 answers",
+    ]

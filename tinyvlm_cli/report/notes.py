@@ -1,5 +1,6 @@
 """Footnotes: the information required to interpret a table."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,8 @@ from tinyvlm_cli.config.commands import Column, Table
 from tinyvlm_cli.report.sheet import PLUS_MINUS
 from tinyvlm_cli.results.records import REAL
 from tinyvlm_cli.statistics.intervals import INTERVALS, SEEDS
+
+MAX_READABLE = 5  # rows whose share of readable answers a footnote lists
 
 
 def footnotes(  # noqa: PLR0917
@@ -28,6 +31,7 @@ def footnotes(  # noqa: PLR0917
     if table.intervals and shown["low"].notna().any():
         found += [INTERVALS, *([SEEDS] if any(row["seed"].nunique() > 1 for row in own_rows) else [])]
     found += _on_scoring(columns, shown, ", ours" if len(cited) else "")
+    found += _on_readable(columns, shown)
     if "not judged" in set(shown["state"]):
         found.append(
             "not judged: no judge was set, or none of its replies could be read; run `tinyvlm eval` again with "
@@ -83,6 +87,24 @@ def _on_scoring(columns: Sequence[Column], shown: pd.DataFrame, suffix: str) -> 
         if texts:
             judges.append(f"{label}: {' / '.join(texts)}")
     return rules + judges
+
+
+def _on_readable(columns: Sequence[Column], shown: pd.DataFrame) -> list[str]:
+    """Return a footnote for each benchmark in which answers are missing or unreadable, with the lowest shares first."""
+    found = []
+    labels = {column.benchmark: column.label for column in reversed(columns) if not column.detail}
+    scores = shown[shown["value"].notna() & (shown["images"] == REAL) & (shown["detail"] == "")]
+    is_partial = scores["details"].map(lambda details: isinstance(details, dict) and details.get("partial") is True)
+    marked = scores[(scores["valid"] < 1) | is_partial].assign(partial=is_partial).sort_values("valid", kind="stable")
+    for benchmark, rows in marked.groupby("benchmark", sort=False):
+        texts = []
+        for row in rows.drop_duplicates("row").itertuples():  # of several seeds, the one with the lowest share
+            share = math.floor(1000 * row.valid) / 10  # 99.98% is not shown as 100.0%
+            missing = ", some without an answer" if row.partial else ""
+            texts.append(f"{row.shown} {share:.1f}% of {row.n:,} answers{missing}")
+        more = f"; and {len(texts) - MAX_READABLE} more rows" if len(texts) > MAX_READABLE else ""
+        found.append(f"{labels[benchmark]}, readable: {'; '.join(texts[:MAX_READABLE])}{more}")
+    return found
 
 
 def _judge(judge: str, details: dict[str, Any]) -> str:

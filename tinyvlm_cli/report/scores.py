@@ -23,13 +23,13 @@ PUBLISHED_COLUMNS = ["table", "model", *CHOICES, "size", "resolution", "benchmar
 # Columns of a table's CSV and their types. Fields that do not apply are empty (text) or missing (numbers).
 # origin: source of the score. detail: keys in the score's details, joined with "/". low, high: 95% interval.
 # p: p value of a difference, uncorrected. state: "not judged", "pending" or "not asked" if `value` is missing.
-# caveat: what to consider when interpreting the score. note: where the score was found.
+# caveat: what to consider when interpreting the score. note: where the score was found. valid: see `ScoreRow`.
 RECORD = {
     "table": "str", "origin": "str", "name": "str", **dict.fromkeys(CHOICES, "str"), "size": "str", "resolution": "str",
     "run": "str", "seed": "Int64", "stage": "str", "images": "str", "benchmark": "str", "detail": "str",
     "value": "float64", "low": "float64", "high": "float64", "p": "float64", "state": "str", "metric": "str",
     "n": "Int64", "split": "str", "follows": "str", "version": "Int64", "judge": "str", "seen_in_training": "str",
-    "source": "str", "note": "str", "caveat": "str",
+    "source": "str", "note": "str", "caveat": "str", "valid": "float64",
 }  # fmt: skip
 # Our scores also have the maximum number of questions (`limit`) and a dictionary `details`.
 SCORE = {**RECORD, "limit": "Int64", "details": "object"}

@@ -1,6 +1,7 @@
 """The records of a results folder: runs, stages, scores and answers, and their provenance."""
 
 import datetime
+import math
 import platform
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+PERCENTAGES = ("accuracy", "mean F1", "IMG accuracy", "circular accuracy", "GPT-4 score")  # metrics of at most 100
 REAL, SHUFFLED = "real", "shuffled"  # with the right images, or with shuffled ones: the blind control
 MODEL_STAGE = "model"  # stage name in the scores of a model folder that was trained elsewhere
 RECORDED_PACKAGES = ("tinyvlm", "torch", "transformers", "deepspeed", "hydra-core", "pillow", "numpy")
@@ -92,6 +94,11 @@ class ScoreRow:
     def __post_init__(self) -> None:
         if self.interval is not None and len(self.interval) != 2:
             raise ValueError(f"interval is {self.interval!r}, not two numbers")
+        limits = {"value": 100.0 if self.metric in PERCENTAGES else math.inf, "valid": 1.0}
+        for name, limit in limits.items():
+            number = getattr(self, name)
+            if isinstance(number, int | float) and not (math.isfinite(number) and number <= limit + 1e-6):
+                raise ValueError(f"{name} is {number}; expected a finite number of at most {limit:g}")
 
     @property
     def state(self) -> str:
