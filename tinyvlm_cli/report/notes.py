@@ -98,12 +98,12 @@ def _on_readable(columns: Sequence[Column], shown: pd.DataFrame) -> list[str]:
     marked = scores[(scores["valid"] < 1) | is_partial].assign(partial=is_partial).sort_values("valid", kind="stable")
     for benchmark, rows in marked.groupby("benchmark", sort=False):
         texts = []
-        for row in rows.drop_duplicates("row").itertuples():  # of several seeds, the one with the lowest share
-            share = math.floor(1000 * row.valid) / 10  # 99.98% is not shown as 100.0%
-            missing = ", some without an answer" if row.partial else ""
-            texts.append(f"{row.shown} {share:.1f}% of {row.n:,} answers{missing}")
+        for row in rows.drop_duplicates("row").to_dict("records"):  # of several seeds, the one with the lowest share
+            share = math.floor(1000 * row["valid"]) / 10  # 99.98% is not shown as 100.0%
+            missing = ", some without an answer" if row["partial"] else ""
+            texts.append(f"{row['shown']} {share:.1f}% of {row['n']:,} answers{missing}")
         more = f"; and {len(texts) - MAX_READABLE} more rows" if len(texts) > MAX_READABLE else ""
-        found.append(f"{labels[benchmark]}, readable: {'; '.join(texts[:MAX_READABLE])}{more}")
+        found.append(f"{labels[str(benchmark)]}, readable: {'; '.join(texts[:MAX_READABLE])}{more}")
     return found
 
 

@@ -58,8 +58,8 @@ class POPE(Benchmark):
             elif category in labelled:
                 raise UserError(
                     f"{self.folder / self.label_file.format(category)}: no label for '{text}' on {question.image_key}, "
-                    f"which is question {question.key} of {path.name}; get both files from one release, or remove "
-                    f"{path.name} to ask the official questions"
+                    f"which is question {question.key} of {path.name}, so the files are from two releases; "
+                    f"get both from one release, or remove {path.name} to ask the official questions"
                 )
 
     def read(self, text: str, item: Item) -> str | None:
