@@ -54,5 +54,9 @@ def system_error(error: OSError) -> UserError:
     return UserError(f"{' -> '.join(names) or 'input or output'}: {reason}; {hint}")
 
 
+class StoppedError(RuntimeError):
+    """A worker was asked to stop and has written a checkpoint. The command reports it as an interruption."""
+
+
 class WorkerError(RuntimeError):
     """A failure of a worker or launcher that the user did not cause. The command exits with code 1."""

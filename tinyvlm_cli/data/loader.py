@@ -4,6 +4,7 @@ The samples of a step are a pure function of (seed, step) on any number of GPUs,
 distribution over GPUs and micro-batches depends on the machine.
 """
 
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +24,7 @@ from tinyvlm_cli.data.images import open_image, pixels
 from tinyvlm_cli.data.index import Sample, Samples
 from tinyvlm_cli.data.records import resolve
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.signals import STOP_SIGNALS, ignored
 
 Micro = tuple[int, ...]  # sample numbers of one micro-batch
 
@@ -85,7 +87,8 @@ class StepBatch:
 def prepare_loaders() -> None:
     """Start the process that data loader workers are forked from. It imports their modules in the background."""
     forkserver.set_forkserver_preload([__name__])
-    forkserver.ensure_running()
+    with ignored():  # the rank decides when to stop
+        forkserver.ensure_running()
 
 
 def step_batches(
@@ -103,12 +106,19 @@ def step_batches(
         num_workers=workers,
         prefetch_factor=1 if workers else None,
         multiprocessing_context="forkserver" if workers else None,
+        worker_init_fn=_ignore_stop_signals,
         pin_memory=torch.cuda.is_available(),
     )
     for batch in loader:
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """Ignore the stop signals, which PyTorch otherwise handles in its loader processes."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def num_steps(num_samples: int, *, samples_per_step: int, epochs: int, max_steps: int | None) -> int:

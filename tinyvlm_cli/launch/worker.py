@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from tinyvlm_cli.errors import UserError, system_error
+from tinyvlm_cli.errors import StoppedError, UserError, system_error
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -77,8 +77,8 @@ def leave() -> NoReturn:
 
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print the traceback of an error, except for a UserError, which the parent process reports."""
-    if not isinstance(error, UserError):
+    """Print the traceback of an error, except for those that the parent process reports."""
+    if not isinstance(error, UserError | StoppedError):
         sys.__excepthook__(kind, error, trace)
 
 

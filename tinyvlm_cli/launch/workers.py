@@ -10,6 +10,7 @@ https://slurm.schedmd.com/srun.html.
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,15 +18,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tinyvlm_cli.console import silence
-from tinyvlm_cli.errors import UserError, WorkerError
+from tinyvlm_cli.errors import StoppedError, UserError, WorkerError
+from tinyvlm_cli.signals import STOP_S
 
 log = logging.getLogger(__name__)
 
 FIRST_PORT, NUM_PORTS = 20_000, 20_000
 OPEN, OVER = "open", "over"
 POLL_S = 0.5
+# Signals that the launcher forwards to the workers.
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 @dataclass(frozen=True)
@@ -64,12 +69,16 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
     """Run `tinyvlm_cli.launch.worker <job> <folder>` on each GPU and wait for it to finish.
 
     node: this node. If several nodes run the job together, each of them calls this function.
-    Raises UserError with the message of a worker's UserError, and WorkerError for any other failure.
+    Raises UserError with the message of a worker's UserError, KeyboardInterrupt if the workers were asked to stop, and
+    WorkerError for any other failure.
     """
     if is_rank():
         from tinyvlm_cli.launch.worker import work
 
-        work(job, folder)
+        try:
+            work(job, folder)
+        except StoppedError:
+            raise KeyboardInterrupt from None
         return
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -78,6 +87,9 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
     # Failures are reported below, and interruptions by cli/main.py.
     silence("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api", level=logging.CRITICAL)
     count = num_workers(gpus)
+    handlers: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in FORWARDED}
+    if callable(requeue := signal.getsignal(signal.SIGUSR2)):  # submitit's, which requeues this Slurm job and exits
+        handlers[signal.SIGUSR2] = requeue
     config = LaunchConfig(
         min_nodes=node.count,
         max_nodes=node.count,
@@ -87,6 +99,8 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
         rdzv_endpoint=node.address,
         max_restarts=0,
         monitor_interval=0.1,
+        signals_to_handle=",".join(number.name for number in handlers),
+        shutdown_timeout=STOP_S,
     )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     # Spinning threads cost nothing on an idle CPU, but make a step ten times slower on a busy one.
@@ -98,7 +112,10 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # hides warnings from libraries
     try:
         elastic_launch(config, sys.executable)("-P", "-m", "tinyvlm_cli.launch.worker", job, str(folder))
-    except SignalException:  # Ctrl-C or the scheduler; only KeyboardInterrupt also ends a grid
+    except SignalException as stop:  # Ctrl-C or the scheduler; only KeyboardInterrupt also ends a grid
+        if stop.sigval == signal.SIGUSR2:
+            handlers[signal.SIGUSR2](signal.SIGUSR2, None)
+            time.sleep(STOP_S)  # not the first node: an early exit could end the job before the first node requeues it
         raise KeyboardInterrupt from None
     except ChildFailedError as failed:
         _, failure = failed.get_first_failure()
@@ -107,7 +124,12 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
         kind, _, text = message.partition(": ")
         if kind == UserError.__name__:
             raise UserError(text) from None
+        if kind == StoppedError.__name__:
+            raise KeyboardInterrupt from None
         raise WorkerError(f"worker {failure.local_rank} failed (exit code {failure.exitcode}): {message}") from None
+    finally:  # the launcher has replaced the handlers
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def this_node() -> Node:

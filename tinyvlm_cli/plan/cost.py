@@ -13,6 +13,7 @@ import yaml
 from tinyvlm_cli.config.commands import Assumed, Bench, Mix, Plan
 from tinyvlm_cli.config.schema import Engine, Precision, Stage, from_yaml
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.weights import check_weights, done_before
 from tinyvlm_cli.train.layout import GIB, USABLE, Layout, Need, Needs, choose, fixed_layout, longest_row
 from tinyvlm_cli.train.stages import RunJob, StageJob, resolve, stage_job
@@ -179,7 +180,7 @@ def plan_run(config: Plan, models: "Models") -> PlannedRun:
     for job in run.stages:
         mix = config.mixes.get(job.stage.split)
         estimate = estimate_stage(job, models.sizes(job), mix)
-        state = TO_RESUME if (job.folder / "checkpoints" / "latest").exists() else TO_DO
+        state = TO_RESUME if Results.has_checkpoint(job.folder) else TO_DO
         held = held_bytes(estimate, job.stage, job.engine)
         peak: Peak | UserError | None = None
         if held is not None:

@@ -105,6 +105,11 @@ class Results:
         return (stage_dir / "DONE").exists()
 
     @staticmethod
+    def has_checkpoint(stage_dir: Path) -> bool:
+        """Return whether training of the stage can resume from a checkpoint."""
+        return any(stage_dir.glob("checkpoints/step-*/manifest.json"))
+
+    @staticmethod
     def mark_done(stage_dir: Path) -> None:
         """Mark the stage as trained to the end."""
         write_text(stage_dir / "DONE", now() + "\n")

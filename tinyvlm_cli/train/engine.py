@@ -1,15 +1,13 @@
 """A thin wrapper around DeepSpeed; no other module of the project imports it.
 
-DeepSpeed shards optimizer state, keeps fp32 master weights for bf16 training, clips gradients and writes checkpoints.
-The optimizer, the learning rate schedule, gradient accumulation and loss weighting are not DeepSpeed's.
+DeepSpeed shards optimizer state, keeps fp32 master weights for bf16 training and clips gradients.
+The optimizer, the learning rate schedule, gradient accumulation, loss weighting and checkpoints are not DeepSpeed's.
 """
 
 import io
 import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -19,11 +17,12 @@ from tinyvlm_cli.config.schema import Engine as EngineSettings
 from tinyvlm_cli.config.schema import Optim, Precision
 from tinyvlm_cli.console import silence
 from tinyvlm_cli.data.batch import MicroBatch
-from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.tuning import ADAPTER_MARK
 from tinyvlm_cli.model.vlm import VLM
+from tinyvlm_cli.train.checkpoint import Checkpoints, Piece
 from tinyvlm_cli.train.optim import build_optimizer
 
+KINDS = ("weight", "exp_avg", "exp_avg_sq")  # master weights, and Adam's moments as PyTorch names them
 BUCKET = 200_000_000  # gradient elements that are reduced together
 
 
@@ -62,11 +61,11 @@ class Engine:
         self.device = device
         self.ranks = dist.get_world_size()
         self.zero = settings.zero
-        # Checkpoint shards depend on these values, so checkpoint names contain them.
-        self.layout = f"gpus-{self.ranks}-zero-{self.zero}"
         bf16 = settings.precision is Precision.bf16
         self.keeps_fp32_sums = settings.zero == 1 and bf16  # DeepSpeed then accumulates in fp32
         self.micro = 0
+        self.wants_stop: Callable[[], bool] = lambda: False  # whether this rank was asked to stop
+        self.stops = torch.zeros(())  # whether any rank was asked to stop before the last step
         if self.keeps_fp32_sums:
             self._accumulate_in_place(model)
         with redirect_stdout(io.StringIO()):  # DeepSpeed prints memory usage during initialization
@@ -105,17 +104,18 @@ class Engine:
         """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
-        total = torch.zeros((), device=self.device)
+        totals = torch.tensor([0.0, float(self.wants_stop())], device=self.device)  # the loss, and ranks to stop
         scale = self.ranks / supervised_tokens  # DeepSpeed averages gradients over the ranks
         for i, micro in enumerate(micros):
             self.micro = i
             self.engine.set_gradient_accumulation_boundary(i == len(micros) - 1)
             loss = self.engine(micro.to(self.device))
             self.engine.backward(loss * scale, scale_wrt_gas=False)
-            total += loss.detach()
+            totals[0] += loss.detach()
         self.engine.step()
-        dist.all_reduce(total)
-        return total / supervised_tokens
+        dist.all_reduce(totals)
+        self.stops = totals[1] > 0
+        return totals[0] / supervised_tokens
 
     @property
     def first_step_bytes(self) -> int:
@@ -148,37 +148,77 @@ class Engine:
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(accumulate)  # type: ignore[no-untyped-call]
 
-    def save(self, folder: Path, step: int) -> None:
-        """Write a checkpoint for `resume`, then delete earlier checkpoints."""
-        tag = f"step-{step}-{self.layout}"
-        self.engine.save_checkpoint(str(folder), tag=tag, exclude_frozen_parameters=True)
-        dist.barrier()
-        if dist.get_rank() == 0:
-            for old in folder.glob("step-*"):
-                if old.name != tag:
-                    shutil.rmtree(old)
+    @property
+    def state_bytes(self) -> int:
+        """Size of a checkpoint, without the model's buffers."""
+        sizes = [getattr(p, "ds_numel", p.numel()) for p in self.model.parameters() if p.requires_grad]
+        return sum(sizes) * torch.float32.itemsize * len(KINDS)
 
-    def resume(self, folder: Path) -> int:
-        """Load the latest complete checkpoint and return its number of completed steps, or 0 if there is none.
+    def save(self, checkpoints: Checkpoints, step: int) -> None:
+        """Write a checkpoint for `resume`."""
+        pieces = self._pieces()
+        steps = next(iter(self.engine.optimizer.optimizer.state.values()))["step"].reshape(1)
+        checkpoints.save(step, pieces + (self._shared_pieces(steps) if dist.get_rank() == 0 else []))
 
-        Raises UserError if it was written with a different number of GPUs or ZeRO stage, or if it is corrupt.
-        """
-        latest = folder / "latest"  # DeepSpeed writes this file last
-        if not latest.exists():
-            return 0
-        tag = latest.read_text(encoding="utf-8").strip()
-        _, step, layout = tag.split("-", 2)
-        if layout != self.layout:
-            raise UserError(
-                f"{folder / tag}: the checkpoint was written with {layout}, but this run uses {self.layout}; "
-                f"restore engine.gpus and engine.zero, or delete {folder} to start over"
-            )
-        path, _ = self.engine.load_checkpoint(
-            str(folder), tag=tag, load_module_strict=False, load_lr_scheduler_states=False
+    @torch.no_grad()
+    def resume(self, checkpoints: Checkpoints) -> int:
+        """Load the latest valid checkpoint and return its number of completed steps, or 0 if there is none."""
+        adam_steps = torch.zeros(1)
+        step = checkpoints.load([*self._pieces(), *self._shared_pieces(adam_steps)])
+        if step:
+            optimizer = self.engine.optimizer
+            for state in optimizer.optimizer.state.values():
+                state["step"].fill_(adam_steps.item())
+            if self.zero == 3:
+                optimizer.checkpoint_event_prologue()
+                for group in range(len(optimizer.fp32_partitioned_groups_flat)):
+                    optimizer._reassign_or_swap_out_partitioned_parameters(group)
+                optimizer.checkpoint_event_epilogue()
+            else:
+                optimizer.update_lp_params()
+        return step
+
+    def _pieces(self) -> list[Piece]:
+        """Return this rank's share of the master weights and Adam's moments, as views of DeepSpeed's memory."""
+        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+        optimizer, rank = self.engine.optimizer, dist.get_rank()
+        adam = optimizer.optimizer
+        groups = (
+            optimizer.fp32_partitioned_groups_flat if self.zero == 3 else [g["params"][0] for g in adam.param_groups]
         )
-        if path is None:
-            raise UserError(f"{folder / tag}: the checkpoint cannot be read; delete {folder} to start over")
-        return int(step)
+        for flat in groups:
+            if not adam.state[flat]:  # AdamW creates its state in the first step
+                steps = torch.zeros((), device=flat.device if adam.defaults["fused"] else None)
+                adam.state[flat] |= {"step": steps, **{moment: torch.zeros_like(flat) for moment in KINDS[1:]}}
+        pieces = []
+        for name, parameter in self.model.named_parameters():
+            mapping = getattr(parameter, "_hp_mapping", None)  # set by ZeRO-1 and ZeRO-2 on the ranks that own it
+            if not parameter.requires_grad or (self.zero != 3 and mapping is None):
+                continue
+            if mapping is None:
+                views = [safe_get_local_fp32_param(parameter)]
+                views += [safe_get_local_optimizer_state(parameter, moment) for moment in KINDS[1:]]
+                start, total = rank * views[0].numel(), parameter.ds_numel  # type: ignore[attr-defined]
+                views = [view[: max(0, total - start)] for view in views]  # the last ranks' shares are padded
+            else:
+                flat, place = groups[mapping.param_group_index], mapping.hp_fragment_address
+                tensors = [flat.detach(), *(adam.state[flat][moment] for moment in KINDS[1:])]
+                views = [tensor.narrow(0, place.start, place.numel) for tensor in tensors]
+                start, total = mapping.lp_fragment_address.start, parameter.numel()
+            if views[0].numel():
+                pieces += [Piece(f"{kind}:{name}", start, total, v) for kind, v in zip(KINDS, views, strict=True)]
+        return pieces
+
+    def _shared_pieces(self, adam_steps: Tensor) -> list[Piece]:
+        """Return the state that is the same on all ranks: Adam's step count and the model's buffers."""
+        buffers = {
+            f"buffer:{prefix}.{name}": buffer.view(-1).view(torch.uint8)
+            for prefix, module in self.model.named_modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if name not in module._non_persistent_buffers_set and buffer.numel()
+        }
+        return [Piece(name, 0, values.numel(), values) for name, values in {"steps": adam_steps, **buffers}.items()]
 
     def part_state(self, part: str, *, adapters_only: bool) -> dict[str, Tensor]:
         """Return a part's full weights on the CPU on rank 0, and an empty dict on other ranks.

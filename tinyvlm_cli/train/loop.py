@@ -19,13 +19,15 @@ from tinyvlm_cli.data.batch import widest_row
 from tinyvlm_cli.data.check import check_before_training, num_cores
 from tinyvlm_cli.data.index import Samples, SplitIndex, open_index
 from tinyvlm_cli.data.loader import StagePlan, num_steps, prepare_loaders, step_batches
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import StoppedError, UserError
 from tinyvlm_cli.model.attention.packed import register
 from tinyvlm_cli.model.flops import Flops, training_flops
 from tinyvlm_cli.model.llm import load_tokenizer
 from tinyvlm_cli.model.pretrained import DTYPES
 from tinyvlm_cli.model.tuning import choose_trained
 from tinyvlm_cli.model.vlm import LOGITS_AT_ONCE, VLM, compile_layers
+from tinyvlm_cli.signals import StopRequest
+from tinyvlm_cli.train.checkpoint import Checkpoints
 from tinyvlm_cli.train.engine import Engine, start_process_group
 from tinyvlm_cli.train.layout import Layout
 from tinyvlm_cli.train.memory import fit
@@ -66,10 +68,19 @@ def train_stage(job: StageJob) -> None:
         if unused:
             log.info("%s", unused)
     engine, layout = start_engine(job, model, device)
-    first = engine.resume(job.folder / "checkpoints")
+    checkpoints = Checkpoints(job.folder / "checkpoints", device)
+    first = engine.resume(checkpoints)
     if first and is_main:
         log.info("%s: resuming after step %d", job.name, first)
-    _take_steps(job, engine, plan, first=first, steps=steps, micro_tokens=layout.micro_tokens, flops=flops)
+    if not first:
+        size = engine.state_bytes * min(2, (steps - 1) // job.engine.save_every)
+        checkpoints.require_space(size, "the checkpoints of this stage")
+    with StopRequest() as stop:
+        engine.wants_stop = lambda: stop.is_made
+        _take_steps(
+            job, engine, plan, checkpoints,
+            first=first, steps=steps, micro_tokens=layout.micro_tokens, flops=flops,
+        )  # fmt: skip
     if device.type == "cuda" and is_main:
         log.info("%s: peak GPU memory %.1f GiB", job.name, torch.cuda.max_memory_allocated(device) / 2**30)
     for part in stage.trained_parts:
@@ -151,9 +162,13 @@ def num_loaders(settings: EngineSettings) -> int:
 
 
 def _take_steps(
-    job: StageJob, engine: Engine, plan: StagePlan, *, first: int, steps: int, micro_tokens: int, flops: Flops
-) -> None:
-    """Run the optimizer steps from `first` to `steps` - 1. Raises UserError if a loss is not finite."""
+    job: StageJob, engine: Engine, plan: StagePlan, checkpoints: Checkpoints, *,
+    first: int, steps: int, micro_tokens: int, flops: Flops,
+) -> None:  # fmt: skip
+    """Run the optimizer steps from `first` to `steps` - 1.
+
+    Raises UserError if a loss is not finite. If any rank is asked to stop, writes a checkpoint and raises StoppedError.
+    """
     stage, rank, ranks = job.stage, dist.get_rank(), dist.get_world_size()
     batches = step_batches(
         plan, first=first, last=steps, rank=rank, ranks=ranks, micro_tokens=micro_tokens,
@@ -186,8 +201,13 @@ def _take_steps(
                     step=done, loss=loss, lr=lr, grad_norm=engine.grad_norm, samples=stage.samples_per_step,
                     tokens=batch.work.tokens, tflops=flops.of(batch.work) / ranks / 1e12, waited_s=waited_s,
                 )  # fmt: skip
-            if done % job.engine.save_every == 0 and done < steps:
-                engine.save(job.folder / "checkpoints", done)
+            stops = bool(engine.stops)
+            if stops or (done % job.engine.save_every == 0 and done < steps):
+                engine.save(checkpoints, done)
+            if stops:
+                if meter:
+                    log.info("%s: stopped; wrote a checkpoint after step %d", job.name, done)
+                raise StoppedError(f"{job.name}: stopped after step {done}")
             asked = time.perf_counter()
 
 

@@ -33,6 +33,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def losses(stage: Path) -> list[float]:
+    if not (stage / "train.jsonl").exists():
+        return []
     return [json.loads(line)["loss"] for line in (stage / "train.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
@@ -61,30 +63,39 @@ def test_a_killed_grid_does_what_is_missing_only(study: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_a_resumed_stage_goes_on_as_if_unbroken(study: Path) -> None:
-    words = [
-        "train",
-        *TINY,
-        "recipe.stages.pretrain.max_steps=6",
-        "recipe.stages.finetune.max_steps=1",
-        "engine.save_every=2",
-    ]
+def test_a_stopped_stage_writes_a_checkpoint_and_resumes_exactly(study: Path) -> None:
+    few = [f"recipe.stages.{stage}.{setting}" for stage, setting in (
+        ("pretrain", "max_steps=24"), ("pretrain", "samples_per_step=32"),
+        ("finetune", "max_steps=1"), ("finetune", "samples_per_step=8"),
+    )]  # fmt: skip
+    words = ["train", *TINY, *few]
     assert tinyvlm(*words, "results_dir=whole", folder=study).returncode == 0
-    stopped = subprocess.Popen(
-        [sys.executable, "-m", "tinyvlm_cli", *words, "results_dir=broken"],
-        cwd=study,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not list((study / "broken/stages").glob("pretrain-*/checkpoints/latest")):
-        assert stopped.poll() is None
-        time.sleep(0.02)
-    stopped.send_signal(signal.SIGINT)
-    _, told = stopped.communicate()
-    *before, last = told.splitlines()
-    assert last.startswith("tinyvlm train: interrupted") and all(line.startswith("INFO ") for line in before)
+    steps = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        stopped = subprocess.Popen(
+            [sys.executable, "-m", "tinyvlm_cli", *words, "results_dir=broken"],
+            cwd=study, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        before = losses(stages(study, "broken")["pretrain"]) if steps else []
+        while not (found := stages(study, "broken")) or len(losses(found["pretrain"])) < len(before) + 2:
+            assert stopped.poll() is None
+            time.sleep(0.02)
+        stopped.send_signal(number)
+        _, told = stopped.communicate()
+        *others, last = told.splitlines()
+        assert stopped.returncode == 130
+        assert last.startswith("tinyvlm train: interrupted") and all(line.startswith("INFO ") for line in others)
+        steps += [len(losses(found["pretrain"]))]
+        assert (found["pretrain"] / f"checkpoints/step-{steps[-1]}/manifest.json").exists()  # of the step under way
+    done = tinyvlm(*words, "results_dir=broken", folder=study)
+    assert done.returncode == 0 and f"resuming after step {steps[-1]}" in done.stderr and steps[0] < steps[1] < 24
+    broken, whole = (stages(study, results)["pretrain"] for results in ("broken", "whole"))
+    assert losses(broken) == losses(whole)
+    weights = [(folder / "connector.safetensors").read_bytes() for folder in (broken, whole)]
+    assert weights[0] == weights[1] and not (broken / "checkpoints").exists()
+    (broken / "checkpoints").mkdir()  # as after a kill between writing DONE and deleting the checkpoints
     assert tinyvlm(*words, "results_dir=broken", folder=study).returncode == 0
-    assert losses(stages(study, "broken")["pretrain"]) == losses(stages(study, "whole")["pretrain"])
+    assert not (broken / "checkpoints").exists()
 
 
 @pytest.mark.e2e

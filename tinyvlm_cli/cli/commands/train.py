@@ -14,6 +14,7 @@ from tinyvlm_cli.launch.workers import announced, await_first_node, this_node
 from tinyvlm_cli.model.tuning import untrainable
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.weights import check_weights, complete, done_before
+from tinyvlm_cli.train.checkpoint import refuse_pickles
 from tinyvlm_cli.train.stages import RunJob, StageJob, mismatch, resolve, write_job
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def train_one(run: RunJob, job: StageJob) -> None:
     """Train one stage, unless this run or another one has already trained it."""
     folder, gpus = job.folder, job.engine.gpus
     if Results.is_done(folder):
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # if the process was killed after writing DONE
         log.info("%s: already trained", folder.name)
     elif launch.is_rank() and os.environ["RANK"] != "0":
         launch.run("train", folder, gpus=gpus)
@@ -77,6 +79,9 @@ def findings(run: RunJob) -> list[str]:
             choice = spec.name.partition("+")[0]  # drop the overrides after "+"
             settings.append(f"{part}.path: {spec.path} is missing; run `tinyvlm data prepare {part}={choice}`")
     missing = [job for job in run.stages if not Results.is_done(job.folder)]
+    for job in missing:
+        with collected(found):
+            refuse_pickles(job.folder / "checkpoints")
     # With invalid settings, building the model would only report the same problems again.
     stages = {job.name: job.stage for job in missing}
     found += settings or untrainable(config.llm, config.vision, config.connector, stages)
