@@ -64,11 +64,12 @@ def test_a_killed_grid_does_what_is_missing_only(study: Path) -> None:
 
 @pytest.mark.e2e
 def test_a_stopped_stage_writes_a_checkpoint_and_resumes_exactly(study: Path) -> None:
-    few = [f"recipe.stages.{stage}.{setting}" for stage, setting in (
-        ("pretrain", "max_steps=24"), ("pretrain", "samples_per_step=32"),
-        ("finetune", "max_steps=1"), ("finetune", "samples_per_step=8"),
-    )]  # fmt: skip
-    words = ["train", *TINY, *few]
+    short = [
+        "~recipe.stages.finetune",
+        "recipe.stages.pretrain.max_steps=24",
+        "recipe.stages.pretrain.samples_per_step=32",
+    ]
+    words = ["train", *TINY, *short]
     assert tinyvlm(*words, "results_dir=whole", folder=study).returncode == 0
     steps = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -93,9 +94,6 @@ def test_a_stopped_stage_writes_a_checkpoint_and_resumes_exactly(study: Path) ->
     assert losses(broken) == losses(whole)
     weights = [(folder / "connector.safetensors").read_bytes() for folder in (broken, whole)]
     assert weights[0] == weights[1] and not (broken / "checkpoints").exists()
-    (broken / "checkpoints").mkdir()  # as after a kill between writing DONE and deleting the checkpoints
-    assert tinyvlm(*words, "results_dir=broken", folder=study).returncode == 0
-    assert not (broken / "checkpoints").exists()
 
 
 @pytest.mark.e2e

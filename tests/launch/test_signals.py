@@ -1,0 +1,88 @@
+"""Signals that stop a training, in the worker and in the parent process."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch.distributed.elastic.multiprocessing.api import SignalException
+
+from tinyvlm_cli.cli.commands.train import train_one
+from tinyvlm_cli.errors import StoppedError
+from tinyvlm_cli.launch import worker, workers
+from tinyvlm_cli.signals import STOP_SIGNALS, StopRequest
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_stop_signal_is_only_noted_while_training(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert not stop.is_made
+        os.kill(os.getpid(), number)
+        assert stop.is_made
+    assert signal.getsignal(number) == before
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[[signal.Signals], Any]:
+    """Replace the launcher by one that receives a signal, and return the function that prepares it."""
+
+    def receive(number: signal.Signals) -> Any:
+        def launch(config: Any, _: str) -> Callable[..., None]:
+            def start(*words: str) -> None:
+                for name in config.signals_to_handle.split(","):
+                    signal.signal(getattr(signal, name), lambda *_: None)
+                raise SignalException("got a signal", number)
+
+            return start
+
+        monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", launch)
+
+    return receive
+
+
+def test_slurm_requeues_the_job_after_the_checkpoint_is_written(
+    launched: Callable[[signal.Signals], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """submitit's handler of SIGUSR2 runs when the workers have ended, and requeues the job and exits."""
+
+    def requeue(number: int, _: object) -> None:
+        raise SystemExit(-1)
+
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    previous = signal.signal(signal.SIGUSR2, requeue)
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    try:
+        launched(signal.SIGUSR2)
+        with pytest.raises(SystemExit):
+            workers.run("train", tmp_path, gpus=1)
+        launched(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            workers.run("train", tmp_path, gpus=1)
+        assert [signal.getsignal(number) for number in STOP_SIGNALS] == before  # not those of the launcher
+    finally:
+        signal.signal(signal.SIGUSR2, previous)
+
+
+def test_a_stopped_rank_of_torchrun_is_an_interruption(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def stop(job: str, folder: Path) -> None:
+        raise StoppedError("stopped after step 3")
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr(worker, "work", stop)
+    with pytest.raises(KeyboardInterrupt):
+        workers.run("train", tmp_path, gpus=None)
+
+
+def test_checkpoints_are_deleted_after_a_kill_between_done_and_their_removal(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints/step-2").mkdir(parents=True)
+    (tmp_path / "DONE").touch()
+    job: Any = SimpleNamespace(folder=tmp_path, engine=SimpleNamespace(gpus=None))
+    run: Any = None
+    train_one(run, job)
+    assert not (tmp_path / "checkpoints").exists()
