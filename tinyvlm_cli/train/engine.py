@@ -30,14 +30,9 @@ def start_process_group() -> torch.device:
     """Join the process group defined by the environment variables and return this rank's device."""
     cuda = torch.cuda.is_available()
     os.environ["DS_ACCELERATOR"] = "cuda" if cuda else "cpu"
-    # A results folder may come from another person, and unpickling could run code: DeepSpeed asks for all classes.
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # no library may unpickle code from another person's folder
     import deepspeed
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
 
-    torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
     silence("DeepSpeed")
     if not cuda:
         # Otherwise DeepSpeed compiles a shared-memory all-reduce, which takes a minute and requires a C++ compiler.
