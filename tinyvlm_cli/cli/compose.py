@@ -76,7 +76,7 @@ class Cell:
 
         Raises UserError if settings are missing, do not match the schema or are out of range.
         """
-        config = self._settings()
+        config = with_effect(self._settings(), self.command.name, self.hydra.overrides.task)
         raise_findings(out_of_range(config))
         return config
 
@@ -89,19 +89,14 @@ class Cell:
                 raise UserError("\n".join(f"{key}: not set; add {key}=..." for key in missing))
             overrides = packaged_overrides(self.composed, self.hydra)
             if not overrides and not any(override.startswith("+") for override in self.hydra.overrides.task):
-                return self._with_effect(OmegaConf.to_object(self.composed))
+                return OmegaConf.to_object(self.composed)
             plain: Any = OmegaConf.to_container(self.composed, resolve=True)
             if overrides:
                 show_differences(plain, _compose_packaged(self.command, tuple(overrides)))
             # Merge again to reject keys that `+key=` added to the composition.
-            loaded = OmegaConf.to_object(OmegaConf.unsafe_merge(OmegaConf.structured(schema), plain))
+            return OmegaConf.to_object(OmegaConf.unsafe_merge(OmegaConf.structured(schema), plain))
         except OmegaConfBaseException as error:
             raise UserError(explain(error, schema, [])) from error
-        return self._with_effect(loaded)
-
-    def _with_effect(self, config: Any) -> Any:
-        """Return the settings after checking that each override has an effect."""
-        return with_effect(config, self.command.name, self.hydra.overrides.task)
 
 
 @cache

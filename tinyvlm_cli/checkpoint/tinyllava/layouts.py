@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from tinyvlm_cli.checkpoint.tinyllava.weights import read_tensors, read_weights
 from tinyvlm_cli.config.schema import ImageMode, Prompt, Tokens
 from tinyvlm_cli.errors import UserError, raise_findings
 from tinyvlm_cli.model.pretrained import config_from_architecture, read_config
@@ -36,7 +35,6 @@ BENCH = {  # TinyLLaVABench's prefixes, longest first
 # TinyLLaVABench used StableLM's remote code, whose config fields have other names and defaults.
 BENCH_FIELDS = {"rope_pct": "partial_rotary_factor", "norm_eps": "layer_norm_eps"}
 BENCH_DEFAULTS = {"stablelm": {"use_qkv_bias": True, "bos_token_id": 0, "eos_token_id": 2}}
-WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # common names of weights files
 TEXT_SIDE = ("text_model.", "logit_", "text_projection.")  # prefixes of weights that do not belong to the encoder
 
 
@@ -203,25 +201,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise UserError(f"{path}: expected a JSON object but found {type(record).__name__}; use a complete checkpoint")
     return record
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Return all tensors of the weights files in `folder`, which must have one of the common names."""
-    for pattern in WEIGHTS:
-        if paths := sorted(folder.glob(pattern)):
-            return {name: tensor for path in paths for name, tensor in read_tensors(path).items()}
-    raise UserError(f"{folder}: no weights found; add {' or '.join(WEIGHTS)}")
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, or of a pickle that contains only tensors."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); use an intact file") from None
-    except Exception as error:  # torch raises several types for pickles with other objects
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: contains objects other than tensors ({reason}); save it as safetensors") from None
-    return loaded

@@ -15,6 +15,7 @@ from tinyvlm_cli.checkpoint.parts import save_part
 from tinyvlm_cli.checkpoint.tinyllava.connectors import import_connector
 from tinyvlm_cli.checkpoint.tinyllava.layouts import CONNECTOR, VISION, Foreign, check_names, read_json
 from tinyvlm_cli.checkpoint.tinyllava.layouts import LLM as LLM_PREFIX
+from tinyvlm_cli.checkpoint.tinyllava.weights import check_depth, check_shapes
 from tinyvlm_cli.config.build import conf_dir
 from tinyvlm_cli.config.schema import LLM, Chat, Precision, Resize, SecondEncoder, Vision
 from tinyvlm_cli.errors import UserError
@@ -152,6 +153,9 @@ def _loaded(
     """
     if not state:
         raise UserError(f"{where}: the checkpoint contains no weights for it; use a complete checkpoint")
+    check_depth(state, config.num_hidden_layers, where)
+    with torch.device("meta"):
+        check_shapes(kind._from_config(config).state_dict(), state, where)
     dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
     model, missing, unexpected = load_partly(kind, config, path=None, state=state, where=where, dtype=dtype)
     needless = set()  # buffers, layers after the feature layer, and modules after the layers
