@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from tinyvlm_cli.config.schema import Split
 from tinyvlm_cli.console import progress
-from tinyvlm_cli.data.images import WIDE_MODES, examine, image_format, open_image
+from tinyvlm_cli.data.images import UPRIGHT, WIDE_MODES, examine, image_format, open_image
 from tinyvlm_cli.data.irregular import irregularities
 from tinyvlm_cli.data.records import FaultError, Finding, Kind, Record, read_records, resolve
 from tinyvlm_cli.errors import UserError
@@ -101,7 +101,7 @@ def check_image(path: Path) -> list[FaultError]:
         hint = f"; run {CONVERT} to convert it to JPEG" if suffix in JPEG_NAMES else ""
         text = f"the actual type is {found.format}; training can still read it{hint}"
         faults.append(FaultError(Kind.other_type, f"image {path}: {text}"))
-    if found.orientation != 1:
+    if found.orientation != UPRIGHT:
         text = f"its Exif orientation {found.orientation} is ignored; add data.exif=upright to turn such images"
         faults.append(FaultError(Kind.rotated, f"image {path}: {text}"))
     if found.mode in WIDE_MODES:

@@ -38,6 +38,7 @@ OUTSIDE_PILLOW = ("EPS", "WMF")  # formats that Pillow renders with other progra
 PngImagePlugin.MAX_TEXT_CHUNK = 64 * 2**20
 WIDE_MODES = ("I", "F")  # Pillow's names for 32-bit and floating-point values
 WHITES = (1.0, 255.0, 65_535.0)  # usual values of white in such images
+UPRIGHT = 1  # Exif orientation
 TURNS = {  # Exif orientation -> what makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -55,7 +56,7 @@ class Examined:
     """Properties of an intact image file."""
 
     format: str  # Pillow's name for the actual image type ("JPEG", "GIF"), detected from the first bytes
-    orientation: int  # Exif orientation, 1..8; 1: upright
+    orientation: int  # Exif orientation, 1..8
     mode: str  # Pillow's name for the pixel format
 
 
@@ -87,12 +88,12 @@ def examine(source: Path | bytes) -> Examined:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the Exif orientation of an image, 1..8; 1 if it is missing or unreadable, as in image viewers."""
+    """Return the Exif orientation of an image, 1..8; UPRIGHT if it is missing or unreadable, as in image viewers."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation)
     except (SyntaxError, ValueError, TypeError, KeyError, struct.error):
-        return 1
-    return found if found in TURNS else 1
+        return UPRIGHT
+    return found if found in TURNS else UPRIGHT
 
 
 @contextmanager

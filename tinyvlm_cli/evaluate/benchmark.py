@@ -17,6 +17,8 @@ from tinyvlm_cli.statistics.questions import Formula, Tally
 
 Image = Path | bytes | StoredImage | None  # a file, encoded bytes, an image in a parquet file, or no image
 
+FEW_READABLE = 0.5  # a lower share of readable answers is reported with the score
+
 
 @dataclass(frozen=True)
 class Question:
@@ -252,7 +254,10 @@ class Benchmark(ABC):
             meaning = self.read(answer.text, items[key]) if answer else None
             results.append(Result(items[key], answer, answer.text if answer else "", meaning))
         score = self.headline(results)
-        return replace(score, notes=(*notes, *score.notes), partial=bool(missing))
+        notes += score.notes
+        if score.value is not None and score.n and score.valid < FEW_READABLE:
+            notes.append(f"only {score.valid:.1%} of {score.n:,} answers can be read; check the model and its answers")
+        return replace(score, notes=tuple(notes), partial=bool(missing))
 
     def scored(
         self, value: float | None, counted: Sequence[Result], points: Mapping[str, float], details: dict[str, Any], *,

@@ -65,6 +65,11 @@ class Loaded:
         self.answerer = load_answerer(found.run, found.stage, found.stage_dirs, device=place, dtype=dtype)
         self.tokenizer = self.answerer.tokenizer
 
+    @property
+    def turns_images(self) -> bool:
+        """Return whether photos are turned as their Exif orientation states."""
+        return isinstance(self.answerer, RunAnswerer) and self.answerer.upright
+
     def encode(
         self, record: Mapping[str, Any], image_root: str | Path = ".", *,
         prompt: str | Prompt | None = None, max_length: int | None = None,

@@ -5,12 +5,14 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from support.from_conf import node_of, write_lines
 
 from tinyvlm_cli.cli.commands import eval as command
 from tinyvlm_cli.config import commands
 from tinyvlm_cli.config.build import build
-from tinyvlm_cli.errors import WorkerError
+from tinyvlm_cli.errors import UserError, WorkerError
+from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.evaluate.runner import EvalJob, answered
 from tinyvlm_cli.launch import workers
 from tinyvlm_cli.results.folder import Results
@@ -29,7 +31,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         assert job == "eval"
         time.sleep(0.2)  # until the other evaluation has written its job
         for task in EvalJob.read(folder).tasks:
-            benchmark = build(task.benchmark)
+            benchmark = build(task.benchmark, Benchmark)
             for question in benchmark.questions:
                 known = answered(Path(task.folder), benchmark.questions, max_new_tokens=benchmark.max_new_tokens)
                 if question.key not in known and "silence" not in question.text:
@@ -51,7 +53,7 @@ def settings(folder: Path, *names: str, text: str = "Is it?") -> commands.Eval:
             write_lines(folder / name / f"coco/coco_pope_{split}.json", lines)
         (folder / name / "val2014").mkdir(exist_ok=True)
         for i in range(2):
-            (folder / name / "val2014" / f"{i}.jpg").write_bytes(b"x")
+            Image.new("RGB", (1, 1)).save(folder / name / "val2014" / f"{i}.jpg")
         nodes[name] = {**node_of("pope", folder / name), "name": name}
     return commands.Eval(run="r", benchmark=nodes, blind=False, seed=0, results_dir=str(folder))
 
@@ -76,3 +78,11 @@ def test_no_score_is_saved_while_questions_are_unanswered(tmp_path: Path, asked:
         command.run(settings(tmp_path, "a", text="silence"))
     assert not asked
     assert not Results(tmp_path).scores()
+
+
+def test_an_image_that_cannot_be_decoded_is_found_before_answering(tmp_path: Path, asked: list[str]) -> None:
+    config = settings(tmp_path, "a")
+    (tmp_path / "a/val2014/1.jpg").write_text("<html>", encoding="utf-8")
+    with pytest.raises(UserError, match=r"1 images cannot be used .*1\.jpg: not an image"):
+        command.run(config)
+    assert not asked

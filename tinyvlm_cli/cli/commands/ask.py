@@ -9,7 +9,7 @@ from typing import Any
 
 from tinyvlm_cli.config.commands import Ask
 from tinyvlm_cli.console import printable
-from tinyvlm_cli.data.images import STDIN, image_source, open_image
+from tinyvlm_cli.data.images import STDIN, UPRIGHT, examine, image_source
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import find_model
@@ -31,8 +31,8 @@ def run(config: Ask) -> int:
     if STDIN in images and not questions:
         raise UserError("question: not set, but the image is read from standard input; add question=...")
     sources: Sources = [(name, image_source(name)) for name in images]
-    for _, source in sources:
-        open_image(source)  # report an unreadable image before loading the model
+    # Report unreadable images before loading the model.
+    rotated = [name for name, source in sources if examine(source).orientation != UPRIGHT]
 
     from tinyvlm_cli.evaluate.generation import Decoding
     from tinyvlm_cli.evaluate.loaded import Loaded
@@ -41,6 +41,8 @@ def run(config: Ask) -> int:
     if not decoding.samples and decoding.top_p != 1:
         log.warning("top_p=%g: has no effect with temperature=0 (greedy decoding)", decoding.top_p)
     model = Loaded(found, device=None, dtype=None)
+    if rotated and not model.turns_images:
+        log.warning("image=%s: its Exif rotation is ignored, as in the training of this model", rotated[0])
 
     def ask(image: Path | bytes, question: str, history: History) -> str:
         def show(piece: str) -> None:

@@ -144,7 +144,7 @@ def _check_benchmarks(nodes: dict[str, Any]) -> int:
     lines, is_complete = [], True
     for node in nodes.values():
         benchmark = build(node, Benchmark)
-        found = take_inventory(benchmark)
+        found = take_inventory(benchmark, decoded=None)
         images = f"{found.images - found.absent:,} of {found.images:,}"
         status = "incomplete" if found.findings else "complete"
         table.add_row(benchmark.label, benchmark.split, f"{found.questions:,}", images, status)

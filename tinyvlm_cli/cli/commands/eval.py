@@ -13,6 +13,7 @@ from rich.table import Table
 from tinyvlm_cli.config.build import build
 from tinyvlm_cli.config.commands import Eval
 from tinyvlm_cli.console import Screen
+from tinyvlm_cli.data.check import NUM_DECODED
 from tinyvlm_cli.errors import WorkerError, raise_findings
 from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.evaluate.judge import PENDING, with_judge
@@ -51,7 +52,11 @@ def run(config: Eval) -> int:
     benchmarks = {
         name: with_judge(build(node, Benchmark), config.judge, results) for name, node in config.benchmark.items()
     }
-    findings = [finding for benchmark in benchmarks.values() for finding in take_inventory(benchmark).findings]
+    findings = [
+        finding
+        for benchmark in benchmarks.values()
+        for finding in take_inventory(benchmark, decoded=NUM_DECODED).findings
+    ]
     raise_findings(findings)
     pending = 0
     for one, job in zip(runs, jobs, strict=True):

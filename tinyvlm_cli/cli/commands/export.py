@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tinyvlm_cli.config.commands import Export, ExportFormat
-from tinyvlm_cli.config.schema import Train, from_yaml, to_yaml
+from tinyvlm_cli.config.schema import Exif, Train, from_yaml, to_yaml
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import new_folder, write_text
 from tinyvlm_cli.results.folder import Results
@@ -50,6 +50,8 @@ def run(config: Export) -> int:
         dtype=DTYPES[config.precision or trained.engine.precision],
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
     )
+    if trained.data.exif is Exif.upright:
+        log.warning("data.exif=upright: an exported model does not turn photos; turn them before asking")
     if config.format is ExportFormat.llava:
         processor = check_llava(meta_model(trained.llm, trained.vision, trained.connector), source, lossy=config.lossy)
         with new_folder(output) as draft:
