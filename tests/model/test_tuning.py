@@ -112,6 +112,7 @@ def test_the_upper_layers_of_an_llm_train_with_norm_and_head() -> None:
     [
         ({"connector": Tune.lora, "lora": LORA}, "train.connector: .* use frozen or full"),
         ({"llm": Tune.lora}, "train.llm: lora.rank"),
+        ({"connector": Tune.frozen, "llm": Tune.frozen}, "train: no part with parameters is trained"),
         ({"llm_from_layer": -1}, "llm_from_layer: -1 is out of range"),
         ({"llm_from_layer": 2}, "llm_from_layer: 2 is out of range"),
     ],

@@ -83,6 +83,8 @@ def stage_findings(model: VLM, stage: Stage) -> list[str]:
     is_tied = model.llm.get_output_embeddings().weight is model.llm.get_input_embeddings().weight
     if stage.train.llm is Tune.full and stage.llm_from_layer > 0 and is_tied:
         findings.append("llm_from_layer: this LLM's head is tied to the embeddings, which precede all layers; use 0")
+    if not any(True for part in stage.trained_parts for _ in getattr(model, part).parameters()):
+        findings.append("train: no part with parameters is trained; set at least one to full, lora or qlora")
     for part in stage.adapted_parts:
         if part == "connector":
             findings.append("train.connector: the connector is too small for low-rank adapters; use frozen or full")

@@ -167,7 +167,7 @@ def _take_steps(
 ) -> None:  # fmt: skip
     """Run the optimizer steps from `first` to `steps` - 1.
 
-    Raises UserError if a loss is not finite. If any rank is asked to stop, writes a checkpoint and raises StoppedError.
+    Raises UserError if a loss or gradient is not finite. If any rank is asked to stop, writes a checkpoint and raises StoppedError.
     """
     stage, rank, ranks = job.stage, dist.get_rank(), dist.get_world_size()
     batches = step_batches(
@@ -188,17 +188,19 @@ def _take_steps(
             if batch.step == first:
                 check.finish()
             done = batch.step + 1
-            if not math.isfinite(loss):
+            grad_norm = engine.grad_norm
+            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                what = "gradient" if math.isfinite(loss) else "loss"
                 numbers = [int(number) for number in plan.samples(batch.step)]
                 ids = ", ".join(plan.index.sample(number).id for number in numbers[:20])
                 raise UserError(
-                    f"{job.name}: the loss of step {done} is not finite; its samples are {ids}"
+                    f"{job.name}: the {what} of step {done} is not finite; its samples are {ids}"
                     f"{' ...' if len(numbers) > 20 else ''}; inspect them, or lower recipe.stages.{job.name}.lr. "
                     "The last checkpoint was kept"
                 )
             if meter:
                 meter.step(
-                    step=done, loss=loss, lr=lr, grad_norm=engine.grad_norm, samples=stage.samples_per_step,
+                    step=done, loss=loss, lr=lr, grad_norm=grad_norm, samples=stage.samples_per_step,
                     tokens=batch.work.tokens, tflops=flops.of(batch.work) / ranks / 1e12, waited_s=waited_s,
                 )  # fmt: skip
             stops = bool(engine.stops)
