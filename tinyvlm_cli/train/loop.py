@@ -167,7 +167,8 @@ def _take_steps(
 ) -> None:  # fmt: skip
     """Run the optimizer steps from `first` to `steps` - 1.
 
-    Raises UserError if a loss or gradient is not finite. If any rank is asked to stop, writes a checkpoint and raises StoppedError.
+    Raises UserError if a loss or gradient is not finite. If any rank is asked to stop, writes a checkpoint and raises
+    StoppedError.
     """
     stage, rank, ranks = job.stage, dist.get_rank(), dist.get_world_size()
     batches = step_batches(
