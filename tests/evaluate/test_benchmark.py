@@ -116,6 +116,12 @@ def test_missing_answers_are_left_out_of_a_partial_score_only(bench: Any) -> Non
     assert (limited.n, limited.partial, limited.notes) == (1, False, ())
 
 
+def test_few_readable_answers_are_reported(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ChartQA, "read", lambda _, text, item: text or None)
+    texts = [answers("100", "20", "blue"), [Answer(key, "", "") for key in "012"]]
+    assert [any("can be read" in note for note in bench.score(given).notes) for given in texts] == [False, True]
+
+
 def test_a_benchmark_can_keep_questions_without_an_answer(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ChartQA, "keeps_unanswered", True)
     score = bench.score(answers("100"), partial=True)

@@ -4,7 +4,8 @@ import io
 from pathlib import Path
 
 import pytest
-from PIL import Image
+import torch
+from PIL import ExifTags, Image
 from support.small_run import write_small_run
 
 import tinyvlm_cli
@@ -88,7 +89,7 @@ def test_an_image_comes_from_standard_input(
         ("image=red.png", "question: not set, and standard input is empty"),
         ("image=null question=x", "image: not set"),
         ("image=red.png question=", "question='': expected a non-empty string"),
-        ("image=red.png question=x top_p=2", "top_p=2.0: give a share above 0, up to 1"),
+        ("image=red.png question=x top_p=2", "top_p: found 2.0"),
         ("image=red.png question=x stage=last", "stage=last: small has no such stage"),
     ],
 )
@@ -99,3 +100,24 @@ def test_a_mistake_is_one_sentence(
     assert main(["ask", *WORDS, *words.split()]) == 2
     error = capsys.readouterr().err
     assert says in error and len(error.splitlines()) == 1
+
+
+def test_an_exif_rotation_is_ignored_unless_the_run_was_trained_with_upright_images(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = Image.effect_noise((64, 64), 90).convert("RGB")
+    image.save("stored.png")
+    image.transpose(Image.Transpose.ROTATE_270).save("upright.png")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    image.save("turned.png", exif=exif)
+    write_small_run(folder / "upright", "data.exif=upright")
+    talk = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]
+    for results_dir, same, is_told in (("results", "stored.png", True), ("upright", "upright.png", False)):
+        assert main(["ask", *WORDS, f"results_dir={results_dir}", "image=turned.png", "question=x"]) == 0
+        shown = capsys.readouterr()
+        assert ("turned.png: its Exif rotation is ignored" in shown.err) == is_told
+        model = tinyvlm_cli.load("small", results_dir=results_dir, device="cpu")
+        assert printable(model.ask(same, "x", max_new_tokens=6)) == shown.out.strip()
+        seen, wanted = (model.encode({"image": name, "conversations": talk}).pixels for name in ("turned.png", same))
+        assert torch.equal(seen, wanted)
