@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from tinyvlm_cli.errors import UserError
 
 log = logging.getLogger(__name__)
 
+FileState = dict[str, Any] | None  # size, mtime_ns, ends; None: the file does not exist
+END_BYTES = 4096  # bytes at each end of a file that `file_state` hashes
 LARGE_BYTES = 16 * 2**20  # hashes of smaller files are not cached
 
 
@@ -107,11 +110,11 @@ def file_hash(path: Path, memo_dir: Path) -> str:
 
     memo_dir: the folder that caches the hashes of large files.
     """
-    stat = path.stat()
-    if stat.st_size < LARGE_BYTES:
+    found = path.stat()
+    if found.st_size < LARGE_BYTES:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     place = str(path.resolve())
-    seen = {"path": place, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    seen = {"path": place, "size": found.st_size, "mtime_ns": found.st_mtime_ns}
     memo = memo_dir / (hashlib.sha256(place.encode()).hexdigest()[:16] + ".json")
     if memo.exists():
         known = json.loads(memo.read_text(encoding="utf-8"))
@@ -122,3 +125,35 @@ def file_hash(path: Path, memo_dir: Path) -> str:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     write_text(memo, json.dumps({**seen, "sha256": digest}))
     return digest
+
+
+def file_state(path: Path) -> FileState:
+    """Return the size, the modification time and a hash of the two ends of a file, or None if it does not exist.
+
+    Results that were computed from a file are kept with its state, and are used only while it `is_unchanged`.
+    """
+    try:
+        found = path.stat()
+        return {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "ends": _ends(path, found)}
+    except OSError:
+        return None
+
+
+def is_unchanged(path: Path, state: FileState) -> bool:
+    """Return whether a file is still as recorded by `file_state`. Its ends are read only if the time has changed."""
+    try:
+        found = path.stat()
+        if state is None or found.st_size != state.get("size"):
+            return False
+        return found.st_mtime_ns == state.get("mtime_ns") or _ends(path, found) == state.get("ends")
+    except OSError:
+        return state is None
+
+
+def _ends(path: Path, found: os.stat_result) -> str:
+    if not stat.S_ISREG(found.st_mode):  # opening a named pipe could wait forever
+        return ""
+    with path.open("rb") as file:
+        content = file.read(END_BYTES)
+        file.seek(max(0, found.st_size - END_BYTES))
+        return hashlib.sha256(content + file.read(END_BYTES)).hexdigest()[:16]

@@ -117,7 +117,7 @@ def test_the_index_leaves_out_what_the_check_reports(tmp_path: Path, words: PreT
     (tmp_path / "records.json").write_text(json.dumps(records), encoding="utf-8")
     split = Split(annotations=str(tmp_path / "records.json"), images=str(tmp_path), count=1, source="here")
     findings = check_split(split).findings
-    skips = [(finding.number, finding.says) for finding in findings if finding.kind in IMAGE_FAULTS]
+    skips = [(finding.number, finding.says, finding.image) for finding in findings if finding.kind in IMAGE_FAULTS]
     write_skips(split, Results(tmp_path), skips)
     index = open_index(split, tokenizer=words, chat=Chat(), prompt=Prompt.plain, results=Results(tmp_path))
     assert len(index) == len(records) - sum(finding.leaves_out for finding in findings)

@@ -113,7 +113,7 @@ def test_the_skip_list_of_the_data_check_is_obeyed_and_changes_the_stage(
 ) -> None:
     split = split_of(GOOD, tmp_path)
     before = split_hash(split, Results(tmp_path))
-    write_skips(split, Results(tmp_path), [(1, "unreadable")])
+    write_skips(split, Results(tmp_path), [(1, "unreadable", None)])
     assert split_hash(split, Results(tmp_path)) != before
     assert split_hash(replace(split, images=str(tmp_path / "whole")), Results(tmp_path)) == before
     index = index_of(GOOD, tmp_path, words)

@@ -4,6 +4,7 @@ Worker processes do not load the JSON. The index of a split is stored in results
 ids.bin, supervised.bin, texts.bin   token ids, supervision flags, and image paths with record ids, concatenated
 samples.npy                          offsets of each sample in these files, and the counts that determine its length
 left_out.jsonl                       records that cannot be used, with the reason
+images.json                          states of a sample of the images
 irregular.json                       numbers of records that are not used as they are written, by kind
 """
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from tinyvlm_cli.config.commands import Mix
 from tinyvlm_cli.config.schema import Chat, Prompt, Split
 from tinyvlm_cli.data.chat import IMAGE, Encoded, encode
+from tinyvlm_cli.data.image_states import record_images
 from tinyvlm_cli.data.irregular import irregularities
 from tinyvlm_cli.data.records import FaultError, Kind, Record, read_records, read_skips, split_hash
 from tinyvlm_cli.errors import UserError
@@ -187,8 +189,14 @@ def open_index(
             encode_all = partial(encode, tokenizer=tokenizer, chat=chat, prompt=prompt)
             with new_folder(folder) as draft:
                 _write_files(draft, split, encode_all, read_skips(split, results), special)
-    index = SplitIndex(folder)
+        index = SplitIndex(folder)
+        record_images(index, Path(split.images), folder, used_by="the last training or `tinyvlm data prepare`")
     name = Path(split.annotations).name
+    if fetched := read_skips(split, results, outdated=True).keys() - read_skips(split, results).keys():
+        log.warning(
+            "%s: %d records that the last `tinyvlm data check` found without a usable image are used, because their "
+            "images have changed since; run the check again", name, len(fetched),
+        )  # fmt: skip
     if left_out := list(read_jsonl(folder / "left_out.jsonl")):
         log.warning(
             "%s: %d records are left out, %d are used (first reason: %s); see %s", name,

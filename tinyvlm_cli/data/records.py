@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from tinyvlm_cli.config.schema import Split
 from tinyvlm_cli.console import ProgressBar, progress
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.files import read_jsonl, write_jsonl
+from tinyvlm_cli.files import file_state, is_unchanged, read_jsonl, write_jsonl
 from tinyvlm_cli.results.folder import Results
 
 MARK = "<image>"  # image placeholder in a question
@@ -234,16 +234,38 @@ def split_hash(split: Split, results: Results) -> str:
     return f"{digest} without {sorted(skips)}" if skips else digest
 
 
-def read_skips(split: Split, results: Results) -> dict[int, str]:
-    """Return the skip list, record number -> reason. It is empty before the first data check."""
+def read_skips(split: Split, results: Results, *, outdated: bool = False) -> dict[int, str]:
+    """Return the skip list, record number -> reason. It is empty before the first data check.
+
+    An entry counts only while its image is as the check found it. outdated: return the other entries instead.
+    """
     path = results.skip_path(Path(split.annotations), Path(split.images))
-    return {line["number"]: line["reason"] for line in read_jsonl(path)} if path.exists() else {}
+    lines = read_jsonl(path) if path.exists() else []
+    try:
+        return {line["number"]: line["reason"] for line in lines if _is_outdated(line, split) is outdated}
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: not a valid skip list; delete it and run `tinyvlm data check` again") from None
 
 
-def write_skips(split: Split, results: Results, skips: Iterable[tuple[int, str]]) -> Path:
-    """Replace the skip list with (record number, reason) pairs. Return its path."""
+def _is_outdated(entry: dict[str, Any], split: Split) -> bool:
+    """Return whether the image of an entry in the skip list has changed since the data check."""
+    if entry.get("image") is not None:
+        return not is_unchanged(Path(split.images) / entry["image"], entry["state"])
+    # Lists of earlier versions contain the path of a missing image in the reason, and no states.
+    missing = re.match(r"image (.+?): no such file", entry["reason"])
+    return missing is not None and Path(missing[1]).exists()
+
+
+def write_skips(split: Split, results: Results, skips: Iterable[tuple[int, str, str | None]]) -> Path:
+    """Replace the skip list with (record number, reason, image) entries. Return its path."""
     path = results.skip_path(Path(split.annotations), Path(split.images))
-    write_jsonl(path, ({"number": number, "reason": reason} for number, reason in skips))
+    write_jsonl(
+        path,
+        (
+            {"number": n, "reason": reason, "image": image, "state": image and file_state(Path(split.images) / image)}
+            for n, reason, image in skips
+        ),
+    )
     return path
 
 

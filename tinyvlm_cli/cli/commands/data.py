@@ -102,7 +102,7 @@ def _check_split(name: str, data: Data, results: Results, special: set[str]) -> 
     split = data.splits[name]
     checked = check_split(split, special=special, upright=data.exif is Exif.upright)
     # Invalid records are not in the skip list: the index skips them anyway, and adding them would change stage hashes.
-    skips = ((finding.number, finding.says) for finding in checked.findings if finding.kind in IMAGE_FAULTS)
+    skips = ((found.number, found.says, found.image) for found in checked.findings if found.kind in IMAGE_FAULTS)
     path = write_skips(split, results, skips)
     everything = path.with_suffix(".findings.jsonl")
     write_jsonl(everything, (asdict(finding) for finding in checked.findings))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tinyvlm_cli.config.build import check
 from tinyvlm_cli.config.schema import Train
+from tinyvlm_cli.data.image_states import warn_if_changed
 from tinyvlm_cli.errors import UserError, collected, raise_findings
 from tinyvlm_cli.files import locked
 from tinyvlm_cli.launch import workers as launch
@@ -37,6 +38,7 @@ def train_one(run: RunJob, job: StageJob) -> None:
     folder, gpus = job.folder, job.engine.gpus
     if Results.is_done(folder):
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # if the process was killed after writing DONE
+        warn_if_changed(folder, Path(job.split.images), used_by=f"{folder.name} was trained")
         log.info("%s: already trained", folder.name)
     elif launch.is_rank() and os.environ["RANK"] != "0":
         launch.run("train", folder, gpus=gpus)
