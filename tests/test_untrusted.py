@@ -1,19 +1,25 @@
 """Other people's files are data: they choose no code, no environment variable and no place outside their folder."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from support.from_conf import from_conf
 from support.small_run import write_small_run
 
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.config.build import build, trust
 from tinyvlm_cli.config.schema import Train, from_yaml
+from tinyvlm_cli.data.records import FaultError, Kind, image_file
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Benchmark
+from tinyvlm_cli.files import append_jsonl
 from tinyvlm_cli.model.connectors import Connector
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.models import find_model
 from tinyvlm_cli.untrusted import interpolation_in, name_fault, read_json, read_yaml
 
 EVIL = """
@@ -193,3 +199,87 @@ def test_interpolation_is_found_anywhere() -> None:
     assert interpolation_in({"a": [{"b": "x${oc.env:HOME}"}]}) == "x${oc.env:HOME}"
     assert interpolation_in({"${a}": 1}) == "${a}"
     assert interpolation_in({"a": ["$", "{}", 5, None]}) is None
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "recipe.name=../x", "recipe.name=a/b", "llm.label=..", "llm.label='/tmp/x'", "vision.label=a\\\\b",
+        "vision.label='\x1b[2J'", "llm.label=''",
+    ],
+)  # fmt: skip
+def test_a_name_cannot_lead_out_of_its_folder(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "llm=tiny", "vision=tiny", "data=easyvqa", "recipe=base", word]) == 2
+    assert word.partition("=")[0] in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../x", "a/b", "a\\b", "''"])
+def test_an_import_cannot_be_written_elsewhere(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoint").mkdir()
+    assert main(["import", "path=checkpoint", f"name={name}"]) == 2
+    assert "name" in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_record_cannot_name_a_folder_elsewhere(study: Path, tmp_path: Path) -> None:
+    results = written(study, tmp_path)
+    path = results / "runs/small/run.yaml"
+    for stages in ({"finetune": "../../../etc"}, {"finetune": "/etc"}):
+        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text("utf-8")), "stages": stages}), "utf-8")
+        with pytest.raises(UserError, match="cannot be used as the name of a folder"):
+            find_model(Results(results), "small", stage=None)
+    with pytest.raises(UserError, match="cannot be used as the name of a folder"):
+        Results.answers_dir(tmp_path, "finetune", "../pope")
+
+
+def test_answers_are_not_appended_to_what_a_link_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious", encoding="utf-8")
+    (tmp_path / "run/eval/finetune/pope").mkdir(parents=True)
+    (tmp_path / "run/eval/finetune/pope/answers-0.jsonl").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="link"):
+        append_jsonl(tmp_path / "run/eval/finetune/pope/answers-0.jsonl", {"a": 1})
+    (tmp_path / "run/eval/finetune/gqa").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="a link leads to"):
+        Results.answers_dir(tmp_path / "run", "finetune", "gqa")
+    assert (tmp_path / "mine").read_text("utf-8") == "precious"
+
+
+def test_an_image_link_stays_in_the_root_or_in_a_trusted_folder(tmp_path: Path) -> None:
+    (tmp_path / "root/sub").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/a.png").touch()
+    (tmp_path / "root/sub/real.png").touch()
+    (tmp_path / "root/inside.png").symlink_to("sub/real.png")
+    (tmp_path / "root/out.png").symlink_to(tmp_path / "elsewhere/a.png")
+    (tmp_path / "root/folder").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "link").symlink_to(tmp_path / "root")  # the root itself is the user's choice
+    for name in ("sub/real.png", "inside.png", "absent.png"):
+        assert image_file(tmp_path / "link", name) == tmp_path / "link" / name
+    for name in ("out.png", "folder/a.png", "folder/absent.png"):
+        with pytest.raises(FaultError, match="trust=") as caught:
+            image_file(tmp_path / "root", name)
+        assert caught.value.kind is Kind.link
+    trust([str(tmp_path / "elsewhere")])
+    assert image_file(tmp_path / "root", "folder/a.png")
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a/../../secret.png", "link.png", "folder/x.png"])
+def test_an_image_of_a_benchmark_is_in_its_folder(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "mm-vet"
+    (folder / "images").mkdir(parents=True)
+    (tmp_path / "secret.png").touch()
+    (folder / "images/link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "images/folder").symlink_to(tmp_path)
+    row = {"imagename": name, "question": "?", "answer": "yes", "capability": ["ocr"]}
+    (folder / "mm-vet.json").write_text(json.dumps({"v1_0": row}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"outside"):
+        _ = from_conf("mmvet", folder).questions
+    row["imagename"] = "x.png"
+    (folder / "mm-vet.json").write_text(json.dumps({"v1_0": row}), encoding="utf-8")
+    assert from_conf("mmvet", folder).questions

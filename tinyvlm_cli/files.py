@@ -1,5 +1,6 @@
 """Atomic writes of files and folders, JSON Lines, locks and content hashes."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -14,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.untrusted import JSON_ERRORS, check_file, json_reason, read_text
 
 log = logging.getLogger(__name__)
 
@@ -80,21 +82,25 @@ def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a JSON Lines file. A truncated last line, as left by a killed process, is ignored."""
-    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # splitlines() splits at more characters
+    advice = "delete this line or the file"
+    lines = read_text(path, advice).removesuffix("\n").split("\n")  # splitlines() splits at more characters
     for number, line in enumerate(lines, 1):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError as error:
+            record = json.loads(line)
+        except JSON_ERRORS as error:
             if number == len(lines):
                 return
-            raise UserError(f"{path}:{number}: invalid JSON ({error.msg}); delete this line or the file") from None
+            raise UserError(f"{path}:{number}: invalid JSON ({json_reason(error)}); {advice}") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{path}:{number}: expected a JSON object; {advice}")
+        yield record
 
 
 def append_jsonl(path: Path, *records: dict[str, Any]) -> None:
     """Append one line per record and force the lines to disk, so that a crash loses no record."""
     lines = b"".join(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
+    with open(path, "a+b", opener=_open_no_link) as file:
         if (end := file.seek(0, os.SEEK_END)) > 0:
             file.seek(end - 1)
             if file.read(1) != b"\n":  # remove a last line that a killed process left incomplete
@@ -103,6 +109,17 @@ def append_jsonl(path: Path, *records: dict[str, Any]) -> None:
         file.write(lines)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    """Open a file, but not what a link or a named pipe in someone's results folder leads to."""
+    check_file(Path(path))
+    try:
+        return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UserError(f"{path}: is a link to another file; delete the link") from None
 
 
 def file_hash(path: Path, memo_dir: Path) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tinyvlm_cli.errors import UserError
 
 MAX_YAML_BYTES = 2**20  # a configuration has a few kilobytes
 MAX_YAML_NODES = 100_000  # with aliases expanded, which are how a small file becomes a huge object
-MAX_NAME_BYTES = 200  # most file systems allow 255, and lock files and drafts add to the name
+MAX_NAME_BYTES = 230  # most file systems allow 255, and lock files and drafts add to the name
 KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
@@ -119,10 +120,21 @@ def name_fault(name: object) -> str | None:
     return None
 
 
+def check_name(name: object, where: str) -> None:
+    """Raise UserError if `name` cannot be one component of a path. where: the setting or file that contains it."""
+    if (fault := name_fault(name)) is not None:
+        raise UserError(f"{where}: {name!a:.80} cannot be used as the name of a folder, because {fault}; rename it")
+
+
 def link_out_of(root: Path, path: Path, allowed: list[str]) -> Path | None:
     """Return where `path` leads if links take it out of `root` and of the folders in `allowed`, else None."""
-    real = os.path.realpath(path)
-    for inside in (os.path.realpath(root), *map(os.path.realpath, allowed)):
+    real = os.path.realpath(path) if os.path.islink(path) else os.path.join(_real(str(path.parent)), path.name)
+    for inside in map(_real, (str(root), *allowed)):
         if real == inside or real.startswith(inside.rstrip(os.sep) + os.sep):
             return None
     return Path(real)
+
+
+@lru_cache(maxsize=4096)  # there are far fewer folders than images
+def _real(folder: str) -> str:
+    return os.path.realpath(folder)

@@ -1,5 +1,6 @@
 """The order of stages, their identity, and the runs that share them."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,7 @@ def test_a_connector_is_what_it_computes_not_where_its_code_is(
     monkeypatch.syspath_prepend(tmp_path)
     for name, factor, comment in (("one", 2, ""), ("moved", 2, "# doubled"), ("other", 3, "")):
         (tmp_path / f"connectors_{name}.py").write_text(MINE.format(factor=factor, comment=comment), encoding="utf-8")
+    monkeypatch.setenv("TINYVLM_TRUST", os.pathsep.join(("connectors_one", "connectors_moved", "connectors_other")))
     one, moved, other = (
         folders(replace(config, connector={"name": "mine", "_target_": f"connectors_{name}.Mine"}))
         for name in ("one", "moved", "other")

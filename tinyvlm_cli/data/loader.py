@@ -22,7 +22,7 @@ from tinyvlm_cli.data.batch import MicroBatch, Tokens, Work, blank, expand, row_
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.data.images import open_image, pixels
 from tinyvlm_cli.data.index import Sample, Samples
-from tinyvlm_cli.data.records import resolve
+from tinyvlm_cli.data.records import image_file
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.signals import STOP_SIGNALS, ignored
 
@@ -203,7 +203,7 @@ def pack(plan: StagePlan, micro: Micro, weights: Mapping[int, float]) -> MicroBa
         expanded.append((ids[:end], supervised[:end]))
         try:
             for image in sample.images[:whole]:
-                opened = open_image(resolve(plan.image_root, image), upright=plan.upright)
+                opened = open_image(image_file(plan.image_root, image), upright=plan.upright)
                 loaded.append(pixels(opened, plan.vision, plan.image_mode))
         except UserError as error:
             hint = "run `tinyvlm data check` to find all such images, whose records training then leaves out"

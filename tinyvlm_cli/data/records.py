@@ -5,6 +5,7 @@ for each pair of annotation file and image root, because the same records can be
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TextIO
 
+from tinyvlm_cli.config.build import trusted
 from tinyvlm_cli.config.schema import Split
 from tinyvlm_cli.console import ProgressBar, progress
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import file_state, is_unchanged, read_jsonl, write_jsonl
 from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.untrusted import link_out_of
 
 MARK = "<image>"  # image placeholder in a question
 PIECE = 2**20  # characters read at a time
@@ -50,6 +53,7 @@ class Kind(StrEnum):
     unequal = "unpaired questions and answers"
     absolute = "absolute image path"
     outside = "image path outside the image root"
+    link = "image link out of the image root"
     absent = "missing image"
     empty = "empty image file"
     no_image = "not an image"
@@ -90,7 +94,7 @@ USED = {
     Kind.repeated: "used",
 }
 # Found only by opening images. The index does not open images, so it needs the skip list to leave these records out.
-IMAGE_FAULTS = (Kind.absent, Kind.empty, Kind.no_image, Kind.damaged, Kind.bomb, Kind.shape, Kind.unreadable)
+IMAGE_FAULTS = (Kind.absent, Kind.empty, Kind.no_image, Kind.damaged, Kind.bomb, Kind.shape, Kind.link, Kind.unreadable)
 
 
 class FaultError(UserError):
@@ -206,6 +210,19 @@ def resolve(root: Path, relative: str) -> Path:
     if ".." in Path(relative).parts:
         raise FaultError(Kind.outside, f"image {relative}: outside the image root {root}; use a path without '..'")
     return root / relative
+
+
+def image_file(root: Path, relative: str) -> Path:
+    """Return the path of a record's image file. Raises FaultError if the path or a link leads out of the image root.
+
+    Links into the working directory and into folders named by `trust=` are followed.
+    """
+    path = resolve(root, relative)
+    folders = [name for name in trusted() if os.path.isabs(name)]
+    if (target := link_out_of(root, path, folders)) is not None:
+        text = f"image {relative}: a link leads to {target}, outside the image root {root}"
+        raise FaultError(Kind.link, f"{text}; copy the file, or add trust={target.parent} to the command")
+    return path
 
 
 def check_marks(record: Record) -> None:

@@ -1,5 +1,6 @@
 """The base class of benchmarks: it provides the questions and computes the official score, without importing torch."""
 
+import os
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -8,12 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from tinyvlm_cli.config.build import trusted
 from tinyvlm_cli.config.ranges import integer
 from tinyvlm_cli.data.records import Turn
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.sources import Record, StoredImage, read_lines, read_rows
 from tinyvlm_cli.results.records import Answer
 from tinyvlm_cli.statistics.questions import Formula, Tally
+from tinyvlm_cli.untrusted import link_out_of
 
 Image = Path | bytes | StoredImage | None  # a file, encoded bytes, an image in a parquet file, or no image
 
@@ -217,9 +220,24 @@ class Benchmark(ABC):
 
     def _parsed(self, parse: Callable[[], Iterable[Parsed]]) -> list[Parsed]:
         try:
-            return list(parse())
-        except (AttributeError, KeyError, TypeError, IndexError) as error:
+            found = list(parse())
+        except (AttributeError, LookupError, TypeError, NotImplementedError, OverflowError, RecursionError) as error:
             raise UserError(f"{self.folder}: not in {self.label}'s layout ({error!r}); get {self.source}") from error
+        for image in {one.image for one in found if isinstance(one.image, Path)}:
+            self._check_place(image)
+        return found
+
+    def _check_place(self, image: Path) -> None:
+        """Raise UserError if an image, or a link to it, is outside the benchmark's folders."""
+        roots = [root for root in (self.folder, self.image_dir) if image.is_relative_to(root)]
+        if not roots or ".." in image.relative_to(roots[0]).parts:
+            raise UserError(f"{self.folder}: the image {image} is outside this folder; get {self.source}")
+        allowed = [str(self.folder), str(self.image_dir), *(name for name in trusted() if os.path.isabs(name))]
+        if (target := link_out_of(roots[0], image, allowed)) is not None:
+            raise UserError(
+                f"{image}: a link leads to {target}, outside the benchmark's folder {self.folder}; copy the file, or "
+                f"add trust={target.parent} to the command"
+            )
 
     def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None, *, partial: bool = False) -> Score:
         """Return the official score of `answers`, which may be in any order.

@@ -40,7 +40,7 @@ import yaml
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import append_jsonl, file_hash, locked, read_jsonl, write_text
 from tinyvlm_cli.results.records import REAL, Answer, Run, ScoreRow, Stage, now
-from tinyvlm_cli.untrusted import read_yaml
+from tinyvlm_cli.untrusted import check_name, link_out_of, read_yaml
 
 WEIGHT_FILES = (".safetensors", ".json", ".model", ".txt")  # files that from_pretrained reads
 ANSWER_KEY = re.compile(rb'"key": ("(?:[^"\\\\]|\\\\.)*")')  # in a line of an answers file
@@ -56,11 +56,13 @@ class Results:
         self.judge_dir = self.root / "judge"  # the judge's replies
 
     def stage_dir(self, folder: str) -> Path:
-        """Return the folder of a stage."""
+        """Return the folder of a stage. Raises UserError if `folder` is not one component of a path."""
+        check_name(folder, f"{self.root}/stages")
         return self.root / "stages" / folder
 
     def run_dir(self, folder: str) -> Path:
-        """Return the folder of a run."""
+        """Return the folder of a run. Raises UserError if `folder` is not one component of a path."""
+        check_name(folder, f"{self.root}/runs")
         return self.root / "runs" / folder
 
     def index_dir(self, digest: str) -> Path:
@@ -74,8 +76,16 @@ class Results:
 
     @staticmethod
     def answers_dir(run_dir: Path, stage: str, benchmark: str, images: str = REAL) -> Path:
-        """Return the folder of a benchmark's answers and per-question results. images: REAL or SHUFFLED."""
-        return run_dir / "eval" / stage / (benchmark if images == REAL else f"{benchmark}.{images}")
+        """Return the folder of a benchmark's answers and per-question results. images: REAL or SHUFFLED.
+
+        Raises UserError if a name is not one component of a path, or if a link leads out of the run folder.
+        """
+        for name in (stage, benchmark, images):
+            check_name(name, f"{run_dir}/eval")
+        folder = run_dir / "eval" / stage / (benchmark if images == REAL else f"{benchmark}.{images}")
+        if (target := link_out_of(run_dir, folder, [])) is not None:
+            raise UserError(f"{folder}: a link leads to {target}; replace it with a folder")
+        return folder
 
     def same_stage(self, stage: str, digest: str) -> str | None:
         """Return the name of the stage's folder whose hash is `digest`, or None if it does not exist.

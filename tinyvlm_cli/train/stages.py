@@ -30,12 +30,14 @@ from tinyvlm_cli.config.schema import (
     to_yaml,
 )  # fmt: skip
 from tinyvlm_cli.data.records import split_hash
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import UserError, collected, raise_findings
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Run, provenance
 from tinyvlm_cli.results.records import Stage as StageRecord
+from tinyvlm_cli.untrusted import check_name
 
+NAMES = ("name", "label")
 FORMAT = 1  # increased when the same settings would lead to different weights
 # Modules in which these connectors were first defined. The hashes of existing stages contain these module names;
 # connectors that were added later are identified by class name alone.
@@ -102,6 +104,7 @@ def resolve(config: Train) -> RunJob:
     if config.start is not None:
         start = _start_run(config)
         config = replace(continued(config), start=start.folder.name)
+    _check_names(config)
     before = tuple(results.stage_dir(name) for name in (*start.before, *start.stages.values())) if start else ()
     jobs: dict[str, StageJob] = {}
     for name in stage_order(config.recipe.stages):
@@ -128,6 +131,22 @@ def resolve(config: Train) -> RunJob:
     # Any difference between runs changes the hash of their last stage.
     digest = stages[-1].folder.name.rsplit("-", 1)[1]
     return RunJob(config, shown, results.run_dir(f"{shown}-s{config.seed}-{digest[:6]}"), before, stages, recipe)
+
+
+def _check_names(config: Train) -> None:
+    """Raise UserError for names that cannot be part of the names of folders."""
+    names = {
+        "recipe.name": config.recipe.name,
+        "data.name": config.data.name,
+        "connector.name": config.connector.get("name"),
+        **{f"{group}.{key}": getattr(getattr(config, group), key) for group in ("llm", "vision") for key in NAMES},
+        **{f"recipe.stages.{name}": name for name in config.recipe.stages},
+    }
+    findings: list[str] = []
+    for setting, name in names.items():
+        with collected(findings):
+            check_name(name, setting)
+    raise_findings(findings)
 
 
 def continued(config: Train, *, typed: Collection[str] = ()) -> Train:

@@ -18,6 +18,7 @@ from tinyvlm_cli.plan.bench import IMAGES, bench_data
 from tinyvlm_cli.plan.cost import EVAL_RESULT, RESULT, read_eval_result, read_result
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.train.stages import stage_job
+from tinyvlm_cli.untrusted import check_name
 
 
 def run(config: Bench) -> int:
@@ -37,6 +38,7 @@ def run(config: Bench) -> int:
     gpus = launch.num_workers(config.engine.gpus)
     parts = (config.recipe.name, config.stage, config.vision.name, config.connector["name"], config.llm.name)
     name = "-".join(("eval", *parts[2:]) if config.action == "eval" else parts)
+    check_name(name, "the names of recipe, llm, vision and connector")
     folder = Results(config.results_dir).bench_dir / f"{name}-{gpus}"
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from tinyvlm_cli.config import schema
 from tinyvlm_cli.config.commands import Import
 from tinyvlm_cli.config.schema import Train, Tune, from_yaml, to_yaml
-from tinyvlm_cli.errors import raise_findings
+from tinyvlm_cli.errors import collected, raise_findings
 from tinyvlm_cli.files import locked, new_folder, write_text
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Run, Stage, provenance
 from tinyvlm_cli.results.weights import check_weights, complete
+from tinyvlm_cli.untrusted import check_name
 
 if TYPE_CHECKING:
     from tinyvlm_cli.checkpoint.tinyllava.layouts import Foreign
@@ -33,8 +34,8 @@ def run(config: Import) -> int:
         for name, place in places.items()
         if not place.is_dir()
     ]
-    if config.name is not None and Path(config.name).name != config.name:
-        findings.append(f"name={config.name}: invalid folder name; choose a name without slashes")
+    with collected(findings):
+        check_name(config.name if config.name is not None else source.resolve().name, "name")
     raise_findings(findings)
     results = Results(Path(config.results_dir).resolve())
     files = sorted(path for place in places.values() for path in place.rglob("*") if path.suffix in READ)
