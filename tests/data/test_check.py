@@ -79,7 +79,7 @@ def write_images(folder: Path) -> None:
     image.save(folder / "camera.jpg", format="MPO", save_all=True, append_images=[image])
 
 
-def be_killed(root: Path, image: str) -> None:
+def be_killed(path: Path, *, root: Path) -> None:
     """End like a process that the system kills because memory runs out."""
     os.kill(os.getpid(), signal.SIGKILL)
 

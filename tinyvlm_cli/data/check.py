@@ -20,7 +20,7 @@ from tinyvlm_cli.config.schema import Split
 from tinyvlm_cli.console import progress
 from tinyvlm_cli.data.images import UPRIGHT, WIDE_MODES, examine, image_format, open_image
 from tinyvlm_cli.data.irregular import irregularities
-from tinyvlm_cli.data.records import FaultError, Finding, Kind, Record, image_file, read_records, resolve
+from tinyvlm_cli.data.records import FaultError, Finding, Kind, Record, check_link, read_records, resolve
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import replaced
 
@@ -71,8 +71,9 @@ def check_split(split: Split, *, special: Collection[str] = (), upright: bool = 
         for image in record.images:
             owners.append(number)
             places.append(images.setdefault(image, len(images)))
-    check = partial(check_image, Path(split.images))
-    results = on_all_cores(check, images, count=len(images), label="opening images")
+    paths = (resolve(Path(split.images), image) for image in images)
+    check = partial(check_image, root=Path(split.images))
+    results = on_all_cores(check, paths, count=len(images), label="opening images")
     faults = {  # by the image's index; all records with the image share the texts
         place: [(fault.kind, str(fault), image) for fault in found if not (upright and fault.kind is Kind.rotated)]
         for place, (image, found) in enumerate(zip(images, results, strict=True))
@@ -87,11 +88,15 @@ def check_split(split: Split, *, special: Collection[str] = (), upright: bool = 
     return Checked(number + 1, len(images), findings)
 
 
-def check_image(root: Path, image: str) -> list[FaultError]:
-    """Decode an image. Return its faults and irregularities, such as a type that differs from its file extension."""
-    path = resolve(root, image)
+def check_image(path: Path, *, root: Path | None = None) -> list[FaultError]:
+    """Decode an image. Return its faults and irregularities, such as a type that differs from its file extension.
+
+    root: the image root, out of which no link may lead.
+    """
     try:
-        found = examine(image_file(root, image))
+        if root is not None:
+            check_link(root, path)
+        found = examine(path)
     except FaultError as fault:
         if fault.kind is Kind.absent and (gif := gif_of(path)):
             return [FaultError(Kind.absent, f"{fault}, but {gif.name} is there; run {CONVERT} to convert it")]
@@ -129,7 +134,8 @@ def check_before_training(images: Iterable[str], split: Split) -> None:
             missing.append(image)
         elif number <= NUM_DECODED and first is None:
             try:
-                open_image(image_file(root, image))
+                check_link(root, path)
+                open_image(path)
             except FaultError as fault:
                 first = str(fault)
     finding = f"{len(missing):,} of {number:,} images are missing in {root} (first: {missing[0]})" if missing else first
@@ -156,26 +162,27 @@ def convert_split(split: Split) -> list[bool | FaultError]:
     for _, record in read_records(split, "reading"):
         if isinstance(record, Record):  # invalid records are reported by the data check and left out of the index
             images.update((image, None) for image in record.images if image.lower().endswith(JPEG_NAMES))
-    convert = partial(to_jpeg, Path(split.images))
-    return list(on_all_cores(convert, images, count=len(images), label="converting images"))
+    paths = (resolve(Path(split.images), image) for image in images)
+    convert = partial(to_jpeg, root=Path(split.images))
+    return list(on_all_cores(convert, paths, count=len(images), label="converting images"))
 
 
-def to_jpeg(root: Path, image: str) -> bool | FaultError:
+def to_jpeg(path: Path, *, root: Path) -> bool | FaultError:
     """Convert an image to JPEG, or create a missing one from the GIF of that name. Return whether a file was written.
 
     Raises UserError if the file cannot be written.
     """
     try:
-        path = image_file(root, image)
+        check_link(root, path)
         source = path if path.exists() else gif_of(path) or path
         if image_format(source) in JPEG:
             return False
-        opened = open_image(source)
+        image = open_image(source)
     except FaultError as fault:
         return fault
     try:
         with replaced(path) as draft:
-            opened.save(draft, "JPEG", quality=QUALITY)
+            image.save(draft, "JPEG", quality=QUALITY)
     except OSError as error:
         raise UserError(f"image {path}: cannot be written ({error}); make the folder writable") from None
     return True

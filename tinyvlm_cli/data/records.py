@@ -218,11 +218,16 @@ def image_file(root: Path, relative: str) -> Path:
     Links into the working directory and into folders named by `trust=` are followed.
     """
     path = resolve(root, relative)
+    check_link(root, path)
+    return path
+
+
+def check_link(root: Path, path: Path) -> None:
+    """Raise FaultError if a link leads from an image file in the image root to elsewhere. See `image_file`."""
     folders = [name for name in trusted() if os.path.isabs(name)]
     if (target := link_out_of(root, path, folders)) is not None:
-        text = f"image {relative}: a link leads to {target}, outside the image root {root}"
+        text = f"image {path}: a link leads to {target}, outside the image root {root}"
         raise FaultError(Kind.link, f"{text}; copy the file, or add trust={target.parent} to the command")
-    return path
 
 
 def check_marks(record: Record) -> None:
