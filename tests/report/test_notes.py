@@ -50,6 +50,13 @@ def test_a_table_without_any_score_says_how_to_get_one() -> None:
     assert any("tinyvlm train" in note and "tinyvlm eval" in note for note in built("demo", []).notes)
 
 
+def test_a_warning_about_training_is_a_footnote_with_the_rows_it_concerns() -> None:
+    warned = ["finetune: the loss ended at 9, above its start of 2"]
+    rows = [row(), row(run="r2", name="two", warnings=warned), row(run="r3", name="three", seed=1, warnings=warned)]
+    notes = [note for note in built("variants", rows).notes if "loss" in note]
+    assert notes == [f"two, three: {warned[0]}"]
+
+
 def test_a_share_of_readable_answers_below_one_and_missing_answers_are_footnotes() -> None:
     rows = [
         row(run="r1", name="good"),

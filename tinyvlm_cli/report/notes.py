@@ -32,6 +32,7 @@ def footnotes(  # noqa: PLR0917
         found += [INTERVALS, *([SEEDS] if any(row["seed"].nunique() > 1 for row in own_rows) else [])]
     found += _on_scoring(columns, shown, ", ours" if len(cited) else "")
     found += _on_readable(columns, shown)
+    found += _on_training(shown)
     if "not judged" in set(shown["state"]):
         found.append(
             "not judged: no judge was set, or none of its replies could be read; run `tinyvlm eval` again with "
@@ -105,6 +106,15 @@ def _on_readable(columns: Sequence[Column], shown: pd.DataFrame) -> list[str]:
         more = f"; and {len(texts) - MAX_READABLE} more rows" if len(texts) > MAX_READABLE else ""
         found.append(f"{labels[str(benchmark)]}, readable: {'; '.join(texts[:MAX_READABLE])}{more}")
     return found
+
+
+def _on_training(shown: pd.DataFrame) -> list[str]:
+    """Return a footnote for each warning about the training of the models, with the rows that it concerns."""
+    concerned: dict[str, dict[str, None]] = defaultdict(dict)
+    for name, warnings in zip(shown["shown"], shown["warnings"], strict=True):
+        for warning in warnings if isinstance(warnings, list) else ():
+            concerned[warning][name] = None
+    return [f"{', '.join(names)}: {warning}" for warning, names in concerned.items()]
 
 
 def _judge(judge: str, details: dict[str, Any]) -> str:

@@ -31,8 +31,8 @@ RECORD = {
     "n": "Int64", "split": "str", "follows": "str", "version": "Int64", "judge": "str", "seen_in_training": "str",
     "source": "str", "note": "str", "caveat": "str", "valid": "float64",
 }  # fmt: skip
-# Our scores also have the maximum number of questions (`limit`) and a dictionary `details`.
-SCORE = {**RECORD, "limit": "Int64", "details": "object"}
+# Our scores also have the maximum number of questions (`limit`) a dictionary `details` and a list `warnings`.
+SCORE = {**RECORD, "limit": "Int64", "details": "object", "warnings": "object"}
 
 
 def typed(records: Iterable[dict[str, Any]], columns: dict[str, str] = RECORD) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from tinyvlm_cli.config.commands import Column, Table
 from tinyvlm_cli.errors import raise_findings
 from tinyvlm_cli.report.differences import Marks, compare_rows, interval_of_mean
 from tinyvlm_cli.report.notes import footnotes
-from tinyvlm_cli.report.scores import CHOICES, OURS, PUBLISHED, fits, in_columns
+from tinyvlm_cli.report.scores import CHOICES, OURS, PUBLISHED, SCORE, fits, in_columns
 from tinyvlm_cli.report.sheet import DASH, PLUS_MINUS, Cell, Kind, Row, Sheet, finish
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import REAL, SHUFFLED, ScoreRow
@@ -87,7 +87,7 @@ def _check(name: str, table: Table, scores: pd.DataFrame) -> None:
     """Raise UserError for all unknown fields and published rows in the table's settings, and for duplicate titles."""
     published = scores[scores["origin"] == PUBLISHED]
     tables = list(dict.fromkeys(published["table"]))
-    filters = [field.name for field in fields(ScoreRow) if field.name in scores and field.name != "details"]
+    filters = [field.name for field in fields(ScoreRow) if SCORE.get(field.name, "object") != "object"]
     asked: list[tuple[str, Iterable[str], Sequence[str]]] = [
         ("headers", table.headers, HEADERS),
         ("runs", table.runs, filters),

@@ -131,11 +131,16 @@ class Results:
         return _record(Stage, read_yaml(path, advice), path, advice) if path.is_file() else None
 
     @staticmethod
+    def warnings(stage_dirs: Iterable[Path]) -> list[str]:
+        """Return the warnings of these stages, each with the name of the stage."""
+        records = [record for stage_dir in stage_dirs if (record := Results.read_stage(stage_dir)) is not None]
+        return [f"{record.stage}: {warning}" for record in records for warning in record.warnings]
+
+    @staticmethod
     def write_stage(stage_dir: Path, stage: Stage) -> None:
         """Write the stage's record."""
-        record = asdict(stage)
-        if not stage.weights:
-            del record["weights"]
+        optional = ("weights", "warnings")
+        record = {name: value for name, value in asdict(stage).items() if value or name not in optional}
         write_text(stage_dir / "stage.yaml", yaml.safe_dump(record, sort_keys=False))
 
     @staticmethod
@@ -206,8 +211,9 @@ class Results:
     def append_score(run: Run, row: ScoreRow) -> None:
         """Add `row` to the run's scores.jsonl, to which evaluations of other benchmarks may write at the same time."""
         path = run.folder / "scores.jsonl"
+        record = {name: value for name, value in asdict(row).items() if value or name != "warnings"}
         with locked(path):
-            append_jsonl(path, asdict(row))
+            append_jsonl(path, record)
 
     @staticmethod
     def append_answers(

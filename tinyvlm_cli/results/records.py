@@ -55,6 +55,7 @@ class Stage:
     # File name -> size in bytes and sha256 of each weights file. Empty before the stage is complete, and in records of
     # earlier versions.
     weights: dict[str, dict[str, Any]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)  # about the training, such as a loss that did not fall
 
     def __post_init__(self) -> None:
         for name, entry in dict(self.weights).items():
@@ -90,6 +91,7 @@ class ScoreRow:
     details: dict[str, Any] = field(default_factory=dict)
     created: str = ""  # UTC, ISO 8601
     interval: list[float] | None = None  # 95% confidence interval of `value`; None in rows from older versions
+    warnings: list[str] = field(default_factory=list)  # of the stages that trained the model
 
     def __post_init__(self) -> None:
         if self.interval is not None and len(self.interval) != 2:

@@ -12,6 +12,7 @@ from typing import Any
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.losses import loss_warnings
 from tinyvlm_cli.results.records import Stage
 
 FULL, ADAPTERS = ".safetensors", ".lora.safetensors"  # suffixes of a part's full weights and low-rank updates
@@ -20,14 +21,17 @@ IMPORT = "import"  # name of the stage of an imported checkpoint, which contains
 
 
 def complete(stage_dir: Path) -> None:
-    """List the stage's weights in stage.yaml and mark the stage as trained. Raises UserError if a file is missing."""
+    """List the stage's weights and warnings in stage.yaml and mark the stage as trained.
+
+    Raises UserError if a weights file is missing.
+    """
     record = Results.read_stage(stage_dir)
     assert record is not None, stage_dir
     names = expected_files(record)
     if missing := [name for name in names if not (stage_dir / name).is_file()]:
         raise UserError(f"{stage_dir}: {', '.join(missing)} was not written; check the disk and run the command again")
     weights = {name: {"size": (stage_dir / name).stat().st_size, "sha256": _sha256(stage_dir / name)} for name in names}
-    Results.write_stage(stage_dir, replace(record, weights=weights))
+    Results.write_stage(stage_dir, replace(record, weights=weights, warnings=loss_warnings(stage_dir)))
     Results.mark_done(stage_dir)
 
 

@@ -110,7 +110,8 @@ def _score(benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Re
     """Score each task, write its files and return the score rows. For a test server, write the upload file instead."""
     known = {row.cell: row for row in results.scores()}
     rows: list[ScoreRow] = []
-    notes: list[str] = []
+    warnings = Results.warnings(map(Path, job.stage_dirs))
+    notes = list(warnings)
     for task in job.tasks:
         folder, benchmark = Path(task.folder), benchmarks[task.benchmark["name"]]
         asked = benchmark.questions[: job.limit]
@@ -135,6 +136,7 @@ def _score(benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Re
             benchmark=benchmark.name,
             images=task.images,
             limit=job.limit,
+            warnings=warnings,
             details=json.loads(json.dumps({**score.details, **marks})),  # as read from a file
             interval=bounds and [round(bound, 4) for bound in bounds],
             created=now(),

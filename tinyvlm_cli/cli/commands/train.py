@@ -27,6 +27,8 @@ def run(config: Train) -> int:
     raise_findings(findings(job))
     for stage in job.stages:
         train_one(job, stage)
+        for warning in Results.warnings([stage.folder]) if this_node().is_first else ():
+            log.warning("%s", warning)
     if os.environ["RANK"] == "0" if launch.is_rank() else this_node().is_first:
         job.write()
     log.info("%s is trained; evaluate it with: tinyvlm eval run=%s", job.name, job.folder.name)
