@@ -1,12 +1,28 @@
 """Questions are shared between ranks, batched, shuffled and resumed."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from PIL import Image
 from torch.distributed import HashStore
 
 from tinyvlm_cli.evaluate.benchmark import Question
-from tinyvlm_cli.evaluate.runner import EvalJob, Task, answered, by_image, claimed, shuffle_images
+from tinyvlm_cli.evaluate.runner import (
+    EvalJob,
+    Task,
+    answered,
+    asked_questions,
+    by_image,
+    claimed,
+    image_state,
+    shuffle_images,
+    unanswered,
+)
+from tinyvlm_cli.evaluate.sources import StoredImage
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Answer
 
@@ -67,3 +83,46 @@ def test_an_answer_to_another_wording_or_token_limit_does_not_count(tmp_path: Pa
     Results.append_answers(tmp_path, 0, [Answer("q0", "old wording", "a", "q0")], model_id="m", max_new_tokens=5)
     Results.append_answers(tmp_path, 0, [Answer("q1", QUESTIONS[1].text, "a", "q1")], model_id="m", max_new_tokens=9)
     assert not answered(tmp_path, QUESTIONS, max_new_tokens=5)
+
+
+def test_an_answer_about_a_replaced_image_does_not_count(tmp_path: Path) -> None:
+    for name in "ab":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    questions = [
+        Question("a", "a", "?", tmp_path / "a.png", "a"),
+        Question("b", "b", "?", tmp_path / "b.png", "b"),
+        Question("bytes", "bytes", "?", b"image", "bytes"),
+        Question("stored", "stored", "?", StoredImage(tmp_path / "b.png", 0, 1), "stored"),
+        Question("text", "text", "?", None, ""),
+    ]
+    answers = [Answer(q.key, q.text, "x", q.key) for q in questions]
+    states = {q.key: image_state(q.image) for q in questions if q.image is not None}
+    Results.append_answers(tmp_path, 0, answers, model_id="m", max_new_tokens=5, images=states)
+    assert list(answered(tmp_path, questions, max_new_tokens=5)) == [q.key for q in questions]
+    os.utime(tmp_path / "a.png", (1, 1))  # copied
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "b.png")
+    questions[2] = replace(questions[2], image=b"other")
+    changed: set[str] = set()
+    assert list(answered(tmp_path, questions, max_new_tokens=5, changed=changed)) == ["a", "text"]
+    assert changed == {"b", "bytes", "stored"}
+    again = {"b": image_state(questions[1].image)}
+    Results.append_answers(tmp_path, 1, answers[1:2], model_id="m", max_new_tokens=5, images=again)
+    assert list(answered(tmp_path, questions, max_new_tokens=5)) == ["a", "b", "text"]
+
+
+def test_another_shuffling_is_another_control(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"{i}.png" for i in range(4)]
+    for i, name in enumerate(names):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / name)
+    questions = [Question(name, name, "?", tmp_path / name, name) for name in names]
+    benchmark: Any = SimpleNamespace(questions=questions, max_new_tokens=5, label="x")
+    task = Task({"name": "x"}, "shuffled", str(tmp_path))
+    job = EvalJob("r", "f", [], limit=None, seed=1, tasks=[task])
+    states = {q.key: image_state(q.image) for q in asked_questions(task, benchmark, job)}
+    answers = [Answer(q.key, q.text, "x", q.key) for q in questions]
+    Results.append_answers(tmp_path, 0, answers, model_id="m", max_new_tokens=5, images=states)
+    assert unanswered(task, benchmark, job) == 0 and not caplog.records
+    other = asked_questions(task, benchmark, replace(job, seed=2))
+    different = sum(states[q.key] != image_state(q.image) for q in other)
+    assert unanswered(task, benchmark, replace(job, seed=2)) == different > 0
+    assert [record.args for record in caplog.records] == [("x", different)]

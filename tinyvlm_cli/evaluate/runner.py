@@ -3,6 +3,9 @@
 The parent process imports this module too, so torch is imported only in the function that loads the model.
 """
 
+import hashlib
+import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,11 +23,13 @@ from tinyvlm_cli.data.check import NUM_DECODED, check_image, on_all_cores
 from tinyvlm_cli.data.images import examine
 from tinyvlm_cli.data.records import USED, FaultError
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Benchmark, Question
+from tinyvlm_cli.evaluate.benchmark import Benchmark, Image, Question
 from tinyvlm_cli.evaluate.sources import StoredImage
-from tinyvlm_cli.files import write_text
+from tinyvlm_cli.files import file_state, is_unchanged, write_text
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import SHUFFLED, Answer
+
+log = logging.getLogger(__name__)
 
 CLAIM = 16  # images that a rank takes from the queue at once
 WRITE_EVERY_S = 1.0  # seconds between writes of new answers
@@ -114,17 +119,67 @@ def _broken(images: Sequence[Path | bytes | StoredImage]) -> Iterator[FaultError
             yield fault
 
 
-def answered(folder: Path, questions: Sequence[Question], *, max_new_tokens: int) -> dict[str, Answer]:
-    """Return the existing answers by Question.key, in the order of `questions`."""
+def answered(
+    folder: Path, questions: Sequence[Question], *, max_new_tokens: int, changed: set[str] | None = None
+) -> dict[str, Answer]:
+    """Return the existing answers by Question.key, in the order of `questions`.
+
+    Answers about an image that has changed since do not count. changed: receives the keys of their questions.
+    """
     asked = {question.key: question.text for question in questions}
-    found = Results.read_answers(folder, asked, max_new_tokens=max_new_tokens)
+    images = {question.key: question.image for question in questions}
+    outdated: set[str] = set() if changed is None else changed
+    known: dict[tuple[Any, str], bool] = {}  # several questions can have the same image
+
+    def is_current(key: str, state: Any) -> bool:
+        place = (images[key], json.dumps(state, sort_keys=True))
+        if place not in known:
+            known[place] = is_image_unchanged(images[key], state)
+        if not known[place]:
+            outdated.add(key)
+        return known[place]
+
+    found = Results.read_answers(folder, asked, max_new_tokens=max_new_tokens, is_current=is_current)
+    outdated -= found.keys()
     return {key: found[key] for key in asked if key in found}
 
 
-def unanswered(task: Task, benchmark: Benchmark, limit: int | None) -> int:
-    """Return the number of the task's questions without an answer. limit: only the first `limit` questions count."""
-    questions = benchmark.questions[:limit]
-    found = answered(Path(task.folder), questions, max_new_tokens=benchmark.max_new_tokens)
+def image_state(image: Image) -> Any:
+    """Return the state of a question's image, which is recorded with the answer."""
+    if isinstance(image, bytes):
+        return {"sha256": hashlib.sha256(image).hexdigest()}
+    if isinstance(image, StoredImage):
+        return {"file": file_state(image.path), "group": image.group, "row": image.row}
+    return image and file_state(image)
+
+
+def is_image_unchanged(image: Image, state: Any) -> bool:
+    """Return whether a question's image is as recorded by `image_state`."""
+    if not isinstance(state, dict):
+        return state is None and image is None
+    if isinstance(image, StoredImage):
+        place = (state.get("group"), state.get("row"))
+        is_file = isinstance(state.get("file"), dict)
+        return place == (image.group, image.row) and is_file and is_unchanged(image.path, state["file"])
+    return is_unchanged(image, state) if isinstance(image, Path) else image_state(image) == state
+
+
+def asked_questions(task: Task, benchmark: Benchmark, job: EvalJob) -> list[Question]:
+    """Return the questions of a task, with shuffled images for the blind control."""
+    questions = benchmark.questions[: job.limit]
+    return shuffle_images(questions, job.seed) if task.images == SHUFFLED else questions
+
+
+def unanswered(task: Task, benchmark: Benchmark, job: EvalJob) -> int:
+    """Return the number of the task's questions without an answer, and report answers about images that changed."""
+    questions = asked_questions(task, benchmark, job)
+    changed: set[str] = set()
+    found = answered(Path(task.folder), questions, max_new_tokens=benchmark.max_new_tokens, changed=changed)
+    if changed:
+        log.warning(
+            "%s: the images of %d answered questions have changed since; they are asked again",
+            benchmark.label, len(changed),
+        )  # fmt: skip
     return len({question.key for question in questions} - found.keys())
 
 
@@ -147,9 +202,7 @@ def answer_all(job: EvalJob) -> None:
             if name not in benchmarks:
                 benchmarks = {name: build(task.benchmark, Benchmark)}
             benchmark, folder = benchmarks[name], Path(task.folder)
-            questions = benchmark.questions[: job.limit]
-            if task.images == SHUFFLED:
-                questions = shuffle_images(questions, job.seed)
+            questions = asked_questions(task, benchmark, job)
             done = answered(folder, questions, max_new_tokens=benchmark.max_new_tokens)
             label = benchmark.label + (", blind" if task.images == SHUFFLED else "")
             bar = progress.add(label, len(questions), done=len(done))
@@ -160,8 +213,9 @@ def answer_all(job: EvalJob) -> None:
             for given in written_together(answers):
                 records = [Answer(q.question_id, q.text, text, q.key) for q, text in given]
                 Results.append_answers(
-                    folder, rank, records, model_id=run.folder.name, max_new_tokens=benchmark.max_new_tokens
-                )
+                    folder, rank, records, model_id=run.folder.name, max_new_tokens=benchmark.max_new_tokens,
+                    images={q.key: image_state(q.image) for q, _ in given if q.image is not None},
+                )  # fmt: skip
                 count = len(done) + store.add(f"answered {number}", len(given))
                 bar.advance(min(count, len(questions)) - bar.done)
 

@@ -28,11 +28,11 @@ import glob
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
-from types import UnionType
+from types import MappingProxyType, UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
@@ -217,34 +217,41 @@ class Results:
 
     @staticmethod
     def append_answers(
-        answers_dir: Path, rank: int, answers: Iterable[Answer], *, model_id: str, max_new_tokens: int
-    ) -> None:
-        """Append answers in LLaVA's format to the file of this rank."""
-        records = (
-            asdict(answer)
-            | {"answer_id": answer.key, "model_id": model_id, "metadata": {"max_new_tokens": max_new_tokens}}
-            for answer in answers
-        )
+        answers_dir: Path, rank: int, answers: Iterable[Answer], *, model_id: str, max_new_tokens: int,
+        images: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        """Append answers in LLaVA's format to the file of this rank. images: Question.key -> state of its image."""
+        records = []
+        for answer in answers:
+            metadata = {"max_new_tokens": max_new_tokens}
+            if answer.key in images:
+                metadata["image"] = images[answer.key]
+            records.append(asdict(answer) | {"answer_id": answer.key, "model_id": model_id, "metadata": metadata})
         append_jsonl(answers_dir / f"answers-{rank}.jsonl", *records)
 
     @staticmethod
-    def read_answers(answers_dir: Path, asked: dict[str, str], *, max_new_tokens: int) -> dict[str, Answer]:
+    def read_answers(
+        answers_dir: Path, asked: dict[str, str], *, max_new_tokens: int,
+        is_current: Callable[[str, Any], bool] = lambda key, image: True,
+    ) -> dict[str, Answer]:  # fmt: skip
         """Return the existing answers, by Question.key.
 
         asked: Question.key -> text of the question. Answers to a different text or with a different token limit are
-        ignored.
+        ignored. is_current: whether the image of a question still is in the recorded state; called only with states
+        that are recorded, which those of earlier versions are not.
         """
         answers: dict[str, Answer] = {}
         for path in sorted(answers_dir.glob("answers-*.jsonl")):
             for record in read_jsonl(path):
                 try:
                     answer = Answer(record["question_id"], record["prompt"], record["text"], record["key"])
-                    limit = record["metadata"]["max_new_tokens"]
+                    limit, metadata = record["metadata"]["max_new_tokens"], record["metadata"]
                 except (KeyError, TypeError) as error:
                     raise UserError(
                         f"{path}: an answer has no field {error}; delete the file to answer again"
                     ) from None
-                if asked.get(answer.key) == answer.prompt and limit == max_new_tokens:
+                is_same = asked.get(answer.key) == answer.prompt and limit == max_new_tokens
+                if is_same and ("image" not in metadata or is_current(answer.key, metadata["image"])):
                     answers[answer.key] = answer
         return answers
 

@@ -17,7 +17,7 @@ from tinyvlm_cli.data.check import NUM_DECODED
 from tinyvlm_cli.errors import WorkerError, raise_findings
 from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.evaluate.judge import PENDING, with_judge
-from tinyvlm_cli.evaluate.runner import EvalJob, Task, answered, take_inventory, unanswered
+from tinyvlm_cli.evaluate.runner import EvalJob, Task, answered, asked_questions, take_inventory, unanswered
 from tinyvlm_cli.files import locked
 from tinyvlm_cli.launch import workers as launch
 from tinyvlm_cli.launch.workers import this_node
@@ -90,7 +90,7 @@ def _evaluate(
     """Answer the unanswered questions and return the score rows. Raises WorkerError if questions stay unanswered."""
 
     def waiting() -> dict[str, int]:
-        counts = {task.folder: unanswered(task, benchmarks[task.benchmark["name"]], job.limit) for task in job.tasks}
+        counts = {task.folder: unanswered(task, benchmarks[task.benchmark["name"]], job) for task in job.tasks}
         return {folder: count for folder, count in counts.items() if count}
 
     if before := waiting():
@@ -114,7 +114,7 @@ def _score(benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Re
     notes = list(warnings)
     for task in job.tasks:
         folder, benchmark = Path(task.folder), benchmarks[task.benchmark["name"]]
-        asked = benchmark.questions[: job.limit]
+        asked = asked_questions(task, benchmark, job)
         answers = list(answered(folder, asked, max_new_tokens=benchmark.max_new_tokens).values())
         if benchmark.server:
             path = folder / f"upload{benchmark.upload_suffix}"
