@@ -2,18 +2,21 @@
 
 import json
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import ExifTags, Image
 from transformers import PreTrainedTokenizerFast
 
 from tinyvlm_cli.config.schema import Chat, ImageMode, Prompt, Split, Vision
 from tinyvlm_cli.data.index import open_index
-from tinyvlm_cli.data.loader import StagePlan, num_steps, pack, spread, step_batches, step_samples
+from tinyvlm_cli.data.loader import StagePlan, num_steps, pack, prepare_loaders, spread, step_batches, step_samples
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.signals import STOP_SIGNALS
 
 ONES = dict.fromkeys(range(4), 1.0)  # the weight of a token of each sample
 LENGTHS = np.random.default_rng(0).integers(1, 900, 1000).astype(np.int32)  # of 1,000 samples
@@ -189,6 +192,20 @@ def test_a_bad_image_is_one_sentence_from_any_process(plan: StagePlan, workers: 
 def test_an_error_in_a_loader_process_is_one_sentence(plan: StagePlan) -> None:
     with pytest.raises(UserError, match=r"^engine.micro_tokens: 8 is too small [^\n]*$"):
         next(step_batches(plan, first=0, last=1, rank=0, ranks=1, micro_tokens=8, workers=1))
+
+
+def test_loader_processes_leave_stop_signals_to_the_rank(plan: StagePlan) -> None:
+    """Slurm sends them to every process; a loader that ended would break the step under way."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined] # of earlier tests
+    prepare_loaders()
+    good = replace(plan, usable=np.array([0, 1, 2]))
+    batches = step_batches(good, first=0, last=8, rank=0, ranks=1, micro_tokens=4096, workers=1)
+    assert next(batches).step == 0
+    for process in psutil.Process().children(recursive=True):
+        for number in STOP_SIGNALS:
+            if "resource_tracker" not in " ".join(process.cmdline()):  # earlier tests have started it
+                process.send_signal(number)
+    assert [batch.step for batch in batches] == [*range(1, 8)]
 
 
 def test_a_step_counts_the_supervised_tokens_of_all_ranks(plan: StagePlan) -> None:

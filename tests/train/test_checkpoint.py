@@ -135,7 +135,7 @@ def test_a_full_disk_is_reported_before_anything_is_written(tmp_path: Path, monk
     checkpoints = saved(tmp_path, 1)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=20))
-    with pytest.raises(UserError, match="free up space"):
+    with pytest.raises(UserError, match="free some disk space"):
         checkpoints.save(2, pieces(2))
     assert [path.name for path in tmp_path.iterdir()] == ["step-1"] and loaded(tmp_path) == contents(1)
 

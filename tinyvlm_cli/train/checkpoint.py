@@ -130,8 +130,8 @@ class Checkpoints:
         dist.broadcast(free, 0)
         if int(free) < size:
             raise UserError(
-                f"{self.folder}: {what} requires {size / 1e9:.3g} GB, but the disk has {int(free) / 1e9:.3g} GB free; "
-                "free up space and run the same command again to resume"
+                f"{self.folder}: {what} requires {size / 2**30:.3g} GiB, but {int(free) / 2**30:.3g} GiB are free; "
+                "free some disk space, and run the same command again"
             )
 
     def _verify(self, step: int) -> None:

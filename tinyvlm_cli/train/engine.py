@@ -143,11 +143,11 @@ class Engine:
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(accumulate)  # type: ignore[no-untyped-call]
 
-    @property
-    def state_bytes(self) -> int:
-        """Size of a checkpoint, without the model's buffers."""
-        sizes = [getattr(p, "ds_numel", p.numel()) for p in self.model.parameters() if p.requires_grad]
-        return sum(sizes) * torch.float32.itemsize * len(KINDS)
+    def disk_bytes(self, num_checkpoints: int) -> int:
+        """Return the size of this many checkpoints and of the trained weights."""
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        each = torch.float32.itemsize * len(KINDS) * num_checkpoints + trained[0].element_size()
+        return each * sum(getattr(p, "ds_numel", p.numel()) for p in trained)  # ZeRO-3 leaves empty tensors
 
     def save(self, checkpoints: Checkpoints, step: int) -> None:
         """Write a checkpoint for `resume`."""

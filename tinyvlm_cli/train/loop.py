@@ -75,8 +75,8 @@ def train_stage(job: StageJob) -> None:
     if first and is_main:
         log.info("%s: resuming after step %d", job.name, first)
     if not first:
-        size = engine.state_bytes * min(2, (steps - 1) // job.engine.save_every)
-        checkpoints.require_space(size, "the checkpoints of this stage")
+        num_saves = (steps - 1) // job.engine.save_every
+        checkpoints.require_space(engine.disk_bytes(min(2, num_saves)), "training this stage")
     with StopRequest() as stop:
         engine.wants_stop = lambda: stop.is_made
         _take_steps(
