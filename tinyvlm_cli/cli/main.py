@@ -46,8 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"tinyvlm {version('tinyvlm')}")
         return 0
     if not arguments or arguments[0].startswith("-") or arguments[0] == "help":
+        if arguments and arguments[0] not in ("-h", "--help", "help"):
+            print(f"tinyvlm: unknown option {arguments[0]}; see tinyvlm --help", file=sys.stderr)
+            return MISTAKE
         print(HELP.format(commands="\n".join(f"  {command.name:8}{command.help}" for command in COMMANDS.values())))
-        return 0 if not arguments or arguments[0] in ("-h", "--help", "help") else MISTAKE
+        return 0
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     name, *rest = arguments
     code = FAILED

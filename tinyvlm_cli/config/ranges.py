@@ -25,7 +25,7 @@ class Range:
         """Return whether a number, or every number in a list of the required length, is in the range."""
         if isinstance(value, list):
             is_nested = any(isinstance(one, list) for one in value)  # a list of such lists
-            return (is_nested or self.length in (None, len(value))) and all(map(self.contains, value))
+            return (is_nested or self.length == len(value)) and all(map(self.contains, value))
         if isinstance(value, bool) or not isinstance(value, int if self.is_integer else int | float):
             return False
         is_above = self.low < value if self.excludes_low else self.low <= value

@@ -36,6 +36,9 @@ def run(config: Eval) -> int:
     if not this_node().is_first:
         return 0  # only `tinyvlm train` uses several nodes
     results = Results(config.results_dir)
+    benchmarks = {
+        name: with_judge(build(node, Benchmark), config.judge, results) for name, node in config.benchmark.items()
+    }
     runs = find_runs_to_score(results, config.run)
     images = [REAL, SHUFFLED] if config.blind else [REAL]
     jobs = []
@@ -49,9 +52,6 @@ def run(config: Eval) -> int:
         stage_dirs = [str(folder) for folder in found.stage_dirs]
         job = EvalJob(str(one.folder), found.stage, stage_dirs, config.limit, config.seed, tasks)
         jobs.append(job)
-    benchmarks = {
-        name: with_judge(build(node, Benchmark), config.judge, results) for name, node in config.benchmark.items()
-    }
     findings = [
         finding
         for benchmark in benchmarks.values()

@@ -36,6 +36,8 @@ def run(config: Import) -> int:
     ]
     with collected(findings):
         check_name(config.name if config.name is not None else source.resolve().name, "name")
+    if not config.path:
+        findings.append("path: empty; set it to the folder of a TinyLLaVA checkpoint")
     raise_findings(findings)
     results = Results(Path(config.results_dir).resolve())
     files = sorted(path for place in places.values() for path in place.rglob("*") if path.suffix in READ)
