@@ -48,6 +48,9 @@ FAULTS: list[tuple[Kind, dict[str, Any]]] = [
     (Kind.repeated, {"id": "good0"}),
     (Kind.rotated, {"image": "turned.jpg"}),
     (Kind.rescaled, {"image": "float.tiff"}),
+    (Kind.transparent, {"image": "clear.png"}),
+    (Kind.animated, {"image": "moving.gif"}),
+    (Kind.other_key, {"images": ["b.png"]}),
     (Kind.extra_marks, {"conversations": [{"from": "human", "value": "<image><image>"}, TALK[1]]}),
     (Kind.first, {"conversations": [{"from": "system", "value": "Be kind."}, *TALK]}),
     (Kind.first, {"conversations": [TALK[1], *TALK]}),
@@ -56,7 +59,7 @@ FAULTS: list[tuple[Kind, dict[str, Any]]] = [
 ]
 HARMLESS = (
     Kind.other_type, Kind.marks, Kind.speakers, Kind.empty_answer, Kind.repeated, Kind.rotated, Kind.rescaled,
-    Kind.extra_marks, Kind.first, Kind.answer_mark, Kind.special,
+    Kind.transparent, Kind.animated, Kind.other_key, Kind.extra_marks, Kind.first, Kind.answer_mark, Kind.special,
 )  # fmt: skip
 
 
@@ -70,6 +73,8 @@ def write_images(folder: Path) -> None:
     exif[ExifTags.Base.Orientation] = 6
     image.save(folder / "turned.jpg", exif=exif)
     Image.fromarray(np.ones((4, 4), np.float32)).save(folder / "float.tiff")
+    Image.new("RGBA", (4, 4), (0, 0, 0, 9)).save(folder / "clear.png")
+    image.save(folder / "moving.gif", save_all=True, append_images=[Image.effect_noise((64, 64), 9)])
     (folder / "page.jpg").write_text("<html>", encoding="utf-8")
     Image.new("1", (10_000, 9_000)).save(folder / "bomb.png")
     image.save(folder / "cover.gif")

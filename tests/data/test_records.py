@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tinyvlm_cli.config.schema import Split
-from tinyvlm_cli.data import records
+from tinyvlm_cli.data import json_list, records
 from tinyvlm_cli.data.records import FaultError, Kind, Turn, parse_record, read_records
 from tinyvlm_cli.errors import UserError
 
@@ -30,7 +30,7 @@ def read(content: bytes, folder: Path) -> list[Any]:
 @pytest.mark.parametrize("piece", range(1, 40))
 @pytest.mark.parametrize("is_ascii", [True, False])
 def test_a_piece_can_end_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int, is_ascii: bool) -> None:
-    monkeypatch.setattr(records, "PIECE", piece)
+    monkeypatch.setattr(json_list, "PIECE", piece)
     for indent in (None, 1):
         text = json.dumps(ITEMS, ensure_ascii=is_ascii, indent=indent)
         assert read(text.encode("utf-8-sig") + b" \n", tmp_path) == ITEMS
@@ -82,10 +82,10 @@ def test_an_error_is_raised_before_the_rest_is_read(tmp_path: Path, monkeypatch:
     num_bytes: list[int] = []
     bar = SimpleNamespace(advance=num_bytes.append, done=0)
     monkeypatch.setattr(records, "progress", lambda label, total: nullcontext(bar))
-    (tmp_path / "r.json").write_text("[1, {a" + " " * 10 * records.PIECE, encoding="utf-8")
+    (tmp_path / "r.json").write_text("[1, {a" + " " * 10 * json_list.PIECE, encoding="utf-8")
     with pytest.raises(UserError, match="record 1"):
         list(read_records(split_at(tmp_path / "r.json"), "reading"))
-    assert max(num_bytes) < 3 * records.PIECE
+    assert max(num_bytes) < 3 * json_list.PIECE
 
 
 def test_messages_pair_up_by_position_as_in_the_reference() -> None:

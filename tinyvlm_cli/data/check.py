@@ -113,6 +113,11 @@ def check_image(path: Path, *, root: Path | None = None) -> list[FaultError]:
     if found.mode in WIDE_MODES:
         kind = "floating-point" if found.mode == "F" else "32-bit"
         faults.append(FaultError(Kind.rescaled, f"image {path}: its {kind} values are scaled to 8 bits"))
+    if found.is_transparent:
+        text = "transparent pixels are used with the color that they store, often black"
+        faults.append(FaultError(Kind.transparent, f"image {path}: {text}"))
+    if found.is_animated:
+        faults.append(FaultError(Kind.animated, f"image {path}: only the first of its frames is used"))
     return faults
 
 

@@ -58,6 +58,8 @@ class Examined:
     format: str  # Pillow's name for the actual image type ("JPEG", "GIF"), detected from the first bytes
     orientation: int  # Exif orientation, 1..8
     mode: str  # Pillow's name for the pixel format
+    is_transparent: bool  # at least one pixel is not opaque
+    is_animated: bool  # several frames; the previews that cameras add to a JPEG do not count
 
 
 def open_image(source: Path | bytes, *, upright: bool = False) -> Image.Image:
@@ -84,7 +86,24 @@ def examine(source: Path | bytes) -> Examined:
         # Decoding a JPEG at an eighth of its size still reads all its bytes, in a third of the time.
         image.draft("RGB", (1, 1))
         to_rgb(image)
-        return Examined(image.format or "", _orientation(image), mode)
+        return Examined(
+            image.format or "", _orientation(image), mode, _is_transparent(image),
+            image.format != "MPO" and _is_animated(image),
+        )  # fmt: skip
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    if not image.has_transparency_data:
+        return False
+    low, _ = image.convert("RGBA").getchannel("A").getextrema()
+    return isinstance(low, int) and low < 255
+
+
+def _is_animated(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error):  # later frames are damaged
+        return True
 
 
 def _orientation(image: Image.Image) -> int:

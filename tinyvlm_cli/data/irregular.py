@@ -5,6 +5,8 @@ from typing import Any
 
 from tinyvlm_cli.data.records import MARK, FaultError, Kind, Record, check_marks
 
+OTHER_KEYS = ("images", "image_path", "image_paths", "video", "videos", "audio", "audios")  # of other formats
+
 
 def irregularities(raw: Any, record: Record, special: Collection[str]) -> Iterator[tuple[Kind, str]]:
     """Yield the irregularities of a record with a sentence about each. The record can have several.
@@ -13,6 +15,8 @@ def irregularities(raw: Any, record: Record, special: Collection[str]) -> Iterat
     special: texts that tokenizers read as special tokens, such as end tokens.
     """
     where = f"record {record.id}"
+    if found := [key for key in OTHER_KEYS if raw.get(key)]:
+        yield Kind.other_key, f"{where}: {', '.join(found)}: not used, because training reads images from 'image'"
     messages = raw["conversations"]
     speaker = messages[0].get("from")
     if speaker != "human":
@@ -34,6 +38,8 @@ def irregularities(raw: Any, record: Record, special: Collection[str]) -> Iterat
     if any(MARK in turn.answer for turn in record.turns):
         yield Kind.answer_mark, f"{where}: an answer contains {MARK}, which the model learns to write"
     texts = [text for turn in record.turns for text in (turn.question, turn.answer)]
-    if found := [token for token in special if token != MARK and any(token in text for text in texts)]:
-        tokens = ", ".join(sorted(found))
-        yield Kind.special, f"{where}: a text contains {tokens}, which tokenizers read as a special token"
+    if tokens := [token for token in special if token != MARK and any(token in text for text in texts)]:
+        yield (
+            Kind.special,
+            f"{where}: a text contains {', '.join(sorted(tokens))}, which tokenizers read as a special token",
+        )

@@ -1,4 +1,4 @@
-"""The records of a split: streaming LLaVA's JSON list, validating records, and the skip list.
+"""The records of a split: reading LLaVA's JSON list, validating records, and the skip list.
 
 `tinyvlm data check` writes the skip list: records that training leaves out because of their images. There is one list
 for each pair of annotation file and image root, because the same records can be valid with another image root.
@@ -11,21 +11,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tinyvlm_cli.config.build import trusted
 from tinyvlm_cli.config.schema import Split
-from tinyvlm_cli.console import ProgressBar, progress
+from tinyvlm_cli.console import progress
+from tinyvlm_cli.data.json_list import json_items
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import file_state, is_unchanged, read_jsonl, write_jsonl
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.untrusted import link_out_of
 
 MARK = "<image>"  # image placeholder in a question
-PIECE = 2**20  # characters read at a time
-NEAR = 16  # a number, literal or escape this close to the end of a piece may be incomplete
-_SPACE = re.compile(r"[ \t\n\r]*")
-_DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,8 @@ class Kind(StrEnum):
     other_type = "image type differs from its extension"
     rotated = "image with an Exif rotation"
     rescaled = "image with 32-bit or floating-point values"
+    transparent = "image with transparent pixels"
+    animated = "image with several frames"
     marks = "wrong number of <image> placeholders"
     extra_marks = "two or more <image> placeholders per image"
     first = "first message not from human"
@@ -71,6 +70,7 @@ class Kind(StrEnum):
     empty_answer = "empty answer"
     answer_mark = "<image> in an answer"
     special = "end token or special token in a text"
+    other_key = "images or other media under an unknown key"
     repeated = "duplicate id"
 
     @property
@@ -84,6 +84,8 @@ USED = {
     Kind.other_type: "used",
     Kind.rotated: "used as stored, not upright",
     Kind.rescaled: "used, scaled to 8 bits",
+    Kind.transparent: "used without transparency",
+    Kind.animated: "used, first frame only",
     Kind.marks: "used with prompt=plain, left out with prompt=chat",
     Kind.extra_marks: "used with one placeholder per image",
     Kind.first: "used without this message",
@@ -91,6 +93,7 @@ USED = {
     Kind.empty_answer: "used",
     Kind.answer_mark: "used",
     Kind.special: "used",
+    Kind.other_key: "used without them",
     Kind.repeated: "used",
 }
 # Found only by opening images. The index does not open images, so it needs the skip list to leave these records out.
@@ -126,8 +129,7 @@ class Finding:
 def read_records(split: Split, label: str) -> Iterator[tuple[Any, Record | FaultError]]:
     """Yield each item of the JSON list as `json.load` would return it, with the record parsed from it or the fault.
 
-    The file can be larger than memory. ijson is not used, because its fast parser silently replaces an unpaired
-    surrogate with "?", rejects NaN, and either returns floats as Decimal or rejects integers of more than 64 bits.
+    The file can be larger than memory.
 
     label: label of the progress bar, which counts bytes.
     Raises UserError, with the number of the record, for a file that is not a JSON list.
@@ -136,7 +138,7 @@ def read_records(split: Split, label: str) -> Iterator[tuple[Any, Record | Fault
     is_empty = True
     try:
         with path.open(encoding="utf-8-sig") as file, progress(f"{label} {path.name}", path.stat().st_size) as bar:
-            for raw in _items(_Buffer(file, bar)):
+            for raw in json_items(file, bar):
                 is_empty = False
                 try:
                     record = parse_record(raw)
@@ -181,7 +183,9 @@ def parse_record(raw: Any) -> Record:
         raise FaultError(Kind.broken, f"record {name}: 'conversations' is missing, empty or not a list")
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("value"), str):
-            raise FaultError(Kind.broken, f"record {name}: the 'value' of a message is missing or not a string")
+            found = f"; found {', '.join(map(ascii, message))}"[:80] if isinstance(message, Mapping) else ""
+            text = f"the 'value' of a message is missing or not a string{found}"
+            raise FaultError(Kind.broken, f"record {name}: {text}")
         texts.append(message["value"])
     try:  # JSON allows unpaired surrogates, but tokenizers and UTF-8 files do not
         "".join(texts).encode()
@@ -289,71 +293,3 @@ def write_skips(split: Split, results: Results, skips: Iterable[tuple[int, str, 
         ),
     )
     return path
-
-
-@dataclass
-class _Buffer:
-    """The part of a file that has been read but not yet parsed."""
-
-    file: TextIO
-    bar: ProgressBar  # counts bytes read before the current piece
-    text: str = ""
-    at: int = 0  # index of the first unparsed character
-    is_last: bool = False  # whether `text` reaches the end of the file
-
-    def read_more(self) -> None:
-        """Read at least as much text as is still unparsed, so that a long item is not parsed too many times."""
-        rest = self.text[self.at :]
-        before = self.file.buffer.tell()
-        piece = self.file.read(max(PIECE, len(rest)))
-        if piece:  # everything before `rest` has been parsed
-            self.bar.advance(before - self.bar.done)
-        self.text, self.at, self.is_last = rest + piece, 0, not piece
-
-    def peek(self) -> str:
-        """Skip white space and return the next character without consuming it, or "" at the end of the file."""
-        while True:
-            space = _SPACE.match(self.text, self.at)
-            assert space is not None  # the pattern also matches the empty string
-            self.at = space.end()
-            if self.at < len(self.text) or self.is_last:
-                return self.text[self.at : self.at + 1]
-            self.read_more()
-
-    def item(self, number: int) -> Any:
-        """Parse the item at the current position. If the end of the text cuts it off, read more and parse it again."""
-        self.peek()
-        while True:
-            near = len(self.text) - (0 if self.is_last else NEAR)
-            try:
-                item, end = _DECODER.raw_decode(self.text, self.at)
-                is_cut = end > near
-            except json.JSONDecodeError as error:
-                is_cut = error.pos >= near or error.msg.startswith("Unterminated string")
-                if self.is_last or not is_cut:
-                    text = "the file ends" if is_cut else error.msg
-                    raise json.JSONDecodeError(f"{text} in record {number:,}", error.doc, error.pos) from None
-            if not is_cut:
-                self.at = end
-                return item
-            self.read_more()
-
-
-def _items(buffer: _Buffer) -> Iterator[Any]:
-    if (first := buffer.peek()) != "[":
-        text = f"the file begins with {first!r}" if first else "the file is empty"
-        raise json.JSONDecodeError(text, buffer.text, buffer.at)
-    buffer.at += 1
-    number, separator = 0, buffer.peek()
-    while separator != "]":
-        yield buffer.item(number)
-        separator = buffer.peek()
-        if separator not in ("]", ","):
-            text = f"missing comma after record {number:,}" if separator else f"the file ends after record {number:,}"
-            raise json.JSONDecodeError(text, buffer.text, buffer.at)
-        number += 1
-        buffer.at += separator == ","
-    buffer.at += 1
-    if buffer.peek():
-        raise json.JSONDecodeError("text after the end of the list", buffer.text, buffer.at)
-    buffer.bar.advance(buffer.file.buffer.tell() - buffer.bar.done)

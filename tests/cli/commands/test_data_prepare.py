@@ -65,7 +65,7 @@ def test_files_that_are_jpegs_by_name_only_become_jpegs(folder: Path) -> None:
     Image.new("RGB", (8, 8)).save(folder / "d.png", format="GIF")  # not asked for
     untouched = {name: (folder / name).read_bytes() for name in ("c.jpg", "d.png", "b.gif")}
     split = composed("data", "action=check", "data=mine").data.splits["pretrain"]
-    assert [f.kind for f in check_split(split).findings[:2]] == [Kind.other_type, Kind.absent]
+    assert [f.kind for f in check_split(split).findings[:3]] == [Kind.other_type, Kind.animated, Kind.absent]
     done = convert_split(split)
     assert done == [True, True, False]
     assert [image_format(folder / name) for name in ("a.jpg", "b.jpg")] == ["JPEG", "JPEG"]
