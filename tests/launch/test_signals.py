@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,24 @@ from tinyvlm_cli.cli.commands.train import train_one
 from tinyvlm_cli.errors import StoppedError
 from tinyvlm_cli.launch import worker, workers
 from tinyvlm_cli.signals import STOP_SIGNALS, StopRequest
+
+CHILD = "import time; from tinyvlm_cli.signals import end_with_parent; end_with_parent(); time.sleep(60)"
+PARENT = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {CHILD!r}]).pid, flush=True); input()"
+
+
+def test_a_launched_job_ends_with_its_killed_parent() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    time.sleep(1)  # so that the child watches its parent
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        if not Path(f"/proc/{child}").exists() or "State:\tZ" in Path(f"/proc/{child}/status").read_text():
+            return
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the child is still running")
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -68,6 +88,17 @@ def test_slurm_requeues_the_job_after_the_checkpoint_is_written(
         signal.signal(signal.SIGUSR2, previous)
 
 
+def test_nohup_ignores_a_hangup(launched: Callable[[signal.Signals], Any], tmp_path: Path) -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        launched(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            workers.run("train", tmp_path, gpus=1)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # the launcher did not get it to handle
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
 def test_a_stopped_rank_of_torchrun_is_an_interruption(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def stop(job: str, folder: Path) -> None:
         raise StoppedError("stopped after step 3")
@@ -82,7 +113,9 @@ def test_a_stopped_rank_of_torchrun_is_an_interruption(monkeypatch: pytest.Monke
 def test_checkpoints_are_deleted_after_a_kill_between_done_and_their_removal(tmp_path: Path) -> None:
     (tmp_path / "checkpoints/step-2").mkdir(parents=True)
     (tmp_path / "DONE").touch()
-    job: Any = SimpleNamespace(folder=tmp_path, engine=SimpleNamespace(gpus=None))
+    job: Any = SimpleNamespace(
+        folder=tmp_path, engine=SimpleNamespace(gpus=None), split=SimpleNamespace(images="images")
+    )
     run: Any = None
     train_one(run, job)
     assert not (tmp_path / "checkpoints").exists()

@@ -42,6 +42,7 @@ from tinyvlm_cli.console import printable, set_up_logging
 from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError, raise_findings, system_error
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.launch.workers import this_node
+from tinyvlm_cli.signals import end_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -225,6 +226,7 @@ class Job:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the job in a process started by a launcher, and set up Hydra and logging there."""
         self.__dict__ = {**state, "is_launched": True}
+        end_with_parent()
         trust(self.trusted)
         os.environ["HYDRA_FULL_ERROR"] = "1"
         prepare_hydra(COMMANDS[self.name])

@@ -88,6 +88,8 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
     silence("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api", level=logging.CRITICAL)
     count = num_workers(gpus)
     handlers: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in FORWARDED}
+    # The launcher would handle a signal that is ignored, such as SIGHUP under nohup.
+    handlers = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
     if callable(requeue := signal.getsignal(signal.SIGUSR2)):  # submitit's, which requeues this Slurm job and exits
         handlers[signal.SIGUSR2] = requeue
     config = LaunchConfig(
