@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.composed import composed
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
+from tinyvlm_cli.checkpoint.tokenizers import tokenizer_hash
 from tinyvlm_cli.config.schema import LLM, Chat
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.llm import load_tokenizer, read_tokenizer
@@ -72,6 +74,7 @@ def test_end_and_pad_tokens_of_the_papers_llms_are_single_tokens(name: str, tmp_
     end = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))["eos_token"]
     spec = LLM(path=path, pad_token=end, chat=Chat(system="", user="", assistant="", end=end))
     assert load_tokenizer(spec, num_embeddings=100_352).pad_token == end
+    assert tokenizer_hash(read_tokenizer(path, where="llm.path")) == composed("train", f"llm={name}").llm.tokenizer
 
 
 @pytest.mark.parametrize(
@@ -80,6 +83,7 @@ def test_end_and_pad_tokens_of_the_papers_llms_are_single_tokens(name: str, tmp_
         ("<pad>", "<end>", None, ["llm.pad_token", "llm.chat.end"]),
         ("</s>", "ER", None, ["llm.chat.end"]),  # in the vocabulary, but not split from the letters around it
         ("</s>", "</s>", 2, ["llm.pad_token", "llm.chat.end"]),  # ids that the model has no embeddings for
+        ("<unk>", "</s>", 31_999, ["llm.path"]),  # fewer embeddings than tokens
         ("<unk>", "</s>", 32_000, []),
     ],
 )

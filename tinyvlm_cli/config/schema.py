@@ -100,6 +100,7 @@ class LLM:
     path: str = MISSING  # hub id or local folder for from_pretrained
     chat: Chat = field(default_factory=Chat)
     pad_token: str = MISSING
+    tokenizer: str | None = None  # SHA-256 of the published vocabulary and merges; null: not compared
     max_length: int = integer(1)  # in tokens, including image tokens; longer samples are truncated
     precision: Precision = MISSING  # training precision, unless engine.precision is set
     architecture: dict[str, Any] | None = None  # transformers config, so that plan, bench and tests need no weights

@@ -1,5 +1,6 @@
 """Models that answer questions: runs of `tinyvlm train`, and image-text models in Hugging Face format."""
 
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections import deque
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedTokenizerFast
 
 from tinyvlm_cli.checkpoint.parts import build_model
+from tinyvlm_cli.checkpoint.tokenizers import compare_tokenizer
 from tinyvlm_cli.config.schema import LLM, Exif, Stage, Train, Vision, from_yaml
 from tinyvlm_cli.data.chat import IMAGE, encode_prompt
 from tinyvlm_cli.data.check import num_cores
@@ -36,6 +38,8 @@ BATCH = 64  # questions per batch of a model folder
 AHEAD = 64  # images that are loaded in advance
 T = TypeVar("T")
 R = TypeVar("R")
+
+log = logging.getLogger(__name__)
 
 
 class Answerer(ABC):
@@ -95,6 +99,8 @@ def load_answerer(
     if run.model is not None:
         return FolderAnswerer(Path(run.model), device, dtype)
     config = from_yaml(Train, run.folder / "config.yaml")
+    for warning in compare_tokenizer(config.llm, stage_dirs)[1]:
+        log.warning("%s", warning)
     if dtype is None:
         dtype = DTYPES[config.engine.precision]
     model = build_model(
@@ -114,7 +120,7 @@ class RunAnswerer(Answerer):
 
     def __init__(self, model: VLM, llm: LLM, vision: Vision, stage: Stage, *, upright: bool) -> None:
         self.model, self.llm, self.vision, self.stage, self.upright = model, llm, vision, stage, upright
-        self.tokenizer = load_tokenizer(llm)
+        self.tokenizer = load_tokenizer(llm, num_embeddings=model.llm.get_input_embeddings().num_embeddings)
         self.device = model.llm.device
         # Both the chat format's end token and the tokenizer's own end an answer.
         self.ends = {self.tokenizer.convert_tokens_to_ids(llm.chat.end), self.tokenizer.eos_token_id} - {None}

@@ -45,8 +45,8 @@ def blank_llm(
 def load_tokenizer(spec: LLM, *, num_embeddings: int | None = None) -> PreTrainedTokenizerFast:
     """Load the model's tokenizer and set the pad token from `spec`.
 
-    num_embeddings: number of rows in the model's embedding table, if known. Raises UserError if the pad token or the
-    chat format's end token has no embedding, or if the end token could be merged with other text.
+    num_embeddings: number of rows in the model's embedding table, if known. Raises UserError if a token has none,
+    or if the chat format's end token could be merged with other text.
     """
     tokenizer = read_tokenizer(spec.path, where="llm.path")
     vocabulary, special = tokenizer.get_vocab(), f"choose a special token, such as {tokenizer.all_special_tokens}"
@@ -65,6 +65,12 @@ def load_tokenizer(spec: LLM, *, num_embeddings: int | None = None) -> PreTraine
                 f"{setting}: '{token}' is an ordinary token of '{spec.path}', which may merge with the text before it, "
                 f"so that answers would not end; {special}"
             )
+    most = max(vocabulary.values(), default=0)
+    if num_embeddings is not None and most >= num_embeddings and not findings:
+        findings.append(
+            f"llm.path: the tokenizer of '{spec.path}' has token ids up to {most}, but the model has only "
+            f"{num_embeddings} embeddings; use the tokenizer of this model"
+        )
     raise_findings(findings)
     tokenizer.pad_token = spec.pad_token
     return tokenizer

@@ -139,7 +139,7 @@ class Results:
     @staticmethod
     def write_stage(stage_dir: Path, stage: Stage) -> None:
         """Write the stage's record."""
-        optional = ("weights", "warnings")
+        optional = ("weights", "tokenizer", "warnings")
         record = {name: value for name, value in asdict(stage).items() if value or name not in optional}
         write_text(stage_dir / "stage.yaml", yaml.safe_dump(record, sort_keys=False))
 

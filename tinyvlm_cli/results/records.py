@@ -55,6 +55,7 @@ class Stage:
     # File name -> size in bytes and sha256 of each weights file. Empty before the stage is complete, and in records of
     # earlier versions.
     weights: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tokenizer: str = ""  # hash of the tokenizer, see checkpoint/tokenizers.py; "" if it is not in a local folder
     warnings: list[str] = field(default_factory=list)  # about the training, such as a loss that did not fall
 
     def __post_init__(self) -> None:

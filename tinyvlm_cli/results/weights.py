@@ -31,7 +31,9 @@ def complete(stage_dir: Path) -> None:
     if missing := [name for name in names if not (stage_dir / name).is_file()]:
         raise UserError(f"{stage_dir}: {', '.join(missing)} was not written; check the disk and run the command again")
     weights = {name: {"size": (stage_dir / name).stat().st_size, "sha256": _sha256(stage_dir / name)} for name in names}
-    Results.write_stage(stage_dir, replace(record, weights=weights, warnings=loss_warnings(stage_dir)))
+    Results.write_stage(
+        stage_dir, replace(record, weights=weights, warnings=[*record.warnings, *loss_warnings(stage_dir)])
+    )
     Results.mark_done(stage_dir)
 
 

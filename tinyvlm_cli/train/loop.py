@@ -24,7 +24,7 @@ from tinyvlm_cli.errors import StoppedError, UserError
 from tinyvlm_cli.model.attention.packed import register
 from tinyvlm_cli.model.flops import Flops, training_flops
 from tinyvlm_cli.model.llm import load_tokenizer
-from tinyvlm_cli.model.pretrained import DTYPES
+from tinyvlm_cli.model.pretrained import DTYPES, part_config
 from tinyvlm_cli.model.tuning import choose_trained
 from tinyvlm_cli.model.vlm import LOGITS_AT_ONCE, VLM, compile_layers
 from tinyvlm_cli.signals import StopRequest
@@ -109,7 +109,8 @@ def start_engine(job: StageJob, model: VLM, device: torch.device) -> tuple[Engin
 
 def stage_index(job: StageJob) -> SplitIndex:
     """Return the tokenized samples of a stage's split."""
-    tokenizer, chat = load_tokenizer(job.llm), job.llm.chat
+    vocabulary = part_config(job.llm, where="llm.path", planned=False).vocab_size
+    tokenizer, chat = load_tokenizer(job.llm, num_embeddings=vocabulary), job.llm.chat
     return open_index(job.split, tokenizer=tokenizer, chat=chat, prompt=job.stage.prompt, results=job.results)
 
 

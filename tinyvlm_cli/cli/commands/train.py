@@ -53,6 +53,8 @@ def train_one(run: RunJob, job: StageJob) -> None:
                 log.info("%s: trained by another process", folder.name)
                 return
             write_job(run, job)
+            for warning in Results.warnings([folder]):
+                log.warning("%s", warning)
             try:
                 with announced(folder, this_node()):
                     launch.run("train", folder, gpus=gpus, node=this_node())
