@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedTokenizerFast
 
 from tinyvlm_cli.checkpoint.parts import build_model
@@ -106,10 +107,20 @@ def load_answerer(
     model = build_model(
         config.llm, config.vision, config.connector, stage_dirs, seed=config.seed, dtype=dtype, attention="sdpa"
     )
+    check_finite(model.to(device), run.folder)
     return RunAnswerer(
-        model.to(device).eval(), config.llm, config.vision, config.recipe.stages[stage],
+        model.eval(), config.llm, config.vision, config.recipe.stages[stage],
         upright=config.data.exif is Exif.upright,
     )  # fmt: skip
+
+
+def check_finite(model: nn.Module, folder: Path) -> None:
+    """Raise UserError if a weight is not finite: the model would give empty or random answers, and get a score."""
+    if broken := [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]:
+        raise UserError(
+            f"run={folder}: {len(broken)} tensors have weights that are not finite, such as {broken[0]}; train again, "
+            "or use an intact model"
+        )
 
 
 class RunAnswerer(Answerer):
@@ -203,6 +214,7 @@ class FolderAnswerer(Answerer):
             )
         self.device = device
         self.model.to(device).eval()
+        check_finite(self.model, folder)
         self.tokenizer = self.processor.tokenizer
         self.tokenizer.padding_side = "left"
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import ExifTags, Image
+from safetensors.torch import load_file, save_file
 from support.small_run import write_small_run
 
 import tinyvlm_cli
@@ -121,3 +122,15 @@ def test_an_exif_rotation_is_ignored_unless_the_run_was_trained_with_upright_ima
         assert printable(model.ask(same, "x", max_new_tokens=6)) == shown.out.strip()
         seen, wanted = (model.encode({"image": name, "conversations": talk}).pixels for name in ("turned.png", same))
         assert torch.equal(seen, wanted)
+
+
+def test_a_model_with_weights_that_are_not_finite_gives_no_answers(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_small_run(folder / "broken")
+    path = folder / "broken/stages/pretrain-x/connector.safetensors"
+    state = load_file(path)
+    next(iter(state.values())).view(-1)[3] = torch.nan
+    save_file(state, path)
+    assert main(["ask", *WORDS, "results_dir=broken", "image=red.png", "question=x"]) == 2
+    assert "1 tensors have weights that are not finite, such as connector." in capsys.readouterr().err
