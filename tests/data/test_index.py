@@ -147,3 +147,34 @@ def test_the_index_is_written_once_for_each_chat_format(tmp_path: Path, words: P
 def test_texts_without_images_and_ids_have_an_index(tmp_path: Path, words: PreTrainedTokenizerFast) -> None:
     sample = index_of([record("", "Hi", "Yo")], tmp_path, words).sample(0)
     assert (sample.id, sample.images) == ("", ())
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "missing"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "samples.npy",
+        "ids.bin",
+        "supervised.bin",
+        "texts.bin",
+        "left_out.jsonl",
+        "irregular.json",
+        "images.json",
+        "sizes.json",
+    ],
+)
+def test_a_damaged_index_is_built_again(
+    tmp_path: Path, words: PreTrainedTokenizerFast, name: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = index_of([*GOOD, *BAD], tmp_path, words)
+    path, expected = whole.folder / name, [whole.sample(number).id for number in range(len(whole))]
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    caplog.clear()
+    index = index_of([*GOOD, *BAD], tmp_path, words)
+    assert [index.sample(number).id for number in range(len(index))] == expected
+    assert path.read_bytes() == content
+    is_same = name == "images.json" and damage == "missing"  # an index of an earlier version has none
+    assert ("built again" in caplog.text) is not is_same

@@ -1,6 +1,6 @@
 """The weights of a stage are listed when it is complete, and a missing or changed file is never used."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from tinyvlm_cli.results.records import Stage
 from tinyvlm_cli.results.weights import check_weights, complete
 
 
-def trained(folder: Path, *, is_listed: bool = True, **modes: str) -> Path:
+def trained(folder: Path, *, before: Sequence[Path] = (), is_listed: bool = True, **modes: str) -> Path:
     """Write a stage with these training modes. is_listed: False for a record of an earlier version."""
     frozen = {"vision": "frozen", "connector": "frozen", "llm": "frozen"}
-    Results.write_stage(folder, Stage(folder.name, [], {"stage": {"train": frozen | modes}}, {}))
+    Results.write_stage(
+        folder, Stage(folder.name, [one.name for one in before], {"stage": {"train": frozen | modes}}, {})
+    )
     for part, mode in modes.items():
         save_part(folder, part, {"weight": torch.ones(4)}, scale=2.0 if mode == "lora" else None)
     if is_listed:
@@ -55,8 +57,9 @@ def test_a_missing_or_changed_file_is_an_error_if_it_is_used(
     tmp_path: Path, name: str, damage: Callable[[Path], Any], is_listed: bool, says: str
 ) -> None:
     modes = {"pretrain": {"connector": "full"}, "finetune": {"connector": "full", "llm": "full"}}
-    chain = [trained(tmp_path / stage, is_listed=is_listed, **how) for stage, how in modes.items()]
-    chain.append(trained(tmp_path / "more", is_listed=is_listed, llm="lora"))
+    chain: list[Path] = []
+    for stage, how in (modes | {"more": {"llm": "lora"}}).items():
+        chain.append(trained(tmp_path / stage, before=chain, is_listed=is_listed, **how))
     check_weights(chain)
     damage(tmp_path / name)
     if says:
@@ -84,3 +87,16 @@ def test_an_invalid_list_of_weights_is_an_error(tmp_path: Path, weights: str) ->
     (tmp_path / "stage.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=r"stage\.yaml: not a valid record"):
         check_weights([tmp_path])
+
+
+def test_weights_without_a_record_or_after_other_stages_are_not_used(tmp_path: Path) -> None:
+    first = trained(tmp_path / "pretrain-a-1", connector="full")
+    second = trained(tmp_path / "finetune-a-2", before=[first], llm="full")
+    renamed = first.rename(tmp_path / "pretrain-b-1")
+    check_weights([renamed, second])
+    with pytest.raises(UserError, match=r"was trained after pretrain-a-1, but run\.yaml lists other stages"):
+        check_weights([second])
+    (second / "stage.yaml").unlink()
+    check_weights([renamed, second], hashed=False, recorded=False)
+    with pytest.raises(UserError, match=r"stage\.yaml: missing.*delete .*finetune-a-2 and train again"):
+        check_weights([renamed, second])

@@ -8,6 +8,9 @@ import torch
 from support.composed import composed
 from tinyvlm_cli.checkpoint.parts import build_model, save_part
 from tinyvlm_cli.config.schema import Train
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.records import Stage
+from tinyvlm_cli.results.weights import complete
 from tinyvlm_cli.train.stages import resolve
 
 
@@ -24,7 +27,10 @@ def write_small_run(results: Path, *words: str) -> Train:
         folder.mkdir(parents=True)
         state = {name: torch.randn_like(weight) * 0.3 for name, weight in getattr(model, part).named_parameters()}
         save_part(folder, part, state)
-        (folder / "DONE").touch()
+        modes = {one: "full" if one == part else "frozen" for one in ("vision", "connector", "llm")}
+        before = [] if part == "connector" else ["pretrain-x"]
+        Results.write_stage(folder, Stage(folder.name[:-2], before, {"stage": {"train": modes}}, {}))
+        complete(folder)
     run = resolve(config)
     stages = tuple(replace(job, folder=results / "stages" / f"{job.name}-x") for job in run.stages)
     replace(run, folder=results / "runs" / "small", stages=stages).write()

@@ -58,7 +58,7 @@ def build_model(
     four_bit: parts whose weights are stored in 4 bits, for training low-rank adapters; GPU only.
     Raises UserError if a weights file of these stages is missing. The parent process has compared the hashes.
     """
-    check_weights(stage_dirs, hashed=False)
+    check_weights(stage_dirs, hashed=False, recorded=False)
     encoder = load_vision(vision, dtype=dtype, state=load_part(stage_dirs, "vision"), four_bit="vision" in four_bit)
     language = load_llm(
         llm, dtype=dtype, attention=attention, state=load_part(stage_dirs, "llm"), four_bit="llm" in four_bit

@@ -5,12 +5,14 @@ ids.bin, supervised.bin, texts.bin   token ids, supervision flags, and image pat
 samples.npy                          offsets of each sample in these files, and the counts that determine its length
 left_out.jsonl                       records that cannot be used, with the reason
 images.json                          states of a sample of the images
+sizes.json                           sizes of the other files except images.json, in bytes
 irregular.json                       numbers of records that are not used as they are written, by kind
 """
 
 import hashlib
 import json
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 from tinyvlm_cli.config.commands import Mix
 from tinyvlm_cli.config.schema import Chat, Prompt, Split
 from tinyvlm_cli.data.chat import IMAGE, Encoded, encode
-from tinyvlm_cli.data.image_states import record_images
+from tinyvlm_cli.data.image_states import read_states, record_images
 from tinyvlm_cli.data.irregular import irregularities
 from tinyvlm_cli.data.records import FaultError, Kind, Record, read_records, read_skips, split_hash
 from tinyvlm_cli.errors import UserError
@@ -52,6 +54,7 @@ SAMPLE = np.dtype(
         ("id_bytes", np.int32),
     ]
 )
+SIZES = "sizes.json"
 SHORTEST, LONGEST = 8, 2000  # length limits of a synthetic text in tokens
 EncodeAll = Callable[[Sequence[Record]], list[Encoded]]
 
@@ -185,6 +188,9 @@ def open_index(
     folder = results.index_dir(digest)
     special = {*tokenizer.all_special_tokens, *([chat.end] if prompt is Prompt.chat else [])} - {""}
     with locked(folder):
+        if folder.is_dir() and (fault := _fault(folder)):
+            log.warning("%s: damaged (%s); the index is built again", folder, fault)
+            shutil.rmtree(folder)
         if not folder.is_dir():
             encode_all = partial(encode, tokenizer=tokenizer, chat=chat, prompt=prompt)
             with new_folder(folder) as draft:
@@ -206,6 +212,21 @@ def open_index(
         counts = "; ".join(f"{count:,} with {kind}" for kind, count in irregular.items())
         log.warning("%s: irregular records: %s; `tinyvlm data check` lists them", name, counts)
     return index
+
+
+def _fault(folder: Path) -> str | None:
+    """Return why an index cannot be used, such as a missing or truncated file, or None if it is complete."""
+    try:
+        sizes = dict(json.loads((folder / SIZES).read_text(encoding="utf-8")))
+        for name, size in sizes.items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if (found := (folder / name).stat().st_size) != size:
+                return f"{name} has {found:,} bytes, not {size:,}"
+        read_states(folder)
+    except (OSError, ValueError, TypeError, UserError) as error:
+        return str(error)
+    return None
 
 
 def _write_files(
@@ -249,6 +270,7 @@ def _write_files(
     used = (kinds for number, kinds in irregular.items() if number not in left_out)
     counts = Counter(f"{kind.value} ({kind.training})" for kinds in used for kind in kinds)
     write_text(folder / "irregular.json", json.dumps(dict(counts.most_common())))
+    write_text(folder / SIZES, json.dumps({path.name: path.stat().st_size for path in sorted(folder.iterdir())}))
     if not len(samples):
         raise UserError(f"{split.annotations}: no usable records ({left_out[min(left_out)]}); use another file")
 

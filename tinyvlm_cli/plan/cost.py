@@ -175,7 +175,7 @@ def plan_run(config: Plan, models: "Models") -> PlannedRun:
     from tinyvlm_cli.plan.estimate import estimate_stage
 
     run = resolve(config)
-    check_weights(done_before([*run.before, *(job.folder for job in run.stages)]), hashed=False)
+    check_weights(done_before([*run.before, *(job.folder for job in run.stages)]), hashed=False, recorded=False)
     stages = []
     for job in run.stages:
         mix = config.mixes.get(job.stage.split)

@@ -148,8 +148,8 @@ class Results:
         """Return the record of the run in `folder`."""
         path = folder / "run.yaml"
         if not path.is_file():
-            raise UserError(f"{folder}: not a run folder, because run.yaml is missing")
-        advice = "restore it or delete the folder"
+            raise UserError(f"{folder}: not a run folder, because run.yaml is missing; restore it or delete the folder")
+        advice = "restore it, or delete it and run the `tinyvlm train`, import or eval that wrote it again"
         return _record(Run, read_yaml(path, advice), path, advice, folder=folder)
 
     @staticmethod
@@ -301,6 +301,9 @@ def _record(kind: type[R], values: Any, path: Path, advice: str, **given: Any) -
     given: fields that are not in the file. Raises a UserError that ends with `advice` if `values` is not a mapping, or
     if fields are missing, unknown or of the wrong type.
     """
+    if not isinstance(values, dict):
+        found = "an empty file" if values is None else f"a {type(values).__name__}"
+        raise UserError(f"{path}: expected a mapping of fields but found {found}; {advice}")
     try:
         record = kind(**given, **values)
         for field in fields(kind):

@@ -50,12 +50,12 @@ def expected_files(record: Stage) -> list[str]:
     return [f"{part}{suffixes[modes[part]]}" for part in PARTS if modes.get(part) in suffixes]
 
 
-def check_weights(stage_dirs: Sequence[Path], *, hashed: bool = True) -> None:
+def check_weights(stage_dirs: Sequence[Path], *, hashed: bool = True, recorded: bool = True) -> None:
     """Raise UserError if a file that the model after the last of these stages is built from is missing or has changed.
 
-    hashed: also compare the SHA-256 hashes, which reads the files.
+    hashed: also compare the SHA-256 hashes, which reads the files. recorded: also require stage.yaml.
     """
-    findings = []
+    findings = _order(stage_dirs, recorded=recorded)
     for stage_dir, name, listed in used_files(stage_dirs):
         path = stage_dir / name
         advice = (
@@ -71,6 +71,31 @@ def check_weights(stage_dirs: Sequence[Path], *, hashed: bool = True) -> None:
             findings.append(f"{path}: the content does not match the SHA-256 in stage.yaml; {advice}")
     if findings:
         raise UserError("\n".join(findings))
+
+
+def _order(stage_dirs: Sequence[Path], *, recorded: bool) -> list[str]:
+    """Return a finding for each stage without a record, or that was trained after other stages than those before it."""
+    findings = []
+    for number, stage_dir in enumerate(stage_dirs):
+        path, record = stage_dir / "stage.yaml", Results.read_stage(stage_dir)
+        if record is None:
+            if recorded:
+                findings.append(
+                    f"{path}: missing, so the stage's weights cannot be checked; copy it from where the stage was "
+                    f"written, or delete {stage_dir} and train again"
+                )
+        elif _digests(record.before) != _digests(before.name for before in stage_dirs[:number]):
+            after = ", ".join(record.before) or "no other stage"
+            findings.append(
+                f"{path}: the stage was trained after {after}, but run.yaml lists other stages before it; run the same "
+                "`tinyvlm train` again to write run.yaml"
+            )
+    return findings
+
+
+def _digests(names: Iterable[str]) -> list[str]:
+    """Return the hashes at the end of folder names, which stay the same when a component is renamed."""
+    return [name.rpartition("-")[2] for name in names]
 
 
 def used_files(stage_dirs: Sequence[Path]) -> Iterator[tuple[Path, str, dict[str, Any]]]:

@@ -16,13 +16,14 @@ from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.evaluate.runner import EvalJob, answered
 from tinyvlm_cli.launch import workers
 from tinyvlm_cli.results.folder import Results
-from tinyvlm_cli.results.records import Answer, Run
+from tinyvlm_cli.results.records import Answer, Run, Stage
 
 
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A run in tmp_path, and workers that answer slowly. Returns the keys of the questions in the order of asking."""
     results = Results(tmp_path)
+    results.write_stage(results.stage_dir("f"), Stage("finetune", [], {}, {}))
     results.mark_done(results.stage_dir("f"))
     Results.write_run(Run(results.run_dir("r"), "r", "l", "v", "c", "d", "r", 0, {"finetune": "f"}, {}))
     keys: list[str] = []

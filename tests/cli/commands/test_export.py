@@ -9,6 +9,8 @@ from support.composed import composed
 
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.config.schema import Train, from_yaml, to_yaml
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.records import Stage
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +52,8 @@ def test_a_mistake_is_one_sentence(words: str, says: str, capsys: pytest.Capture
 
 
 def test_exported_parts_get_the_configuration_of_their_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "results/stages/f").mkdir()
+    for name, before in (("p", []), ("f", ["p"])):
+        Results.write_stage(tmp_path / "results/stages" / name, Stage(name, before, {}, {}))
     (tmp_path / "results/stages/f/DONE").touch()
     config: Train = composed("train", "llm=tiny", "vision=tiny", "data=easyvqa", "recipe=base")
     (tmp_path / "results/runs/one/config.yaml").write_text(to_yaml(config), encoding="utf-8")
