@@ -15,6 +15,8 @@ from tinyvlm_cli.config.build import PACKAGE
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Stage
 
+MODEL = json.loads((PACKAGE / "tiny_parts/llm/tokenizer.json").read_text(encoding="utf-8"))["model"]
+
 
 def swap_ids(model: dict[str, Any]) -> None:
     vocab = model["vocab"]
@@ -31,9 +33,11 @@ def join_merges(model: dict[str, Any]) -> None:
     model["merges"] = [" ".join(merge) if isinstance(merge, list) else merge for merge in model["merges"]]
 
 
-@pytest.mark.parametrize(("change", "number"), [(swap_ids, 1), (drop_merge, 1), (join_merges, 0)])
+@pytest.mark.parametrize(
+    ("change", "file", "number"), [(swap_ids, "vocab.json", 2), (drop_merge, "merges.txt", 2), (join_merges, "", 0)]
+)
 def test_another_vocabulary_or_other_merges_are_noticed(
-    tmp_path: Path, change: Callable[[dict[str, Any]], None], number: int
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], file: str, number: int
 ) -> None:
     llm = composed("train", "llm=tiny", "vision=tiny").llm
     folder = tmp_path / "llm"
@@ -47,7 +51,11 @@ def test_another_vocabulary_or_other_merges_are_noticed(
     data = json.loads(path.read_text(encoding="utf-8"))
     change(data["model"])
     path.write_text(json.dumps(data), encoding="utf-8")
+    (folder / "vocab.json").write_text(json.dumps(MODEL["vocab"]), encoding="utf-8")
+    lines = ["#version: 0.2", *map(" ".join, MODEL["merges"])]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     for own, stage_dirs in ((here, []), (replace(here, tokenizer=None), [stage_dir, tmp_path / "none"])):
         after, found = compare_tokenizer(own, stage_dirs)
         assert (after != before) == bool(number)
         assert len(found) == number and all(str(folder) in warning for warning in found)
+        assert not number or any(file in warning for warning in found)
