@@ -79,7 +79,7 @@ def written(study: Path, tmp_path: Path, **changes: Any) -> Path:
     for name in ("run.yaml", "config.yaml"):
         content = yaml.safe_load((study / "results/runs/small" / name).read_text("utf-8"))
         content |= changes if name == "config.yaml" else {}
-        (results / "runs/small" / name).write_text(yaml.safe_dump(content), encoding="utf-8")
+        (results / "runs/small" / name).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     from PIL import Image
 
     Image.new("RGB", (9, 9)).save(tmp_path / "x.png")
