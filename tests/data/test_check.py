@@ -14,10 +14,11 @@ from transformers import PreTrainedTokenizerFast
 
 from tinyvlm_cli.config.schema import Chat, Prompt, Split
 from tinyvlm_cli.data import check
-from tinyvlm_cli.data.check import check_before_training, check_split
+from tinyvlm_cli.data.check import check_before_training, check_split, findings_path, log_irregular_images
 from tinyvlm_cli.data.index import open_index
 from tinyvlm_cli.data.records import IMAGE_FAULTS, Kind, write_skips
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.files import write_jsonl
 from tinyvlm_cli.results.folder import Results
 
 TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
@@ -141,3 +142,19 @@ def test_images_are_checked_before_training(tmp_path: Path, images: list[str], s
     split = Split(annotations="", images=str(tmp_path), count=1, source="here")
     with pytest.raises(UserError, match=says) if says else nullcontext():
         check_before_training(images, split)
+
+
+def test_irregular_images_are_counted_before_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_images(tmp_path)
+    (tmp_path / "r.json").touch()
+    split = Split(annotations=str(tmp_path / "r.json"), images=str(tmp_path), count=1, source="here")
+    images = ["a.png", "turned.jpg", "float.tiff", "page.jpg", "turned.jpg"]
+    kinds = {Kind.rotated: 7, Kind.rescaled: 8}
+    for is_checked in (False, True):
+        if is_checked:
+            write_jsonl(findings_path(split, Results(tmp_path)), ({"kind": k} for k in kinds for _ in range(kinds[k])))
+        for upright in (False, True):
+            caplog.clear()
+            log_irregular_images(images, split, Results(tmp_path), upright=upright)
+            counts = {kind: kinds[kind] if is_checked else 1 for kind in kinds}
+            assert [f"{kind}: {counts[kind]}" in caplog.text for kind in kinds] == [not upright, True]

@@ -3,10 +3,12 @@
 Images are opened by one process per core. These processes import this module, so it imports little.
 """
 
+import logging
 import multiprocessing
 import os
 import signal
 from array import array
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +24,10 @@ from tinyvlm_cli.data.images import UPRIGHT, WIDE_MODES, examine, image_format, 
 from tinyvlm_cli.data.irregular import irregularities
 from tinyvlm_cli.data.records import FaultError, Finding, Kind, Record, check_link, read_records, resolve
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.files import replaced
+from tinyvlm_cli.files import read_jsonl, replaced
+from tinyvlm_cli.results.folder import Results
+
+log = logging.getLogger(__name__)
 
 JPEG = ("JPEG", "MPO")  # MPO: a JPEG followed by more images, written by some cameras
 JPEG_NAMES = (".jpg", ".jpeg")
@@ -31,6 +36,7 @@ FORMATS = {
     ".png": ("PNG",), ".gif": ("GIF",), ".webp": ("WEBP",), ".bmp": ("BMP", "DIB"),
 }  # fmt: skip
 CONVERT = "`tinyvlm data prepare data=NAME convert_gifs=true`"
+IRREGULAR_IMAGES = (Kind.rotated, Kind.rescaled, Kind.transparent, Kind.animated)
 QUALITY = 95  # out of 100; no loss is visible at a vision encoder's input size
 NUM_DECODED = 64  # images that are decoded before training
 CHUNK = 64  # items sent to a process at a time
@@ -147,6 +153,31 @@ def check_before_training(images: Iterable[str], split: Split) -> None:
     if finding:
         advice = "run `tinyvlm data check`, after which training leaves out records without an intact image"
         raise UserError(f"{finding}; get images from {split.source}, or {advice}")
+
+
+def log_irregular_images(images: Iterable[str], split: Split, results: Results, *, upright: bool) -> None:
+    """Log how many images are used, but not as they are stored, by kind.
+
+    The numbers are from the last data check, or from the first images if there was none.
+    """
+    root = Path(split.images)
+    path = findings_path(split, results)
+    if path.is_file():
+        counts = Counter(str(line.get("kind")) for line in read_jsonl(path))
+        scope = "the records"
+    else:
+        first = list(islice(dict.fromkeys(images), NUM_DECODED))
+        counts = Counter(fault.kind.value for image in first for fault in check_image(resolve(root, image), root=root))
+        scope = f"the first {len(first)} images (`tinyvlm data check` counts all of them)"
+    kinds = [kind for kind in IRREGULAR_IMAGES if counts[kind.value] and not (upright and kind is Kind.rotated)]
+    if kinds:
+        texts = "; ".join(f"{kind.value}: {counts[kind.value]:,} ({kind.training})" for kind in kinds)
+        log.warning("%s: irregular images in %s: %s", Path(split.annotations).name, scope, texts)
+
+
+def findings_path(split: Split, results: Results) -> Path:
+    """Return the path of the findings of the data check."""
+    return results.skip_path(Path(split.annotations), Path(split.images)).with_suffix(".findings.jsonl")
 
 
 def gif_of(path: Path) -> Path | None:

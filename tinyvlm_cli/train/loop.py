@@ -16,7 +16,7 @@ from tinyvlm_cli.checkpoint.parts import build_model, save_part
 from tinyvlm_cli.config.schema import PARTS, Exif, Loss, Stage
 from tinyvlm_cli.config.schema import Engine as EngineSettings
 from tinyvlm_cli.data.batch import widest_row
-from tinyvlm_cli.data.check import check_before_training, num_cores
+from tinyvlm_cli.data.check import check_before_training, log_irregular_images, num_cores
 from tinyvlm_cli.data.image_states import record_images
 from tinyvlm_cli.data.index import Samples, SplitIndex, open_index
 from tinyvlm_cli.data.loader import StagePlan, num_steps, prepare_loaders, step_batches
@@ -49,6 +49,7 @@ def train_stage(job: StageJob) -> None:
     index = stage_index(job)
     if is_main:
         check_before_training(index.images(), job.split)
+        log_irregular_images(index.images(), job.split, job.results, upright=job.exif is Exif.upright)
         record_images(index, Path(job.split.images), job.folder, used_by="this stage began")
     model = build_model(
         job.llm, job.vision, job.connector, job.before,

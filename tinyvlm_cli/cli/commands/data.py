@@ -97,14 +97,14 @@ def _special_tokens(llm: LLM | None) -> set[str]:
 
 def _check_split(name: str, data: Data, results: Results, special: set[str]) -> int:
     """Check one split, print its findings and write them to files. Returns the number of unusable records."""
-    from tinyvlm_cli.data.check import check_split
+    from tinyvlm_cli.data.check import check_split, findings_path
 
     split = data.splits[name]
     checked = check_split(split, special=special, upright=data.exif is Exif.upright)
     # Invalid records are not in the skip list: the index skips them anyway, and adding them would change stage hashes.
     skips = ((found.number, found.says, found.image) for found in checked.findings if found.kind in IMAGE_FAULTS)
     path = write_skips(split, results, skips)
-    everything = path.with_suffix(".findings.jsonl")
+    everything = findings_path(split, results)
     write_jsonl(everything, (asdict(finding) for finding in checked.findings))
     left_out = {finding.number for finding in checked.findings if finding.leaves_out}
     number = checked.num_records
@@ -245,6 +245,7 @@ def _build_index(config: DataCommand, llm: LLM, splits: dict[str, Split]) -> Non
 
     The text of a sample may already exceed the maximum length, in which case training cuts its last answers.
     """
+    from tinyvlm_cli.data.check import log_irregular_images
     from tinyvlm_cli.data.index import open_index
     from tinyvlm_cli.model.llm import load_tokenizer
 
@@ -255,6 +256,8 @@ def _build_index(config: DataCommand, llm: LLM, splits: dict[str, Split]) -> Non
     for name, split in splits.items():
         prompt = config.prompts[name]
         index = open_index(split, tokenizer=tokenizer, chat=llm.chat, prompt=prompt, results=results)
+        if config.action == "prepare" and config.data is not None:  # `check` has printed its findings
+            log_irregular_images(index.images(), split, results, upright=config.data.exif is Exif.upright)
         tokens = index.text_tokens()
         if cut := int((tokens > llm.max_length).sum()):
             log.warning(
