@@ -9,8 +9,9 @@ from support.small import FAMILIES, LLAMA, small_vlm
 
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.decoder import Decoder, Group, Places, Prompt
+from tinyvlm_cli.evaluate.decoder import Decoder
 from tinyvlm_cli.evaluate.generation import Decoding, generate, generation_config
+from tinyvlm_cli.evaluate.spans import Group, Places, Prompt
 from tinyvlm_cli.model.vlm import VLM
 
 NEW_TOKENS = 12

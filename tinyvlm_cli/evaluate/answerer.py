@@ -27,8 +27,9 @@ from tinyvlm_cli.data.check import num_cores
 from tinyvlm_cli.data.images import open_image, pixels
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Question
-from tinyvlm_cli.evaluate.decoder import Decoder, Group, Prompt
+from tinyvlm_cli.evaluate.decoder import Decoder
 from tinyvlm_cli.evaluate.generation import Decoding, Streamer, generate, generation_config
+from tinyvlm_cli.evaluate.spans import Group, Prompt
 from tinyvlm_cli.model.attention.packed import unsupported
 from tinyvlm_cli.model.llm import load_tokenizer
 from tinyvlm_cli.model.pretrained import DTYPES

@@ -6,12 +6,10 @@ always runs with the same shapes, and none mixes tokens of different questions, 
 bitwise identical in any batch. On a CPU, rows are not padded, and logits may differ by rounding.
 """
 
-import bisect
 import os
 from collections import deque
-from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.evaluate.spans import Asked, Group, Key, Places, Prefix, Span, Started
 from tinyvlm_cli.model.attention.cached import TILE_ROWS, TRASH, Cache, CachedRow, Piece, tiled
 from tinyvlm_cli.model.vlm import VLM, compile_layers
 
@@ -31,107 +30,6 @@ TABLE_STEP = 64  # the number of tiles is padded to a multiple of this
 SPARE = 0.06  # fraction of GPU memory reserved for image tokens, CUDA graphs and libraries
 CPU_FRACTION = 0.25  # of the free memory that the cache may take on a CPU
 MAX_CPU_TOKENS = 2**18  # in the cache on a CPU
-
-
-Key = TypeVar("Key", bound=Hashable)
-
-
-@dataclass(frozen=True)
-class Prompt(Generic[Key]):
-    """The tokens of a question after the prefix of its group."""
-
-    key: Key  # identifies the answer
-    ids: NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class Group(Generic[Key]):
-    """Questions with a common prefix: the tokens up to the last image."""
-
-    prefix: NDArray[np.int32]  # with IMAGE for each image; may be empty
-    pixels: NDArray[np.uint8]  # [I, 3, S, S]
-    prompts: list[Prompt[Key]]
-
-
-@dataclass(eq=False)
-class Span:
-    """Tokens at consecutive positions in the cache."""
-
-    ids: NDArray[np.int64]  # 0 at image tokens
-    position: int  # position id of the first token
-    size: int  # length in the cache, including the answer
-    image_at: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    image_tokens: Tensor | None = None  # [len(image_at), D]
-    start: int = -1  # in the cache; -1 if not allocated
-    done: int = 0  # number of tokens already computed
-
-
-@dataclass(eq=False)
-class Prefix(Span):
-    """The common tokens of a group."""
-
-    open: int = 0  # number of unanswered questions
-
-
-@dataclass(eq=False, kw_only=True)
-class Asked(Span):
-    """A question and the tokens of its answer so far."""
-
-    key: Any
-    prefix: Prefix | None
-    answer: list[int] = field(default_factory=list)
-
-
-class _Started:
-    """Questions whose next tokens are being computed on the device."""
-
-    def __init__(self, complete: Sequence[Asked], tokens: Tensor) -> None:
-        self.complete = list(complete)
-        self.tokens = tokens
-        if tokens.is_cuda:
-            self.tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True).copy_(
-                tokens, non_blocking=True
-            )
-            self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self.copied.record()
-
-    def read(self) -> list[Asked]:
-        """Wait for the tokens, append them to the answers and return the questions."""
-        if hasattr(self, "copied"):
-            self.copied.synchronize()
-        for asked, token in zip(self.complete, self.tokens.tolist(), strict=False):
-            asked.answer.append(token)
-        return self.complete
-
-
-class Places:
-    """Allocator of the cache: hands out ranges of consecutive positions."""
-
-    def __init__(self, first: int, end: int) -> None:
-        self.gaps = [(first, end)]  # free ranges, sorted and not adjacent
-
-    def take(self, size: int) -> int | None:
-        """Allocate `size` consecutive positions and return the first; None if there is no such range."""
-        for number, (first, end) in enumerate(self.gaps):
-            if end - first >= size:
-                self.gaps[number : number + 1] = [(first + size, end)] if end - first > size else []
-                return first
-        return None
-
-    def free(self, first: int, size: int) -> None:
-        """Free positions that `take` allocated."""
-        number = bisect.bisect(self.gaps, (first, first))
-        end = first + size
-        if number < len(self.gaps) and self.gaps[number][0] == end:
-            end = self.gaps.pop(number)[1]
-        if number and self.gaps[number - 1][1] == first:
-            first = self.gaps.pop(number - 1)[0]
-            number -= 1
-        self.gaps.insert(number, (first, end))
-
-    @property
-    def count(self) -> int:
-        return sum(end - first for first, end in self.gaps)
 
 
 class Decoder:
@@ -168,7 +66,7 @@ class Decoder:
         incoming = self._encoded(iter(groups), max_new_tokens)
         self.places = Places(TRASH + 1, self.num_tokens)
         waiting: deque[Asked] = deque()  # not or only partly computed
-        started: _Started | None = None  # the row on the GPU
+        started: Started | None = None  # the row on the GPU
         growing: list[Asked] = []
         last_row = (0, 0)  # questions completed by the previous row, and positions allocated for it
         exhausted = False
@@ -293,7 +191,7 @@ class Decoder:
             complete.append(waiting.popleft())
         return pieces, complete
 
-    def _start(self, pieces: Sequence[tuple[Span, int]], complete: Sequence[Asked]) -> "_Started":
+    def _start(self, pieces: Sequence[tuple[Span, int]], complete: Sequence[Asked]) -> "Started":
         """Submit a row of prompts, which also computes the first token of each answer in `complete`."""
         length = TOKENS if self.is_fixed else sum(count for _, count in pieces)
         ids, positions, write_at = (np.zeros(length, np.int64) for _ in range(3))
@@ -327,7 +225,7 @@ class Decoder:
             self._tensor(np.concatenate(image_at)) if image_at else None,
             torch.cat(image_tokens) if image_tokens else None,
         )  # fmt: skip
-        return _Started(complete, tokens)
+        return Started(complete, tokens)
 
     def _step(self, growing: Sequence[Asked]) -> list[Asked]:
         """Append the next token to each answer, and return the questions."""
@@ -340,10 +238,10 @@ class Decoder:
             piece = (number, 1, *shared, asked.start, before)
             fields[number] = (asked.answer[-1], asked.position + before, asked.start + before, *piece)
         if self.graph is None:
-            return _Started(growing, self._forward_step(self._tensor(fields))).read()
+            return Started(growing, self._forward_step(self._tensor(fields))).read()
         self.given.copy_(self._tensor(fields), non_blocking=True)
         self.graph.replay()
-        return _Started(growing, self.next).read()
+        return Started(growing, self.next).read()
 
     def _forward_step(self, given: Tensor) -> Tensor:
         """Return the next tokens, [R]. given: [R, 9] last token, position id, cache position and `Piece` of each."""

@@ -21,7 +21,8 @@ from tinyvlm_cli.data.batch import Work
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.data.images import open_image, pixels, write_jpegs
 from tinyvlm_cli.evaluate.answerer import ahead
-from tinyvlm_cli.evaluate.decoder import ROWS, Decoder, Group, Prompt
+from tinyvlm_cli.evaluate.decoder import ROWS, Decoder
+from tinyvlm_cli.evaluate.spans import Group, Prompt
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.model.flops import Flops, training_flops
 from tinyvlm_cli.model.pretrained import DTYPES
