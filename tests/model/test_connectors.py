@@ -98,6 +98,7 @@ def test_the_width_of_feed_forward_blocks_is_a_setting() -> None:
     ("build", "findings"),
     [
         (lambda: MLP(6, 10, depth=0), ["connector.depth"]),
+        (lambda: MLP(6, 10, depth=100_000_000), ["connector.depth"]),
         (lambda: Resampler(6, 10, **{**SMALL, "num_heads": 3}), ["connector.num_heads"]),
         (
             lambda: Resampler(6, 10, **{**SMALL, "num_layers": 0, "num_queries": -1}),

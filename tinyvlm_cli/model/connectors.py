@@ -15,6 +15,8 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from tinyvlm_cli.config.build import build
 from tinyvlm_cli.errors import UserError, raise_findings
 
+MAX_SIZE, MAX_SIZES = 100_000, {"depth": 1000, "num_layers": 1000}  # larger models take minutes to build
+
 
 class Connector(nn.Module):
     """Base class of all connectors. A custom connector must provide:
@@ -45,14 +47,14 @@ def build_connector(node: dict[str, Any], *, vision_dim: int, llm_dim: int) -> C
 
 
 def check_sizes(**sizes: Any) -> None:
-    """Raise a UserError that lists all connector settings that are not positive integers.
+    """Raise a UserError that lists all connector settings that are not integers from 1 to MAX_SIZE.
 
     If `sizes` contains hidden_dim and num_heads, the former must also be divisible by the latter.
     """
     findings = [
-        f"connector.{name}: found {size!r}; use a positive integer"
+        f"connector.{name}: found {size!r}; use an integer from 1 to {MAX_SIZES.get(name, MAX_SIZE):,}"
         for name, size in sizes.items()
-        if type(size) is not int or size < 1
+        if type(size) is not int or not 1 <= size <= MAX_SIZES.get(name, MAX_SIZE)
     ]
     width, heads = sizes.get("hidden_dim", 0), sizes.get("num_heads", 1)
     if not findings and width % heads:
