@@ -1,5 +1,6 @@
 """Atomic writes of files and folders, JSON Lines, locks and content hashes."""
 
+import codecs
 import errno
 import hashlib
 import json
@@ -15,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.untrusted import JSON_ERRORS, check_file, json_reason, read_text
+from tinyvlm_cli.untrusted import JSON_ERRORS, check_file, json_reason, read_bytes
 
 log = logging.getLogger(__name__)
 
@@ -83,12 +84,14 @@ def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a JSON Lines file. A truncated last line, as left by a killed process, is ignored."""
     advice = "delete this line or the file"
-    lines = read_text(path, advice).removesuffix("\n").split("\n")  # splitlines() splits at more characters
+    # str.splitlines() splits at more characters. Lines are decoded one by one: a truncated one may end in a character.
+    data = read_bytes(path, advice).removeprefix(codecs.BOM_UTF8)
+    lines = data.rstrip(b"\r\n").split(b"\n") if data.strip() else []  # an editor may add blank lines at the end
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
+            record = json.loads(line.decode())
         except JSON_ERRORS as error:
-            if number == len(lines):
+            if number == len(lines) and not data.endswith(b"\n"):
                 return
             raise UserError(f"{path}:{number}: invalid JSON ({json_reason(error)}); {advice}") from None
         if not isinstance(record, dict):

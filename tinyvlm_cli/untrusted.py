@@ -42,8 +42,8 @@ def check_file(path: Path) -> None:
         raise UserError(f"{path}: expected a file but found {kind}; check the path")
 
 
-def read_text(path: Path, advice: str, *, limit: int | None = None) -> str:
-    """Return the text of a regular UTF-8 file of at most `limit` bytes. Errors end with `advice`."""
+def read_bytes(path: Path, advice: str, *, limit: int | None = None) -> bytes:
+    """Return the content of a regular file of at most `limit` bytes. Errors end with `advice`."""
     check_file(path)
     try:
         with path.open("rb") as file:
@@ -52,8 +52,13 @@ def read_text(path: Path, advice: str, *, limit: int | None = None) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {advice}") from None
     if limit is not None and len(data) > limit:
         raise UserError(f"{path}: has more than {limit / 2**20:g} MiB; {advice}")
+    return data
+
+
+def read_text(path: Path, advice: str, *, limit: int | None = None) -> str:
+    """Return the text of a regular UTF-8 file of at most `limit` bytes. Errors end with `advice`."""
     try:
-        return data.decode("utf-8-sig")
+        return read_bytes(path, advice, limit=limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {error.start:,} is not UTF-8; {advice}") from None
 

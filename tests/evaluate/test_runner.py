@@ -69,11 +69,12 @@ def test_the_blind_control_gives_no_image_its_own_questions() -> None:
     assert shuffled == shuffle_images(QUESTIONS, seed=0) != shuffle_images(QUESTIONS, seed=1)
 
 
-def test_an_evaluation_resumes_after_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rest", ['"prom', '"text": "\u2028'])
+def test_an_evaluation_resumes_after_a_kill_in_the_middle_of_a_line(tmp_path: Path, rest: str) -> None:
     given = [Answer(q.question_id, q.text, f"a{q.key}", q.key) for q in QUESTIONS[:3]]
     Results.append_answers(tmp_path, 0, given, model_id="m", max_new_tokens=5)
-    with (tmp_path / "answers-0.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"question_id": "q3", "prom')
+    with (tmp_path / "answers-0.jsonl").open("ab") as file:
+        file.write(f'{{"question_id": "q3", {rest}'.encode()[:-1])  # may end within a character
     assert list(answered(tmp_path, QUESTIONS, max_new_tokens=5)) == ["q0", "q1", "q2"]
     Results.append_answers(tmp_path, 0, [Answer("q3", QUESTIONS[3].text, "a", "q3")], model_id="m", max_new_tokens=5)
     assert list(answered(tmp_path, QUESTIONS, max_new_tokens=5)) == ["q0", "q1", "q2", "q3"]

@@ -99,6 +99,7 @@ def test_an_unknown_or_ambiguous_run_is_an_error_with_the_choices(tmp_path: Path
         ("runs/r1/scores.jsonl", "[1]\n[2]\n", lambda results, run: results.scores()),
         ("runs/r1/scores.jsonl", '{"run": "r1"}\n', lambda results, run: results.scores()),
         ("runs/r1/scores.jsonl", '{"new field": 1}\n', lambda results, run: results.scores()),
+        ("runs/r1/scores.jsonl", '{"run": "r1"\n', lambda results, run: results.scores()),
         ("runs/r1/per_question.json", "[]", lambda results, run: results.read_per_question(run.folder)),
         ("stages/f/stage.yaml", "stage: f", lambda results, run: results.read_stage(results.stage_dir("f"))),
     ],
