@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedTokenizerFast
 
@@ -32,7 +31,7 @@ from tinyvlm_cli.evaluate.generation import Decoding, Streamer, generate, genera
 from tinyvlm_cli.evaluate.spans import Group, Prompt
 from tinyvlm_cli.model.attention.packed import unsupported
 from tinyvlm_cli.model.llm import load_tokenizer
-from tinyvlm_cli.model.pretrained import DTYPES
+from tinyvlm_cli.model.pretrained import DTYPES, UNREADABLE
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.results.records import Run
 
@@ -202,7 +201,7 @@ class FolderAnswerer(Answerer):
             self.model, info = AutoModelForImageTextToText.from_pretrained(
                 folder, trust_remote_code=False, use_safetensors=True, dtype=kind, output_loading_info=True
             )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except UNREADABLE as error:
             reason = str(error).split("\n", maxsplit=1)[0]
             raise UserError(f"run={folder}: transformers cannot load an image-text model from it ({reason})") from None
         if missing := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):

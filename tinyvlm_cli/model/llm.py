@@ -91,6 +91,6 @@ def read_tokenizer(path: str, *, where: str) -> PreTrainedTokenizerFast:
             # Llama's published tokenizer.json adds a space before every piece of text between special tokens. The slow
             # tokenizer, which TinyLLaVA_Factory uses, adds one before the first piece only, unless `legacy` is set.
             tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **settings)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tokenizers raises Exception itself for an invalid tokenizer.json
         raise UserError(cannot_read(path, where, error)) from None
     return tokenizer

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -14,6 +15,8 @@ from transformers.utils import logging as transformers_logging
 from tinyvlm_cli.config.schema import LLM, Precision, SecondEncoder, Vision
 from tinyvlm_cli.errors import UserError
 
+# Errors of transformers for damaged files: those of JSON files with other types are Python's own.
+UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, SafetensorError)
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 
 
@@ -31,7 +34,7 @@ def read_config(path: str, *, where: str) -> PretrainedConfig:
     """Return the transformers configuration at `path`. where: the setting that contains `path`, for error messages."""
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise UserError(cannot_read(path, where, error)) from None
 
 
@@ -103,7 +106,7 @@ def load_partly(
             model, info = model_class.from_pretrained(
                 path if state is None else None, config=config, state_dict=state, output_loading_info=True, **arguments
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except UNREADABLE as error:
             raise UserError(cannot_read(path, where, error)) from None
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     return model, missing, sorted(info["unexpected_keys"])
@@ -130,7 +133,7 @@ def check_four_bit(where: str) -> None:
 
 def cannot_read(path: str | None, where: str, error: Exception) -> str:
     """Return the error message for a folder, hub id or state dict that transformers cannot load."""
-    reason = str(error).strip().splitlines()[0]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if path is None:
         return f"{where}: the weights do not fit the configuration ({reason}); use a complete checkpoint of this model"
     if not Path(path).exists():
