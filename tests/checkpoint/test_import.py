@@ -238,6 +238,16 @@ def test_importing_twice_is_one_run_and_a_changed_checkpoint_another(tmp_path: P
     assert len(Results(tmp_path / "results").find_runs("all")) == 2
 
 
+@pytest.mark.parametrize("setting", ["vision_dir", "second_vision_dir", "qformer_dir"])
+def test_a_folder_that_the_checkpoint_does_not_need_is_refused(tmp_path: Path, setting: str) -> None:
+    reference = Reference("llama", "clip_vision_model", "linear")
+    folder = write_common(tmp_path / "tuned", reference.config())
+    save_file(reference.state(), folder / "model.safetensors")
+    with pytest.raises(UserError, match=rf"{setting}=.*has no effect on this checkpoint, because it"):
+        imported(folder, tmp_path / "results", **{setting: str(folder)})
+    assert not list((tmp_path / "results").glob("stages/[!.]*"))
+
+
 def test_a_notebook_gets_the_references_numbers(tmp_path: Path) -> None:
     reference = Reference(next(iter(LLMS)), VISIONS[0], "mlp2x_gelu")
     folder = write_common(tmp_path / "tuned", reference.config())

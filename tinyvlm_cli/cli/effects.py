@@ -143,6 +143,14 @@ def _greedy(config: Any, _: str, __: str) -> str | None:
     return None if config.temperature > 0 else "decoding is greedy with temperature=0"
 
 
+def _precision(config: Train, _: str, __: str) -> str | None:
+    return None if config.engine.precision is config.llm.precision else "engine.precision is set"
+
+
+def _data_dir(config: Any, _: str, __: str) -> str | None:
+    return None if config.eval_dir == f"{config.data_dir}/eval" else "eval_dir is set"
+
+
 _STAGE = r"recipe\.stages\.([^.]+)\."
 _TRAINING = "train plan bench"
 _RULES: tuple[tuple[str, str, Rule], ...] = (  # commands, settings, rule
@@ -151,6 +159,8 @@ _RULES: tuple[tuple[str, str, Rule], ...] = (  # commands, settings, rule
     (_TRAINING, _STAGE + r"lora(?:\..+)?", _lora),
     (_TRAINING, _STAGE + r"samples_per_mean", _samples_per_mean),
     (_TRAINING, r"vision\.partial_from_layer", _partial_from_layer),
+    (_TRAINING, r"llm\.precision", _precision),
+    ("eval", r"data_dir", _data_dir),
     ("train plan", r"data\.splits\.([^.]+)\..+", _split),
     ("train", r"(?:llm|vision|vision\.second)\.architecture(?:\..+)?", _architecture),
     ("bench", r"steps", _bench("train")),

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,22 @@ def test_an_image_that_cannot_be_decoded_is_found_before_answering(tmp_path: Pat
     with pytest.raises(UserError, match=r"1 images cannot be used .*1\.jpg: not an image"):
         command.run(config)
     assert not asked
+
+
+def test_missing_weights_are_found_before_the_first_run_is_answered(tmp_path: Path, asked: list[str]) -> None:
+    results = Results(tmp_path)
+    Results.write_run(Run(results.run_dir("s"), "s", "l", "v", "c", "d", "r", 0, {"finetune": "g"}, {}))
+    Results.write_stage(results.stage_dir("g"), Stage("finetune", [], {"stage": {"train": {"llm": "full"}}}, {}))
+    results.mark_done(results.stage_dir("g"))
+    everything = replace(settings(tmp_path, "a"), run="all")
+    with pytest.raises(UserError, match=r"llm\.safetensors: the weights file is missing"):
+        command.run(everything)
+    assert not asked
+    run = results.run_dir("s")
+    for question in build(everything.benchmark["a"], Benchmark).questions:  # answered already: no weights are needed
+        answer = Answer(question.question_id, question.text, "yes", question.key)
+        folder = Results.answers_dir(run, "finetune", "a")
+        limit = everything.benchmark["a"]["max_new_tokens"]
+        Results.append_answers(folder, 0, [answer], model_id="s", max_new_tokens=limit)
+    assert command.run(everything) == 0
+    assert len(asked) == 6 and {row.run for row in results.scores()} == {"r", "s"}

@@ -14,7 +14,7 @@ from tinyvlm_cli.config.build import build
 from tinyvlm_cli.config.commands import Eval
 from tinyvlm_cli.console import Screen
 from tinyvlm_cli.data.check import NUM_DECODED
-from tinyvlm_cli.errors import WorkerError, raise_findings
+from tinyvlm_cli.errors import UserError, WorkerError, raise_findings
 from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.evaluate.judge import PENDING, with_judge
 from tinyvlm_cli.evaluate.runner import EvalJob, Task, answered, asked_questions, take_inventory, unanswered
@@ -57,6 +57,12 @@ def run(config: Eval) -> int:
         for benchmark in benchmarks.values()
         for finding in take_inventory(benchmark, decoded=NUM_DECODED).findings
     ]
+    for job in jobs:  # before the first run is answered; the hashes are compared before each run
+        try:
+            check_weights([Path(folder) for folder in job.stage_dirs], hashed=False)
+        except UserError as error:
+            if any(unanswered(task, benchmarks[task.benchmark["name"]], job) for task in job.tasks):
+                findings.append(str(error))
     raise_findings(findings)
     pending = 0
     for one, job in zip(runs, jobs, strict=True):
