@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from support.composed import composed
 
+from tinyvlm_cli.cli.commands.train import findings
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.train.checkpoint import MANIFEST, Checkpoints, Piece
+from tinyvlm_cli.train.stages import resolve
 
 CPU = torch.device("cpu")
 
@@ -129,6 +132,15 @@ def test_pickles_of_earlier_versions_are_refused(tmp_path: Path, name: str) -> N
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
     with pytest.raises(UserError, match="delete this folder"):
         loaded(tmp_path)
+
+
+def test_pickles_are_found_before_anything_is_started(tmp_path: Path) -> None:
+    words = ["llm=tiny", "vision=tiny", "data=easyvqa", "recipe=base", f"results_dir={tmp_path}"]
+    run = resolve(composed("train", *words))
+    folder = run.stages[0].folder / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "latest").write_text("step-4-gpus-1-zero-1", encoding="utf-8")
+    assert [finding for finding in findings(run) if str(folder) in finding and "delete this folder" in finding]
 
 
 def test_a_full_disk_is_reported_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def run(ranks: int, segments: list[dict[str, Any]], output: Path) -> list[list[f
 def test_any_layout_resumes_any_other(tmp_path: Path) -> None:
     """Processes 1 -> 2 -> 1 and ZeRO 1 -> 2 -> 3 -> 1 follow an uninterrupted plain loop; equal layouts are exact."""
     moved = {"folder": str(tmp_path / "moved"), "precision": "fp32", "steps": 2}
-    layouts = [(zero, precision) for zero in (1, 2, 3) for precision in ("fp32", "bf16")]
+    layouts = [(1, "bf16"), (2, "bf16"), (3, "bf16"), (3, "fp32")]
     exact = [
         {"folder": str(tmp_path / f"{name}-{zero}-{precision}"), "zero": zero, "precision": precision, "steps": steps}
         for zero, precision in layouts
