@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from tinyvlm_cli.cli.commands.train import train_one
-from tinyvlm_cli.errors import StoppedError
+from tinyvlm_cli.errors import StoppedError, WorkerError
 from tinyvlm_cli.launch import worker, workers
 from tinyvlm_cli.signals import STOP_SIGNALS, StopRequest
 
@@ -119,3 +120,20 @@ def test_checkpoints_are_deleted_after_a_kill_between_done_and_their_removal(tmp
     run: Any = None
     train_one(run, job)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_the_rank_that_was_killed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The others fail because of it: with an error of their connection, or stopped by the launcher."""
+    first, killed, stopped = (ProcessFailure(rank, 100 + rank, code, "") for rank, code in enumerate((1, -9, -15)))
+    for second, failure in enumerate((first, stopped, killed)):
+        object.__setattr__(failure, "timestamp", second)
+
+    def fail(config: Any, _: str) -> Callable[..., None]:
+        def start(*words: str) -> None:
+            raise ChildFailedError("worker", {0: first, 1: killed, 2: stopped})
+
+        return start
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", fail)
+    with pytest.raises(WorkerError, match=r"worker 1 failed .*SIGKILL"):
+        workers.run("train", tmp_path, gpus=1)

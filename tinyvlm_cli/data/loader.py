@@ -5,7 +5,7 @@ distribution over GPUs and micro-batches depends on the machine.
 """
 
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import forkserver
@@ -24,7 +24,7 @@ from tinyvlm_cli.data.images import open_image, pixels
 from tinyvlm_cli.data.index import Sample, Samples
 from tinyvlm_cli.data.records import image_file
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.signals import STOP_SIGNALS, ignored
+from tinyvlm_cli.signals import STOP_S, STOP_SIGNALS, ignored
 
 Micro = tuple[int, ...]  # sample numbers of one micro-batch
 
@@ -93,7 +93,7 @@ def prepare_loaders() -> None:
 
 def step_batches(
     plan: StagePlan, *, first: int, last: int, rank: int, ranks: int, micro_tokens: int, workers: int
-) -> Iterator[StepBatch]:
+) -> Generator[StepBatch]:
     """Yield this rank's share of each step from `first` to `last - 1`, loaded ahead by `workers` processes.
 
     micro_tokens: maximum number of tokens in a micro-batch. Raises UserError for an image that cannot be read.
@@ -116,9 +116,9 @@ def step_batches(
 
 
 def _ignore_stop_signals(worker: int) -> None:
-    """Ignore the stop signals, which PyTorch otherwise handles in its loader processes."""
+    """Ignore the stop signals while the rank stops. PyTorch's handler of SIGTERM would exit at once."""
     for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: signal.alarm(STOP_S))  # SIGALRM ends the process
 
 
 def num_steps(num_samples: int, *, samples_per_step: int, epochs: int, max_steps: int | None) -> int:

@@ -8,8 +8,8 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
-from types import TracebackType
 from typing import NoReturn
 
 from tinyvlm_cli.errors import StoppedError, UserError, system_error
@@ -46,13 +46,17 @@ def main() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    record(_main)()
+    try:
+        record(_main)()
+    except Exception as error:
+        if not isinstance(error, UserError | StoppedError):  # the parent process reports these
+            traceback.print_exc()
+        _exit(1)
 
 
 def _main() -> None:
     from tinyvlm_cli.console import set_up_logging
 
-    sys.excepthook = _explain
     job, folder = sys.argv[1:]
     set_up_logging(is_main=os.environ.get("RANK", "0") == "0")
     try:
@@ -65,21 +69,20 @@ def _main() -> None:
 
 
 def leave() -> NoReturn:
-    """Exit when all ranks are done. Skip interpreter shutdown, where gloo's threads sometimes abort the process."""
+    """Exit when all ranks are done."""
     from torch import distributed
 
     if distributed.is_initialized():
         distributed.barrier()
+    _exit(0)
+
+
+def _exit(code: int) -> NoReturn:
+    """Exit without interpreter shutdown, in which gloo may abort the process and loader processes may block it."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
-
-
-def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print the traceback of an error, except for those that the parent process reports."""
-    if not isinstance(error, UserError | StoppedError):
-        sys.__excepthook__(kind, error, trace)
+    os._exit(code)
 
 
 if __name__ == "__main__":

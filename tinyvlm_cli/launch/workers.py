@@ -120,7 +120,10 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
             time.sleep(STOP_S)  # not the first node: an early exit could end the job before the first node requeues it
         raise KeyboardInterrupt from None
     except ChildFailedError as failed:
-        _, failure = failed.get_first_failure()
+        failures = failed.failures.values()
+        # If a rank is killed, the others lose their connection to it, and the launcher stops them with SIGTERM.
+        killed = [failure for failure in failures if -signal.SIGTERM != failure.exitcode < 0]
+        failure = min(killed or failures, key=lambda failure: failure.timestamp)
         found = failure.message  # a string after a signal, a dict after an exception
         message = str(found["message"] if isinstance(found, dict) else found)
         kind, _, text = message.partition(": ")

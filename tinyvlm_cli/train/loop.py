@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -181,7 +181,7 @@ def _take_steps(
     )  # fmt: skip
     check = GradientCheck(engine.model)
     meter = Meter(job.folder, name=job.name, first=first, last=steps) if rank == 0 else None
-    with meter or nullcontext():
+    with meter or nullcontext(), closing(batches):
         asked = time.perf_counter()
         for batch in batches:
             waited_s = time.perf_counter() - asked
