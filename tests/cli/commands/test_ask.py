@@ -132,5 +132,6 @@ def test_a_model_with_weights_that_are_not_finite_gives_no_answers(
     state = load_file(path)
     next(iter(state.values())).view(-1)[3] = torch.nan
     save_file(state, path)
+    (path.parent / "stage.yaml").unlink()  # earlier versions did not record hashes of the weights
     assert main(["ask", *WORDS, "results_dir=broken", "image=red.png", "question=x"]) == 2
     assert "1 tensors have weights that are not finite, such as connector." in capsys.readouterr().err
