@@ -2,12 +2,14 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from support.from_conf import from_conf
+from support.small import LLAMA
 from support.small_run import write_small_run
 
 from tinyvlm_cli.cli.main import main
@@ -18,6 +20,8 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.files import append_jsonl
 from tinyvlm_cli.model.connectors import Connector
+from tinyvlm_cli.model.llm import read_tokenizer
+from tinyvlm_cli.model.pretrained import config_from_architecture, read_config
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import find_model
 from tinyvlm_cli.untrusted import interpolation_in, name_fault, read_json, read_yaml
@@ -186,6 +190,27 @@ def test_what_is_no_file_is_not_opened(kind: str, tmp_path: Path) -> None:
     for read in (read_yaml, read_json):
         with pytest.raises(UserError, match=f"expected a file but found a {kind}"):
             read(path, "delete it")
+
+
+SIZES: list[dict[str, Any]] = [{"num_hidden_layers": 10**6}, {"hidden_size": 10**9}, {"vocab_size": -1}]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_model_of_absurd_size_is_not_built(size: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, **size}), encoding="utf-8")
+    by_path = partial(read_config, str(tmp_path), where="llm.path")
+    for read in (by_path, partial(config_from_architecture, {**LLAMA, **size})):
+        with pytest.raises(UserError, match=next(iter(size))):
+            read()
+
+
+@pytest.mark.parametrize("text", ["null", "[]", '{"a": ' * 100_000, "9" * 5_000, '{"added_tokens": 5}'])
+def test_a_hostile_tokenizer_is_one_sentence(text: str, tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"^path: ") as raised:
+        read_tokenizer(str(tmp_path), where="path")
+    assert "\n" not in str(raised.value)
 
 
 def test_names_are_one_component_of_a_path() -> None:

@@ -69,7 +69,9 @@ def write_run(results: Path, cell: tuple[str, ...], seed: int, share: float, *, 
                 file.write(json.dumps(said) + "\n")
         value = float(summed([answered]).headlines()[0, 0])
         bounds = interval([answered], draws=draws)
-        lines.append(row(**more, benchmark=benchmark, value=value, n=len(scores), interval=bounds and list(bounds)))
+        metric = "perception" if benchmark == "mme" else "accuracy"
+        told = {"benchmark": benchmark, "metric": metric, "value": value, "interval": bounds and list(bounds)}
+        lines.append(row(**more, **told, n=len(scores)))
     (folder / "scores.jsonl").write_text("".join(json.dumps(asdict(one)) + "\n" for one in lines), encoding="utf-8")
     (folder / "config.yaml").write_text(json.dumps({"llm": {"name": llm}, "vision": {"name": vision}, "seed": seed}))
     record = {**more, "connector": "mlp", "stages": {"finetune": "none"}, "made_with": {"python": "3.11"}}

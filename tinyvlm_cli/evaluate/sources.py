@@ -14,6 +14,7 @@ from typing import Any
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.records import Answer
+from tinyvlm_cli.untrusted import JSON_ERRORS, check_file, json_reason, read_text
 
 IMAGE = "image"  # column of images in parquet files
 MAX_LINE = 1 << 20  # bytes per line of an answers file; a thousand tokens are a few kilobytes
@@ -38,22 +39,25 @@ def read_json(path: Path, hook: Callable[[dict[str, Any]], Any] | None = None) -
     hook: converts each object while the file is read, to save memory.
     """
     as_record = hook or (lambda fields: Record(path, fields))
+    text = read_text(path, "download it again")
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_hook=as_record)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not a valid JSON file ({error}); download it again") from None
+        return json.loads(text, object_hook=as_record)
+    except JSON_ERRORS as error:
+        raise UserError(f"{path}: not a valid JSON file ({json_reason(error)}); download it again") from None
 
 
 def read_lines(path: Path) -> list[Record]:
     """Return the records of a JSON-lines file. Blank lines are skipped."""
     records = []
+    check_file(path)
     for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if not line.strip():
             continue
         try:
             records.append(Record(f"{path}:{number}", json.loads(line)))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"{path}:{number}: not a valid JSON object ({error}); download the file again") from None
+        except (*JSON_ERRORS, TypeError) as error:
+            reason = json_reason(error)
+            raise UserError(f"{path}:{number}: not a valid JSON object ({reason}); download the file again") from None
     return records
 
 
@@ -67,13 +71,13 @@ def python_string(path: Path, name: str, *, inside: str = "") -> str:
 
     inside: name of the function that contains the assignment; "": anywhere in the file.
     """
-    source = path.read_text(encoding="utf-8-sig")
+    source = read_text(path, "download it again")
     try:
         if path.suffix == ".ipynb":
             cells = [cell for cell in json.loads(source)["cells"] if cell["cell_type"] == "code"]
             source = "\n".join("".join(cell["source"]) for cell in cells)
         tree: ast.AST = ast.parse(source)
-    except (SyntaxError, ValueError, KeyError, TypeError) as error:
+    except (SyntaxError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
         raise UserError(f"{path}: not valid Python source ({error}); download the file again") from None
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == inside]
     for node in ast.walk(functions[0] if functions else tree):

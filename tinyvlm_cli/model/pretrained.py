@@ -9,7 +9,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from tinyvlm_cli.config.schema import LLM, Precision, SecondEncoder, Vision
@@ -17,6 +17,11 @@ from tinyvlm_cli.errors import UserError
 
 # Errors of transformers for damaged files: those of JSON files with other types are Python's own.
 UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, SafetensorError)
+# The largest models have some hundred layers and a hidden size of some ten thousand.
+MAX_SIZES = {
+    "num_hidden_layers": 1_000, "hidden_size": 100_000, "intermediate_size": 1_000_000, "num_attention_heads": 10_000,
+    "num_key_value_heads": 10_000, "vocab_size": 10_000_000, "image_size": 10_000, "patch_size": 10_000,
+}  # fmt: skip
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 
 
@@ -33,21 +38,37 @@ def part_config(spec: LLM | Vision | SecondEncoder, *, where: str, planned: bool
 def read_config(path: str, *, where: str) -> PretrainedConfig:
     """Return the transformers configuration at `path`. where: the setting that contains `path`, for error messages."""
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except UNREADABLE as error:
         raise UserError(cannot_read(path, where, error)) from None
+    check_size(config, where)
+    return config
 
 
 def config_from_architecture(architecture: dict[str, Any]) -> PretrainedConfig:
     """Return the transformers configuration for the `architecture` setting of a part."""
     try:
-        return AutoConfig.for_model(**copy.deepcopy(architecture))
-    except (ValueError, TypeError):
+        config: PretrainedConfig = AutoConfig.for_model(**copy.deepcopy(architecture))
+    except Exception as error:  # transformers raises many types for invalid values
+        if architecture.get("model_type") in tuple(CONFIG_MAPPING.keys()):
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"architecture: {reason}; use the values of the model's config.json") from None
         kind, version = architecture.get("model_type"), transformers.__version__
         raise UserError(
             f"architecture.model_type: transformers {version} does not support '{kind}', and code from the hub is "
             "never run; choose another model"
         ) from None
+    check_size(config, "architecture")
+    return config
+
+
+def check_size(config: PretrainedConfig, where: str) -> None:
+    """Raise UserError for sizes of a model that no machine could build, such as a million layers."""
+    for part in (config, *(getattr(config, name, None) for name in ("text_config", "vision_config"))):
+        for name, most in MAX_SIZES.items():
+            size = getattr(part, name, None)
+            if size is not None and (type(size) is not int or not 1 <= size <= most):
+                raise UserError(f"{where}: {name} is {size!a:.40}; expected an integer from 1 to {most:,}")
 
 
 def load(

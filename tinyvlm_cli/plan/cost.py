@@ -17,6 +17,7 @@ from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.weights import check_weights, done_before
 from tinyvlm_cli.train.layout import GIB, USABLE, Layout, Need, Needs, choose, fixed_layout, longest_row
 from tinyvlm_cli.train.stages import RunJob, StageJob, resolve, stage_job
+from tinyvlm_cli.untrusted import JSON_ERRORS
 
 if TYPE_CHECKING:
     from tinyvlm_cli.plan.estimate import Models
@@ -292,7 +293,7 @@ def read_result(path: Path) -> Result | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         return Result(**record)
-    except (ValueError, TypeError):
+    except (*JSON_ERRORS, TypeError):
         return None
 
 
@@ -302,7 +303,7 @@ def read_eval_result(path: Path) -> EvalResult | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         rates = {name: EvalRate(**rate) for name, rate in record.pop("rates").items()}
         return EvalResult(**record, rates=rates)
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (*JSON_ERRORS, TypeError, KeyError, AttributeError):
         return None
 
 

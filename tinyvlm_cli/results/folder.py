@@ -40,10 +40,11 @@ import yaml
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import append_jsonl, file_hash, locked, read_jsonl, write_text
 from tinyvlm_cli.results.records import REAL, Answer, Run, ScoreRow, Stage, now
-from tinyvlm_cli.untrusted import check_name, link_out_of, read_yaml
+from tinyvlm_cli.untrusted import JSON_ERRORS, check_name, link_out_of, read_yaml
 
 WEIGHT_FILES = (".safetensors", ".json", ".model", ".txt")  # files that from_pretrained reads
 ANSWER_KEY = re.compile(rb'"key": ("(?:[^"\\\\]|\\\\.)*")')  # in a line of an answers file
+ANSWER_FIELDS = ("question_id", "prompt", "text", "key")
 R = TypeVar("R", Run, Stage, ScoreRow)
 
 
@@ -244,11 +245,12 @@ class Results:
         for path in sorted(answers_dir.glob("answers-*.jsonl")):
             for record in read_jsonl(path):
                 try:
-                    answer = Answer(record["question_id"], record["prompt"], record["text"], record["key"])
+                    question_id, prompt, text, key = (_text_of(record, name) for name in ANSWER_FIELDS)
+                    answer = Answer(question_id, prompt, text, key)
                     limit, metadata = record["metadata"]["max_new_tokens"], record["metadata"]
-                except (KeyError, TypeError) as error:
+                except (KeyError, TypeError, ValueError) as error:
                     raise UserError(
-                        f"{path}: an answer has no field {error}; delete the file to answer again"
+                        f"{path}: an answer has no valid field {error}; delete the file to answer again"
                     ) from None
                 is_same = asked.get(answer.key) == answer.prompt and limit == max_new_tokens
                 if is_same and ("image" not in metadata or is_current(answer.key, metadata["image"])):
@@ -276,7 +278,7 @@ class Results:
         path = answers_dir / "per_question.json"
         try:
             return {key: float(score) for key, score in json.loads(path.read_text(encoding="utf-8")).items()}
-        except (ValueError, TypeError, AttributeError):
+        except (*JSON_ERRORS, TypeError, AttributeError, OverflowError):
             raise UserError(f"{path}: not valid per-question results; delete it and run `tinyvlm eval` again") from None
 
     @staticmethod
@@ -288,11 +290,20 @@ class Results:
             with path.open("rb") as file:
                 lines = [line for line in file if (match := ANSWER_KEY.search(line)) and match[1] in wanted]
             for line in lines:
-                with suppress(ValueError):  # incomplete line of a killed process
+                with suppress(*JSON_ERRORS, KeyError):  # incomplete line of a killed process
                     record = json.loads(line)
                     prompt, text = str(record.get("prompt", "")), str(record.get("text", ""))
-                    found[record["key"]] = Answer(record.get("question_id", ""), prompt, text, record["key"])
+                    key = _text_of(record, "key")
+                    found[key] = Answer(record.get("question_id", ""), prompt, text, key)
         return found
+
+
+def _text_of(record: dict[str, Any], name: str) -> Any:
+    """Return a field of an answer, which is a string; `question_id` may also be a number, as in LLaVA's files."""
+    value = record[name]
+    if not isinstance(value, str) and not (name == "question_id" and type(value) is int):
+        raise ValueError(f"'{name}'")
+    return value
 
 
 def _record(kind: type[R], values: Any, path: Path, advice: str, **given: Any) -> R:

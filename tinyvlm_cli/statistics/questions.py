@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import write_text
+from tinyvlm_cli.untrusted import JSON_ERRORS
 
+MAX_CELLS = 50_000_000  # images times groups, which are summed in memory
 FILE = "questions.json"
 
 
@@ -62,12 +64,16 @@ class Questions:
             record = json.loads(path.read_text(encoding="utf-8"))
             images, groups = (np.array(record[name], dtype=np.int64) for name in ("images", "groups"))
             values, references = (np.array(record[name], dtype=np.float64) for name in ("own", "other"))
+            if not all(isinstance(key, str) for key in record["keys"]):
+                raise TypeError("a key is not a string")
+            if len(set(images.tolist())) * len(set(groups.tolist())) > MAX_CELLS:
+                raise ValueError("too many groups")
             if {len(column) for column in (images, groups, values, references)} != {len(record["keys"])}:
                 raise ValueError("columns of different lengths")
             return cls(Formula(record["formula"]), record["keys"], images, groups, values, references)
         except FileNotFoundError:
             found = "the file does not exist;"
-        except (ValueError, TypeError, KeyError):
+        except (*JSON_ERRORS, TypeError, KeyError, OverflowError):
             found = "not a valid file of per-question results; delete it and"
         raise UserError(f"{path}: {found} run the same `tinyvlm eval` again, which reuses existing answers")
 

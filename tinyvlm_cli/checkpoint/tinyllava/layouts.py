@@ -9,7 +9,6 @@ TinyLLaVABench                      config.json (the LLM's, with mm_* fields), *
 All of them become a `Foreign`: tensors named as in the Factory's first layout, and the settings in its config.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from tinyvlm_cli import untrusted
 from tinyvlm_cli.checkpoint.tinyllava.weights import read_tensors, read_weights
 from tinyvlm_cli.config.schema import ImageMode, Prompt, Tokens
 from tinyvlm_cli.errors import UserError, raise_findings
@@ -192,12 +192,11 @@ def check_names(unexpected: Iterable[str], missing: Iterable[str], where: str) -
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; use the folder that the checkpoint was saved to") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: invalid JSON ({error}); use a complete checkpoint") from None
+    if not path.exists():
+        raise UserError(f"{path}: no such file; use the folder that the checkpoint was saved to")
+    record = untrusted.read_json(path, "use a complete checkpoint")
+    if (text := untrusted.interpolation_in(record)) is not None:
+        raise UserError(f"{path}: contains {text!a:.80}, which would be interpolated; use an unchanged checkpoint")
     if not isinstance(record, dict):
         raise UserError(f"{path}: expected a JSON object but found {type(record).__name__}; use a complete checkpoint")
     return record
