@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +136,10 @@ def file_hash(path: Path, memo_dir: Path) -> str:
     place = str(path.resolve())
     seen = {"path": place, "size": found.st_size, "mtime_ns": found.st_mtime_ns}
     memo = memo_dir / (hashlib.sha256(place.encode()).hexdigest()[:16] + ".json")
-    if memo.exists():
+    with suppress(OSError, ValueError, TypeError, AttributeError):  # missing or damaged: hash the file again
         known = json.loads(memo.read_text(encoding="utf-8"))
-        digest: str = known.pop("sha256")
-        if known == seen:
+        digest = known.pop("sha256", None)
+        if known == seen and isinstance(digest, str):
             return digest
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
