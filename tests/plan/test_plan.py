@@ -87,6 +87,11 @@ def test_a_setting_out_of_its_range_is_rejected(capsys: pytest.CaptureFixture[st
     assert "engine.zero: found 5; use an integer from 1 to 3" in capsys.readouterr().err
 
 
+def test_a_stage_without_a_step_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *TINY, "recipe=demo", "recipe.stages.finetune.samples_per_step=10000"]) == 2
+    assert "finetune.samples_per_step: 10000 is more than the 4000 records" in capsys.readouterr().err
+
+
 def test_a_stage_that_does_not_fit_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["llm=phi2", "vision=siglip", "assumed.memory_gib=40"]
     shown = " ".join(planned(capsys, *words).replace("│", " ").split())

@@ -104,10 +104,15 @@ def activations(model: VLM) -> Row:
 def estimate_stage(job: StageJob, model: Sizes, mix: Mix | None = None) -> Estimate:
     """Return the estimate of one stage. As in training, the last step of an epoch is dropped if it is incomplete.
 
-    mix: the lengths of the split's samples; None if unknown.
+    mix: the lengths of the split's samples; None if unknown. Raises UserError if the stage has no step.
     """
     stage, samples = job.stage, job.split.count
     steps = num_steps(samples, samples_per_step=stage.samples_per_step, epochs=stage.epochs, max_steps=stage.max_steps)
+    if samples and not steps:
+        raise UserError(
+            f"recipe.stages.{job.name}.samples_per_step: {stage.samples_per_step} is more than the {samples} records "
+            f"of split '{stage.split}'; lower it"
+        )
     work = None
     if mix is not None:
         num, max_length = steps * stage.samples_per_step, job.llm.max_length

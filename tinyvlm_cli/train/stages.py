@@ -13,7 +13,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from tinyvlm_cli.checkpoint.tokenizers import compare_tokenizer
 from tinyvlm_cli.config.build import code_hash
 from tinyvlm_cli.config.schema import (
     LLM,
@@ -217,6 +216,8 @@ def write_job(run: RunJob, job: StageJob) -> None:
         raise UserError(findings[0])
     if Results.read_stage(job.folder) is None:
         names = [folder.name for folder in job.before]
+        from tinyvlm_cli.checkpoint.tokenizers import compare_tokenizer  # imports transformers
+
         tokenizer, warnings = compare_tokenizer(job.llm, job.before)
         record = StageRecord(job.name, names, job.identity, provenance(), tokenizer=tokenizer, warnings=warnings)
         Results.write_stage(job.folder, record)
