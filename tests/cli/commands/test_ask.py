@@ -1,6 +1,7 @@
 """`tinyvlm ask`: from the command line, from a pipe, on a terminal."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from support.small_run import write_small_run
 import tinyvlm_cli
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.console import printable
+from tinyvlm_cli.results.folder import Results
 
 WORDS = ["run=small", "max_new_tokens=6"]
 
@@ -132,6 +134,8 @@ def test_a_model_with_weights_that_are_not_finite_gives_no_answers(
     state = load_file(path)
     next(iter(state.values())).view(-1)[3] = torch.nan
     save_file(state, path)
-    (path.parent / "stage.yaml").unlink()  # earlier versions did not record hashes of the weights
+    record = Results.read_stage(path.parent)
+    assert record is not None
+    Results.write_stage(path.parent, replace(record, weights={}))  # as in earlier versions
     assert main(["ask", *WORDS, "results_dir=broken", "image=red.png", "question=x"]) == 2
     assert "1 tensors have weights that are not finite, such as connector." in capsys.readouterr().err
