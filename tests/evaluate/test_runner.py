@@ -108,7 +108,9 @@ def test_an_answer_about_a_replaced_image_does_not_count(tmp_path: Path) -> None
     assert changed == {"b", "bytes", "stored"}
     again = {"b": image_state(questions[1].image)}
     Results.append_answers(tmp_path, 1, answers[1:2], model_id="m", max_new_tokens=5, images=again)
-    assert list(answered(tmp_path, questions, max_new_tokens=5)) == ["a", "b", "text"]
+    changed.clear()
+    assert list(answered(tmp_path, questions, max_new_tokens=5, changed=changed)) == ["a", "b", "text"]
+    assert changed == {"bytes", "stored"}
 
 
 def test_another_shuffling_is_another_control(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -126,4 +128,4 @@ def test_another_shuffling_is_another_control(tmp_path: Path, caplog: pytest.Log
     other = asked_questions(task, benchmark, replace(job, seed=2))
     different = sum(states[q.key] != image_state(q.image) for q in other)
     assert unanswered(task, benchmark, replace(job, seed=2)) == different > 0
-    assert [record.args for record in caplog.records] == [("x", different)]
+    assert [record.args for record in caplog.records] == [("x, blind", different)]

@@ -140,7 +140,7 @@ def answered(
         return known[place]
 
     found = Results.read_answers(folder, asked, max_new_tokens=max_new_tokens, is_current=is_current)
-    outdated -= found.keys()
+    outdated.difference_update(found)  # asked again
     return {key: found[key] for key in asked if key in found}
 
 
@@ -178,7 +178,7 @@ def unanswered(task: Task, benchmark: Benchmark, job: EvalJob) -> int:
     if changed:
         log.warning(
             "%s: the images of %d answered questions have changed since; they are asked again",
-            benchmark.label, len(changed),
+            benchmark.label + (", blind" if task.images == SHUFFLED else ""), len(changed),
         )  # fmt: skip
     return len({question.key for question in questions} - found.keys())
 
