@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,18 @@ from support.small_run import write_small_run
 
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.config.build import build, trust
-from tinyvlm_cli.config.schema import Train, from_yaml
-from tinyvlm_cli.data.records import FaultError, Kind, image_file
+from tinyvlm_cli.config.schema import Split, Train, from_yaml
+from tinyvlm_cli.data.records import FaultError, Kind, image_file, read_records
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Benchmark
+from tinyvlm_cli.evaluate.sources import read_answers
 from tinyvlm_cli.files import append_jsonl
 from tinyvlm_cli.model.connectors import Connector
 from tinyvlm_cli.model.llm import read_tokenizer
 from tinyvlm_cli.model.pretrained import config_from_architecture, read_config
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import find_model
+from tinyvlm_cli.statistics.questions import Questions
 from tinyvlm_cli.untrusted import interpolation_in, name_fault, read_json, read_yaml
 
 EVIL = """
@@ -211,6 +214,25 @@ def test_a_hostile_tokenizer_is_one_sentence(text: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^path: ") as raised:
         read_tokenizer(str(tmp_path), where="path")
     assert "\n" not in str(raised.value)
+
+
+PIPES: dict[str, Callable[[Path], object]] = {
+    "answers-0.jsonl": lambda folder: Results.find_answers(folder, ["1"]),
+    "answers-1.jsonl": read_answers,
+    "per_question.json": Results.read_per_question,
+    "questions.json": lambda folder: Questions.read(folder / "questions.json"),
+    "config.json": lambda folder: Results(folder).weights_hash(str(folder)),
+    "records.json": lambda folder: list(read_records(Split(str(folder / "records.json"), str(folder), 1, "me"), "")),
+}
+
+
+@pytest.mark.parametrize("name", PIPES)
+def test_no_reader_waits_for_a_named_pipe(name: str, tmp_path: Path) -> None:
+    (tmp_path / "answers-0.jsonl").write_text(json.dumps({"question_id": "1", "text": "a"}) + "\n", encoding="utf-8")
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="expected a file but found a named pipe"):
+        PIPES[name](tmp_path)
 
 
 def test_names_are_one_component_of_a_path() -> None:

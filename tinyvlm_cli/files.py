@@ -130,6 +130,7 @@ def file_hash(path: Path, memo_dir: Path) -> str:
 
     memo_dir: the folder that caches the hashes of large files.
     """
+    check_file(path)
     found = path.stat()
     if found.st_size < LARGE_BYTES:
         return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -72,7 +72,7 @@ def test_a_broken_file_is_one_sentence_with_the_record(
 
 
 def test_a_folder_or_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
-    for path, says in ((tmp_path, "cannot be read"), (tmp_path / "r.json", "no such file; get it from here")):
+    for path, says in ((tmp_path, "found a folder"), (tmp_path / "r.json", "no such file; get it from here")):
         with pytest.raises(UserError, match=says):
             next(read_records(split_at(path), "reading"))
 

@@ -20,7 +20,7 @@ from tinyvlm_cli.data.json_list import json_items
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import file_state, is_unchanged, read_jsonl, write_jsonl
 from tinyvlm_cli.results.folder import Results
-from tinyvlm_cli.untrusted import link_out_of
+from tinyvlm_cli.untrusted import check_file, link_out_of
 
 MARK = "<image>"  # image placeholder in a question
 
@@ -135,6 +135,7 @@ def read_records(split: Split, label: str) -> Iterator[tuple[Any, Record | Fault
     Raises UserError, with the number of the record, for a file that is not a JSON list.
     """
     path = Path(split.annotations)
+    check_file(path)
     is_empty = True
     try:
         with path.open(encoding="utf-8-sig") as file, progress(f"{label} {path.name}", path.stat().st_size) as bar:

@@ -271,7 +271,10 @@ class Benchmark(ABC):
         for key, answer in chosen:
             meaning = self.read(answer.text, items[key]) if answer else None
             results.append(Result(items[key], answer, answer.text if answer else "", meaning))
-        score = self.headline(results)
+        try:
+            score = self.headline(results)
+        except (AttributeError, LookupError, TypeError, OverflowError) as error:  # a value of another type in the files
+            raise UserError(f"{self.folder}: not in {self.label}'s layout ({error!r}); get {self.source}") from error
         notes += score.notes
         if score.value is not None and score.n and score.valid < FEW_READABLE:
             notes.append(f"only {score.valid:.1%} of {score.n:,} answers can be read; check the model and its answers")

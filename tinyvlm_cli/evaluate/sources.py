@@ -140,6 +140,7 @@ def _open(path: Path) -> Any:
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise UserError(f"{path}: reading this file requires the package pyarrow; run `pip install pyarrow`") from None
+    check_file(path)
     try:
         return ParquetFile(path)
     except (ArrowInvalid, OSError) as error:
@@ -158,6 +159,7 @@ def read_answers(path: Path) -> list[Answer]:
         raise UserError(f"answers={path}: does not exist; expected a JSON-lines file with question_id, prompt, text")
     answers = []
     for one in paths:
+        check_file(one)
         with one.open("rb") as file:
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
                 where = f"{one}:{number}"

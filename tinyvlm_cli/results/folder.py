@@ -40,7 +40,7 @@ import yaml
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import append_jsonl, file_hash, locked, read_jsonl, write_text
 from tinyvlm_cli.results.records import REAL, Answer, Run, ScoreRow, Stage, now
-from tinyvlm_cli.untrusted import JSON_ERRORS, check_name, link_out_of, read_yaml
+from tinyvlm_cli.untrusted import JSON_ERRORS, check_file, check_name, link_out_of, read_text, read_yaml
 
 WEIGHT_FILES = (".safetensors", ".json", ".model", ".txt")  # files that from_pretrained reads
 ANSWER_KEY = re.compile(rb'"key": ("(?:[^"\\\\]|\\\\.)*")')  # in a line of an answers file
@@ -276,8 +276,9 @@ class Results:
     def read_per_question(answers_dir: Path) -> dict[str, float]:
         """Return the score, 0..1, of each Question.key."""
         path = answers_dir / "per_question.json"
+        text = read_text(path, "delete it and run `tinyvlm eval` again")
         try:
-            return {key: float(score) for key, score in json.loads(path.read_text(encoding="utf-8")).items()}
+            return {key: float(score) for key, score in json.loads(text).items()}
         except (*JSON_ERRORS, TypeError, AttributeError, OverflowError):
             raise UserError(f"{path}: not valid per-question results; delete it and run `tinyvlm eval` again") from None
 
@@ -287,6 +288,7 @@ class Results:
         wanted = {json.dumps(key, ensure_ascii=False).encode() for key in keys}
         found = {}
         for path in sorted(answers_dir.glob("answers-*.jsonl")):
+            check_file(path)
             with path.open("rb") as file:
                 lines = [line for line in file if (match := ANSWER_KEY.search(line)) and match[1] in wanted]
             for line in lines:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import write_text
-from tinyvlm_cli.untrusted import JSON_ERRORS
+from tinyvlm_cli.untrusted import JSON_ERRORS, check_file
 
 MAX_CELLS = 50_000_000  # images times groups, which are summed in memory
 FILE = "questions.json"
@@ -60,6 +60,7 @@ class Questions:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a file written by `write`. Raises UserError if the file is missing or invalid."""
+        check_file(path)
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             images, groups = (np.array(record[name], dtype=np.int64) for name in ("images", "groups"))
