@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from hydra._internal.core_plugins import basic_sweeper
+from support.small_run import write_small_run
 
 from tinyvlm_cli.cli import compose
 from tinyvlm_cli.cli.commands import COMMANDS, Command
@@ -72,6 +73,10 @@ def test_a_documented_command_line_is_valid(line: str, tmp_path: Path, monkeypat
         (tmp_path / "conf/data").mkdir(parents=True)
         (tmp_path / "conf/data/MINE.yaml").write_text("defaults: [llava15]\n", encoding="utf-8")
     words = shlex.split(line)
+    if any(word.startswith("start=") for word in words):  # a run that exists
+        words = [word for word in words if not word.startswith("start=")]
+        write_small_run(tmp_path / "results")
+        words.append("start=small")
     starts_elsewhere = any(word.startswith("hydra/launcher=") for word in words)
     is_shown = "--help" in words or "--cfg" in words
     if starts_elsewhere and not is_shown:
