@@ -104,14 +104,7 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
         signals_to_handle=",".join(number.name for number in handlers),
         shutdown_timeout=STOP_S,
     )
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    # Spinning threads cost nothing on an idle CPU, but make a step ten times slower on a busy one.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # avoids fragmentation from varying lengths
-    # By default, PyTorch caches compiled layers in /tmp, which a reboot clears.
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "tinyvlm" / "compiled"))
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # hides warnings from libraries
+    _set_environment(count)
     try:
         elastic_launch(config, sys.executable)("-P", "-m", "tinyvlm_cli.launch.worker", job, str(folder))
     except SignalException as stop:  # Ctrl-C or the scheduler; only KeyboardInterrupt also ends a grid
@@ -135,6 +128,18 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
     finally:  # the launcher has replaced the handlers
         for number, handler in handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _set_environment(count: int) -> None:
+    """Set environment variables of the workers that the user has not set. count: number of workers on this node."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    # Spinning threads cost nothing on an idle CPU, but make a step ten times slower on a busy one.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # avoids fragmentation from varying lengths
+    # By default, PyTorch caches compiled layers in /tmp, which a reboot clears.
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "tinyvlm" / "compiled"))
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # hides warnings from libraries
 
 
 def this_node() -> Node:
