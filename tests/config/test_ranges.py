@@ -75,7 +75,9 @@ def has_number(hint: Any) -> bool:
     return hint in (int, float) or any(map(has_number, get_args(hint)))
 
 
-@pytest.mark.parametrize("kind", [*CLASSES, MMVet], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [*sorted(CLASSES, key=lambda kind: kind.__name__), MMVet], ids=lambda kind: kind.__name__
+)
 def test_every_number_has_a_range(kind: type) -> None:
     hints = get_type_hints(kind)
     without = {one.name for one in fields(kind) if has_number(hints[one.name]) and "range" not in one.metadata}
