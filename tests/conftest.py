@@ -1,5 +1,7 @@
 """A model small enough for every test, described as a configuration."""
 
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -51,3 +53,12 @@ def small_vision() -> Vision:
 @pytest.fixture
 def mlp() -> dict[str, Any]:
     return {"name": "mlp", "_target_": "tinyvlm_cli.model.connectors.MLP", "depth": 2}
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """Restore the level that a command set, so that the messages which later tests see do not depend on the order."""
+    logger = logging.getLogger("tinyvlm_cli")
+    before = logger.level
+    yield
+    logger.setLevel(before)
