@@ -115,7 +115,7 @@ def append_jsonl(path: Path, *records: dict[str, Any]) -> None:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    """Open a file, but not what a link or a named pipe in someone's results folder leads to."""
+    """Open a file. Links and named pipes, which a foreign results folder may contain, are rejected."""
     check_file(Path(path))
     try:
         return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)

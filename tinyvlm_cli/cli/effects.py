@@ -71,7 +71,7 @@ def _compared(part: Any) -> dict[str, Any]:
 
 
 def without_effect(config: Any, command: str, words: Iterable[str]) -> list[str]:
-    """Return a sentence for each word that has no effect with these settings."""
+    """Return a message for each override that has no effect on this run."""
     findings = []
     for word in words:
         for commands, pattern, rule in _RULES:

@@ -74,7 +74,7 @@ def check_weights(stage_dirs: Sequence[Path], *, hashed: bool = True, recorded: 
 
 
 def _order(stage_dirs: Sequence[Path], *, recorded: bool) -> list[str]:
-    """Return a finding for each stage without a record, or that was trained after other stages than those before it."""
+    """Return a message for each stage without a record, and for each stage that was trained after different stages."""
     findings = []
     for number, stage_dir in enumerate(stage_dirs):
         path, record = stage_dir / "stage.yaml", Results.read_stage(stage_dir)
