@@ -18,11 +18,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinyvlm_cli.console import silence
 from tinyvlm_cli.errors import StoppedError, UserError, WorkerError
 from tinyvlm_cli.signals import STOP_S
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 log = logging.getLogger(__name__)
 
@@ -113,21 +116,26 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
             time.sleep(STOP_S)  # not the first node: an early exit could end the job before the first node requeues it
         raise KeyboardInterrupt from None
     except ChildFailedError as failed:
-        failures = failed.failures.values()
-        # If a rank is killed, the others lose their connection to it, and the launcher stops them with SIGTERM.
-        killed = [failure for failure in failures if -signal.SIGTERM != failure.exitcode < 0]
-        failure = min(killed or failures, key=lambda failure: failure.timestamp)
-        found = failure.message  # a string after a signal, a dict after an exception
-        message = str(found["message"] if isinstance(found, dict) else found)
-        kind, _, text = message.partition(": ")
-        if kind == UserError.__name__:
-            raise UserError(text) from None
-        if kind == StoppedError.__name__:
-            raise KeyboardInterrupt from None
-        raise WorkerError(f"worker {failure.local_rank} failed (exit code {failure.exitcode}): {message}") from None
+        raise _error_of(failed) from None
     finally:  # the launcher has replaced the handlers
         for number, handler in handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _error_of(failed: "ChildFailedError") -> BaseException:
+    """Return the error of the worker that failed first, as the error that `run` raises."""
+    failures = failed.failures.values()
+    # If a rank is killed, the others lose their connection to it, and the launcher stops them with SIGTERM.
+    killed = [failure for failure in failures if -signal.SIGTERM != failure.exitcode < 0]
+    failure = min(killed or failures, key=lambda failure: failure.timestamp)
+    found = failure.message  # a string after a signal, a dict after an exception
+    message = str(found["message"] if isinstance(found, dict) else found)
+    kind, _, text = message.partition(": ")
+    if kind == UserError.__name__:
+        return UserError(text)
+    if kind == StoppedError.__name__:
+        return KeyboardInterrupt()
+    return WorkerError(f"worker {failure.local_rank} failed (exit code {failure.exitcode}): {message}")
 
 
 def _set_environment(count: int) -> None:
