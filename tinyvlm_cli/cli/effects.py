@@ -21,7 +21,7 @@ Rule = Callable[[Any, str, str], str | None]  # (settings, stage or split or par
 
 
 def with_effect(config: Any, command: str, words: Iterable[str]) -> Any:
-    """Return the settings of a command after checking that each word on its command line has an effect.
+    """Return the settings of a command after checking that each override has an effect.
 
     With start=RUN, the settings of the run's parts are taken over. Words that contradict them raise a UserError, and
     other words without an effect are reported in a warning.
@@ -46,7 +46,7 @@ def key_of(word: str) -> str:
 
 
 def _continued(config: Train, words: list[str]) -> Train:
-    """Return the configuration with the parts of the run `start`. Raises UserError for words that contradict them."""
+    """Return the configuration with the parts of the run `start`. Raises UserError for overrides that contradict them."""
     from tinyvlm_cli.train.stages import continued
 
     keys = {key_of(word): word for word in words}

@@ -346,7 +346,7 @@ def percent(points: Iterable[float]) -> float | None:
 
 
 def grouped(pairs: Iterable[tuple[Any, Value]]) -> dict[Any, list[Value]]:
-    """Return the values of each name, with the names sorted."""
+    """Group (name, value) pairs by name, and sort the names."""
     groups = defaultdict(list)
     for name, value in pairs:
         groups[name].append(value)

@@ -38,7 +38,7 @@ def complete(stage_dir: Path) -> None:
 
 
 def expected_files(record: Stage) -> list[str]:
-    """Return the names of a stage's weights files: those that are listed or, in older records, of the trained parts."""
+    """Return the names of a stage's weights files. Older records do not list them, but name the trained parts."""
     if record.weights:
         return list(record.weights)
     if record.stage == IMPORT and "source" in record.identity:
