@@ -46,7 +46,7 @@ def key_of(word: str) -> str:
 
 
 def _continued(config: Train, words: list[str]) -> Train:
-    """Return the configuration with the parts of the run `start`. Raises UserError for overrides that contradict them."""
+    """Return the configuration with the parts of the run `start`; overrides that contradict them are a UserError."""
     from tinyvlm_cli.train.stages import continued
 
     keys = {key_of(word): word for word in words}
