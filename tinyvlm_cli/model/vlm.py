@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo.config
-import torch._inductor.config
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
@@ -194,6 +192,9 @@ def compile_layers(model: VLM) -> None:
 
     Identical layers share their compiled code. PyTorch caches it on disk, so later runs start within seconds.
     """
+    import torch._dynamo.config
+    import torch._inductor.config  # takes a second, which commands that compile nothing need not wait for
+
     # The limit counts all kinds of layers: of two vision encoders and an LLM, each with and without gradients.
     torch._dynamo.config.recompile_limit = 64
     # PyTorch's random numbers for dropout equal those of eager mode and are faster than Inductor's.
