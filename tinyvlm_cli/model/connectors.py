@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from tinyvlm_cli.config.build import build
 from tinyvlm_cli.errors import UserError, raise_findings
@@ -241,6 +240,8 @@ class QFormer(QueryConnector):
         intermediate_dim: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        from transformers import Blip2QFormerConfig, Blip2QFormerModel  # most models need no Q-Former
+
         intermediate_dim = intermediate_dim if intermediate_dim is not None else 4 * hidden_dim
         check_sizes(
             hidden_dim=hidden_dim, num_heads=num_heads, num_queries=num_queries, num_layers=num_layers,
