@@ -58,7 +58,7 @@ def find_shards(folder: Path) -> dict[Path, list[str] | None]:
             totals = sorted({int(total) for _, total in counts.values()})
             if len(totals) > 1:
                 saves = " and ".join(f"{total} shards" for total in totals)
-                raise UserError(f"{folder}: has no index, but weights of two saves, in {saves}; delete the old ones")
+                raise UserError(f"{folder}: has no index, but the weights of two saves ({saves}); delete the old ones")
             absent = sorted(set(range(1, totals[0] + 1)) - {int(number) for number, _ in counts.values()})
             if absent:
                 raise UserError(f"{folder}: shard {absent[0]} of {totals[0]} is missing; {AGAIN}")
