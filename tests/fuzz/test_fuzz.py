@@ -160,6 +160,13 @@ def test_benchmark_files(name: str, data: st.DataObject, benchmarks: Path, tmp_p
 # Folders
 
 
+def fresh_copy(source: Path, folder: Path) -> Path:
+    """Replace what an earlier example left in `folder` by a copy of `source`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of TinyLLaVA_Factory."""
@@ -175,9 +182,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @fuzzed(8)
 @given(data=st.data())
 def test_checkpoint_import(data: st.DataObject, checkpoint: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "m"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(checkpoint, folder)
+    folder = fresh_copy(checkpoint, tmp_path / "m")
     path = data.draw(st.sampled_from(sorted(folder.iterdir())))
     kind = damaged if path.suffix == ".safetensors" else versions
     path.write_bytes(data.draw(kind(path.read_bytes())))
@@ -200,9 +205,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @fuzzed(8)
 @given(data=st.data())
 def test_results_folders(data: st.DataObject, study: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "results"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(study, folder)
+    folder = fresh_copy(study, tmp_path / "results")
     path = data.draw(st.sampled_from(sorted(path for path in folder.rglob("*") if path.is_file())))
     content = path.read_bytes()
     if path.suffix == ".yaml" and data.draw(st.booleans()):

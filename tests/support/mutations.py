@@ -64,14 +64,19 @@ def versions(draw: st.DrawFn, data: bytes) -> bytes:
     """Other versions of a file. The structure of JSON and JSON lines is changed as often as the bytes."""
     if draw(st.booleans()):
         return draw(damaged(data))
-    try:
+    if is_json(data):
         return json.dumps(draw(changed(json.loads(data)))).encode()
-    except ValueError:
-        pass
     lines = data.splitlines()
     place = draw(st.integers(0, max(0, len(lines) - 1)))
-    try:
-        lines[place] = json.dumps(draw(changed(json.loads(lines[place])))).encode()
-    except (ValueError, IndexError):  # not JSON lines
+    if not lines or not is_json(lines[place]):
         return draw(damaged(data))
+    lines[place] = json.dumps(draw(changed(json.loads(lines[place])))).encode()
     return b"\n".join(lines) + b"\n"
+
+
+def is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except ValueError:
+        return False
+    return True
