@@ -140,6 +140,13 @@ def link_out_of(root: Path, path: Path, allowed: list[str]) -> Path | None:
     return Path(real)
 
 
+def link_fault(root: Path, path: Path, allowed: list[str]) -> str | None:
+    """Return the message for an image whose links lead out of `root` and of the folders in `allowed`, else None."""
+    if (target := link_out_of(root, path, allowed)) is None:
+        return None
+    return f"a link leads to {target}, outside {root}; copy the file, or add trust={target.parent} to the command"
+
+
 @lru_cache(maxsize=4096)  # there are far fewer folders than images
 def _real(folder: str) -> str:
     return os.path.realpath(folder)

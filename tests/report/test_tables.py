@@ -91,7 +91,7 @@ def test_two_runs_with_the_same_name_and_seed_have_a_row_each() -> None:
 def test_a_score_of_the_first_questions_only_is_left_out_with_a_note() -> None:
     sheet = built("variants", [row(limit=100)])
     assert Kind.ours not in sheet.kinds
-    assert any(note.startswith("Omitted: 1 scores") and "r1" in note for note in sheet.notes)
+    assert any(note.startswith("Omitted: 1 score of") and "r1" in note for note in sheet.notes)
 
 
 def test_an_interval_stands_under_the_score_of_one_seed() -> None:

@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         actions = COMMANDS[name].actions
         if actions and rest and "=" not in rest[0] and not rest[0].startswith("-"):
             if rest[0] not in actions:
-                raise UserError(f"unknown action '{rest[0]}'; choose {' or '.join(actions)}")
+                raise UserError(f"unknown action '{rest[0]}'; choose from {', '.join(actions)}")
             rest[0] = f"action={rest[0]}"
         from tinyvlm_cli.cli.compose import run_command
 

@@ -39,6 +39,11 @@ def trusted() -> list[str]:
     return [name for name in os.environ.get(TRUST, "").split(os.pathsep) if name]
 
 
+def trusted_folders() -> list[str]:
+    """Return the trusted folders, whose files may be read through links."""
+    return [name for name in trusted() if os.path.isabs(name)]
+
+
 def targets_in(folder: Path) -> list[str]:
     """Return the modules that the YAML files of the user's own configuration folder name as `_target_`."""
     texts = (path.read_text(encoding="utf-8", errors="replace") for path in folder.rglob("*.yaml") if path.is_file())

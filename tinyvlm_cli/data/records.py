@@ -5,7 +5,6 @@ for each pair of annotation file and image root, because the same records can be
 """
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,14 +12,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from tinyvlm_cli.config.build import trusted
+from tinyvlm_cli.config.build import trusted_folders
 from tinyvlm_cli.config.schema import Split
 from tinyvlm_cli.console import progress
 from tinyvlm_cli.data.json_list import json_items
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import file_state, is_unchanged, read_jsonl, write_jsonl
 from tinyvlm_cli.results.folder import Results
-from tinyvlm_cli.untrusted import check_file, link_out_of
+from tinyvlm_cli.untrusted import check_file, link_fault
 
 MARK = "<image>"  # image placeholder in a question
 
@@ -229,10 +228,8 @@ def image_file(root: Path, relative: str) -> Path:
 
 def check_link(root: Path, path: Path) -> None:
     """Raise FaultError if a link leads from an image file in the image root to elsewhere. See `image_file`."""
-    folders = [name for name in trusted() if os.path.isabs(name)]
-    if (target := link_out_of(root, path, folders)) is not None:
-        text = f"image {path}: a link leads to {target}, outside the image root {root}"
-        raise FaultError(Kind.link, f"{text}; copy the file, or add trust={target.parent} to the command")
+    if fault := link_fault(root, path, trusted_folders()):
+        raise FaultError(Kind.link, f"image {path}: {fault}")
 
 
 def check_marks(record: Record) -> None:

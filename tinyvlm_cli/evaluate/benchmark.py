@@ -1,6 +1,5 @@
 """The base class of benchmarks: it provides the questions and computes the official score, without importing torch."""
 
-import os
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -9,14 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from tinyvlm_cli.config.build import trusted
+from tinyvlm_cli.config.build import trusted_folders
 from tinyvlm_cli.config.ranges import integer
 from tinyvlm_cli.data.records import Turn
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.sources import Record, StoredImage, read_lines, read_rows
 from tinyvlm_cli.results.records import Answer
 from tinyvlm_cli.statistics.questions import Formula, Tally
-from tinyvlm_cli.untrusted import link_out_of
+from tinyvlm_cli.untrusted import link_fault
 
 Image = Path | bytes | StoredImage | None  # a file, encoded bytes, an image in a parquet file, or no image
 
@@ -143,7 +142,7 @@ class Benchmark(ABC):
         """Return the score of `results`, which are in the order of the items. Usually calls `self.scored`."""
 
     def files(self) -> list[Path]:
-        """Return the official files required for asking and scoring, whether they exist or not. Excludes images."""
+        """Return the paths of the official files, except images. The files need not exist."""
         return []
 
     def asked(self) -> Iterable[Question]:
@@ -232,12 +231,8 @@ class Benchmark(ABC):
         roots = [root for root in (self.folder, self.image_dir) if image.is_relative_to(root)]
         if not roots or ".." in image.relative_to(roots[0]).parts:
             raise UserError(f"{self.folder}: the image {image} is outside this folder; get {self.source}")
-        allowed = [str(self.folder), str(self.image_dir), *(name for name in trusted() if os.path.isabs(name))]
-        if (target := link_out_of(roots[0], image, allowed)) is not None:
-            raise UserError(
-                f"{image}: a link leads to {target}, outside the benchmark's folder {self.folder}; copy the file, or "
-                f"add trust={target.parent} to the command"
-            )
+        if fault := link_fault(roots[0], image, [str(self.folder), str(self.image_dir), *trusted_folders()]):
+            raise UserError(f"{image}: {fault}")
 
     def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None, *, partial: bool = False) -> Score:
         """Return the official score of `answers`, which may be in any order.

@@ -30,6 +30,7 @@ TABLE_STEP = 64  # the number of tiles is padded to a multiple of this
 SPARE = 0.06  # fraction of GPU memory reserved for image tokens, CUDA graphs and libraries
 CPU_FRACTION = 0.25  # of the free memory that the cache may take on a CPU
 MAX_CPU_TOKENS = 2**18  # in the cache on a CPU
+Part = tuple[Span, int, int]  # a span, the first of its tokens in a row, and their number
 
 
 class Decoder:
@@ -78,7 +79,7 @@ class Decoder:
                     waiting.extend(batch or ())
                 count = len(growing) + (len(started.complete) if started else 0)
                 has_room = count + last_row[0] <= ROWS and self.places.count >= last_row[1]
-                pieces: list[tuple[Span, int]] = []
+                pieces: list[Part] = []
                 read: list[Asked] = []
                 if waiting and (has_room or not count):
                     free = self.places.count
@@ -158,50 +159,44 @@ class Decoder:
                 )
             yield Asked(ids, position, size, key=prompt.key, prefix=prefix)
 
-    def _pack(self, waiting: deque[Asked]) -> tuple[list[tuple[Span, int]], list[Asked]]:
-        """Return the (span, number of tokens) pairs of the next row, and the questions that it completes.
+    def _pack(self, waiting: deque[Asked]) -> tuple[list[Part], list[Asked]]:
+        """Return the parts of the next row, and the questions that it completes, which are removed from `waiting`.
 
-        These questions are removed from `waiting`. A span that does not fit is continued in the next row.
+        A span that does not fit is continued in the next row.
         """
-        pieces: list[tuple[Span, int]] = []
+        pieces: list[Part] = []
         complete: list[Asked] = []
-        planned: dict[Span, int] = {}
         room = TOKENS
         while waiting and room and len(complete) < ROWS:
             asked = waiting[0]
             for span in (asked.prefix, asked):
-                if span is None:
-                    continue
-                left = len(span.ids) - span.done - planned.get(span, 0)
-                if not left:
+                if span is None or span.done == len(span.ids):
                     continue
                 if span.start < 0:
                     start = self.places.take(span.size)
                     if start is None:
                         return pieces, complete
                     span.start = start
-                count = min(left, room)
-                pieces.append((span, count))
-                planned[span] = planned.get(span, 0) + count
+                count = min(len(span.ids) - span.done, room)
+                pieces.append((span, span.done, count))
+                span.done += count
                 room -= count
-                if count < left:
-                    return pieces, complete
-                if not room and span is not asked:
+                if span.done < len(span.ids) or (not room and span is not asked):
                     return pieces, complete
             complete.append(waiting.popleft())
         return pieces, complete
 
-    def _start(self, pieces: Sequence[tuple[Span, int]], complete: Sequence[Asked]) -> "Started":
+    def _start(self, pieces: Sequence[Part], complete: Sequence[Asked]) -> Started:
         """Submit a row of prompts, which also computes the first token of each answer in `complete`."""
-        length = TOKENS if self.is_fixed else sum(count for _, count in pieces)
+        length = TOKENS if self.is_fixed else sum(count for *_, count in pieces)
         ids, positions, write_at = (np.zeros(length, np.int64) for _ in range(3))
         table: list[Piece] = []
         image_at: list[NDArray[np.int64]] = []
         image_tokens: list[Tensor] = []
         ends = {}
         at = 0
-        for span, count in pieces:
-            row, done = slice(at, at + count), span.done
+        for span, done, count in pieces:
+            row = slice(at, at + count)
             ids[row] = span.ids[done : done + count]
             positions[row] = np.arange(span.position + done, span.position + done + count)
             write_at[row] = np.arange(span.start + done, span.start + done + count)
@@ -212,7 +207,6 @@ class Decoder:
             prefix = span.prefix if isinstance(span, Asked) else None
             shared = (prefix.start, prefix.size) if prefix else (0, 0)
             table.append(Piece(at, count, *shared, span.start, done))
-            span.done += count
             at += count
             ends[span] = at - 1
         last = np.zeros(ROWS if self.is_fixed else len(complete), np.int64)
@@ -295,7 +289,8 @@ class Decoder:
         """Return the size of the cache in tokens."""
         need = self.cache.bytes_per_token
         if not self.is_fixed:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"  # macOS: all memory
+            free = os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
             return min(MAX_CPU_TOKENS, int(CPU_FRACTION * free) // need)
         self.cache.allocate(BLANK_TOKENS)
         torch.cuda.reset_peak_memory_stats(self.device)
@@ -315,7 +310,7 @@ class Decoder:
         self._encode(np.zeros((1, 3, self.image_size, self.image_size), np.uint8))
         ids = np.zeros(BLANK_TOKENS, np.int64)
         blank = [Asked(ids, 0, 0, start=TRASH, key=None, prefix=None) for _ in range(TOKENS // BLANK_TOKENS)]
-        self._start([(asked, BLANK_TOKENS) for asked in blank], blank).read()
+        self._start([(asked, 0, BLANK_TOKENS) for asked in blank], blank).read()
 
     @torch.inference_mode()
     def _warm_up(self) -> None:

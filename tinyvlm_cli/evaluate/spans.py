@@ -68,6 +68,7 @@ class Started:
     def __init__(self, complete: Sequence[Asked], tokens: Tensor) -> None:
         self.complete = list(complete)
         self.tokens = tokens
+        self.copied: torch.cuda.Event | None = None
         if tokens.is_cuda:
             self.tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True).copy_(
                 tokens, non_blocking=True
@@ -77,7 +78,7 @@ class Started:
 
     def read(self) -> list[Asked]:
         """Wait for the tokens, append them to the answers and return the questions."""
-        if hasattr(self, "copied"):
+        if self.copied is not None:
             self.copied.synchronize()
         for asked, token in zip(self.complete, self.tokens.tolist(), strict=False):
             asked.answer.append(token)
@@ -91,7 +92,7 @@ class Places:
         self.gaps = [(first, end)]  # free ranges, sorted and not adjacent
 
     def take(self, size: int) -> int | None:
-        """Allocate `size` consecutive positions and return the first; None if there is no such range."""
+        """Allocate `size` consecutive positions and return the first one, or None if no free range is long enough."""
         for number, (first, end) in enumerate(self.gaps):
             if end - first >= size:
                 self.gaps[number : number + 1] = [(first + size, end)] if end - first > size else []

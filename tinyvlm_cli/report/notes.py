@@ -49,7 +49,8 @@ def footnotes(  # noqa: PLR0917
         )
     if len(limited):
         names = ", ".join(limited["run"].unique())
-        found.append(f"Omitted: {len(limited)} scores of {names}, as they cover only the first questions (limit)")
+        count = "1 score" if len(limited) == 1 else f"{len(limited)} scores"
+        found.append(f"Omitted: {count} of {names}, because only the first questions were asked (limit)")
     return found
 
 

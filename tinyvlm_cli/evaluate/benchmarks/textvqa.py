@@ -33,7 +33,7 @@ class TextVQA(Benchmark):
     unanswered: ClassVar[str] = "the score covers only the others, as in the official script"
 
     def files(self) -> list[Path]:
-        """Return LLaVA's file, required for asking, and the official one, required for scoring."""
+        """Return the paths of LLaVA's question file and of the official annotations."""
         return [self.folder / self.llava_file, self.folder / self.annotations_file]
 
     def asked(self) -> list[Question]:
