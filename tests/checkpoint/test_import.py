@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from support.tinyllava_reference import LLMS, VISIONS, Reference, write_common
+from support.tinyllava_reference import LLMS, VISIONS, VOCAB, Reference, write_common
 from torch.nn.functional import cross_entropy
 
 import tinyvlm_cli
@@ -18,6 +18,7 @@ from tinyvlm_cli.config.commands import Import
 from tinyvlm_cli.config.schema import ImageMode, Prompt, Tokens, Train, from_yaml
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.model.llm import load_tokenizer
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import model_of
@@ -246,6 +247,31 @@ def test_a_folder_that_the_checkpoint_does_not_need_is_refused(tmp_path: Path, s
     with pytest.raises(UserError, match=rf"{setting}=.*has no effect on this checkpoint, because it"):
         imported(folder, tmp_path / "results", **{setting: str(folder)})
     assert not list((tmp_path / "results").glob("stages/[!.]*"))
+
+
+def with_token(folder: Path, name: str) -> None:
+    """Add the special token <x>, which has no embedding, to tokenizer.json or tokenizer_config.json."""
+    record = json.loads((folder / name).read_text(encoding="utf-8"))
+    if name == "tokenizer.json":
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        record["added_tokens"].append({"id": VOCAB, "content": "<x>", "special": True, **flags})
+    else:
+        record["extra_special_tokens"] = ["<x>"]
+    (folder / name).write_text(json.dumps(record), encoding="utf-8")
+
+
+def test_special_tokens_without_an_embedding(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reference = Reference("llama", "clip_vision_model", "linear")
+    folder = write_common(tmp_path / "tuned", reference.config())
+    save_file(reference.state(), folder / "model.safetensors")
+    with_token(folder, "tokenizer_config.json")
+    model, config = imported(folder, tmp_path / "results")
+    assert_same(reference, model)
+    assert "<x>" in caplog.text and "<x>" not in load_tokenizer(config.llm, num_embeddings=VOCAB).get_vocab()
+    with_token(folder, "tokenizer.json")
+    with pytest.raises(UserError, match="up to 454, but the model has only 454"):
+        imported(folder, tmp_path / "other")
+    assert not list((tmp_path / "other").glob("stages/[!.]*"))
 
 
 def test_a_notebook_gets_the_references_numbers(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from support.composed import composed
 
 from tinyvlm_cli.cli import compose
 from tinyvlm_cli.cli.commands import COMMANDS, Command
 from tinyvlm_cli.cli.main import main
+from tinyvlm_cli.config.schema import Lora, SecondEncoder
 from tinyvlm_cli.errors import UserError, WorkerError
 
 ROOT = Path(__file__).parents[2]
@@ -87,8 +89,15 @@ def test_help_lists_the_groups_that_a_command_reads(
         ("train seed=range(1,3)", "add -m to run one job for each"),
         ("train llm.path=<x", "llm.path=<x: invalid"),
         ("train then", "then: unknown setting"),
-        ("train recipe.stages.finetune.lora.rank=8", "recipe.stages.finetune.lora.rank=8: the parent setting is null"),
-        ("train llm=null", "Config group override must be a string"),
+        ("train llm=null", "llm=null: expected a name; choose from gemma, phi2"),
+        ("train connector={depth:1}", "connector={depth:1}: expected a name; choose from identity"),
+        ("train recipe.stages.finetune.lora.rnk=8", "did you mean recipe.stages.finetune.lora.rank?"),
+        ("train recipe.stages.finetune.lora={rank:x}", "recipe.stages.finetune.lora.rank: Value 'x'"),
+        ("train recipe.stages.finetune.lora=[1]", "recipe.stages.finetune.lora: expected a mapping"),
+        ("train recipe.stages.finetune.lora=3", "recipe.stages.finetune.lora: expected a mapping"),
+        ("train recipe.optim.betas={a:1}", "recipe.optim.betas: expected a list"),
+        ("train vision.unused=3", "vision.unused: expected a list"),
+        ("data check data.splits.finetune.images=x", "data.splits.finetune.images: no data is selected; add data=NAME"),
     ],
 )
 def test_a_mistake_is_one_sentence(
@@ -100,6 +109,17 @@ def test_a_mistake_is_one_sentence(
     assert expected in error
     assert len(error.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_settings_that_are_null_can_be_set(capsys: pytest.CaptureFixture[str]) -> None:
+    config = composed("train", "llm=tiny", "recipe.stages.finetune.lora={rank: 8, alpha: 16, dropout: 0.05}")
+    assert config.recipe.stages["finetune"].lora == Lora(8, 16, 0.05)
+    config = composed(
+        "train", "llm=tiny", "vision.second.path=x", "vision.second={unused: [a]}", "llm.prepare.folder=y"
+    )
+    assert config.vision.second == SecondEncoder("x", ["a"]) and config.llm.prepare == {"folder": "y"}
+    assert main(["train", "recipe.stages.finetune.lora.rank=8"]) == 2
+    assert "recipe.stages.finetune.lora.alpha: not set; add" in capsys.readouterr().err
 
 
 def test_flags_and_settings_may_be_mixed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,7 +49,7 @@ def test_six_cells_on_two_joblib_workers_share_stages_and_outlive_a_failing_one(
     assert tinyvlm(*evaluate, folder=study).returncode == 0
     assert len(list((study / "results/runs").glob("*/scores.jsonl"))) == 4
     assert "connector.surplus: not a setting of tinyvlm_cli.model.connectors.Linear" in first.stderr
-    assert "4 of 6 jobs succeeded, 2 failed" in first.stderr
+    assert "4 of 6 jobs are done, 2 failed" in first.stderr
     done = {path: path.stat().st_mtime_ns for path in (study / "results/stages").glob("*/DONE")}
     # A connector pretraining for each connector, which both recipes share, and each cell's own instruction tuning.
     assert sorted(path.parent.name.split("-")[0] for path in done) == ["finetune"] * 4 + ["pretrain"] * 2

@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import hydra
+from hydra._internal import config_loader_impl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -32,7 +33,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from tinyvlm_cli.cli.commands import COMMANDS, Command
-from tinyvlm_cli.cli.config_files import CachedRepository, CachedSource, SweepSource, TinyvlmSearchPath
+from tinyvlm_cli.cli.config_files import CachedRepository, CachedSource, Overriding, SweepSource, TinyvlmSearchPath
 from tinyvlm_cli.cli.effects import check_repeated, with_effect
 from tinyvlm_cli.cli.explain import explain, read_arguments, trusted_arguments
 from tinyvlm_cli.cli.names import name_members, packaged_overrides, show_differences
@@ -251,7 +252,7 @@ def _conclude(command: Command, outcomes: list[Outcome]) -> int:
         for line in str(outcome.error).split("\n"):
             print(printable(f"tinyvlm {command.name}: {outcome.overrides}: {line}"), file=sys.stderr)
     if failed:
-        counts = f"{len(outcomes) - len(failed)} of {len(outcomes)} jobs succeeded, {len(failed)} failed"
+        counts = f"{len(outcomes) - len(failed)} of {len(outcomes)} jobs are done, {len(failed)} failed"
         print(f"tinyvlm {command.name}: {counts}; run the same command again to retry the failed jobs", file=sys.stderr)
         return FAILED
     return max((outcome.code for outcome in outcomes), default=0)
@@ -307,6 +308,7 @@ def prepare_hydra(command: Command) -> None:
     OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
     OmegaConf.register_new_resolver("scratch", lambda: _scratch().name, replace=True)
     OmegaConf.register_new_resolver("benchmark_dir", _benchmark_dir, replace=True)
+    config_loader_impl.OmegaConf = Overriding  # type: ignore[attr-defined]
     for plugin in (CachedSource, SweepSource, TinyvlmSearchPath):
         Plugins.instance().register(plugin)
     warnings.filterwarnings("ignore", message=".*Running Hydra app with --multirun.*")

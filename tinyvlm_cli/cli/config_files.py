@@ -1,4 +1,4 @@
-"""The configuration sources that Hydra searches. Each file is parsed only once.
+"""The configuration sources that Hydra searches, and how it applies overrides. Each file is parsed only once.
 
 Hydra modifies what it reads, so each composition gets a copy. Unpickling is the fastest way to copy a configuration.
 """
@@ -15,9 +15,11 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf._utils import split_key
 
 from tinyvlm_cli.config.build import conf_dir, is_results_folder, sweeps_dir
+from tinyvlm_cli.errors import UserError
 
 SWEEP = "sweep"  # the configuration group whose options are the files in sweeps/
 
@@ -104,3 +106,25 @@ class SweepSource(CachedSource):
         if config_path != SWEEP or results_filter is ObjectType.GROUP:
             return []
         return sorted(path.stem for path in Path(self.path).glob("*.yaml"))
+
+
+class Overriding(OmegaConf):
+    """OmegaConf for Hydra's overrides, which may set a mapping that is null, or a key of it: `NAME.lora={rank: 8}`."""
+
+    @staticmethod
+    def update(cfg: Any, key: str, value: Any = None, *, merge: bool = True, force_add: bool = False) -> None:
+        """Set `key` to `value`, or merge them if both are mappings."""
+        names = split_key(key)
+        node = cfg
+        for depth, name in enumerate(names[:-1] if not isinstance(value, dict) else names):
+            child = node._get_node(name, validate_access=False) if isinstance(node, DictConfig) else None
+            if isinstance(child, DictConfig) and child._is_none():  # OmegaConf cannot merge into null itself
+                if not depth:
+                    raise UserError(f"{key}: no {name} is selected; add {name}=NAME")
+                for inner in reversed(names[depth:]):
+                    value = {inner: value}
+                with open_dict(node):
+                    node.merge_with(value)
+                return
+            node = child
+        OmegaConf.update(cfg, key, value, merge=merge, force_add=force_add)

@@ -50,6 +50,8 @@ def read_arguments(arguments: list[str], schema: type) -> tuple[list[str], list[
             # Hydra would run a single job per sweep file and ignore the grids in the files.
             raise UserError(f"{setting}: only one sweep per command is supported; run the command once for each sweep")
         key, _, value = setting.partition("=")
+        if key == group and re.match(r"(null|\{.*)$", value) and (options := _options(key)):
+            raise UserError(f"{setting}: expected a name; choose from {', '.join(options)}")
         if key in allowed and allowed[key].metadata.get("text"):
             pieces = [value]
             is_plain = value in ("", "null") or (len(value) > 1 and value[0] + value[-1] in ("''", '""', "[]"))
@@ -61,6 +63,11 @@ def read_arguments(arguments: list[str], schema: type) -> tuple[list[str], list[
         elif OWN_KEYS.match(setting):
             settings[index] = f"++{setting}"
     return flags, settings
+
+
+def _options(group: str) -> list[str]:
+    """Return the options of a configuration group, those of the user included; none if `group` is no group."""
+    return sorted({path.stem for folder in (conf_dir(), Path("conf")) for path in (folder / group).glob("*.yaml")})
 
 
 def trusted_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -83,9 +90,6 @@ def explain(error: Exception, schema: type, settings: list[str]) -> str:  # noqa
     if isinstance(error, MissingConfigException) and "/" in (path := error.missing_cfg_file or ""):
         group, _, name = path.rpartition("/")
         return f"{group}={name}: '{name}' does not exist; {suggest(name, sorted(error.options or []))}"
-    if isinstance(error, AssertionError):  # raised by OmegaConf for a key of a null setting
-        nested = ", ".join(setting for setting in settings if "." in setting.partition("=")[0])
-        return f"{nested}: the parent setting is null; set all of its keys, as in 'PARENT={{rank: 8, alpha: 16}}'"
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__ or cause.__context__  # Hydra wraps OmegaConf's errors, some without `from`
@@ -102,10 +106,14 @@ def explain(error: Exception, schema: type, settings: list[str]) -> str:  # noqa
         for setting in settings:
             group, *entry = setting.lstrip("+").partition("=")[0].split(".")
             if entry[:1] == [key]:
-                if any((folder / group).is_dir() for folder in (conf_dir(), Path("conf"))):
+                if _options(group):
                     return f"{group}.{key}: '{key}' is not selected; add {group}={key}"
                 return f"{group}.{key}: not an entry; add it in a copy of conf/{group}.yaml in ./conf"
-    return f"{key}: {_first_line(cause)}"
+    text = _first_line(cause)
+    if match := re.match(r"Cannot merge DictConfig|Invalid (type|value) assigned: \w+ is not a", text):
+        is_list = match[1] == "value" or any(re.match(rf"\W*{re.escape(key)}=\{{", setting) for setting in settings)
+        return f"{key}: expected {'a list, as in [A,B]' if is_list else 'a mapping, as in {KEY: VALUE}'}"
+    return f"{key}: {text}"
 
 
 def _similar(key: str, error: OmegaConfBaseException, schema: type) -> str:

@@ -76,13 +76,13 @@ def load_tokenizer(spec: LLM, *, num_embeddings: int | None = None) -> PreTraine
     return tokenizer
 
 
-def read_tokenizer(path: str, *, where: str) -> PreTrainedTokenizerFast:
+def read_tokenizer(path: str, *, where: str, **more: Any) -> PreTrainedTokenizerFast:
     """Load the tokenizer at `path` so that its ids equal those of TinyLLaVA_Factory.
 
-    where: the setting that contains `path`, for error messages.
+    where: the setting that contains `path`, for error messages. more: values that replace those in its config.
     """
     # Spaces are not cleaned up, because an answer is scored exactly as generated.
-    settings: dict[str, Any] = {"trust_remote_code": False, "clean_up_tokenization_spaces": False}
+    settings: dict[str, Any] = {"trust_remote_code": False, "clean_up_tokenization_spaces": False, **more}
     try:
         # Use tokenizer.json only: the class in the config may add rules, as the GPT-2 class does for StableLM-2.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path, **settings)

@@ -1,5 +1,6 @@
 """Converts a TinyLLaVA checkpoint to parts in a stage folder, and settings that refer to them."""
 
+import logging
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from tinyvlm_cli.checkpoint.parts import save_part
 from tinyvlm_cli.checkpoint.tinyllava.connectors import import_connector
@@ -23,6 +24,8 @@ from tinyvlm_cli.model.connectors import build_connector
 from tinyvlm_cli.model.llm import llm_class, read_tokenizer
 from tinyvlm_cli.model.pretrained import config_from_architecture, load_partly, read_config
 from tinyvlm_cli.model.vision import VisionEncoder, cut_config
+
+log = logging.getLogger(__name__)
 
 # Modules after an encoder's last layer, which LLaVA's features bypass.
 AFTER_LAYERS = ("post_layernorm", "layernorm", "head")
@@ -50,7 +53,7 @@ def import_parts(
     """
     known = (LLM_PREFIX, VISION, CONNECTOR)
     check_names([name for name in foreign.weights if not name.startswith(known)], (), str(foreign.folder))
-    tokenizer = read_tokenizer(str(foreign.folder), where="path")
+    tokenizer = _tokenizer(foreign)
     tokenizer.save_pretrained(folder / "llm")
     foreign.llm.save_pretrained(folder / "llm")
     state = foreign.part(LLM_PREFIX)
@@ -90,6 +93,20 @@ def import_parts(
         architecture=foreign.llm.to_diff_dict(),
     )
     return ImportedParts(llm, vision, node, tuple(assumed))
+
+
+def _tokenizer(foreign: Foreign) -> PreTrainedTokenizerFast:
+    """Return the tokenizer without special tokens that only its config names and that have no embedding."""
+    path, size = str(foreign.folder), foreign.llm.vocab_size
+    tokenizer = read_tokenizer(path, where="path")
+    if any(number >= size for number in tokenizer.get_vocab().values()):
+        every, tokenizer = set(tokenizer.get_vocab()), read_tokenizer(path, where="path", extra_special_tokens=[])
+        if (most := max(tokenizer.get_vocab().values())) >= size:
+            text = f"the tokenizer has token ids up to {most:,}, but the model has only {size:,} embeddings"
+            raise UserError(f"{path}: {text}; use the tokenizer of this model")
+        left = ", ".join(sorted(every - set(tokenizer.get_vocab())))
+        log.warning("%s: extra_special_tokens without an embedding are read as ordinary text: %s", path, left)
+    return tokenizer
 
 
 def _import_vision(
