@@ -1,13 +1,19 @@
-"""Hashes of large files are cached; a damaged cache costs time only."""
+"""Cached hashes of large files, locks between processes, and temporary folders."""
 
+import getpass
 import hashlib
+import json
 import os
+import socket
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from tinyvlm_cli import files
-from tinyvlm_cli.files import file_hash
+from tinyvlm_cli.files import file_hash, locked
 
 
 @pytest.mark.parametrize("memo", ["", "{", "[]", "null", '{"sha256": 3}', '{"sha256": "0"}', "\udcff"])
@@ -31,3 +37,53 @@ def test_a_hash_is_computed_again_when_the_file_changes(tmp_path: Path, monkeypa
     path.write_bytes(b"CONTENT")
     os.utime(path, (1, 1))
     assert file_hash(path, tmp_path / "cache") != first
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from tinyvlm_cli.files import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    input()
+"""
+
+
+def test_a_lock_names_its_holder_and_is_free_when_the_holder_is_killed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, place = tmp_path / "stage", tmp_path / ".stage.lock"
+    pipe = subprocess.PIPE
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdin=pipe, stdout=pipe, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    expected = {"pid": holder.pid, "user": getpass.getuser(), "host": socket.gethostname()}
+    assert json.loads(place.read_text(encoding="utf-8")) == expected
+    killing = threading.Timer(0.3, holder.kill)
+    killing.start()
+    with caplog.at_level("INFO", "tinyvlm_cli"), locked(path):
+        assert json.loads(place.read_text(encoding="utf-8"))["pid"] == os.getpid()
+    assert f"process {holder.pid} of {getpass.getuser()} on {socket.gethostname()}" in caplog.text
+    assert place.read_bytes() == b""
+    holder.communicate()
+
+
+def test_only_folders_of_ended_commands_are_deleted(tmp_path: Path) -> None:
+    """A command deletes its temporary folder when it ends, and those of commands that were killed when it starts."""
+    pipe, environment = subprocess.PIPE, {**os.environ, "TMPDIR": str(tmp_path)}
+    program = "import tempfile; from tinyvlm_cli.files import use_own_temporary_folder as use; use(); "
+    wait = "print(tempfile.mkdtemp(), flush=True); input()"
+
+    def start() -> tuple[subprocess.Popen[str], Path]:
+        command = [sys.executable, "-c", program + wait]
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+        assert process.stdout is not None
+        return process, Path(process.stdout.readline().strip())
+
+    (killed, left), (running, used) = start(), start()
+    killed.kill()
+    killed.communicate()
+    assert left.is_dir()
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    assert [used.parent] == list(tmp_path.iterdir())
+    running.communicate("\n")
+    assert not list(tmp_path.iterdir())

@@ -1,13 +1,18 @@
-"""Atomic writes of files and folders, JSON Lines, locks and content hashes."""
+"""Atomic writes of files and folders, JSON Lines, locks, temporary files and content hashes."""
 
+import atexit
 import codecs
 import errno
+import fcntl
+import getpass
 import hashlib
 import json
 import logging
 import os
 import shutil
+import socket
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +28,8 @@ log = logging.getLogger(__name__)
 FileState = dict[str, Any] | None  # size, mtime_ns, ends; None: the file does not exist
 END_BYTES = 4096  # bytes at each end of a file that `file_state` hashes
 LARGE_BYTES = 16 * 2**20  # hashes of smaller files are not cached
+MAX_HOLDER_BYTES = 1000
+TEMPORARY = "tinyvlm-run-"  # prefix of the temporary folder of a command
 
 
 @contextmanager
@@ -55,18 +62,82 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path`. If another process holds it, log a message and wait."""
+    """Hold an exclusive lock on `path`. If another process holds it, log the process, its user and host, and wait.
+
+    The operating system releases the lock of a process that ends, even if it is killed, so a lock is never stale.
+    Without such locks (ENOSYS), filelock writes the holder to the file, and takes over the lock if the holder is dead.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    place = path.with_name(f".{path.name}.lock")
+    lock = FileLock(place)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log.info("%s: in use by another process; waiting until it finishes", path.name)
+        log.info("%s: in use by %s; waiting until it finishes", path.name, _holder(place))
         lock.acquire()
     try:
+        _set_holder(place, {"pid": os.getpid(), "user": _user(), "host": socket.gethostname()})
         yield
     finally:
+        _set_holder(place, None)
         lock.release()
+
+
+def _user() -> str:
+    """Return the name of the current user, or the user ID if it has no name, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return f"user {os.getuid()}"
+
+
+def _set_holder(place: Path, holder: dict[str, Any] | None) -> None:
+    """Write the process that holds a lock to the lock file. The lock does not depend on it."""
+    with suppress(OSError):  # the disk is full
+        descriptor = os.open(place, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, "r+b", buffering=0) as file:
+            if file.read(1) in (b"", b"{"):  # else filelock has written the holder
+                file.seek(0)
+                file.truncate()
+                file.write(json.dumps(holder).encode() if holder else b"")
+
+
+def _holder(place: Path) -> str:
+    """Return a description of the process that holds a lock."""
+    try:
+        holder = json.loads(read_bytes(place, "")[:MAX_HOLDER_BYTES])
+        return f"process {int(holder['pid'])} of {holder['user']} on {holder['host']}"
+    except (*JSON_ERRORS, TypeError, KeyError):
+        return "another process"
+
+
+def use_own_temporary_folder() -> None:
+    """Put all temporary files of this process and its child processes in one folder, which is deleted at exit.
+
+    Libraries delete some of their temporary files late or never. The folder is locked while this process runs, so
+    unlocked folders were left by killed commands. They are deleted too.
+    """
+    for path in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+        with suppress(OSError):
+            if path.stat().st_uid == os.getuid() and (lock := _lock_folder(path)) is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(lock)
+    folder = Path(tempfile.mkdtemp(prefix=TEMPORARY))
+    if _lock_folder(folder) is None:
+        return  # another process is deleting it, because it was not locked yet
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _lock_folder(folder: Path) -> int | None:
+    """Lock a folder until the returned descriptor is closed or this process ends. Returns None if it is locked."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def write_text(path: Path, text: str) -> None:

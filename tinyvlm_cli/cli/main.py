@@ -6,6 +6,7 @@ Slow modules are imported only once the subcommand is known.
 
 import os
 import sys
+from collections.abc import Sequence
 
 from tinyvlm_cli.cli.commands import COMMANDS
 from tinyvlm_cli.errors import FAILED, INTERRUPTED, MISTAKE, UserError, WorkerError, suggest, system_error
@@ -37,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     0: success. 1: failure. 2: mistake in the arguments or files. 3: answers are waiting for a judge. 130: interrupted.
     With HYDRA_FULL_ERROR=1, errors are raised with a traceback instead of being printed as one sentence.
     """
+    is_program = arguments is None  # not called by a test
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in ("-sc", "--shell-completion"):
         return complete(arguments[1:])
@@ -57,14 +59,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if name not in COMMANDS:
             raise UserError(f"unknown command; {suggest(name, COMMANDS)}")
-        actions = COMMANDS[name].actions
-        if actions and rest and "=" not in rest[0] and not rest[0].startswith("-"):
-            if rest[0] not in actions:
-                raise UserError(f"unknown action '{rest[0]}'; choose from {', '.join(actions)}")
-            rest[0] = f"action={rest[0]}"
+        settings = _name_action(COMMANDS[name].actions, rest)
         from tinyvlm_cli.cli.compose import run_command
+        from tinyvlm_cli.files import use_own_temporary_folder
 
-        code = run_command(COMMANDS[name], rest)
+        if is_program:
+            use_own_temporary_folder()
+        code = run_command(COMMANDS[name], settings)
     except KeyboardInterrupt:
         print(f"tinyvlm {name}: interrupted; run the same command again to resume", file=sys.stderr)
         code = INTERRUPTED
@@ -79,6 +80,16 @@ def main(arguments: list[str] | None = None) -> int:
             print(printable(f"tinyvlm {name}: {line}"), file=sys.stderr)
         code = MISTAKE if isinstance(error, UserError) else FAILED
     return code
+
+
+def _name_action(actions: Sequence[str], arguments: list[str]) -> list[str]:
+    """Return the arguments of a command, with an action such as `check` written as a setting."""
+    if not actions or not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
+        return arguments
+    action, *rest = arguments
+    if action not in actions:
+        raise UserError(f"unknown action '{action}'; choose from {', '.join(actions)}")
+    return [f"action={action}", *rest]
 
 
 def complete(arguments: list[str]) -> int:
