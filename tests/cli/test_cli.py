@@ -87,7 +87,9 @@ def test_help_lists_the_groups_that_a_command_reads(
         ("data chekc data=llava15", "unknown action 'chekc'; choose from check, prepare"),
         ("eval", "run: not set; add run=..."),
         ("train seed=range(1,3)", "add -m to run one job for each"),
-        ("train llm.path=<x", "llm.path=<x: invalid"),
+        ("train vision.mean=[0,0", "vision.mean: expected a list"),
+        ("train seed=<x", "seed: Value '<x' of type 'str'"),
+        ("train llm@x!=1", "llm@x!=1: invalid override; put the value in quotes"),
         ("train then", "then: unknown setting"),
         ("train llm=null", "llm=null: expected a name; choose from gemma, phi2"),
         ("train connector={depth:1}", "connector={depth:1}: expected a name; choose from identity"),
@@ -120,6 +122,36 @@ def test_settings_that_are_null_can_be_set(capsys: pytest.CaptureFixture[str]) -
     assert config.vision.second == SecondEncoder("x", ["a"]) and config.llm.prepare == {"folder": "y"}
     assert main(["train", "recipe.stages.finetune.lora.rank=8"]) == 2
     assert "recipe.stages.finetune.lora.alpha: not set; add" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "données", "数据", "bob's", 'a"b', "C&A", "lr=1", "a (1)", "a#b", "a;b", "x!", "1e3", "2026_11", "true", "inf",
+        "~x", "a~", "'a", "a$b", "a\\b", "<x>", "a|b", "C:\\x", "-x", "@x", "naïve/été=1", "[x", "{x", "`x`",
+    ],
+)  # fmt: skip
+def test_a_path_needs_no_quotes(path: str) -> None:
+    assert composed("report", f"results_dir={path}").results_dir == path
+    assert composed("report", f"output={path}").output == path
+    assert composed("import", f"path={path}").path == path
+    config = composed("plan", "llm=tiny", f"data_dir={path}", f"data.splits.finetune.images={path}", f"llm.path={path}")
+    assert (config.data.splits["finetune"].images, config.llm.path) == (path, path)
+    assert config.data.splits["finetune"].annotations.startswith(f"{path}/")
+
+
+def test_the_home_folder_may_be_abbreviated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "conf/data").mkdir(parents=True)
+    split = "{annotations: ~/a.json, images: ~/, count: 1, source: here}"
+    (tmp_path / "conf/data/mine.yaml").write_text(f"name: mine\nsplits: {{finetune: {split}}}\n", encoding="utf-8")
+    config = composed("train", "llm=tiny", "llm.path=~/llm", "recipe=custom", "data=mine", "results_dir='~/r'")
+    assert (config.llm.path, config.results_dir) == (str(tmp_path / "home/llm"), str(tmp_path / "home/r"))
+    split = config.data.splits["finetune"]
+    assert (split.annotations, split.images) == (str(tmp_path / "home/a.json"), str(tmp_path / "home"))
+    asked = composed("ask", "run=x", "image=~/a.jpg", "question=~/a?")
+    assert (asked.image, asked.question) == (str(tmp_path / "home/a.jpg"), "~/a?")
+    assert main(["report", "results_dir=~/r", "trust=~/x"]) == 0
 
 
 def test_flags_and_settings_may_be_mixed(capsys: pytest.CaptureFixture[str]) -> None:

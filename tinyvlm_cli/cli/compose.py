@@ -6,13 +6,14 @@ Hydra composes in the parent process only. Commands receive the dataclasses of c
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import textwrap
 import traceback
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -29,7 +30,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from tinyvlm_cli.cli.commands import COMMANDS, Command
@@ -84,6 +85,7 @@ class Cell:
 
     def _settings(self) -> Any:
         schema = self.command.settings_class
+        _expand_home(self.composed)
         trust(_targets(OmegaConf.to_container(self.composed, resolve=False)))
         name_members(self.composed, self.hydra)
         try:
@@ -123,7 +125,7 @@ def run_command(command: Command, arguments: list[str]) -> int:
     flags, settings = read_arguments(arguments, schema)
     check_repeated(settings)
     results_dir = dict(setting.partition("=")[::2] for setting in settings).get("results_dir", "results")
-    trust([*own, *_own_places(Path.cwd(), Path(results_dir.strip("'\"")))])
+    trust([*own, *_own_places(Path.cwd(), Path(results_dir.strip("'\"")).expanduser())])
     os.environ["PYTHONSAFEPATH"] = "1"  # child processes do not import modules from the working directory
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors instead of printing them and exiting
@@ -289,6 +291,19 @@ def _own_places(working_dir: Path, results_dir: Path) -> list[str]:
     if results_dir.resolve() in (working_dir, *working_dir.parents):
         return []
     return [str(working_dir), *targets_in(Path("conf"))]
+
+
+def _expand_home(node: Any) -> None:
+    """Replace a leading "~" in all values, most of which are paths, except in questions."""
+    keys: Iterable[Any] = (
+        [key for key in node if key != "question"] if isinstance(node, DictConfig) else range(len(node))
+    )
+    for key in keys if node else ():
+        value: Any = node._get_node(key)
+        if isinstance(value, DictConfig | ListConfig):
+            _expand_home(value)
+        elif value is not None and isinstance(text := value._value(), str) and re.match(r"~(/|$)", text):
+            node[key] = str(Path(text).expanduser())
 
 
 def _targets(node: Any) -> Iterator[str]:

@@ -7,12 +7,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from tinyvlm_cli.config.build import conf_dir
@@ -30,9 +32,9 @@ TAKE_ARGUMENT = frozenset(
 def read_arguments(arguments: list[str], schema: type) -> tuple[list[str], list[str]]:
     """Split a command's arguments into Hydra flags (with their arguments) and settings in Hydra's override grammar.
 
-    Hydra requires flags before settings. Values of free-text settings, such as a question with commas, and values that
-    contain "=", such as some run names, are quoted unless they already are. Settings that may add a new key to a
-    mapping get Hydra's prefix `++`.
+    Hydra requires flags before settings. Texts that its grammar does not allow are quoted: those of free-text settings,
+    such as a question with commas, and paths and names with "=", "&", "~", quotes or letters other than ASCII. Settings
+    that may add a new key to a mapping get Hydra's prefix `++`.
     Raises UserError for an argument that is not of the form `key=value` or whose key the command does not have.
     """
     flags: list[str] = []
@@ -53,16 +55,62 @@ def read_arguments(arguments: list[str], schema: type) -> tuple[list[str], list[
         if key == group and re.match(r"(null|\{.*)$", value) and (options := _options(key)):
             raise UserError(f"{setting}: expected a name; choose from {', '.join(options)}")
         if key in allowed and allowed[key].metadata.get("text"):
-            pieces = [value]
             is_plain = value in ("", "null") or (len(value) > 1 and value[0] + value[-1] in ("''", '""', "[]"))
+            value = value if is_plain else _quoted(value)
         else:
-            pieces = value.split(",")  # the values of a sweep
-            is_plain = "=" not in value or re.search(r"[\"'\[({]", value) is not None
-        if not is_plain:
-            settings[index] = f"{key}={','.join(QuotedString(piece, Quote.double).with_quotes() for piece in pieces)}"
-        elif OWN_KEYS.match(setting):
-            settings[index] = f"++{setting}"
+            value = _in_grammar(value, is_text=_is_text(schema, key.lstrip("+~")))
+        settings[index] = f"{'++' if OWN_KEYS.match(setting) else ''}{key}={value}" if "=" in setting else setting
     return flags, settings
+
+
+def _in_grammar(value: str, *, is_text: bool) -> str:
+    """Return a value in Hydra's grammar, in which texts with special characters are quoted, such as a path with "&".
+
+    is_text: the setting is a text, so a value such as 1e3 is not a number.
+    """
+    has_structure = re.search(r"[\"'\[({]", value) is not None
+    if _parsed(value) is not _UNREADABLE and has_structure:
+        return value
+    pieces = [value] if value[:1] in ("[", "{") else value.split(",")  # the values of a sweep
+
+    def is_plain(piece: str) -> bool:
+        found = _parsed(piece)
+        is_changed = is_text and isinstance(found, bool | int | float)
+        return not piece or (found is not _UNREADABLE and "=" not in piece and not is_changed)
+
+    return ",".join(piece if is_plain(piece) else _quoted(piece) for piece in pieces)
+
+
+_UNREADABLE = object()
+
+
+def _parsed(value: str) -> Any:
+    """Return the value that Hydra reads, or _UNREADABLE."""
+    try:
+        return _parser().parse_override(f"x={value}").value()
+    except HydraException:
+        return _UNREADABLE
+
+
+@cache
+def _parser() -> OverridesParser:
+    return OverridesParser.create()
+
+
+def _quoted(text: str) -> str:
+    return QuotedString(text, Quote.double).with_quotes()
+
+
+def _is_text(schema: Any, key: str) -> bool:
+    """Return whether a setting is a text. Keys of mappings, such as names of stages, are not in the schema."""
+    hint: Any = schema
+    for name in key.split("."):
+        kinds = [one for one in (hint, *get_args(hint)) if is_dataclass(one)]
+        if not kinds:
+            return False
+        is_mapping = kinds[0] is not hint and get_origin(hint) is dict
+        hint = kinds[0] if is_mapping else get_type_hints(kinds[0]).get(name)
+    return hint is str or (str in get_args(hint) and get_origin(hint) in (Union, UnionType))
 
 
 def _options(group: str) -> list[str]:
@@ -76,7 +124,8 @@ def trusted_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     Only the command line can name them: `trust` is not a setting, so no file can change it.
     """
     given = [argument for argument in arguments if argument.startswith("trust=")]
-    names = [name.strip(" '\"[]") for argument in given for name in argument.removeprefix("trust=").split(",")]
+    given_names = [name.strip(" '\"[]") for argument in given for name in argument.removeprefix("trust=").split(",")]
+    names = [str(Path(name).expanduser()) if name[:2] == "~/" else name for name in given_names]
     for name in names:
         if not re.fullmatch(r"\w+(\.\w+)*|/.+", name):
             raise UserError(f"trust={name}: expected the name of a module or the absolute path of a folder")
@@ -86,7 +135,7 @@ def trusted_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 def explain(error: Exception, schema: type, settings: list[str]) -> str:  # noqa: PLR0911 - one per kind of error
     """Return a one-sentence explanation of an error that Hydra or OmegaConf raised while composing `settings`."""
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: invalid override ({_first_line(error.message)}); quote special characters"
+        return f"{error.override}: invalid override; put the value in quotes, as in 'KEY=\"VALUE\"'"
     if isinstance(error, MissingConfigException) and "/" in (path := error.missing_cfg_file or ""):
         group, _, name = path.rpartition("/")
         return f"{group}={name}: '{name}' does not exist; {suggest(name, sorted(error.options or []))}"
