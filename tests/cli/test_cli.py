@@ -84,7 +84,7 @@ def test_help_lists_the_groups_that_a_command_reads(
         ("report table.others.runs.seed=1", "table.others: 'others' is not selected; add table=others"),
         ("bench eval +workloads.x={questions:1}", "workloads.x: not an entry; add it in a copy of conf/"),
         ("train llm", "llm: missing value; write llm=VALUE"),
-        ("data chekc data=llava15", "unknown action 'chekc'; choose from check, prepare"),
+        ("data chekc data=llava15", "unknown action 'chekc'; choose from get, check, prepare"),
         ("eval", "run: not set; add run=..."),
         ("train seed=range(1,3)", "add -m to run one job for each"),
         ("train vision.mean=[0,0", "vision.mean: expected a list"),

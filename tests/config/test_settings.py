@@ -17,6 +17,7 @@ HOLDERS = {
     "LLM": "llm|spec|group",
     "SecondEncoder": "second|spec",
     "Vision": "vision|spec|group|encoder|settings",
+    "Download": "spec",
     "Split": "split|one",
     "Data": "data|group",
     "Parts": "train",

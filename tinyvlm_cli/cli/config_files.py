@@ -58,6 +58,9 @@ class CachedSource(FileConfigSource):
             loaded = super().load_config(config_path)
             if config_path.startswith("data/") and isinstance(loaded.config, DictConfig):
                 loaded.config.pop("label", None)  # a setting of earlier versions, which had no effect
+                for folder, source in (loaded.config.pop("image_sources", None) or {}).items():  # of earlier versions
+                    OmegaConf.update(loaded.config, "downloads", {}, force_add=True, merge=True)
+                    loaded.config.downloads[folder] = {"name": source, "by_hand": "no address is given"}
             self.parsed[key] = pickle.dumps(loaded)
         result: ConfigResult = pickle.loads(self.parsed[key])
         return result

@@ -172,9 +172,9 @@ class Report:
 
 @dataclass
 class DataCommand:
-    """Settings of `tinyvlm data check` and `tinyvlm data prepare`."""
+    """Settings of `tinyvlm data get`, `data check` and `data prepare`."""
 
-    action: str = MISSING  # check or prepare
+    action: str = MISSING  # get, check or prepare
     data: Data | None = None
     benchmark: dict[str, Any] = field(default_factory=dict)
     llm: LLM | None = None

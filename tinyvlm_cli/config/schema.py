@@ -14,6 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
+from tinyvlm_cli.config.download import Download
 from tinyvlm_cli.config.ranges import integer, number
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.untrusted import interpolation_in, read_yaml
@@ -152,7 +153,8 @@ class Data:
 
     name: str = MISSING
     splits: dict[str, Split] = MISSING  # split name -> training set
-    image_sources: dict[str, str] = field(default_factory=dict)  # folder in image paths -> where to get its images
+    # File or folder in data_dir -> where it comes from; null: not needed, although a member that it extends names it.
+    downloads: dict[str, Download | None] = field(default_factory=dict)
     exif: Exif = Exif.ignore  # whether photos are turned as their Exif metadata states; also applies to questions
     prepare: dict[str, Any] | None = None
 
@@ -318,7 +320,8 @@ def from_yaml(kind: type[C], path: Path) -> C:
     try:
         written = OmegaConf.create(content)
         if isinstance(data := OmegaConf.select(written, "data"), DictConfig):
-            data.pop("label", None)  # written by earlier versions
+            data.pop("label", None)  # written by earlier versions, as is `image_sources`
+            data.pop("image_sources", None)
         loaded = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), written))
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]

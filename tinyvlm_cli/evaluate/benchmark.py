@@ -112,6 +112,7 @@ class Benchmark(ABC):
     version: int  # incremented when the same answers would get a different score
     split: str
     source: str  # the files to download, for error messages
+    downloads: Mapping[str, Any] = field(default_factory=dict)  # see config/download.py
     server: str = ""  # evaluation server of this split; "" if the answers are public
     llava_file: str = ""  # LLaVA's question file, used unchanged if it is present; "": there is none
     images: str = ""  # image folder

@@ -12,6 +12,7 @@ from support.from_conf import node_of, write_lines
 
 from tinyvlm_cli.cli.commands import data
 from tinyvlm_cli.config.commands import DataCommand
+from tinyvlm_cli.config.download import Download
 from tinyvlm_cli.config.schema import LLM, Data, Prompt, Split, Vision
 from tinyvlm_cli.data.records import split_hash
 from tinyvlm_cli.errors import UserError
@@ -117,11 +118,12 @@ def test_check_says_where_to_get_missing_images(
     tmp_path: Path, split: Split, capsys: pytest.CaptureFixture[str]
 ) -> None:
     splits = {"pretrain": split, "finetune": replace(split, annotations="no.json")}
-    assert check(Data(name="x", splits=splits, image_sources={"sam": "SA-1B"}), tmp_path) == 1
+    sam = Download(name="SA-1B", by_hand="a licence", page="ai.meta.com")
+    assert check(Data(name="x", splits=splits, downloads={"sam": sam}), tmp_path) == 1
     shown = capsys.readouterr().out
     assert "data.splits.finetune.annotations: no.json is missing; get it from the author" in shown
-    assert "data.image_sources: sam is missing; get its images from SA-1B" in shown
-    assert "pretrain: images of 2 records are missing; get them from SA-1B, into sam" in shown
+    assert "data.downloads: sam is missing; get SA-1B (ai.meta.com)" in shown
+    assert "pretrain: images of 2 records are missing; get them from SA-1B (ai.meta.com), into sam" in shown
     assert "pretrain: images of 1 records are missing; get them from the author" in shown
 
 

@@ -1,7 +1,7 @@
-"""Check that training sets and benchmarks are complete and readable, or prepare files for training.
+"""Fetch training sets, benchmarks and models, check that they are complete and readable, or prepare them for training.
 
-`tinyvlm data check` reports missing and invalid files and where to get them. `tinyvlm data prepare` creates training
-sets, model folders and indexes before training needs them.
+`tinyvlm data get` downloads files. `tinyvlm data check` reports missing and invalid files and where to get them.
+`tinyvlm data prepare` creates training sets, model folders and indexes before training needs them.
 """
 
 import logging
@@ -28,15 +28,26 @@ SHOWN = 10  # findings to print per kind; the file lists all of them
 
 
 def run(config: DataCommand) -> int:
-    """Check or prepare the selected groups and return the exit code."""
-    if config.action not in ("check", "prepare"):
-        raise UserError(f"action={config.action}: unknown action; choose check or prepare")
-    unused = {"benchmark": config.benchmark} if config.action == "prepare" else {
-        "llm": config.llm if config.data is None else None,
-        "vision": config.vision, "convert_gifs": config.convert_gifs is True,
+    """Fetch, check or prepare the selected groups and return the exit code."""
+    unused: dict[str, dict[str, object]] = {
+        "get": {"convert_gifs": config.convert_gifs is True},
+        "check": {
+            "llm": config.llm if config.data is None else None,
+            "vision": config.vision, "convert_gifs": config.convert_gifs is True,
+        },
+        "prepare": {"benchmark": config.benchmark},
     }  # fmt: skip
-    for setting in (name for name, value in unused.items() if value):
+    if config.action not in unused:
+        raise UserError(f"action={config.action}: unknown action; choose {', '.join(unused)}")
+    for setting in (name for name, value in unused[config.action].items() if value):
         log.warning("%s: has no effect in `tinyvlm data %s`", setting, config.action)
+    if config.action == "get":
+        from tinyvlm_cli.downloads.get import get
+        from tinyvlm_cli.downloads.wanted import wanted_by
+
+        if not (config.data or config.benchmark or config.llm or config.vision):
+            raise UserError("nothing to get; add data=NAME, benchmark=NAME, llm=NAME or vision=NAME")
+        return get(wanted_by(config), Path(config.data_dir))
     if config.action == "prepare":
         return prepare(config)
     if config.data is None and not config.benchmark:
@@ -66,11 +77,14 @@ def _check_data(config: DataCommand, data: Data) -> int:
     lines = [line for found in missing.values() for line in found]
     if lines:
         roots = [Path(split.images) for split in data.splits.values()]
-        lines += [
-            f"data.image_sources: {folder} is missing; get its images from {source}"
-            for folder, source in data.image_sources.items()
-            if not any((root / folder).is_dir() for root in roots)
-        ]
+        absent = {
+            key: spec
+            for key, spec in data.downloads.items()
+            if spec and not any((root / key).exists() for root in (Path(config.data_dir), *roots))
+        }
+        lines += [f"data.downloads: {key} is missing; get {spec.describe()}" for key, spec in absent.items()]
+        if fetched := sum(not spec.by_hand for spec in absent.values()):
+            lines.append(f"`tinyvlm data get data={data.name}` fetches {fetched} of these {len(absent)}")
     if all(missing.values()):
         raise UserError("\n".join(lines))
     for line in lines:
@@ -123,7 +137,7 @@ def _check_split(name: str, data: Data, results: Results, special: set[str]) -> 
         if count > SHOWN:
             _print(f"{name}: {kind.value}: {count - SHOWN:,} more")
     missing = [finding.image for finding in checked.findings if finding.kind is Kind.absent and finding.image]
-    folders = {f"{folder}/": f"{source}, into {folder}" for folder, source in data.image_sources.items()}
+    folders = {f"{key}/": f"{spec.describe()}, into {key}" for key, spec in data.downloads.items() if spec}
     sources = Counter(
         next((source for folder, source in folders.items() if image.startswith(folder)), split.source)
         for image in missing
