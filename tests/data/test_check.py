@@ -14,7 +14,13 @@ from transformers import PreTrainedTokenizerFast
 
 from tinyvlm_cli.config.schema import Chat, Prompt, Split
 from tinyvlm_cli.data import check
-from tinyvlm_cli.data.check import check_before_training, check_split, findings_path, log_irregular_images
+from tinyvlm_cli.data.check import (
+    check_before_training,
+    check_split,
+    count_irregular,
+    findings_path,
+    log_irregular_images,
+)
 from tinyvlm_cli.data.index import open_index
 from tinyvlm_cli.data.records import IMAGE_FAULTS, Kind, write_skips
 from tinyvlm_cli.errors import UserError
@@ -144,17 +150,23 @@ def test_images_are_checked_before_training(tmp_path: Path, images: list[str], s
         check_before_training(images, split)
 
 
-def test_irregular_images_are_counted_before_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("serial", [1, 5000])
+def test_irregular_images_are_counted_before_training(
+    serial: int, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_images(tmp_path)
     (tmp_path / "r.json").touch()
     split = Split(annotations=str(tmp_path / "r.json"), images=str(tmp_path), count=1, source="here")
-    images = ["a.png", "turned.jpg", "float.tiff", "page.jpg", "turned.jpg"]
+    images = ["a.png"] * 99 + ["turned.jpg", "float.tiff", "page.jpg", "turned.jpg", "gone.png"]
+    monkeypatch.setattr("tinyvlm_cli.data.check.SERIAL", serial)
+    counted = count_irregular(images, tmp_path)
+    assert counted == {Kind.rotated: 1, Kind.rescaled: 1, Kind.no_image: 1, Kind.absent: 1}
     kinds = {Kind.rotated: 7, Kind.rescaled: 8}
     for is_checked in (False, True):
         if is_checked:
             write_jsonl(findings_path(split, Results(tmp_path)), ({"kind": k} for k in kinds for _ in range(kinds[k])))
         for upright in (False, True):
             caplog.clear()
-            log_irregular_images(images, split, Results(tmp_path), upright=upright)
+            log_irregular_images(counted, split, Results(tmp_path), upright=upright)
             counts = {kind: kinds[kind] if is_checked else 1 for kind in kinds}
             assert [f"{kind}: {counts[kind]}" in caplog.text for kind in kinds] == [not upright, True]

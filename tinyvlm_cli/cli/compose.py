@@ -13,7 +13,7 @@ import textwrap
 import traceback
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -295,14 +295,13 @@ def _own_places(working_dir: Path, results_dir: Path) -> list[str]:
 
 def _expand_home(node: Any) -> None:
     """Replace a leading "~" in all values, most of which are paths, except in questions."""
-    keys: Iterable[Any] = (
-        [key for key in node if key != "question"] if isinstance(node, DictConfig) else range(len(node))
-    )
-    for key in keys if node else ():
+    if node._is_none() or node._is_missing() or node._is_interpolation():
+        return
+    for key in [key for key in node if key != "question"] if isinstance(node, DictConfig) else range(len(node)):
         value: Any = node._get_node(key)
         if isinstance(value, DictConfig | ListConfig):
             _expand_home(value)
-        elif value is not None and isinstance(text := value._value(), str) and re.match(r"~(/|$)", text):
+        elif isinstance(text := value._value(), str) and re.match(r"~(/|$)", text):
             node[key] = str(Path(text).expanduser())
 
 

@@ -9,7 +9,7 @@ import os
 import signal
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from tinyvlm_cli.config.schema import Split
 from tinyvlm_cli.console import progress
-from tinyvlm_cli.data.images import UPRIGHT, WIDE_MODES, examine, image_format, open_image
+from tinyvlm_cli.data.images import UPRIGHT, WIDE_MODES, examine, image_format, open_image, read_header
 from tinyvlm_cli.data.irregular import irregularities
 from tinyvlm_cli.data.records import FaultError, Finding, Kind, Record, check_link, read_records, resolve
 from tinyvlm_cli.errors import UserError
@@ -39,6 +39,7 @@ CONVERT = "`tinyvlm data prepare data=NAME convert_gifs=true`"
 IRREGULAR_IMAGES = (Kind.rotated, Kind.rescaled, Kind.transparent, Kind.animated)
 QUALITY = 95  # out of 100; no loss is visible at a vision encoder's input size
 NUM_DECODED = 64  # images that are decoded before training
+SERIAL = 5000  # image headers that are read in this process, in less time than it takes to start others
 CHUNK = 64  # items sent to a process at a time
 CHUNKS_AHEAD = 16  # chunks queued per process, so that a million paths are not queued at once
 
@@ -155,24 +156,39 @@ def check_before_training(images: Iterable[str], split: Split) -> None:
         raise UserError(f"{finding}; get images from {split.source}, or {advice}")
 
 
-def log_irregular_images(images: Iterable[str], split: Split, results: Results, *, upright: bool) -> None:
+def count_irregular(images: Iterable[str], root: Path) -> Counter[Kind]:
+    """Return the number of images of each kind that their headers show. Images that cannot be read are not counted."""
+    names = dict.fromkeys(images)
+    paths = (resolve(root, image) for image in names)
+    check = partial(header_kinds, root=root)
+    label = "reading the headers of images"
+    found = map(check, paths) if len(names) <= SERIAL else on_all_cores(check, paths, count=len(names), label=label)
+    return Counter(kind for kinds in found for kind in kinds)
+
+
+def header_kinds(path: Path, *, root: Path) -> list[Kind]:
+    """Return the kinds that the header of an image shows: a missing file, an Exif rotation, wide pixel values."""
+    try:
+        check_link(root, path)
+        orientation, mode = read_header(path)
+    except FaultError as fault:
+        return [fault.kind]
+    return [Kind.rotated] * (orientation != UPRIGHT) + [Kind.rescaled] * (mode in WIDE_MODES)
+
+
+def log_irregular_images(counted: Mapping[str, int], split: Split, results: Results, *, upright: bool) -> None:
     """Log how many images are used, but not as they are stored, by kind.
 
-    The numbers are from the last data check, or from the first images if there was none.
+    counted: numbers of images by kind, recorded with the index. The findings of a data check are preferred: they also
+    contain the kinds that only decoding shows.
     """
-    root = Path(split.images)
     path = findings_path(split, results)
-    if path.is_file():
-        counts = Counter(str(line.get("kind")) for line in read_jsonl(path))
-        scope = "the records"
-    else:
-        first = list(islice(dict.fromkeys(images), NUM_DECODED))
-        counts = Counter(fault.kind.value for image in first for fault in check_image(resolve(root, image), root=root))
-        scope = f"the first {len(first)} images (`tinyvlm data check` counts all of them)"
-    kinds = [kind for kind in IRREGULAR_IMAGES if counts[kind.value] and not (upright and kind is Kind.rotated)]
+    counts = Counter(str(line.get("kind")) for line in read_jsonl(path)) if path.is_file() else counted
+    kinds = [kind for kind in IRREGULAR_IMAGES if counts.get(kind.value) and not (upright and kind is Kind.rotated)]
     if kinds:
         texts = "; ".join(f"{kind.value}: {counts[kind.value]:,} ({kind.training})" for kind in kinds)
-        log.warning("%s: irregular images in %s: %s", Path(split.annotations).name, scope, texts)
+        scope = "in the records" if path.is_file() else "(`tinyvlm data check` lists them)"
+        log.warning("%s: irregular images %s: %s", Path(split.annotations).name, scope, texts)
 
 
 def findings_path(split: Split, results: Results) -> Path:

@@ -92,6 +92,12 @@ def examine(source: Path | bytes) -> Examined:
         )  # fmt: skip
 
 
+def read_header(source: Path | bytes) -> tuple[int, str]:
+    """Return the Exif orientation and Pillow's pixel format of an image without decoding it."""
+    with _opened(source) as image:
+        return _orientation(image), image.mode
+
+
 def _is_transparent(image: Image.Image) -> bool:
     if not image.has_transparency_data:
         return False

@@ -49,7 +49,7 @@ def train_stage(job: StageJob) -> None:
     index = stage_index(job)
     if is_main:
         check_before_training(index.images(), job.split)
-        log_irregular_images(index.images(), job.split, job.results, upright=job.exif is Exif.upright)
+        log_irregular_images(index.irregular_images, job.split, job.results, upright=job.exif is Exif.upright)
         record_images(index, Path(job.split.images), job.folder, used_by="this stage began")
     model = build_model(
         job.llm, job.vision, job.connector, job.before,

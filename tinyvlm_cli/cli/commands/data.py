@@ -270,8 +270,10 @@ def _build_index(config: DataCommand, llm: LLM, splits: dict[str, Split]) -> Non
     for name, split in splits.items():
         prompt = config.prompts[name]
         index = open_index(split, tokenizer=tokenizer, chat=llm.chat, prompt=prompt, results=results)
-        if config.action == "prepare" and config.data is not None:  # `check` has printed its findings
-            log_irregular_images(index.images(), split, results, upright=config.data.exif is Exif.upright)
+        if config.action == "check":  # and it has printed its findings already
+            index.verify()
+        elif config.data is not None:
+            log_irregular_images(index.irregular_images, split, results, upright=config.data.exif is Exif.upright)
         tokens = index.text_tokens()
         if cut := int((tokens > llm.max_length).sum()):
             log.warning(
