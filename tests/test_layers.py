@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "tinyvlm_cli"
 # A module may import its own folder and folders of a lower rank (DESIGN: data flows one way).
 RANKS = {
     "errors": 0,
+    "heartbeat": 0,
     "signals": 0,
     "untrusted": 1,
     "files": 2,

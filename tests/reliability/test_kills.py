@@ -14,12 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.tiny_study import CASES, finish, start
+from support.tiny_study import CASES, finish, processes, start
 
 KILLS = int(os.environ.get("TINYVLM_KILLS", "1"))
 MOST_IN_A_ROW = 5  # kills before the command may finish
 # Moments of a training: while a checkpoint is written, after DONE and before the checkpoints are deleted, or any.
 WRITING, DONE, ANY, LAUNCHER, WORKER = "writing", "done", "any", "launcher", "worker"
+ENDED = "after its end"
 TRAIN_KINDS = [WRITING, DONE, ANY, WORKER, ANY, LAUNCHER, *[WRITING, DONE, ANY, ANY, ANY] * 3]
 
 
@@ -32,25 +33,27 @@ def test_a_killed_command_gives_the_same_when_it_runs_again(
     case = CASES[name]
     expected = case.result(source)
     draw = random.Random(name)
-    done: Counter[str] = Counter()
+    kills: Counter[str] = Counter()
+    longest = dict.fromkeys(case.writes, seconds[name])
     trial = 0
-    while done.total() < KILLS:
+    while kills.total() < KILLS:
         folder = tmp_path / str(trial)
         shutil.copytree(source, folder)
-        for path in folder.glob(case.writes):
+        writes = draw.choice(case.writes)
+        for path in folder.glob(writes):
             shutil.rmtree(path)
-        for _ in range(min(KILLS - done.total(), draw.randint(1, MOST_IN_A_ROW))):
-            kind = TRAIN_KINDS[done.total() % len(TRAIN_KINDS)] if name == "train" else ANY
-            killed = kill(kind, start(case.words, folder), folder, after_s=draw.uniform(0, seconds[name]))
-            done[killed] += 1
-            print(f"{name}: kill {done.total()}, trial {trial}: {kind}, {killed}", flush=True)
-        finish(case.words, folder)
+        for _ in range(min(KILLS - kills.total(), draw.randint(1, MOST_IN_A_ROW))):
+            kind = TRAIN_KINDS[kills.total() % len(TRAIN_KINDS)] if name == "train" else ANY
+            kills[kill(kind, start(case.words, folder), folder, after_s=draw.uniform(0, longest[writes]))] += 1
+        longest[writes] = finish(case.words, folder)
+        del kills[ENDED]
+        print(f"{name}: trial {trial}: {dict(kills)}", flush=True)
         assert case.result(folder) == expected, f"trial {trial}"
-        for pattern in (".*.draft", ".tinyvlm-*", ".workers-*", "tmp/*"):
+        for pattern in (".*.draft", ".tinyvlm-*", "tmp/*"):
             assert not list(folder.rglob(pattern)), f"trial {trial}"
         shutil.rmtree(folder)
         trial += 1
-    print(f"{name}: {done.total()} kills in {trial} trials: {dict(done)}")
+    print(f"{name}: {kills.total()} kills in {trial} trials: {dict(kills)}")
 
 
 def kill(kind: str, process: subprocess.Popen[str], folder: Path, *, after_s: float) -> str:
@@ -64,6 +67,9 @@ def kill(kind: str, process: subprocess.Popen[str], folder: Path, *, after_s: fl
             time.sleep(0.0005)
     else:
         time.sleep(after_s)
+    if process.poll() is not None:
+        assert process.returncode == 0, process.communicate()
+        return ENDED
     if kind == WORKER:
         for pid, command in processes(folder):
             if "tinyvlm_cli.launch.worker" in command:
@@ -97,16 +103,3 @@ def is_writing(folder: Path) -> bool:
 
 def is_done(folder: Path) -> bool:
     return any((path.parent / "checkpoints").exists() for path in folder.glob("results/stages/*/DONE"))
-
-
-def processes(folder: Path) -> list[tuple[int, str]]:
-    """Return the process IDs and command lines of all processes of a study, which have its temporary folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"TMPDIR={folder}/tmp".encode() in (path / "environ").read_bytes():
-                command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                found.append((int(path.name), command))
-        except OSError:
-            continue  # the process has ended
-    return found

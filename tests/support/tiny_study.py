@@ -32,7 +32,7 @@ class Case:
     """A command, the folders that it writes, and its result, which must not depend on when it was killed."""
 
     words: list[str]
-    writes: str
+    writes: tuple[str, ...]  # a trial deletes one of them
     result: Result
 
 
@@ -58,6 +58,19 @@ def succeed(process: subprocess.Popen[str]) -> str:
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     return output
+
+
+def processes(folder: Path) -> list[tuple[int, str]]:
+    """Return the process IDs and command lines of all processes of a study, which have its temporary folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"TMPDIR={folder}/tmp".encode() in (path / "environ").read_bytes():
+                command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found.append((int(path.name), command))
+        except OSError:
+            continue  # the process has ended
+    return found
 
 
 def hashes(folder: Path, *patterns: str) -> dict[str, str]:
@@ -124,10 +137,10 @@ def imported(folder: Path) -> object:
 
 
 CASES = {
-    "train": Case(TRAIN, "results", trained),
-    "eval": Case([*EVAL, "benchmark=[pope,gqa]"], "results/runs/*/eval", answered),
-    "report": Case(["report", "output=tables", "table=[runs]"], "tables", reported),
-    "export": Case(["export", "run=TinyLLaVA", "format=parts", "output=parts"], "parts", exported),
-    "import": Case(["import", "path=foreign", "name=m", "results_dir=imported"], "imported", imported),
-    "prepare": Case(["data", "prepare", "data=easyvqa", "data_dir=prepared"], "prepared", prepared),
+    "train": Case(TRAIN, ("results/stages/finetune-*", "results/stages/finetune-*", "results"), trained),
+    "eval": Case([*EVAL, "benchmark=[pope,gqa]"], ("results/runs/*/eval",), answered),
+    "report": Case(["report", "output=tables", "table=[runs]"], ("tables",), reported),
+    "export": Case(["export", "run=TinyLLaVA", "format=parts", "output=parts"], ("parts",), exported),
+    "import": Case(["import", "path=foreign", "name=m", "results_dir=imported"], ("imported",), imported),
+    "prepare": Case(["data", "prepare", "data=easyvqa", "data_dir=prepared"], ("prepared",), prepared),
 }

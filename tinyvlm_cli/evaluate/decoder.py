@@ -19,6 +19,7 @@ from torch import Tensor
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.spans import Asked, Group, Key, Places, Prefix, Span, Started
+from tinyvlm_cli.heartbeat import note_progress
 from tinyvlm_cli.model.attention.cached import TILE_ROWS, TRASH, Cache, CachedRow, Piece, tiled
 from tinyvlm_cli.model.vlm import VLM, compile_layers
 
@@ -73,6 +74,7 @@ class Decoder:
         exhausted = False
         with self.cache.in_use():
             while True:
+                note_progress()
                 while not exhausted and len(waiting) < ROWS and _left(waiting) < TOKENS:
                     batch = next(incoming, None)
                     exhausted = batch is None

@@ -26,6 +26,7 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Benchmark, Image, Question
 from tinyvlm_cli.evaluate.sources import StoredImage
 from tinyvlm_cli.files import file_state, is_unchanged, write_text
+from tinyvlm_cli.heartbeat import end_progress
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import SHUFFLED, Answer
 
@@ -218,6 +219,7 @@ def answer_all(job: EvalJob) -> None:
                 )  # fmt: skip
                 count = len(done) + store.add(f"answered {number}", len(given))
                 bar.advance(min(count, len(questions)) - bar.done)
+            end_progress()
 
 
 def by_image(questions: Sequence[Question]) -> list[list[Question]]:

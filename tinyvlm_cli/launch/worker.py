@@ -8,11 +8,11 @@ import logging
 import os
 import signal
 import sys
-import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from tinyvlm_cli.errors import StoppedError, UserError, system_error
+from tinyvlm_cli.errors import system_error
+from tinyvlm_cli.heartbeat import start_heartbeat, stop_heartbeat
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -44,13 +44,12 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # exit silently, because the parent reports interruptions
     if sys.platform == "linux":  # exit with the parent, which holds the lock on the stage folder
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    start_heartbeat()
     from torch.distributed.elastic.multiprocessing.errors import record
 
     try:
         record(_main)()
-    except Exception as error:
-        if not isinstance(error, UserError | StoppedError):  # the parent process reports these
-            traceback.print_exc()
+    except Exception:  # the parent process reports the error of the rank that failed first
         _exit(1)
 
 
@@ -79,6 +78,7 @@ def leave() -> NoReturn:
 
 def _exit(code: int) -> NoReturn:
     """Exit without interpreter shutdown, in which gloo may abort the process and loader processes may block it."""
+    stop_heartbeat()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinyvlm_cli.console import silence
 from tinyvlm_cli.errors import StoppedError, UserError, WorkerError
+from tinyvlm_cli.launch.watch import watched
 from tinyvlm_cli.signals import STOP_S
 
 if TYPE_CHECKING:
@@ -108,14 +109,18 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
         shutdown_timeout=STOP_S,
     )
     _set_environment(count)
+    hung: list[str] = []
     try:
-        elastic_launch(config, sys.executable)("-P", "-m", "tinyvlm_cli.launch.worker", job, str(folder))
+        with watched() as hung:
+            elastic_launch(config, sys.executable)("-P", "-m", "tinyvlm_cli.launch.worker", job, str(folder))
     except SignalException as stop:  # Ctrl-C or the scheduler; only KeyboardInterrupt also ends a grid
         if stop.sigval == signal.SIGUSR2:
             handlers[signal.SIGUSR2](signal.SIGUSR2, None)
             time.sleep(STOP_S)  # not the first node: an early exit could end the job before the first node requeues it
         raise KeyboardInterrupt from None
     except ChildFailedError as failed:
+        if hung:
+            raise WorkerError(f"{hung[0]}; run the same command again to resume") from None
         raise _error_of(failed) from None
     finally:  # the launcher has replaced the handlers
         for number, handler in handlers.items():
@@ -128,13 +133,15 @@ def _error_of(failed: "ChildFailedError") -> BaseException:
     # If a rank is killed, the others lose their connection to it, and the launcher stops them with SIGTERM.
     killed = [failure for failure in failures if -signal.SIGTERM != failure.exitcode < 0]
     failure = min(killed or failures, key=lambda failure: failure.timestamp)
-    found = failure.message  # a string after a signal, a dict after an exception
+    found: Any = failure.message  # a string after a signal, a dict after an exception
     message = str(found["message"] if isinstance(found, dict) else found)
     kind, _, text = message.partition(": ")
     if kind == UserError.__name__:
         return UserError(text)
     if kind == StoppedError.__name__:
         return KeyboardInterrupt()
+    if isinstance(found, dict):  # the other ranks fail because of this one, so only its traceback is printed
+        print(found.get("extraInfo", {}).get("py_callstack", ""), file=sys.stderr)
     return WorkerError(f"worker {failure.local_rank} failed (exit code {failure.exitcode}): {message}")
 
 

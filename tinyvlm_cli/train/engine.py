@@ -17,6 +17,7 @@ from tinyvlm_cli.config.schema import Engine as EngineSettings
 from tinyvlm_cli.config.schema import Optim, Precision
 from tinyvlm_cli.console import silence
 from tinyvlm_cli.data.batch import MicroBatch
+from tinyvlm_cli.heartbeat import note_progress
 from tinyvlm_cli.model.tuning import ADAPTER_MARK
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.train.checkpoint import Checkpoints, Piece
@@ -102,11 +103,13 @@ class Engine:
         totals = torch.tensor([0.0, float(self.wants_stop())], device=self.device)  # the loss, and ranks to stop
         scale = self.ranks / supervised_tokens  # DeepSpeed averages gradients over the ranks
         for i, micro in enumerate(micros):
+            note_progress()
             self.micro = i
             self.engine.set_gradient_accumulation_boundary(i == len(micros) - 1)
             loss = self.engine(micro.to(self.device))
             self.engine.backward(loss * scale, scale_wrt_gas=False)
             totals[0] += loss.detach()
+        note_progress()
         self.engine.step()
         dist.all_reduce(totals)
         self.stops = totals[1] > 0

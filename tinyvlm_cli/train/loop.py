@@ -21,6 +21,7 @@ from tinyvlm_cli.data.image_states import record_images
 from tinyvlm_cli.data.index import Samples, SplitIndex, open_index
 from tinyvlm_cli.data.loader import StagePlan, num_steps, prepare_loaders, step_batches
 from tinyvlm_cli.errors import StoppedError, UserError
+from tinyvlm_cli.heartbeat import end_progress, note_progress
 from tinyvlm_cli.model.attention.packed import register
 from tinyvlm_cli.model.flops import Flops, training_flops
 from tinyvlm_cli.model.llm import load_tokenizer
@@ -215,7 +216,9 @@ def _take_steps(
                 if meter:
                     log.info("%s: stopped; wrote a checkpoint after step %d", job.name, done)
                 raise StoppedError(f"{job.name}: stopped after step {done}")
+            note_progress()
             asked = time.perf_counter()
+    end_progress()
 
 
 def _short(number: int) -> str:
