@@ -16,7 +16,9 @@ from support.small_run import write_small_run
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.config.build import build, trust
 from tinyvlm_cli.config.schema import Split, Train, from_yaml
-from tinyvlm_cli.data.records import FaultError, Kind, image_file, read_records
+from tinyvlm_cli.data.image_store import ImageStore
+from tinyvlm_cli.data.reading import read_records
+from tinyvlm_cli.data.records import FaultError, Kind, image_file
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.evaluate.sources import read_answers
@@ -222,7 +224,9 @@ PIPES: dict[str, Callable[[Path], object]] = {
     "per_question.json": Results.read_per_question,
     "questions.json": lambda folder: Questions.read(folder / "questions.json"),
     "config.json": lambda folder: Results(folder).weights_hash(str(folder)),
-    "records.json": lambda folder: list(read_records(Split(str(folder / "records.json"), str(folder), 1, "me"), "")),
+    "records.json": lambda folder: list(
+        read_records(Split(str(folder / "records.json"), str(folder), 1, "me"), "", ImageStore(folder))
+    ),
 }
 
 

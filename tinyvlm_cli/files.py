@@ -13,7 +13,7 @@ import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -196,25 +196,29 @@ def _open_no_link(path: str, flags: int) -> int:
         raise UserError(f"{path}: is a link to another file; delete the link") from None
 
 
-def file_hash(path: Path, memo_dir: Path) -> str:
+def file_hash(path: Path, memo_dir: Path, digest_of: Callable[[Path], str] | None = None, part: str = "") -> str:
     """Return a file's SHA-256. A large file is hashed again only if its size or modification time changes.
 
     memo_dir: the folder that caches the hashes of large files.
+    digest_of: computes the hash of the part of the file that `part` describes; None: all of it.
     """
     check_file(path)
     found = path.stat()
     if found.st_size < LARGE_BYTES:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return digest_of(path) if digest_of else hashlib.sha256(path.read_bytes()).hexdigest()
     place = str(path.resolve())
     seen = {"path": place, "size": found.st_size, "mtime_ns": found.st_mtime_ns}
-    memo = memo_dir / (hashlib.sha256(place.encode()).hexdigest()[:16] + ".json")
+    memo = memo_dir / (hashlib.sha256((place + part).encode()).hexdigest()[:16] + ".json")
     with suppress(OSError, ValueError, TypeError, AttributeError):  # missing or damaged: hash the file again
         known = json.loads(memo.read_text(encoding="utf-8"))
         digest = known.pop("sha256", None)
         if known == seen and isinstance(digest, str):
             return digest
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest_of:
+        digest = digest_of(path)
+    else:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     write_text(memo, json.dumps({**seen, "sha256": digest}))
     return digest
 

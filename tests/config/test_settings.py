@@ -18,6 +18,7 @@ HOLDERS = {
     "SecondEncoder": "second|spec",
     "Vision": "vision|spec|group|encoder|settings",
     "Download": "spec",
+    "Columns": "columns",
     "Split": "split|one",
     "Data": "data|group",
     "Parts": "train",

@@ -14,15 +14,11 @@ from transformers import PreTrainedTokenizerFast
 
 from tinyvlm_cli.config.schema import Chat, Prompt, Split
 from tinyvlm_cli.data import check
-from tinyvlm_cli.data.check import (
-    check_before_training,
-    check_split,
-    count_irregular,
-    findings_path,
-    log_irregular_images,
-)
+from tinyvlm_cli.data.check import check_before_training, check_split, count_irregular, log_irregular_images
+from tinyvlm_cli.data.image_store import ImageStore
 from tinyvlm_cli.data.index import open_index
-from tinyvlm_cli.data.records import IMAGE_FAULTS, Kind, write_skips
+from tinyvlm_cli.data.records import IMAGE_FAULTS, Kind
+from tinyvlm_cli.data.skips import findings_path, write_skips
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import write_jsonl
 from tinyvlm_cli.results.folder import Results
@@ -91,7 +87,7 @@ def write_images(folder: Path) -> None:
     image.save(folder / "camera.jpg", format="MPO", save_all=True, append_images=[image])
 
 
-def be_killed(path: Path, *, root: Path) -> None:
+def be_killed(name: str, *, images: ImageStore) -> None:
     """End like a process that the system kills because memory runs out."""
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -101,7 +97,7 @@ def test_a_killed_process_does_not_hang_the_check(tmp_path: Path, monkeypatch: p
     (tmp_path / "records.json").write_text(json.dumps([{"id": 1, "image": "a.png", "conversations": TALK}]))
     split = Split(annotations=str(tmp_path / "records.json"), images=str(tmp_path), count=1, source="here")
     with pytest.raises(UserError, match="was killed"):
-        check_split(split)
+        check_split(split, ImageStore(tmp_path))
 
 
 def test_every_planted_fault_is_found_and_nothing_else(tmp_path: Path) -> None:
@@ -113,12 +109,12 @@ def test_every_planted_fault_is_found_and_nothing_else(tmp_path: Path) -> None:
     bad = [{"id": f"bad{i}", "image": "a.png", "conversations": TALK, **fault} for i, (_, fault) in enumerate(FAULTS)]
     (tmp_path / "records.json").write_text(json.dumps(good + bad), encoding="utf-8")
     split = Split(annotations=str(tmp_path / "records.json"), images=str(tmp_path), count=1, source="here")
-    checked = check_split(split, special=["</s>"])
+    checked = check_split(split, ImageStore(tmp_path), special=["</s>"])
     assert checked.num_records == len(good) + len(bad)
     found = [(f.number - len(good), f.kind) for f in checked.findings]
     assert found == [(i, kind) for i, (kind, _) in enumerate(FAULTS)]
     assert [f.kind for f in checked.findings if not f.leaves_out] == [kind for kind, _ in FAULTS if kind in HARMLESS]
-    upright = {f.kind for f in check_split(split, upright=True).findings}
+    upright = {f.kind for f in check_split(split, ImageStore(tmp_path), upright=True).findings}
     assert upright == {kind for kind, _ in FAULTS} - {Kind.rotated, Kind.special}
 
 
@@ -128,7 +124,7 @@ def test_the_index_leaves_out_what_the_check_reports(tmp_path: Path, words: PreT
     records = [{"id": str(i), "image": "a.png", "conversations": TALK, **fault} for i, (_, fault) in enumerate(FAULTS)]
     (tmp_path / "records.json").write_text(json.dumps(records), encoding="utf-8")
     split = Split(annotations=str(tmp_path / "records.json"), images=str(tmp_path), count=1, source="here")
-    findings = check_split(split).findings
+    findings = check_split(split, ImageStore(tmp_path)).findings
     skips = [(finding.number, finding.says, finding.image) for finding in findings if finding.kind in IMAGE_FAULTS]
     write_skips(split, Results(tmp_path), skips)
     index = open_index(split, tokenizer=words, chat=Chat(), prompt=Prompt.plain, results=Results(tmp_path))
@@ -147,7 +143,7 @@ def test_images_are_checked_before_training(tmp_path: Path, images: list[str], s
     write_images(tmp_path)
     split = Split(annotations="", images=str(tmp_path), count=1, source="here")
     with pytest.raises(UserError, match=says) if says else nullcontext():
-        check_before_training(images, split)
+        check_before_training(images, split, ImageStore(tmp_path))
 
 
 @pytest.mark.parametrize("serial", [1, 5000])
@@ -159,7 +155,7 @@ def test_irregular_images_are_counted_before_training(
     split = Split(annotations=str(tmp_path / "r.json"), images=str(tmp_path), count=1, source="here")
     images = ["a.png"] * 99 + ["turned.jpg", "float.tiff", "page.jpg", "turned.jpg", "gone.png"]
     monkeypatch.setattr("tinyvlm_cli.data.check.SERIAL", serial)
-    counted = count_irregular(images, tmp_path)
+    counted = count_irregular(images, ImageStore(tmp_path))
     assert counted == {Kind.rotated: 1, Kind.rescaled: 1, Kind.no_image: 1, Kind.absent: 1}
     kinds = {Kind.rotated: 7, Kind.rescaled: 8}
     for is_checked in (False, True):

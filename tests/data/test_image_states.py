@@ -14,8 +14,9 @@ from tinyvlm_cli.cli.commands import data
 from tinyvlm_cli.config.commands import DataCommand
 from tinyvlm_cli.config.schema import Chat, Data, Prompt, Split
 from tinyvlm_cli.data.image_states import FILE, warn_if_changed
+from tinyvlm_cli.data.image_store import ImageStore
 from tinyvlm_cli.data.index import SplitIndex, open_index
-from tinyvlm_cli.data.records import read_skips, split_hash
+from tinyvlm_cli.data.skips import read_skips, skip_path, split_hash
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import file_state, is_unchanged
 from tinyvlm_cli.results.folder import Results
@@ -69,7 +70,7 @@ def test_a_skipped_image_that_was_mended_is_used_and_reported(
 
 def test_a_skip_list_of_an_earlier_version_is_obeyed_until_the_image_is_there(tmp_path: Path, split: Split) -> None:
     results, root = Results(tmp_path), Path(split.images)
-    path = results.skip_path(Path(split.annotations), root)
+    path = skip_path(split, results)
     path.parent.mkdir(parents=True)
     reasons = {1: f"image {root / 'gone.png'}: no such file", 3: f"image {root / 'cut.png'}: cannot be read (cut)"}
     path.write_text("".join(json.dumps({"number": n, "reason": r}) + "\n" for n, r in reasons.items()), "utf-8")
@@ -97,14 +98,14 @@ def test_replaced_images_are_a_warning_when_a_training_starts(
     Image.new("RGB", (32, 32)).save(root / "cut.png")
     (root / "gone.png").unlink()
     opened(split, tmp_path, words)
-    warn_if_changed(stage, root, used_by="it was trained")
+    warn_if_changed(stage, ImageStore(root), used_by="it was trained")
     found: list[Any] = [record.args for record in caplog.records]
     assert [args[1:4] for args in found] == [(1, 3, "cut.png")] * 2
     opened(split, tmp_path, words)  # reported once
     assert len(caplog.records) == 2
     (stage / FILE).write_text("[", encoding="utf-8")
     with pytest.raises(UserError, match=r"images\.json: cannot be read .*; delete the file"):
-        warn_if_changed(stage, root, used_by="it was trained")
+        warn_if_changed(stage, ImageStore(root), used_by="it was trained")
 
 
 def test_the_state_of_a_file(tmp_path: Path) -> None:

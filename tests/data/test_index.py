@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from tinyvlm_cli.config.schema import Chat, Prompt, Split
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.data.index import SplitIndex, open_index
-from tinyvlm_cli.data.records import Kind, split_hash, write_skips
+from tinyvlm_cli.data.records import Kind
+from tinyvlm_cli.data.skips import split_hash, write_skips
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.folder import Results
 

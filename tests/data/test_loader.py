@@ -12,6 +12,7 @@ from PIL import ExifTags, Image
 from transformers import PreTrainedTokenizerFast
 
 from tinyvlm_cli.config.schema import Chat, ImageMode, Prompt, Split, Vision
+from tinyvlm_cli.data.image_store import ImageStore
 from tinyvlm_cli.data.index import open_index
 from tinyvlm_cli.data.loader import StagePlan, num_steps, pack, prepare_loaders, spread, step_batches, step_samples
 from tinyvlm_cli.errors import UserError
@@ -89,7 +90,7 @@ def plan(tmp_path: Path, stablelm2: PreTrainedTokenizerFast, small_vision: Visio
     index = open_index(split, tokenizer=stablelm2, chat=Chat(), prompt=Prompt.plain, results=Results(tmp_path))
     lengths = index.lengths(576, 3072)
     return StagePlan(
-        index=index, usable=np.flatnonzero(lengths), lengths=lengths, image_root=tmp_path, vision=small_vision,
+        index=index, usable=np.flatnonzero(lengths), lengths=lengths, images=ImageStore(tmp_path), vision=small_vision,
         image_mode=ImageMode.square, tokens_per_image=576, max_length=3072, samples_per_step=3, seed=0,
     )  # fmt: skip
 

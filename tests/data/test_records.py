@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from tinyvlm_cli.config.schema import Split
-from tinyvlm_cli.data import json_list, records
-from tinyvlm_cli.data.records import FaultError, Kind, Turn, parse_record, read_records
+from tinyvlm_cli.data import reading
+from tinyvlm_cli.data.image_store import ImageStore
+from tinyvlm_cli.data.reading import read_records
+from tinyvlm_cli.data.records import FaultError, Kind, Turn, parse_record
+from tinyvlm_cli.data.sources import json_list
 from tinyvlm_cli.errors import UserError
 
 TEXT = '\u00e9\u4e2d \U0001f600 " \\ \n'
@@ -24,7 +27,7 @@ def split_at(path: Path) -> Split:
 
 def read(content: bytes, folder: Path) -> list[Any]:
     (folder / "r.json").write_bytes(content)
-    return [raw for raw, _ in read_records(split_at(folder / "r.json"), "reading")]
+    return [raw for raw, _ in read_records(split_at(folder / "r.json"), "reading", ImageStore())]
 
 
 @pytest.mark.parametrize("piece", range(1, 40))
@@ -74,17 +77,17 @@ def test_a_broken_file_is_one_sentence_with_the_record(
 def test_a_folder_or_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
     for path, says in ((tmp_path, "found a folder"), (tmp_path / "r.json", "no such file; get it from here")):
         with pytest.raises(UserError, match=says):
-            next(read_records(split_at(path), "reading"))
+            next(read_records(split_at(path), "reading", ImageStore()))
 
 
 def test_an_error_is_raised_before_the_rest_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of a broken record is not searched for in the whole file."""
     num_bytes: list[int] = []
     bar = SimpleNamespace(advance=num_bytes.append, done=0)
-    monkeypatch.setattr(records, "progress", lambda label, total: nullcontext(bar))
+    monkeypatch.setattr(reading, "progress", lambda label, total: nullcontext(bar))
     (tmp_path / "r.json").write_text("[1, {a" + " " * 10 * json_list.PIECE, encoding="utf-8")
     with pytest.raises(UserError, match="record 1"):
-        list(read_records(split_at(tmp_path / "r.json"), "reading"))
+        list(read_records(split_at(tmp_path / "r.json"), "reading", ImageStore()))
     assert max(num_bytes) < 3 * json_list.PIECE
 
 

@@ -28,7 +28,9 @@ from tinyvlm_cli.cli.commands import COMMANDS
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.config.build import paper_dir
 from tinyvlm_cli.config.schema import Split, Train, from_yaml
-from tinyvlm_cli.data.records import FaultError, Record, read_records
+from tinyvlm_cli.data.image_store import ImageStore
+from tinyvlm_cli.data.reading import read_records
+from tinyvlm_cli.data.records import FaultError, Record
 from tinyvlm_cli.demo import easyvqa, easyvqa_files
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.sources import read_answers
@@ -103,7 +105,7 @@ def test_records(data: bytes, tmp_path: Path) -> None:
     split = Split(annotations=str(path), images=str(tmp_path), count=1, source="here")
 
     def read() -> None:
-        for _, record in read_records(split, "reading"):
+        for _, record in read_records(split, "reading", ImageStore(tmp_path)):
             assert isinstance(record, Record | FaultError)
 
     tried(read)

@@ -27,7 +27,7 @@ UNNAMED = ("???", *(f"${{hydra:runtime.choices.{group}}}" for group in GROUPS)) 
 # folders differ between machines.
 NOT_COMPARED = re.compile(
     r"(\w+\.)*architecture\b.*|prepare\b.*|name|label|partial_from_layer|paper_data"
-    r"|downloads\b.*|splits\.[^.]+\.(images|count|source)"
+    r"|downloads\b.*|splits\.[^.]+\.(images|count|source|archives\b.*)"
 )
 MAX_SHOWN = 2  # settings listed in a name
 MAX_CHARACTERS = 24  # of a value in a name

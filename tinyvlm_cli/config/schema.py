@@ -138,13 +138,24 @@ class Vision:
 
 
 @dataclass
-class Split:
-    """One training set: a LLaVA-style JSON list, and the folder that its image paths are relative to."""
+class Columns:
+    """Names of the fields of a record. The defaults are those of LLaVA's JSON list."""
 
-    annotations: str = MISSING
-    images: str = MISSING
+    id: str | None = "id"  # null: records are numbered
+    images: str | None = "image"  # one image or a list of images, or their paths; null: records of text only
+    text: str = "conversations"  # list of {from, value}, {role, content} or {user, assistant}; or a caption
+
+
+@dataclass
+class Split:
+    """One training set: files with its records, and the images that the records refer to."""
+
+    annotations: str = MISSING  # JSON list, .jsonl, .parquet or webdataset .tar, or a pattern such as DIR/*.parquet
+    images: str | None = None  # folder, .zip or .tar that image paths are relative to; null: they are in the shards
     count: int = integer(0)  # published number of records, used by plan before the files are downloaded
     source: str = MISSING  # where to get the files; shown in messages
+    archives: dict[str, str] = field(default_factory=dict)  # missing folder in `images` -> .zip or .tar to read instead
+    columns: Columns = field(default_factory=Columns)
 
 
 @dataclass

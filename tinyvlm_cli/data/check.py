@@ -20,9 +20,12 @@ from typing import TypeVar
 
 from tinyvlm_cli.config.schema import Split
 from tinyvlm_cli.console import progress
-from tinyvlm_cli.data.images import UPRIGHT, WIDE_MODES, examine, image_format, open_image, read_header
+from tinyvlm_cli.data.image_store import ImageStore
+from tinyvlm_cli.data.images import UPRIGHT, WIDE_MODES
 from tinyvlm_cli.data.irregular import irregularities
-from tinyvlm_cli.data.records import FaultError, Finding, Kind, Record, check_link, read_records, resolve
+from tinyvlm_cli.data.reading import read_records
+from tinyvlm_cli.data.records import FaultError, Finding, Kind, Record
+from tinyvlm_cli.data.skips import findings_path
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import read_jsonl, replaced
 from tinyvlm_cli.results.folder import Results
@@ -56,17 +59,18 @@ class Checked:
     findings: list[Finding]  # in the order of the records
 
 
-def check_split(split: Split, *, special: Collection[str] = (), upright: bool = False) -> Checked:
-    """Check every record, and every image file once. All findings are kept in memory.
+def check_split(split: Split, images: ImageStore, *, special: Collection[str] = (), upright: bool = False) -> Checked:
+    """Check every record, and every image once. All findings are kept in memory.
 
+    images: the split's images.
     special: texts that tokenizers read as special tokens. upright: images are turned as their Exif orientation states.
     """
     findings: list[Finding] = []
     ids: set[str] = set()
-    images: dict[str, int] = {}  # path -> its index in this mapping
+    names: dict[str, int] = {}  # image -> its index in this mapping
     owners, places = array("i"), array("i")  # for each use of an image: the record's number and the image's index
     number = -1
-    for number, (raw, record) in enumerate(read_records(split, "reading")):
+    for number, (raw, record) in enumerate(read_records(split, "reading", images)):
         if isinstance(record, FaultError):
             findings.append(Finding(number, record.kind, str(record)))
             continue
@@ -77,13 +81,11 @@ def check_split(split: Split, *, special: Collection[str] = (), upright: bool = 
         findings += [Finding(number, kind, text) for kind, text in irregularities(raw, record, special)]
         for image in record.images:
             owners.append(number)
-            places.append(images.setdefault(image, len(images)))
-    paths = (resolve(Path(split.images), image) for image in images)
-    check = partial(check_image, root=Path(split.images))
-    results = on_all_cores(check, paths, count=len(images), label="opening images")
+            places.append(names.setdefault(image, len(names)))
+    results = on_all_cores(partial(check_image, images=images), names, count=len(names), label="opening images")
     faults = {  # by the image's index; all records with the image share the texts
         place: [(fault.kind, str(fault), image) for fault in found if not (upright and fault.kind is Kind.rotated)]
-        for place, (image, found) in enumerate(zip(images, results, strict=True))
+        for place, (image, found) in enumerate(zip(names, results, strict=True))
         if found
     }
     findings += [
@@ -92,85 +94,77 @@ def check_split(split: Split, *, special: Collection[str] = (), upright: bool = 
         for fault in faults.get(place, ())
     ]  # fmt: skip
     findings.sort(key=lambda finding: finding.number)
-    return Checked(number + 1, len(images), findings)
+    return Checked(number + 1, len(names), findings)
 
 
-def check_image(path: Path, *, root: Path | None = None) -> list[FaultError]:
-    """Decode an image. Return its faults and irregularities, such as a type that differs from its file extension.
-
-    root: the image root, out of which no link may lead.
-    """
+def check_image(name: str, *, images: ImageStore) -> list[FaultError]:
+    """Decode an image. Return its faults and irregularities, such as a type that differs from its file extension."""
     try:
-        if root is not None:
-            check_link(root, path)
-        found = examine(path)
+        found = images.examine(name)
     except FaultError as fault:
-        if fault.kind is Kind.absent and (gif := gif_of(path)):
-            return [FaultError(Kind.absent, f"{fault}, but {gif.name} is there; run {CONVERT} to convert it")]
+        if fault.kind is Kind.absent and (gif := gif_of(name, images)):
+            return [FaultError(Kind.absent, f"{fault}, but {Path(gif).name} is there; run {CONVERT} to convert it")]
         return [fault]
+    label = images.label(name)
     faults = []
-    suffix = path.suffix.lower()
+    suffix = Path(name).suffix.lower()
     if found.format not in FORMATS.get(suffix, (found.format,)):
         hint = f"; run {CONVERT} to convert it to JPEG" if suffix in JPEG_NAMES else ""
         text = f"the actual type is {found.format}; training can still read it{hint}"
-        faults.append(FaultError(Kind.other_type, f"image {path}: {text}"))
+        faults.append(FaultError(Kind.other_type, f"{label}: {text}"))
     if found.orientation != UPRIGHT:
         text = f"its Exif orientation {found.orientation} is ignored; add data.exif=upright to turn such images"
-        faults.append(FaultError(Kind.rotated, f"image {path}: {text}"))
+        faults.append(FaultError(Kind.rotated, f"{label}: {text}"))
     if found.mode in WIDE_MODES:
         kind = "floating-point" if found.mode == "F" else "32-bit"
-        faults.append(FaultError(Kind.rescaled, f"image {path}: its {kind} values are scaled to 8 bits"))
+        faults.append(FaultError(Kind.rescaled, f"{label}: its {kind} values are scaled to 8 bits"))
     if found.is_transparent:
         text = "transparent pixels are used with the color that they store, often black"
-        faults.append(FaultError(Kind.transparent, f"image {path}: {text}"))
+        faults.append(FaultError(Kind.transparent, f"{label}: {text}"))
     if found.is_animated:
-        faults.append(FaultError(Kind.animated, f"image {path}: only the first of its frames is used"))
+        faults.append(FaultError(Kind.animated, f"{label}: only the first of its frames is used"))
     return faults
 
 
-def check_before_training(images: Iterable[str], split: Split) -> None:
-    """Raise UserError if image files are missing, or if one of the first images cannot be read.
+def check_before_training(names: Iterable[str], split: Split, images: ImageStore) -> None:
+    """Raise UserError if images are missing, or if one of the first images cannot be read.
 
     Only the first images are decoded, because decoding all of them takes long. `check_split` decodes them all.
     """
-    root = Path(split.images)
-    missing: list[str] = []
-    names: dict[Path, frozenset[str]] = {}  # folder -> its files; listing a folder is faster than looking each one up
-    number = 0
+    distinct = list(dict.fromkeys(names))
+    number = len(distinct)
+    missing = images.missing(distinct)
     first = None
-    for number, image in enumerate(dict.fromkeys(images), 1):
-        path = resolve(root, image)
-        if path.parent not in names:
-            names[path.parent] = frozenset(os.listdir(path.parent) if path.parent.is_dir() else ())
-        if path.name not in names[path.parent] and not path.exists():
-            missing.append(image)
-        elif number <= NUM_DECODED and first is None:
-            try:
-                check_link(root, path)
-                open_image(path)
-            except FaultError as fault:
-                first = str(fault)
-    finding = f"{len(missing):,} of {number:,} images are missing in {root} (first: {missing[0]})" if missing else first
+    for name in [] if missing else distinct[:NUM_DECODED]:
+        try:
+            images.open(name)
+        except FaultError as fault:
+            first = str(fault)
+            break
+    finding = (
+        f"{len(missing):,} of {number:,} images are missing in {images.root} (first: {missing[0]})"
+        if missing
+        else first
+    )
     if finding:
         advice = "run `tinyvlm data check`, after which training leaves out records without an intact image"
         raise UserError(f"{finding}; get images from {split.source}, or {advice}")
 
 
-def count_irregular(images: Iterable[str], root: Path) -> Counter[Kind]:
+def count_irregular(names: Iterable[str], images: ImageStore) -> Counter[Kind]:
     """Return the number of images of each kind that their headers show. Images that cannot be read are not counted."""
-    names = dict.fromkeys(images)
-    paths = (resolve(root, image) for image in names)
-    check = partial(header_kinds, root=root)
+    distinct = dict.fromkeys(names)
+    check = partial(header_kinds, images=images)
     label = "reading the headers of images"
-    found = map(check, paths) if len(names) <= SERIAL else on_all_cores(check, paths, count=len(names), label=label)
+    is_serial = len(distinct) <= SERIAL
+    found = map(check, distinct) if is_serial else on_all_cores(check, distinct, count=len(distinct), label=label)
     return Counter(kind for kinds in found for kind in kinds)
 
 
-def header_kinds(path: Path, *, root: Path) -> list[Kind]:
+def header_kinds(name: str, *, images: ImageStore) -> list[Kind]:
     """Return the kinds that the header of an image shows: a missing file, an Exif rotation, wide pixel values."""
     try:
-        check_link(root, path)
-        orientation, mode = read_header(path)
+        orientation, mode = images.header(name)
     except FaultError as fault:
         return [fault.kind]
     return [Kind.rotated] * (orientation != UPRIGHT) + [Kind.rescaled] * (mode in WIDE_MODES)
@@ -191,45 +185,40 @@ def log_irregular_images(counted: Mapping[str, int], split: Split, results: Resu
         log.warning("%s: irregular images %s: %s", Path(split.annotations).name, scope, texts)
 
 
-def findings_path(split: Split, results: Results) -> Path:
-    """Return the path of the findings of the data check."""
-    return results.skip_path(Path(split.annotations), Path(split.images)).with_suffix(".findings.jsonl")
-
-
-def gif_of(path: Path) -> Path | None:
+def gif_of(name: str, images: ImageStore) -> str | None:
     """Return the GIF file with the same name as a missing JPEG, or None if there is none.
 
     OCR-VQA's download script names an image by its actual type, but LLaVA's annotations refer to every image as .jpg.
     """
-    gif = path.with_suffix(".gif")
-    return gif if path.suffix.lower() in JPEG_NAMES and gif.is_file() else None
+    gif = str(Path(name).with_suffix(".gif"))
+    return gif if Path(name).suffix.lower() in JPEG_NAMES and images.path(gif).is_file() else None
 
 
-def convert_split(split: Split) -> list[bool | FaultError]:
-    """Replace every image that is named .jpg or .jpeg but has another type with a JPEG of its first frame.
+def convert_split(split: Split, images: ImageStore) -> list[bool | FaultError]:
+    """Replace every image file that is named .jpg or .jpeg but has another type with a JPEG of its first frame.
 
-    Returns, for each image named .jpg or .jpeg, whether it was converted, or a FaultError if it cannot be read.
+    Images in archives and shards stay as they are. Returns, for each image file named .jpg or .jpeg, whether it was
+    converted, or a FaultError if it cannot be read.
     """
-    images: dict[str, None] = {}  # in order, without duplicates
-    for _, record in read_records(split, "reading"):
+    names: dict[str, None] = {}  # in order, without duplicates
+    for _, record in read_records(split, "reading", images):
         if isinstance(record, Record):  # invalid records are reported by the data check and left out of the index
-            images.update((image, None) for image in record.images if image.lower().endswith(JPEG_NAMES))
-    paths = (resolve(Path(split.images), image) for image in images)
-    convert = partial(to_jpeg, root=Path(split.images))
-    return list(on_all_cores(convert, paths, count=len(images), label="converting images"))
+            names.update((name, None) for name in record.images if name.lower().endswith(JPEG_NAMES))
+    files = [name for name in names if not images.contains(name)]
+    return list(on_all_cores(partial(to_jpeg, images=images), files, count=len(files), label="converting images"))
 
 
-def to_jpeg(path: Path, *, root: Path) -> bool | FaultError:
-    """Convert an image to JPEG, or create a missing one from the GIF of that name. Return whether a file was written.
+def to_jpeg(name: str, *, images: ImageStore) -> bool | FaultError:
+    """Convert an image file to JPEG, or create a missing one from the GIF of that name. Return whether it was written.
 
     Raises UserError if the file cannot be written.
     """
+    path = images.path(name)
     try:
-        check_link(root, path)
-        source = path if path.exists() else gif_of(path) or path
-        if image_format(source) in JPEG:
+        source = name if path.exists() else gif_of(name, images) or name
+        if images.format(source) in JPEG:
             return False
-        image = open_image(source)
+        image = images.open(source)
     except FaultError as fault:
         return fault
     try:

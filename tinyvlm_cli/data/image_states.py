@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tinyvlm_cli.data.image_store import ImageStore
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.files import FileState, file_state, is_unchanged, write_text
+from tinyvlm_cli.files import FileState, write_text
 
 if TYPE_CHECKING:
     from tinyvlm_cli.data.index import SplitIndex
@@ -23,31 +24,32 @@ FILE = "images.json"
 SAMPLED = 1000  # images
 
 
-def record_images(index: "SplitIndex", root: Path, folder: Path, *, used_by: str) -> None:
+def record_images(index: "SplitIndex", images: ImageStore, folder: Path, *, used_by: str) -> None:
     """Write the states of a sample of the index's images to `folder`, and warn about those that have changed.
 
     used_by: what was made from the recorded images, for the warning.
     """
-    warn_if_changed(folder, root, used_by=used_by)
+    warn_if_changed(folder, images, used_by=used_by)
     numbers = np.unique(np.linspace(0, len(index) - 1, min(SAMPLED, len(index)), dtype=np.int64))
     names = sorted({image for number in numbers for image in index.sample(int(number)).images[:1]})
-    states = {name: file_state(root / name) for name in names}
+    states = {name: images.state(name) for name in names}
     write_text(folder / FILE, json.dumps(states, indent=0) + "\n")
 
 
-def warn_if_changed(folder: Path, root: Path, *, used_by: str) -> None:
+def warn_if_changed(folder: Path, images: ImageStore, *, used_by: str) -> None:
     """Log a warning if images have changed since their states were recorded in `folder`.
 
     Images that do not exist are not compared, because trained stages remain usable without their data.
     """
     states = read_states(folder)
-    present = {name: state for name, state in states.items() if state is not None and (root / name).exists()}
-    changed = [name for name, state in present.items() if not is_unchanged(root / name, state)]
+    missing = set(images.missing(list(states)))
+    present = {name: state for name, state in states.items() if state is not None and name not in missing}
+    changed = [name for name, state in present.items() if not images.is_unchanged(name, state)]
     if changed:
         log.warning(
             "%s: %d of %d sampled images have changed (first: %s) since %s; delete the stages that used the earlier "
             "images to train them again, and run `tinyvlm data check`",
-            root, len(changed), len(present), changed[0], used_by,
+            images.root, len(changed), len(present), changed[0], used_by,
         )  # fmt: skip
 
 

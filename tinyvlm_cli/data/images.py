@@ -62,26 +62,27 @@ class Examined:
     is_animated: bool  # several frames; the previews that cameras add to a JPEG do not count
 
 
-def open_image(source: Path | bytes, *, upright: bool = False) -> Image.Image:
+def open_image(source: Path | bytes, *, name: str = "", upright: bool = False) -> Image.Image:
     """Return the first frame of an image as RGB. Raises FaultError if the image is missing, invalid or incomplete.
 
+    name: how messages name the image.
     upright: turn the image as its Exif orientation states. Otherwise it stays as stored, as in TinyLLaVA_Factory.
     """
-    with _opened(source) as image:
+    with _opened(source, name) as image:
         rgb = to_rgb(image)
         turn = TURNS.get(_orientation(image)) if upright else None
         return rgb if turn is None else rgb.transpose(turn)
 
 
-def image_format(source: Path | bytes) -> str:
+def image_format(source: Path | bytes, *, name: str = "") -> str:
     """Return Pillow's name for the actual image type ("JPEG", "GIF"), detected from the first bytes."""
-    with _opened(source) as image:
+    with _opened(source, name) as image:
         return image.format or ""
 
 
-def examine(source: Path | bytes) -> Examined:
+def examine(source: Path | bytes, *, name: str = "") -> Examined:
     """Decode an image. Raises FaultError for every image that `open_image` rejects."""
-    with _opened(source) as image:
+    with _opened(source, name) as image:
         mode = image.mode
         # Decoding a JPEG at an eighth of its size still reads all its bytes, in a third of the time.
         image.draft("RGB", (1, 1))
@@ -92,9 +93,9 @@ def examine(source: Path | bytes) -> Examined:
         )  # fmt: skip
 
 
-def read_header(source: Path | bytes) -> tuple[int, str]:
+def read_header(source: Path | bytes, *, name: str = "") -> tuple[int, str]:
     """Return the Exif orientation and Pillow's pixel format of an image without decoding it."""
-    with _opened(source) as image:
+    with _opened(source, name) as image:
         return _orientation(image), image.mode
 
 
@@ -122,9 +123,9 @@ def _orientation(image: Image.Image) -> int:
 
 
 @contextmanager
-def _opened(source: Path | bytes) -> Iterator[Image.Image]:
-    """Open an image with Pillow. An error here or in the `with` block becomes a FaultError that names the file."""
-    name = "image data" if isinstance(source, bytes) else f"image {source}"
+def _opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
+    """Open an image with Pillow. An error here or in the `with` block becomes a FaultError that names the image."""
+    name = name or ("image data" if isinstance(source, bytes) else f"image {source}")
     if isinstance(source, Path) and (special := special_kind(source)) is not None:
         raise FaultError(Kind.unreadable, f"{name}: expected a file but found {special}")
     try:

@@ -30,9 +30,12 @@ from tinyvlm_cli.config.commands import Mix
 from tinyvlm_cli.config.schema import Chat, Prompt, Split
 from tinyvlm_cli.data.chat import IMAGE, Encoded, encode
 from tinyvlm_cli.data.image_states import record_images
+from tinyvlm_cli.data.image_store import ImageStore, open_images, record_files
 from tinyvlm_cli.data.index_integrity import AGAIN, IRREGULAR_IMAGES, checksum, fault, read_counts, seal
 from tinyvlm_cli.data.irregular import irregularities
-from tinyvlm_cli.data.records import FaultError, Kind, Record, read_records, read_skips, split_hash
+from tinyvlm_cli.data.reading import read_records
+from tinyvlm_cli.data.records import FaultError, Kind, Record
+from tinyvlm_cli.data.skips import read_skips, split_hash
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import locked, new_folder, read_jsonl, write_jsonl, write_text
 from tinyvlm_cli.results.folder import Results
@@ -193,8 +196,9 @@ def open_index(
     Several processes can call this at the same time: one builds the index while the others wait. The numbers of
     records that are left out or irregular are logged each time.
     """
-    if not Path(split.annotations).is_file():
+    if not record_files(split):
         raise UserError(f"{split.annotations}: no such file; get it from {split.source}")
+    images = open_images(split, results)
     identity = {
         "format": FORMAT,
         "records": split_hash(split, results),
@@ -212,10 +216,10 @@ def open_index(
         if not folder.is_dir():
             encode_all = partial(encode, tokenizer=tokenizer, chat=chat, prompt=prompt)
             with new_folder(folder) as draft:
-                _write_files(draft, split, encode_all, read_skips(split, results), special)
+                _write_files(draft, split, images, encode_all, skips=read_skips(split, results), special=special)
         index = SplitIndex(folder)
-        record_images(index, Path(split.images), folder, used_by="the last training or `tinyvlm data prepare`")
-        _record_irregular(index, Path(split.images))
+        record_images(index, images, folder, used_by="the last training or `tinyvlm data prepare`")
+        _record_irregular(index, images)
     name = Path(split.annotations).name
     if fetched := read_skips(split, results, outdated=True).keys() - read_skips(split, results).keys():
         log.warning(
@@ -233,19 +237,20 @@ def open_index(
     return index
 
 
-def _record_irregular(index: SplitIndex, root: Path) -> None:
+def _record_irregular(index: SplitIndex, images: ImageStore) -> None:
     """Write the numbers of irregular images, once all images exist: `prepare` may run before they are there."""
     from tinyvlm_cli.data.check import count_irregular
 
     path = index.folder / IRREGULAR_IMAGES
     if not path.is_file() or Kind.absent.value in read_counts(path):
-        counts = count_irregular(index.images(), root)
+        counts = count_irregular(index.images(), images)
         write_text(path, json.dumps({kind.value: count for kind, count in counts.items()}))
 
 
 def _write_files(
-    folder: Path, split: Split, encode_all: EncodeAll, skips: dict[int, str], special: Collection[str]
-) -> None:
+    folder: Path, split: Split, images: ImageStore, encode_all: EncodeAll, *, skips: dict[int, str],
+    special: Collection[str],
+) -> None:  # fmt: skip
     """Write the files of an index, one batch of records at a time.
 
     skips: record number -> reason for records that are left out.
@@ -257,7 +262,7 @@ def _write_files(
     num_tokens = 0
 
     def records() -> Iterator[tuple[int, Record | FaultError]]:
-        for number, (raw, record) in enumerate(read_records(split, "tokenising")):
+        for number, (raw, record) in enumerate(read_records(split, "tokenising", images)):
             if isinstance(record, Record) and (found := tuple(irregularities(raw, record, special))):
                 irregular[number] = tuple(kind for kind, _ in found)
             yield number, record

@@ -3,9 +3,7 @@
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from tinyvlm_cli.data.records import MARK, FaultError, Kind, Record, check_marks
-
-OTHER_KEYS = ("images", "image_path", "image_paths", "video", "videos", "audio", "audios")  # of other formats
+from tinyvlm_cli.data.records import MARK, OTHER_KEYS, FaultError, Kind, Record, check_marks
 
 
 def irregularities(raw: Any, record: Record, special: Collection[str]) -> Iterator[tuple[Kind, str]]:

@@ -9,7 +9,6 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import forkserver
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,9 @@ from torch.utils.data import DataLoader
 from tinyvlm_cli.config.schema import ImageMode, Vision
 from tinyvlm_cli.data.batch import MicroBatch, Tokens, Work, blank, expand, row_of
 from tinyvlm_cli.data.chat import IMAGE
-from tinyvlm_cli.data.images import open_image, pixels
+from tinyvlm_cli.data.image_store import ImageStore
+from tinyvlm_cli.data.images import pixels
 from tinyvlm_cli.data.index import Sample, Samples
-from tinyvlm_cli.data.records import image_file
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.signals import STOP_S, STOP_SIGNALS, ignored
 
@@ -36,7 +35,7 @@ class StagePlan:
     index: Samples
     usable: NDArray[np.int64]  # numbers of the samples with at least one supervised token
     lengths: NDArray[np.int32]  # length of every sample in tokens, including image tokens, after truncation
-    image_root: Path
+    images: ImageStore
     vision: Vision
     image_mode: ImageMode
     tokens_per_image: int
@@ -203,8 +202,7 @@ def pack(plan: StagePlan, micro: Micro, weights: Mapping[int, float]) -> MicroBa
         expanded.append((ids[:end], supervised[:end]))
         try:
             for image in sample.images[:whole]:
-                opened = open_image(image_file(plan.image_root, image), upright=plan.upright)
-                loaded.append(pixels(opened, plan.vision, plan.image_mode))
+                loaded.append(pixels(plan.images.open(image, upright=plan.upright), plan.vision, plan.image_mode))
         except UserError as error:
             hint = "run `tinyvlm data check` to find all such images, whose records training then leaves out"
             raise UserError(f"{error}; {hint}") from None

@@ -1,26 +1,16 @@
-"""The records of a split: reading LLaVA's JSON list, validating records, and the skip list.
+"""Records in LLaVA's format: what is in one, and what can be wrong with it."""
 
-`tinyvlm data check` writes the skip list: records that training leaves out because of their images. There is one list
-for each pair of annotation file and image root, because the same records can be valid with another image root.
-"""
-
-import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from tinyvlm_cli.config.build import trusted_folders
-from tinyvlm_cli.config.schema import Split
-from tinyvlm_cli.console import progress
-from tinyvlm_cli.data.json_list import json_items
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.files import file_state, is_unchanged, read_jsonl, write_jsonl
-from tinyvlm_cli.results.folder import Results
-from tinyvlm_cli.untrusted import check_file, link_fault
+from tinyvlm_cli.untrusted import link_fault
 
+OTHER_KEYS = ("images", "image_path", "image_paths", "video", "videos", "audio", "audios")  # of other formats
 MARK = "<image>"  # image placeholder in a question
 
 
@@ -125,42 +115,6 @@ class Finding:
         return self.kind not in USED
 
 
-def read_records(split: Split, label: str) -> Iterator[tuple[Any, Record | FaultError]]:
-    """Yield each item of the JSON list as `json.load` would return it, with the record parsed from it or the fault.
-
-    The file can be larger than memory.
-
-    label: label of the progress bar, which counts bytes.
-    Raises UserError, with the number of the record, for a file that is not a JSON list.
-    """
-    path = Path(split.annotations)
-    check_file(path)
-    is_empty = True
-    try:
-        with path.open(encoding="utf-8-sig") as file, progress(f"{label} {path.name}", path.stat().st_size) as bar:
-            for raw in json_items(file, bar):
-                is_empty = False
-                try:
-                    record = parse_record(raw)
-                    for image in record.images:
-                        resolve(Path(split.images), image)
-                except FaultError as fault:
-                    yield raw, fault
-                else:
-                    yield raw, record
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; get it from {split.source}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except RecursionError:
-        raise UserError(f"{path}: the JSON is nested too deeply; get it again from {split.source}") from None
-    except ValueError as error:  # invalid JSON, invalid UTF-8, or an integer with thousands of digits
-        text = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise UserError(f"{path}: not a valid JSON list ({text}); get it again from {split.source}") from None
-    if is_empty:
-        raise UserError(f"{path}: the list is empty; expected at least one record")
-
-
 def parse_record(raw: Any) -> Record:
     """Parse an item of the JSON list. Extra keys are ignored.
 
@@ -243,51 +197,3 @@ def check_marks(record: Record) -> None:
     if marked != len(record.images):
         text = f"the number of questions with {MARK} is {marked}, but the number of images is {len(record.images)}"
         raise FaultError(Kind.marks, f"record {record.id}: {text}")
-
-
-def split_hash(split: Split, results: Results) -> str:
-    """Return a hash of the annotation file and of the records in its skip list.
-
-    If the file does not exist yet, its name and published number of records are used instead.
-    """
-    path = Path(split.annotations)
-    if not path.is_file():
-        return f"{path.name}, {split.count} records"
-    skips = read_skips(split, results)
-    digest = results.file_hash(path)
-    return f"{digest} without {sorted(skips)}" if skips else digest
-
-
-def read_skips(split: Split, results: Results, *, outdated: bool = False) -> dict[int, str]:
-    """Return the skip list, record number -> reason. It is empty before the first data check.
-
-    An entry counts only while its image is as the check found it. outdated: return the other entries instead.
-    """
-    path = results.skip_path(Path(split.annotations), Path(split.images))
-    lines = read_jsonl(path) if path.exists() else []
-    try:
-        return {line["number"]: line["reason"] for line in lines if _is_outdated(line, split) is outdated}
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{path}: not a valid skip list; delete it and run `tinyvlm data check` again") from None
-
-
-def _is_outdated(entry: dict[str, Any], split: Split) -> bool:
-    """Return whether the image of an entry in the skip list has changed since the data check."""
-    if entry.get("image") is not None:
-        return not is_unchanged(Path(split.images) / entry["image"], entry["state"])
-    # Lists of earlier versions contain the path of a missing image in the reason, and no states.
-    missing = re.match(r"image (.+?): no such file", entry["reason"])
-    return missing is not None and Path(missing[1]).exists()
-
-
-def write_skips(split: Split, results: Results, skips: Iterable[tuple[int, str, str | None]]) -> Path:
-    """Replace the skip list with (record number, reason, image) entries. Return its path."""
-    path = results.skip_path(Path(split.annotations), Path(split.images))
-    write_jsonl(
-        path,
-        (
-            {"number": n, "reason": reason, "image": image, "state": image and file_state(Path(split.images) / image)}
-            for n, reason, image in skips
-        ),
-    )
-    return path

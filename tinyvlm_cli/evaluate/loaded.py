@@ -20,8 +20,9 @@ from tinyvlm_cli.config.build import conf_dir
 from tinyvlm_cli.config.schema import Prompt
 from tinyvlm_cli.data.batch import MicroBatch, blank, expand, row_of
 from tinyvlm_cli.data.chat import encode
-from tinyvlm_cli.data.images import image_source, open_image, pixels
-from tinyvlm_cli.data.records import Turn, image_file, parse_record
+from tinyvlm_cli.data.image_store import ImageStore
+from tinyvlm_cli.data.images import image_source, pixels
+from tinyvlm_cli.data.records import Turn, parse_record, resolve
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.answerer import RunAnswerer, load_answerer
 from tinyvlm_cli.evaluate.benchmark import Question
@@ -90,8 +91,10 @@ class Loaded:
         longest = ours.llm.max_length if max_length is None else max_length
         ids, supervised = expand(encoded.ids, encoded.supervised, tokens_per_image=tokens_per_image, max_length=longest)
         supervised[:1] = False  # no token precedes the first one
-        paths = [image_file(Path(image_root), image) for image in parsed.images]
-        opened = [open_image(path, upright=ours.upright) for path in paths]
+        images = ImageStore(Path(image_root))
+        for image in parsed.images:
+            resolve(Path(image_root), image)
+        opened = [images.open(image, upright=ours.upright) for image in parsed.images]
         loaded = [torch.from_numpy(pixels(image, ours.vision, ours.stage.image_mode)) for image in opened]
         values = torch.stack(loaded) if loaded else blank(ours.vision)[:0]
         labels = np.where(supervised, ids, IGNORE)

@@ -20,6 +20,7 @@ import yaml
 from tinyvlm_cli.config.build import build
 from tinyvlm_cli.console import ProgressDisplay
 from tinyvlm_cli.data.check import NUM_DECODED, check_image, on_all_cores
+from tinyvlm_cli.data.image_store import ImageStore
 from tinyvlm_cli.data.images import examine
 from tinyvlm_cli.data.records import USED, FaultError
 from tinyvlm_cli.errors import UserError
@@ -110,7 +111,8 @@ def _broken(images: Sequence[Path | bytes | StoredImage]) -> Iterator[FaultError
     """Decode the images and yield the faults of those that no question can use."""
     paths = [image for image in images if isinstance(image, Path)]
     if len(paths) > NUM_DECODED:  # starting processes takes longer than decoding a few images
-        for found in on_all_cores(check_image, paths, count=len(paths), label="opening images"):
+        check = partial(check_image, images=ImageStore())
+        for found in on_all_cores(check, map(str, paths), count=len(paths), label="opening images"):
             yield from (fault for fault in found if fault.kind not in USED)
         images = [image for image in images if not isinstance(image, Path)]
     for image in images:

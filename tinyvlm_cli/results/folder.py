@@ -70,10 +70,10 @@ class Results:
         """Return the folder of a tokenised training set."""
         return self.root / "index" / digest
 
-    def skip_path(self, annotations: Path, images: Path) -> Path:
-        """Return the path of the list of records that training skips, for an annotation file and an image folder."""
+    def skip_path(self, records_hash: str, images: Path) -> Path:
+        """Return the path of the list of records that training skips, for a hash of the records and an image folder."""
         root = hashlib.sha256(str(images.resolve()).encode()).hexdigest()
-        return self.root / "index" / "skip" / f"{self.file_hash(annotations)[:16]}-{root[:8]}.jsonl"
+        return self.root / "index" / "skip" / f"{records_hash[:16]}-{root[:8]}.jsonl"
 
     @staticmethod
     def answers_dir(run_dir: Path, stage: str, benchmark: str, images: str = REAL) -> Path:
@@ -97,9 +97,9 @@ class Results:
         found = sorted(self.root.glob(f"stages/{glob.escape(stage)}-*{digest}"))
         return max(found, key=self.is_done).name if found else None
 
-    def file_hash(self, path: Path) -> str:
-        """Return the SHA-256 hash of a file. Hashes of large files are cached."""
-        return file_hash(path, self.root / "cache" / "sha256")
+    def file_hash(self, path: Path, digest: Callable[[Path], str] | None = None, part: str = "") -> str:
+        """Return the SHA-256 hash of a file, or `digest` of a part of it. Hashes of large files are cached."""
+        return file_hash(path, self.root / "cache" / "sha256", digest, part)
 
     def weights_hash(self, path: str) -> str:
         """Return a hash of the files in a local model folder, or the hub id if `path` is not a folder."""

@@ -6,7 +6,6 @@ import os
 import time
 from contextlib import closing, nullcontext
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from tinyvlm_cli.config.schema import Engine as EngineSettings
 from tinyvlm_cli.data.batch import widest_row
 from tinyvlm_cli.data.check import check_before_training, log_irregular_images, num_cores
 from tinyvlm_cli.data.image_states import record_images
+from tinyvlm_cli.data.image_store import open_images
 from tinyvlm_cli.data.index import Samples, SplitIndex, open_index
 from tinyvlm_cli.data.loader import StagePlan, num_steps, prepare_loaders, step_batches
 from tinyvlm_cli.errors import StoppedError, UserError
@@ -49,9 +49,10 @@ def train_stage(job: StageJob) -> None:
         prepare_loaders()
     index = stage_index(job)
     if is_main:
-        check_before_training(index.images(), job.split)
+        images = open_images(job.split, job.results)
+        check_before_training(index.images(), job.split, images)
         log_irregular_images(index.irregular_images, job.split, job.results, upright=job.exif is Exif.upright)
-        record_images(index, Path(job.split.images), job.folder, used_by="this stage began")
+        record_images(index, images, job.folder, used_by="this stage began")
     model = build_model(
         job.llm, job.vision, job.connector, job.before,
         seed=job.seed, dtype=DTYPES[job.engine.precision], attention=register(), four_bit=stage.four_bit_parts,
@@ -124,7 +125,7 @@ def stage_plan(job: StageJob, index: Samples, *, tokens_per_image: int) -> Stage
         index=index,
         usable=np.flatnonzero(lengths),
         lengths=lengths,
-        image_root=Path(job.split.images),
+        images=open_images(job.split, job.results),
         vision=job.vision,
         image_mode=stage.image_mode,
         tokens_per_image=tokens_per_image,

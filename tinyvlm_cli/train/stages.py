@@ -29,7 +29,7 @@ from tinyvlm_cli.config.schema import (
     from_yaml,
     to_yaml,
 )  # fmt: skip
-from tinyvlm_cli.data.records import split_hash
+from tinyvlm_cli.data.skips import split_hash
 from tinyvlm_cli.errors import UserError, collected, raise_findings
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.results.folder import Results

@@ -14,7 +14,7 @@ from tinyvlm_cli.cli.commands import data
 from tinyvlm_cli.config.commands import DataCommand
 from tinyvlm_cli.config.download import Download
 from tinyvlm_cli.config.schema import LLM, Data, Prompt, Split, Vision
-from tinyvlm_cli.data.records import split_hash
+from tinyvlm_cli.data.skips import split_hash
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import read_jsonl
 from tinyvlm_cli.results.folder import Results

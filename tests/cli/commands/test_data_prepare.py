@@ -10,6 +10,7 @@ from support.composed import composed, options
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.data import index
 from tinyvlm_cli.data.check import check_split, convert_split
+from tinyvlm_cli.data.image_store import ImageStore
 from tinyvlm_cli.data.images import image_format, open_image
 from tinyvlm_cli.data.records import Kind
 from tinyvlm_cli.train.loop import stage_index
@@ -65,14 +66,18 @@ def test_files_that_are_jpegs_by_name_only_become_jpegs(folder: Path) -> None:
     Image.new("RGB", (8, 8)).save(folder / "d.png", format="GIF")  # not asked for
     untouched = {name: (folder / name).read_bytes() for name in ("c.jpg", "d.png", "b.gif")}
     split = composed("data", "action=check", "data=mine").data.splits["pretrain"]
-    assert [f.kind for f in check_split(split).findings[:3]] == [Kind.other_type, Kind.animated, Kind.absent]
-    done = convert_split(split)
+    assert [f.kind for f in check_split(split, ImageStore(folder)).findings[:3]] == [
+        Kind.other_type,
+        Kind.animated,
+        Kind.absent,
+    ]
+    done = convert_split(split, ImageStore(folder))
     assert done == [True, True, False]
     assert [image_format(folder / name) for name in ("a.jpg", "b.jpg")] == ["JPEG", "JPEG"]
     assert open_image(folder / "a.jpg").getpixel((4, 4))[0] > 240  # the first frame
     assert untouched == {name: (folder / name).read_bytes() for name in untouched}
     assert not list(folder.glob(".*"))
-    assert not any(convert_split(split))
+    assert not any(convert_split(split, ImageStore(folder)))
 
 
 def test_convert_gifs_counts_conversions_and_faults(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,9 @@ from tinyvlm_cli.config.build import build, conf_dir
 from tinyvlm_cli.config.commands import DataCommand
 from tinyvlm_cli.config.schema import LLM, Data, Exif, Split, Vision
 from tinyvlm_cli.console import Screen
-from tinyvlm_cli.data.records import IMAGE_FAULTS, FaultError, Kind, write_skips
+from tinyvlm_cli.data.image_store import missing_files, open_images, record_files
+from tinyvlm_cli.data.records import IMAGE_FAULTS, FaultError, Kind
+from tinyvlm_cli.data.skips import findings_path, write_skips
 from tinyvlm_cli.errors import FAILED, UserError, raise_findings
 from tinyvlm_cli.files import locked, new_folder, write_jsonl
 from tinyvlm_cli.results.folder import Results
@@ -64,19 +66,18 @@ def _check_data(config: DataCommand, data: Data) -> int:
     """Check each split whose files exist and report the missing files. Returns the exit code."""
     results = Results(config.results_dir)
     special = _special_tokens(config.llm)
-    names: dict[tuple[str, str], str] = {}  # two splits can share files
+    names: dict[tuple[str, str | None], str] = {}  # two splits can share files
     missing: dict[str, list[str]] = {}
     for name, split in data.splits.items():
         if names.setdefault((split.annotations, split.images), name) != name:
             continue
-        missing[name] = []
-        if not Path(split.annotations).is_file():
-            missing[name].append(_missing_annotations(name, split))
-        if not Path(split.images).is_dir():
-            missing[name].append(f"data.splits.{name}.images: {split.images} is missing; get it from {split.source}")
+        missing[name] = [
+            f"data.splits.{name}.{setting}: {text}; get it from {split.source}"
+            for setting, text in missing_files(split).items()
+        ]
     lines = [line for found in missing.values() for line in found]
     if lines:
-        roots = [Path(split.images) for split in data.splits.values()]
+        roots = [Path(split.images) for split in data.splits.values() if split.images is not None]
         absent = {
             key: spec
             for key, spec in data.downloads.items()
@@ -111,10 +112,10 @@ def _special_tokens(llm: LLM | None) -> set[str]:
 
 def _check_split(name: str, data: Data, results: Results, special: set[str]) -> int:
     """Check one split, print its findings and write them to files. Returns the number of unusable records."""
-    from tinyvlm_cli.data.check import check_split, findings_path
+    from tinyvlm_cli.data.check import check_split
 
     split = data.splits[name]
-    checked = check_split(split, special=special, upright=data.exif is Exif.upright)
+    checked = check_split(split, open_images(split, results), special=special, upright=data.exif is Exif.upright)
     # Invalid records are not in the skip list: the index skips them anyway, and adding them would change stage hashes.
     skips = ((found.number, found.says, found.image) for found in checked.findings if found.kind in IMAGE_FAULTS)
     path = write_skips(split, results, skips)
@@ -184,7 +185,7 @@ def prepare(config: DataCommand) -> int:
     data = config.data
     if data is None or not (config.llm or config.convert_gifs):
         return 0
-    splits = {name: split for name, split in data.splits.items() if Path(split.annotations).is_file()}
+    splits = {name: split for name, split in data.splits.items() if record_files(split)}
     missing = [_missing_annotations(name, split) for name, split in data.splits.items() if name not in splits]
     if not splits:
         raise UserError("\n".join(missing))
@@ -194,7 +195,7 @@ def prepare(config: DataCommand) -> int:
         from tinyvlm_cli.data.check import convert_split
 
         for name, split in splits.items():
-            done = convert_split(split)
+            done = convert_split(split, open_images(split, Results(config.results_dir)))
             faults = [outcome for outcome in done if isinstance(outcome, FaultError)]
             again = f"; check them again with: tinyvlm data check data={data.name}" if True in done else ""
             log.info("%s: converted %s of %s images to JPEG%s", name, f"{done.count(True):,}", f"{len(done):,}", again)

@@ -8,6 +8,7 @@ from pathlib import Path
 from tinyvlm_cli.config.build import check
 from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.data.image_states import warn_if_changed
+from tinyvlm_cli.data.image_store import missing_files, open_images
 from tinyvlm_cli.errors import UserError, collected, raise_findings
 from tinyvlm_cli.files import locked
 from tinyvlm_cli.launch import workers as launch
@@ -40,7 +41,7 @@ def train_one(run: RunJob, job: StageJob) -> None:
     folder, gpus = job.folder, job.engine.gpus
     if Results.is_done(folder):
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # if the process was killed after writing DONE
-        warn_if_changed(folder, Path(job.split.images), used_by=f"{folder.name} was trained")
+        warn_if_changed(folder, open_images(job.split, job.results), used_by=f"{folder.name} was trained")
         log.info("%s: already trained", folder.name)
     elif launch.is_rank() and os.environ["RANK"] != "0":
         launch.run("train", folder, gpus=gpus)
@@ -92,12 +93,10 @@ def findings(run: RunJob) -> list[str]:
     stages = {job.name: job.stage for job in missing}
     found += settings or untrainable(config.llm, config.vision, config.connector, stages)
     for name, split in {job.stage.split: job.split for job in missing}.items():
-        present = {"annotations": Path(split.annotations).is_file(), "images": Path(split.images).is_dir()}
-        for what, is_present in present.items():
-            if not is_present:
-                setting = f"data.splits.{name}.{what}"
-                how = f"get it from {split.source}, or set data_dir or {setting} to its location"
-                if config.data.prepare:
-                    how = f"run `tinyvlm data prepare data={config.data.name.partition('+')[0]}`"
-                found.append(f"{setting}: {getattr(split, what)} is missing; {how}")
+        for what, text in missing_files(split).items():
+            setting = f"data.splits.{name}.{what}"
+            how = f"get it from {split.source}, or set data_dir or {setting} to its location"
+            if config.data.prepare:
+                how = f"run `tinyvlm data prepare data={config.data.name.partition('+')[0]}`"
+            found.append(f"{setting}: {text}; {how}")
     return list(dict.fromkeys(found))
