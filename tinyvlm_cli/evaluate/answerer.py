@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from tinyvlm_cli.checkpoint.parts import build_model
 from tinyvlm_cli.checkpoint.tokenizers import compare_tokenizer
@@ -195,6 +195,8 @@ class FolderAnswerer(Answerer):
     """A model in Hugging Face format, with its own processor and chat template."""
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> None:
+        from transformers import AutoModelForImageTextToText, AutoProcessor  # takes a second, only for these models
+
         kind: Any = dtype or ("auto" if device.type == "cuda" else torch.float32)
         try:
             self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)

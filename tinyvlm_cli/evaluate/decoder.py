@@ -8,7 +8,7 @@ bitwise identical in any batch. On a CPU, rows are not padded, and logits may di
 
 import os
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,12 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.spans import Asked, Group, Key, Places, Prefix, Span, Started
 from tinyvlm_cli.heartbeat import note_progress
 from tinyvlm_cli.model.attention.cached import TILE_ROWS, TRASH, Cache, CachedRow, Piece, tiled
-from tinyvlm_cli.model.vlm import VLM, compile_layers
+from tinyvlm_cli.model.vlm import VLM, compile_layers, fuse_gelu
 
 TOKENS = 12_288  # per row of prefixes and questions; enough for matrix products at full speed
 ROWS = 256  # answers per decoding step, and questions completed per row, at most
 IMAGES = 16  # per call of the vision encoder
-BLANK_TOKENS = 64  # per question of the warm-up row
-TABLE_STEP = 64  # the number of tiles is padded to a multiple of this
-SPARE = 0.06  # fraction of GPU memory reserved for image tokens, CUDA graphs and libraries
+SPARE = 0.06  # fraction of GPU memory reserved for image tokens and libraries
 CPU_FRACTION = 0.25  # of the free memory that the cache may take on a CPU
 MAX_CPU_TOKENS = 2**18  # in the cache on a CPU
 Part = tuple[Span, int, int]  # a span, the first of its tokens in a row, and their number
@@ -47,12 +45,19 @@ class Decoder:
         self.is_fixed = self.device.type == "cuda"  # whether all shapes are fixed
         self.cache = Cache(model.llm)
         self.tile = max(1, TILE_ROWS // self.cache.group) if self.is_fixed else TOKENS
+        self.tiles = TOKENS // self.tile + 2 * ROWS + 2  # per row at most; each span can end with a partly filled one
         self.num_tokens = cache_tokens or self._cache_size()
         self.cache.allocate(self.num_tokens)
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.image_tokens: Callable[..., Tensor] = self._image_tokens
+        self.next_tokens: Callable[..., Tensor] = self._next_tokens
+        self.next_step: Callable[..., Tensor] = self._next_step
         if self.is_fixed:
+            fuse_gelu(model)
             compile_layers(model)
-            self._warm_up()
+            with torch.inference_mode(), self.cache.in_use():
+                self.image_tokens = Captured(self._image_tokens, *self._blank_images())
+                self.next_tokens = Captured(self._next_tokens, *self._blank_row())
+                self.next_step = Captured(self._next_step, torch.zeros(ROWS, 9, dtype=torch.int64, device=self.device))
 
     @torch.inference_mode()
     def answers(
@@ -136,9 +141,13 @@ class Decoder:
             count = len(batch)
             if self.is_fixed:
                 batch = torch.cat([batch, batch.new_zeros(IMAGES - count, *batch.shape[1:])]).pin_memory()
-            tokens = self.model.connector(self.model.vision(batch.to(self.device, non_blocking=True)))
-            found += tokens[:count].to(self.cache.dtype).unbind()
+            found += self.image_tokens(batch)[:count].clone().unbind()  # the next batch overwrites the original
         return found
+
+    def _image_tokens(self, batch: Tensor) -> Tensor:
+        """Return the connector's tokens of images, [I, M, D]. batch: [I, 3, S, S] uint8."""
+        tokens: Tensor = self.model.connector(self.model.vision(batch.to(self.device)))
+        return tokens.to(self.cache.dtype)
 
     def _spans(self, group: Group[Any], features: list[Tensor], max_new_tokens: int) -> Iterator[Asked]:
         """Yield the questions of a group. features: the image tokens of each image."""
@@ -213,15 +222,14 @@ class Decoder:
             ends[span] = at - 1
         last = np.zeros(ROWS if self.is_fixed else len(complete), np.int64)
         last[: len(complete)] = [ends[asked] for asked in complete]
-        tiles = tiled(table, self.tile)
-        padding = -len(tiles) % TABLE_STEP if self.is_fixed else 0
-        tokens = self._forward(
-            self._tensor(ids), self._tensor(positions), self._tensor(write_at),
-            self._tensor(np.array([*tiles, *[(0,) * 6] * padding], np.int32)), self._tensor(last),
-            self._tensor(np.concatenate(image_at)) if image_at else None,
-            torch.cat(image_tokens) if image_tokens else None,
-        )  # fmt: skip
-        return Started(complete, tokens)
+        tiles = np.array(tiled(table, self.tile), np.int32)
+        if self.is_fixed:
+            tiles = np.pad(tiles, ((0, self.tiles - len(tiles)), (0, 0)))
+        embeds = self.model.llm.get_input_embeddings()(self._tensor(ids))
+        if image_at:
+            embeds = embeds.index_copy(0, self._tensor(np.concatenate(image_at)), torch.cat(image_tokens))
+        given = [embeds, *(self._tensor(values) for values in (positions, write_at, tiles, last))]
+        return Started(complete, self.next_tokens(*given))
 
     def _step(self, growing: Sequence[Asked]) -> list[Asked]:
         """Append the next token to each answer, and return the questions."""
@@ -233,29 +241,19 @@ class Decoder:
             shared = (prefix.start, prefix.size) if prefix else (0, 0)
             piece = (number, 1, *shared, asked.start, before)
             fields[number] = (asked.answer[-1], asked.position + before, asked.start + before, *piece)
-        if self.graph is None:
-            return Started(growing, self._forward_step(self._tensor(fields))).read()
-        self.given.copy_(self._tensor(fields), non_blocking=True)
-        self.graph.replay()
-        return Started(growing, self.next).read()
+        return Started(growing, self.next_step(self._tensor(fields))).read()
 
-    def _forward_step(self, given: Tensor) -> Tensor:
-        """Return the next tokens, [R]. given: [R, 9] last token, position id, cache position and `Piece` of each."""
-        ids, positions, write_at = given[:, :3].unbind(1)
-        last = torch.arange(len(given), device=self.device)
-        return self._forward(ids, positions, write_at, given[:, 3:].int().contiguous(), last, None, None)
+    def _next_step(self, fields: Tensor) -> Tensor:
+        """Return the next tokens, [R]. fields: [R, 9] last token, position id, cache position and `Piece` of each."""
+        ids, positions, write_at = fields[:, :3].unbind(1)
+        embeds = self.model.llm.get_input_embeddings()(ids)
+        last = torch.arange(len(fields), device=self.device)
+        return self._next_tokens(embeds, positions, write_at.contiguous(), fields[:, 3:].int().contiguous(), last)
 
-    def _forward(  # noqa: PLR0917 - tensors
-        self, ids: Tensor, positions: Tensor, write_at: Tensor, table: Tensor, last: Tensor,
-        image_at: Tensor | None, image_tokens: Tensor | None,
-    ) -> Tensor:  # fmt: skip
-        """Return the most probable next token at each index in `last`."""
-        llm = self.model.llm
-        embeds = llm.get_input_embeddings()(ids)
-        if image_at is not None and image_tokens is not None:
-            embeds = embeds.index_copy(0, image_at, image_tokens)
-        CachedRow.current = CachedRow(write_at.contiguous(), table)
-        logits: Tensor = llm(
+    def _next_tokens(self, embeds: Tensor, positions: Tensor, write_at: Tensor, table: Tensor, last: Tensor) -> Tensor:
+        """Return the most probable next token at each index in `last`. embeds: [T, D]; the others: see `CachedRow`."""
+        CachedRow.current = CachedRow(write_at, table)
+        logits: Tensor = self.model.llm(
             inputs_embeds=embeds[None], position_ids=positions[None], use_cache=False, logits_to_keep=last
         ).logits[0]
         return logits.float().argmax(dim=-1)
@@ -294,37 +292,50 @@ class Decoder:
             pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"  # macOS: all memory
             free = os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
             return min(MAX_CPU_TOKENS, int(CPU_FRACTION * free) // need)
-        self.cache.allocate(BLANK_TOKENS)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        with self.cache.in_use():
-            self._blank_row()
-        peak = torch.cuda.max_memory_allocated(self.device) - before
+        self.cache.allocate(TRASH + 1)
+        peak = 0  # in total, because each CUDA graph keeps its memory
+        with torch.inference_mode(), self.cache.in_use():
+            for function, blank in ((self._image_tokens, self._blank_images()), (self._next_tokens, self._blank_row())):
+                torch.cuda.reset_peak_memory_stats(self.device)
+                before = torch.cuda.memory_allocated(self.device)
+                function(*blank)
+                peak += torch.cuda.max_memory_allocated(self.device) - before
+        del blank
         self.cache.allocate(0)
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self.device)
         unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return max(0, free + unused - peak - int(SPARE * total)) // need
 
-    @torch.inference_mode()
-    def _blank_row(self) -> None:
-        """Run the whole model once with the shapes of a full row."""
-        self._encode(np.zeros((1, 3, self.image_size, self.image_size), np.uint8))
-        ids = np.zeros(BLANK_TOKENS, np.int64)
-        blank = [Asked(ids, 0, 0, start=TRASH, key=None, prefix=None) for _ in range(TOKENS // BLANK_TOKENS)]
-        self._start([(asked, 0, BLANK_TOKENS) for asked in blank], blank).read()
+    def _blank_images(self) -> tuple[Tensor]:
+        """Return inputs of `_image_tokens` on the GPU."""
+        shape = (IMAGES, 3, self.image_size, self.image_size)
+        return (torch.zeros(shape, dtype=torch.uint8, device=self.device),)
 
-    @torch.inference_mode()
-    def _warm_up(self) -> None:
-        """Compile the layers, and capture a decoding step as a CUDA graph."""
-        with self.cache.in_use():
-            self._blank_row()
-            self.given = torch.zeros(ROWS, 9, dtype=torch.int64, device=self.device)
-            self._forward_step(self.given)
-            torch.cuda.synchronize(self.device)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.next = self._forward_step(self.given)
+    def _blank_row(self) -> tuple[Tensor, ...]:
+        """Return inputs of `_next_tokens` on the GPU, for a row without questions."""
+        width = self.model.llm.get_input_embeddings().weight.shape[1]
+        embeds = torch.zeros(TOKENS, width, dtype=self.cache.dtype, device=self.device)
+        positions, write_at = torch.zeros(2, TOKENS, dtype=torch.int64, device=self.device)
+        table = torch.zeros(self.tiles, 6, dtype=torch.int32, device=self.device)
+        return embeds, positions, write_at, table, torch.zeros(ROWS, dtype=torch.int64, device=self.device)
+
+
+class Captured:
+    """A function of tensors with fixed shapes, recorded as a CUDA graph. Each call overwrites the previous result."""
+
+    def __init__(self, function: Callable[..., Tensor], *given: Tensor) -> None:
+        self.given = given
+        function(*given)  # compiles what the graph records
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.result = function(*given)
+
+    def __call__(self, *given: Tensor) -> Tensor:
+        for buffer, values in zip(self.given, given, strict=True):
+            buffer.copy_(values, non_blocking=True)
+        self.graph.replay()
+        return self.result
 
 
 def _left(waiting: Iterable[Asked]) -> int:

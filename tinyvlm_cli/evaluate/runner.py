@@ -9,7 +9,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,10 +32,12 @@ from tinyvlm_cli.files import file_state, is_unchanged, write_text
 from tinyvlm_cli.heartbeat import end_progress
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import SHUFFLED, Answer
+from tinyvlm_cli.results.weights import check_weights
 
 log = logging.getLogger(__name__)
 
 CLAIM = 16  # images that a rank takes from the queue at once
+CHECK_TIMEOUT = timedelta(hours=1)  # for reading the weights
 WRITE_EVERY_S = 1.0  # seconds between writes of new answers
 T = TypeVar("T")
 
@@ -187,7 +191,10 @@ def unanswered(task: Task, benchmark: Benchmark, job: EvalJob) -> int:
 
 
 def answer_all(job: EvalJob) -> None:
-    """Answer the unanswered questions of every task. Ranks share a queue of images; each writes its own file."""
+    """Answer the unanswered questions of every task. Ranks share a queue of images; each writes its own file.
+
+    The first rank compares the hashes of the weights in the meantime. No answer is written before that.
+    """
     import torch
     from torch.distributed.rendezvous import rendezvous
 
@@ -196,8 +203,9 @@ def answer_all(job: EvalJob) -> None:
     store, rank, _ = next(iter(rendezvous("env://")))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    run = Results.read_run(Path(job.run_dir))
-    answerer = load_answerer(run, job.stage, [Path(folder) for folder in job.stage_dirs])
+    run, stage_dirs = Results.read_run(Path(job.run_dir)), [Path(folder) for folder in job.stage_dirs]
+    checked = ThreadPoolExecutor(1).submit(check_weights, stage_dirs, hashed=rank == 0)
+    answerer = load_answerer(run, job.stage, stage_dirs)
     benchmarks: dict[str, Benchmark] = {}  # the blind control has the same questions
     with ProgressDisplay(shown=rank == 0) as progress:
         for number, task in enumerate(job.tasks):
@@ -214,6 +222,9 @@ def answer_all(job: EvalJob) -> None:
             unanswered = ([q for q in group if q.key not in done] for group in groups)
             answers = answerer.answers(filter(None, unanswered), max_new_tokens=benchmark.max_new_tokens)
             for given in written_together(answers):
+                checked.result()
+                store.set(f"checked by {rank}", "")
+                store.wait(["checked by 0"], CHECK_TIMEOUT)
                 records = [Answer(q.question_id, q.text, text, q.key) for q, text in given]
                 Results.append_answers(
                     folder, rank, records, model_id=run.folder.name, max_new_tokens=benchmark.max_new_tokens,

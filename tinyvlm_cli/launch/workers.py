@@ -106,8 +106,9 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
         max_restarts=0,
         monitor_interval=0.1,
         signals_to_handle=",".join(number.name for number in handlers),
-        shutdown_timeout=STOP_S,
     )
+    if hasattr(config, "shutdown_timeout"):  # torch 2.11 always gives workers 30 s to stop
+        config.shutdown_timeout = STOP_S
     _set_environment(count)
     hung: list[str] = []
     try:

@@ -17,6 +17,7 @@ from tinyvlm_cli.results.records import Stage
 
 FULL, ADAPTERS = ".safetensors", ".lora.safetensors"  # suffixes of a part's full weights and low-rank updates
 PARTS = ("vision", "connector", "llm")
+CHUNK = 2**24  # bytes hashed at once; small chunks would slow down other threads, which wait for the GIL in between
 IMPORT = "import"  # name of the stage of an imported checkpoint, which contains every part
 
 
@@ -135,5 +136,8 @@ def _sha256(path: Path) -> str:
 
 @cache
 def _hash_once(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()

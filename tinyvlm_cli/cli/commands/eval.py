@@ -57,7 +57,7 @@ def run(config: Eval) -> int:
         for benchmark in benchmarks.values()
         for finding in take_inventory(benchmark, decoded=NUM_DECODED).findings
     ]
-    for job in jobs:  # before the first run is answered; the hashes are compared before each run
+    for job in jobs:  # the workers compare the hashes while they load the model
         try:
             check_weights([Path(folder) for folder in job.stage_dirs], hashed=False)
         except UserError as error:
@@ -100,7 +100,6 @@ def _evaluate(
         return {folder: count for folder, count in counts.items() if count}
 
     if before := waiting():
-        check_weights([Path(folder) for folder in job.stage_dirs])
         folder = Path(min(before))  # locked, so no other evaluation writes its job there
         replace(job, tasks=[task for task in job.tasks if task.folder in before]).write(folder)
         launch.run("eval", folder, gpus=gpus)

@@ -33,7 +33,7 @@ def attend(query: Tensor, cache: Tensor, table: Tensor, scale: float, *, tile_ro
     out = torch.empty_like(query)
     heads, key_heads, width = query.shape[1], cache.shape[1], query.shape[2]
     group = heads // key_heads
-    padded = max(16, triton.next_power_of_2(width))
+    low, high = halves(width)
     rows, keys, warps, stages = PROMPT
     if len(table) == len(query):
         rows, keys, warps, stages = STEP
@@ -42,10 +42,21 @@ def attend(query: Tensor, cache: Tensor, table: Tensor, scale: float, *, tile_ro
     _attend[len(table), key_heads](
         query, cache, table, out, scale * LOG2_E, query.stride(0), query.stride(1),
         cache.stride(0), cache.stride(1), cache.stride(2),
-        GROUP=group, WIDTH=width, PADDED=padded, ROWS=rows, KEYS=keys if padded <= 128 else keys // 2,
+        GROUP=group, WIDTH=width, LOW=low, HIGH=high, ROWS=rows, KEYS=keys if low + high <= 128 else keys // 2,
         EXACT=query.dtype == torch.float32, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out
+
+
+def halves(width: int) -> tuple[int, int]:
+    """Return two powers of two, or one and zero, that together cover a head dimension with the least padding.
+
+    Products of head dimension 80 are computed as 64 + 16 columns, because Triton supports only powers of two.
+    """
+    whole = max(16, triton.next_power_of_2(width))
+    low = whole // 2
+    high = max(16, triton.next_power_of_2(width - low))
+    return (low, high) if low >= 16 and low + high < whole else (whole, 0)
 
 
 @triton.jit
@@ -69,8 +80,8 @@ def _write(  # type: ignore[no-untyped-def]
 @triton.jit
 def _attend(  # type: ignore[no-untyped-def]
     query, cache, table, out, scale, query_token, query_head, cache_part, cache_head, cache_place,
-    GROUP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-    EXACT: tl.constexpr,
+    GROUP: tl.constexpr, WIDTH: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, ROWS: tl.constexpr,
+    KEYS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Compute one tile for one key head. Each row is a (token, query head) pair."""
     piece = table + tl.program_id(0) * 6
@@ -81,52 +92,74 @@ def _attend(  # type: ignore[no-untyped-def]
         head = tl.program_id(1)
         rows = tl.arange(0, ROWS)
         token = rows // GROUP
-        columns = tl.arange(0, PADDED)
-        inside = columns < WIDTH
         at = (first + token)[:, None] * query_token + (head * GROUP + rows % GROUP)[:, None] * query_head
-        mask = (token < length)[:, None] & inside[None, :]
-        q = tl.load(query + at + columns[None, :], mask=mask, other=0.0)
+        written = (token < length)[:, None]
+        q = _columns(query + at, written, 0, LOW, WIDTH, MASKED=True)
+        q_high = q
+        if HIGH:
+            q_high = _columns(query + at, written, LOW, HIGH, WIDTH, MASKED=True)
         last = prefix_length + before + token  # index of the token's own key, the last one it attends to
         end = prefix_length + before + length
         seen_by_all = (prefix_length + before + 1) // KEYS * KEYS  # keys before this one need no mask
         keys = cache + head.to(tl.int64) * cache_head
-        values = keys + cache_part
         highest = tl.full([ROWS], float("-inf"), tl.float32)
         total = tl.zeros([ROWS], tl.float32)
-        sums = tl.zeros([ROWS, PADDED], tl.float32)
+        sums = tl.zeros([ROWS, LOW], tl.float32)
+        sums_high = tl.zeros([ROWS, HIGH if HIGH else 16], tl.float32)
         for start in range(0, seen_by_all, KEYS):
             number = start + tl.arange(0, KEYS)
             place = tl.where(number < prefix_length, prefix_start + number, own_start + number - prefix_length)
-            highest, total, sums = _block(
-                q, keys, values, place.to(tl.int64) * cache_place, number, last, end, columns, inside, scale,
-                highest, total, sums, MASKED=False, EXACT=EXACT,
+            highest, total, sums, sums_high = _block(
+                q, q_high, keys + place.to(tl.int64)[:, None] * cache_place, cache_part, number, last, end, scale,
+                highest, total, sums, sums_high, WIDTH=WIDTH, LOW=LOW, HIGH=HIGH, MASKED=False, EXACT=EXACT,
             )  # fmt: skip
         for start in range(seen_by_all, end, KEYS):
             number = start + tl.arange(0, KEYS)
             place = tl.where(number < prefix_length, prefix_start + number, own_start + number - prefix_length)
-            highest, total, sums = _block(
-                q, keys, values, place.to(tl.int64) * cache_place, number, last, end, columns, inside, scale,
-                highest, total, sums, MASKED=True, EXACT=EXACT,
+            highest, total, sums, sums_high = _block(
+                q, q_high, keys + place.to(tl.int64)[:, None] * cache_place, cache_part, number, last, end, scale,
+                highest, total, sums, sums_high, WIDTH=WIDTH, LOW=LOW, HIGH=HIGH, MASKED=True, EXACT=EXACT,
             )  # fmt: skip
-        tl.store(out + at + columns[None, :], (sums / total[:, None]).to(out.dtype.element_ty), mask=mask)
+        columns = tl.arange(0, LOW)[None, :]
+        kind = out.dtype.element_ty
+        tl.store(out + at + columns, (sums / total[:, None]).to(kind), mask=written & (columns < WIDTH))
+        if HIGH:
+            columns = LOW + tl.arange(0, HIGH)[None, :]
+            tl.store(out + at + columns, (sums_high / total[:, None]).to(kind), mask=written & (columns < WIDTH))
+
+
+@triton.jit
+def _columns(  # type: ignore[no-untyped-def]
+    rows, mask, FIRST: tl.constexpr, COUNT: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr
+):  # fmt: skip
+    """Load COUNT columns of rows with WIDTH values. Zero after the row and, if MASKED, where `mask` is false."""
+    columns = FIRST + tl.arange(0, COUNT)[None, :]
+    if FIRST + COUNT > WIDTH:
+        inside = columns < WIDTH
+        if MASKED:
+            inside = inside & mask
+        found = tl.load(rows + columns, mask=inside, other=0.0)
+    elif MASKED:
+        found = tl.load(rows + columns, mask=mask, other=0.0)
+    else:
+        found = tl.load(rows + columns)
+    return found
 
 
 @triton.jit
 def _block(  # type: ignore[no-untyped-def]
-    q, keys, values, offset, number, last, end, columns, inside, scale, highest, total, sums,
-    MASKED: tl.constexpr, EXACT: tl.constexpr,
+    q, q_high, keys, cache_part, number, last, end, scale, highest, total, sums, sums_high,
+    WIDTH: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Add a block of keys to the running softmax: highest score, sum of weights, weighted sum of values."""
-    mask = inside
-    if MASKED:
-        k = tl.load(keys + offset[None, :] + columns[:, None], mask=(number < end)[None, :] & mask[:, None], other=0.0)
-        v = tl.load(
-            values + offset[:, None] + columns[None, :], mask=(number < end)[:, None] & mask[None, :], other=0.0
-        )
-    else:
-        k = tl.load(keys + offset[None, :] + columns[:, None], mask=mask[:, None], other=0.0)
-        v = tl.load(values + offset[:, None] + columns[None, :], mask=mask[None, :], other=0.0)
-    scores = tl.dot(q, k, input_precision="ieee" if EXACT else "tf32")
+    precision: tl.constexpr = "ieee" if EXACT else "tf32"
+    mask = (number < end)[:, None]
+    k = _columns(keys, mask, 0, LOW, WIDTH, MASKED=MASKED)
+    v = _columns(keys + cache_part, mask, 0, LOW, WIDTH, MASKED=MASKED)
+    scores = tl.dot(q, tl.trans(k), input_precision=precision)
+    if HIGH:
+        k_high = _columns(keys, mask, LOW, HIGH, WIDTH, MASKED=MASKED)
+        scores = tl.dot(q_high, tl.trans(k_high), scores, input_precision=precision)
     if MASKED:
         scores = tl.where(number[None, :] <= last[:, None], scores, float("-inf"))
     scores = scores * scale
@@ -134,5 +167,9 @@ def _block(  # type: ignore[no-untyped-def]
     weights = tl.exp2(scores - higher[:, None])
     shrink = tl.exp2(highest - higher)
     total = total * shrink + tl.sum(weights, 1)
-    sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None], input_precision="ieee" if EXACT else "tf32")
-    return higher, total, sums
+    weights = weights.to(v.dtype)
+    sums = tl.dot(weights, v, sums * shrink[:, None], input_precision=precision)
+    if HIGH:
+        v_high = _columns(keys + cache_part, mask, LOW, HIGH, WIDTH, MASKED=MASKED)
+        sums_high = tl.dot(weights, v_high, sums_high * shrink[:, None], input_precision=precision)
+    return higher, total, sums, sums_high
