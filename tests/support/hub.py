@@ -40,6 +40,7 @@ class Hub:
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)  # "datasets/NAME" or NAME -> files
     faults: dict[str, Fault] = field(default_factory=dict)  # path -> fault
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)  # method, path, headers
+    bodies: list[tuple[str, Any]] = field(default_factory=list)  # path and JSON body of each POST request
     commits: list[dict[str, Any]] = field(default_factory=list)  # repository, summary and files of each commit
     lfs: dict[str, bytes] = field(default_factory=dict)  # uploaded objects by SHA-256
 
@@ -167,6 +168,7 @@ def describe(hub: Hub, method: str, path: str, body: bytes) -> tuple[int, Any]:
     if found := re.fullmatch(r"/api/models/(.+)/commit/[^/]+", path):
         return 200, commit(hub, found[1], [json.loads(line) for line in body.splitlines()])
     if method == "POST":
+        hub.bodies.append((path, json.loads(body)))
         return 200, describe_upload(hub, path, json.loads(body))
     found = re.fullmatch(r"/api/(models/|(datasets/))([^/]+/[^/]+)(/revision/.+)?", path)
     files = hub.repos.get(f"{found[2] or ''}{found[3]}") if found else None

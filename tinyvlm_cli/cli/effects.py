@@ -170,5 +170,6 @@ _RULES: tuple[tuple[str, str, Rule], ...] = (  # commands, settings, rule
     ("eval", r"seed", lambda config, *_: None if config.blind else "it only shuffles the images of blind=true"),
     ("eval", r"judge\..+", lambda config, *_: None if config.judge.model else "judge.model is not set"),
     ("score", r"judge\..+", lambda config, *_: None if config.judge.model else "judge.model is not set"),
+    ("export", r"private", lambda config, *_: "hub is not set" if config.hub is None else None),
     ("export", r"exports_dir", lambda config, *_: "output is set" if config.output is not None else None),
 )

@@ -107,6 +107,9 @@ class Export:
     output: str | None = None  # folder to create; null: exports_dir/RUN-FORMAT
     precision: Precision | None = None  # precision of the weights; null: the training precision of the run
     lossy: bool = MISSING  # drop weights that the format cannot store, and report the change of the logits
+    card: bool = MISSING  # write a model card, README.md, to the folder
+    hub: str | None = None  # USER/NAME of a model repository on the Hugging Face Hub to upload to; includes a card
+    private: bool = MISSING  # whether a new repository is private
     exports_dir: str = MISSING
     results_dir: str = MISSING
 

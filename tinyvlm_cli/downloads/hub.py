@@ -4,6 +4,7 @@ The files are fetched by `http.py`, because huggingface_hub starts an interrupte
 HF_HOME have their usual meaning.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from tinyvlm_cli.downloads.http import Advance, FetchError, RemoteFile, fetch
 from tinyvlm_cli.untrusted import name_fault
 
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # USER/NAME
 # The files of a model that transformers reads. Weights in other formats, and code, are not fetched.
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 WEIGHTS = (("model.safetensors", "model-*.safetensors"), ("pytorch_model.bin", "pytorch_model-*.bin"))

@@ -138,23 +138,29 @@ def show(sheet: Sheet, console: Console) -> None:
         console.print(Text(f"- {note}"), soft_wrap=True)
 
 
-def _markdown(sheet: Sheet) -> str:
-    def plain(text: str) -> str:
-        # Escape Markdown syntax: an asterisk after a bold score would become part of the markup. An underscore between
-        # letters has no meaning.
-        text = printable(re.sub(r"[\r\n]", " ", text))
-        return re.sub(r"([\\|*<>&`~$!\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+def markdown(text: str) -> str:
+    """Return the text with Markdown syntax escaped.
 
+    An asterisk after a bold score would become part of the markup. An underscore between letters has no meaning.
+    """
+    text = printable(re.sub(r"[\r\n]", " ", text))
+    return re.sub(r"([\\|*<>&`~$!\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+
+
+def _markdown(sheet: Sheet) -> str:
     marks = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}
     lines = [
-        [plain(title) for title in (*sheet.headers, *sheet.columns)],
+        [markdown(title) for title in (*sheet.headers, *sheet.columns)],
         ["---"] * len(sheet.headers) + ["---:"] * len(sheet.columns),
     ]
     for texts, ranks in zip(sheet.text.to_numpy(), sheet.ranks.to_numpy(), strict=True):
         wrapped = ["{}"] * len(sheet.headers) + [marks[rank] for rank in ranks]
-        lines.append([mark.format(plain(text)) for mark, text in zip(wrapped, texts, strict=True)])
+        lines.append([mark.format(markdown(text)) for mark, text in zip(wrapped, texts, strict=True)])
     rows = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([f"### {plain(sheet.title)}", "", *rows, "", *(f"- {plain(note)}" for note in sheet.notes)]) + "\n"
+    return (
+        "\n".join([f"### {markdown(sheet.title)}", "", *rows, "", *(f"- {markdown(note)}" for note in sheet.notes)])
+        + "\n"
+    )
 
 
 def _latex(sheet: Sheet) -> str:

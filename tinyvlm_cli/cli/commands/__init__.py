@@ -44,7 +44,7 @@ _COMMANDS = (
             "commands:DataCommand", actions=("get", "check", "prepare")),
     Command("ask", "ask a trained model questions about images", "commands:Ask"),
     Command("import", "import a TinyLLaVA checkpoint as a run to evaluate, query or train further", "commands:Import"),
-    Command("export", "export a trained run as a Hugging Face LLaVA folder, or each part as a folder",
+    Command("export", "export a trained run as a Hugging Face LLaVA folder, with a model card, and upload it",
             "commands:Export"),
     Command("bench", "measure the speed of training, image loading or evaluation on this machine", "commands:Bench",
             actions=("train", "data", "eval")),

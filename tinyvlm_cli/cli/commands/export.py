@@ -4,12 +4,14 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from tinyvlm_cli.config.build import paper_dir
 from tinyvlm_cli.config.commands import Export, ExportFormat
 from tinyvlm_cli.config.schema import Exif, Train, from_yaml, to_yaml
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import new_folder, write_text
+from tinyvlm_cli.report.card import CARD, Card, digest_of, is_card_of
 from tinyvlm_cli.results.folder import Results
-from tinyvlm_cli.results.models import find_model
+from tinyvlm_cli.results.models import TrainedModel, find_model
 from tinyvlm_cli.results.weights import check_weights
 
 log = logging.getLogger(__name__)
@@ -27,9 +29,39 @@ def run(config: Export) -> int:
     else:
         stage = "" if found.stage == list(found.run.stages)[-1] else f"-{found.stage}"
         output = Path(config.exports_dir) / f"{found.run.folder.name}{stage}-{config.format.value}"
-    if output.exists():
+    digest = digest_of(found, format=config.format.value, precision=str(config.precision), lossy=config.lossy)
+    has_card = config.card or config.hub is not None
+    is_there = has_card and is_card_of(output, digest)
+    if output.exists() and not is_there:
         raise UserError(f"output={output}: already exists; move or delete it, or choose another output")
+    trained = from_yaml(Train, found.run.folder / "config.yaml")
+    if config.hub is not None:
+        from tinyvlm_cli.checkpoint.publish import check_repository, upload
 
+        check_repository(config.hub)
+    if not is_there:
+        _write(config, found, trained, output, digest)
+        log.info("exported to %s", output)
+    else:  # with the latest scores
+        write_text(output / CARD, _card(config, found, trained, output, digest))
+        log.info("%s: these weights are exported already; the model card is up to date", output)
+    if config.hub is not None:
+        address = upload(output, config.hub, private=config.private, message=f"tinyvlm export run={found.run.name}")
+        log.info("uploaded to %s", address)
+    return 0
+
+
+def _card(config: Export, found: TrainedModel, trained: Train, output: Path, digest: str) -> str:
+    """Return the model card."""
+    return Card(
+        found, trained, Results(config.results_dir).scores(), paper_dir() / "published_scores.csv",
+        place=config.hub or output.name, is_llava=config.format is ExportFormat.llava, is_lossy=config.lossy,
+        digest=digest,
+    ).text()  # fmt: skip
+
+
+def _write(config: Export, found: TrainedModel, trained: Train, output: Path, digest: str) -> None:
+    """Write the folder: whole, or not at all."""
     check_weights(found.stage_dirs)
 
     import torch
@@ -39,7 +71,6 @@ def run(config: Export) -> int:
     from tinyvlm_cli.model.pretrained import DTYPES
     from tinyvlm_cli.model.vlm import meta_model
 
-    trained = from_yaml(Train, found.run.folder / "config.yaml")
     source = Source(
         llm=trained.llm,
         vision=trained.vision,
@@ -52,15 +83,17 @@ def run(config: Export) -> int:
     )
     if trained.data.exif is Exif.upright:
         log.warning("data.exif=upright: an exported model does not turn photos; turn them before asking")
+    text = _card(config, found, trained, output, digest) if config.card or config.hub else None
+    processor = None
     if config.format is ExportFormat.llava:
         processor = check_llava(meta_model(trained.llm, trained.vision, trained.connector), source, lossy=config.lossy)
-        with new_folder(output) as draft:
+    elif config.lossy:
+        log.warning("lossy=true: has no effect with format=parts, which is lossless")
+    with new_folder(output) as draft:
+        if processor is not None:
             write_llava(source, processor, draft, lossy=config.lossy)
-    else:
-        if config.lossy:
-            log.warning("lossy=true: has no effect with format=parts, which is lossless")
-        with new_folder(output) as draft:
+        else:
             llm, vision = write_parts(source, draft, output)
             write_text(draft / "config.yaml", to_yaml(replace(trained, llm=llm, vision=vision)))
-    log.info("exported to %s", output)
-    return 0
+        if text is not None:
+            write_text(draft / CARD, text)

@@ -1,0 +1,229 @@
+"""The model card of an exported run: a README.md with components, data, recipe, scores, limits and provenance."""
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader
+
+from tinyvlm_cli.config.schema import PARTS, Exif, Train
+from tinyvlm_cli.console import printable
+from tinyvlm_cli.files import read_jsonl
+from tinyvlm_cli.report.scores import CHOICES, read_published
+from tinyvlm_cli.report.sheet import DASH, markdown
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.models import TrainedModel
+from tinyvlm_cli.results.records import REAL, SHUFFLED, ScoreRow
+from tinyvlm_cli.statistics.intervals import INTERVALS
+
+CARD = "README.md"
+Rows = list[tuple[str, ...]]  # of a Markdown table
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # USER/NAME
+# An absolute path, or one in the home folder. Only its last component is published.
+FOLDERS = re.compile(r"(?<![\w./:])(?:~|\.\.)?/(?:[^\s/,'\"\]}]+/)*([^\s/,'\"\]}]*)")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model card is written from."""
+
+    found: TrainedModel
+    config: Train
+    rows: list[ScoreRow]  # of all runs
+    published: Path  # published_scores.csv
+    place: str  # name of the repository, or of the folder
+    is_llava: bool
+    is_lossy: bool
+    digest: str  # see `digest_of`
+
+    def text(self) -> str:
+        """Return the card as Markdown."""
+        environment = Environment(loader=PackageLoader("tinyvlm_cli.report", "."), autoescape=False)
+        environment.filters["md"] = lambda value: markdown(str(value)) or DASH
+        run, stages = self.found.run, self._stages()
+        real = [row for row in self._own() if row.images == REAL]
+        return environment.get_template("card.md.j2").render(
+            metadata=self._metadata(real),
+            run=run,
+            config=self.config,
+            stage=self.found.stage,
+            place=self.place,
+            is_llava=self.is_llava,
+            components=self._components(),
+            stages=stages,
+            sources=dict.fromkeys(self.config.data.splits[self.config.recipe.stages[row[0]].split].source
+                                  for row in stages),
+            scores=self._scores(real),
+            notes=self._notes(real),
+            limits=self._limits(real),
+            versions=self._versions(),
+            commands=[_published_text(command) for command in self._commands()],
+        )  # fmt: skip
+
+    def _own(self) -> list[ScoreRow]:
+        """Return the scores of this model on all questions."""
+        run = self.found.run.folder.name
+        return [row for row in self.rows if (row.run, row.stage, row.limit) == (run, self.found.stage, None)]
+
+    def _metadata(self, real: list[ScoreRow]) -> str:
+        """Return the YAML header, which the hub uses for search and for its table of results."""
+        from huggingface_hub import EvalResult, ModelCardData
+
+        name = " ".join(printable(self.found.run.name).split())
+        paths = [self.config.llm.path, self.config.vision.path]
+        if self.config.vision.second:
+            paths.append(self.config.vision.second.path)
+        specs = (spec for spec in self.config.data.downloads.values() if spec is not None)
+        results = [
+            EvalResult(
+                task_type="visual-question-answering", dataset_type=row.benchmark,
+                dataset_name=f"{row.benchmark}, {row.split}", metric_type=row.metric, metric_value=round(row.value, 2),
+            )
+            for row in real
+            if row.value is not None
+        ]  # fmt: skip
+        data = ModelCardData(
+            library_name="transformers" if self.is_llava else "tinyvlm",
+            pipeline_tag="image-text-to-text",
+            base_model=[path for path in paths if _is_hub_id(path)] or None,
+            datasets=list(dict.fromkeys(spec.hub for spec in specs if spec.hub)) or None,
+            tags=["tinyvlm", "vision-language-model"],
+            model_name=name if results else None,
+            eval_results=results or None,
+            tinyvlm_weights=self.digest,
+        )
+        return str(data.to_yaml()).rstrip() + "\n"
+
+    def _components(self) -> Rows:
+        stages = [(name, self.config.recipe.stages[name]) for name in self._stage_names()]
+        rows: Rows = []
+        for part in PARTS:
+            modes = [(name, stage.describe_training(part)) for name, stage in stages]
+            training = ", ".join(f"{name}: {mode}" for name, mode in modes)
+            settings = getattr(self.config, part)
+            if part == "connector":
+                sizes = {key: value for key, value in settings.items() if key not in ("name", "label", "_target_")}
+                kind = str(settings.get("_target_", "")).rpartition(".")[2]
+                text = ", ".join([kind, *(f"{key}={value}" for key, value in sizes.items())])
+                rows.append((part, text, "none", training))
+            else:
+                paths = [settings.path, *([settings.second.path] if getattr(settings, "second", None) else [])]
+                rows.append((part, settings.name, ", ".join(map(_published_text, paths)), training))
+        return rows
+
+    def _stage_names(self) -> list[str]:
+        """Return the stages of the recipe up to the exported one."""
+        names = list(self.config.recipe.stages)
+        return names[: names.index(self.found.stage) + 1] if self.found.stage in names else []
+
+    def _stages(self) -> Rows:
+        folders = dict(zip(reversed(self._stage_names()), reversed(self.found.stage_dirs), strict=False))
+        rows: Rows = []
+        for name in self._stage_names():
+            stage = self.config.recipe.stages[name]
+            split = self.config.data.splits[stage.split]
+            path = folders[name] / "train.jsonl"
+            steps = f"{sum(1 for _ in read_jsonl(path)):,}" if path.is_file() else DASH
+            numbers = (f"{split.count:,}", steps, str(stage.samples_per_step), str(stage.epochs), f"{stage.lr:g}")
+            rows.append((name, Path(split.annotations).name, *numbers))
+        return rows
+
+    def _scores(self, real: list[ScoreRow]) -> Rows:
+        """Return one row per benchmark, with the published score of a model of the same components."""
+        cited = self._cited()
+        blind = {row.benchmark: row for row in self._own() if row.images == SHUFFLED}
+        return [
+            (
+                row.benchmark,
+                _number(row),
+                DASH if row.interval is None else f"{row.interval[0]:.1f} to {row.interval[1]:.1f}",
+                f"{cited[row.benchmark]:.1f}" if row.benchmark in cited else DASH,
+                _number(blind[row.benchmark]) if row.benchmark in blind else DASH,
+                f"{row.n:,}",
+                f"{row.metric} on {row.split}, {row.follows}, version {row.version}",
+            )
+            for row in real
+        ]
+
+    def _cited(self) -> dict[str, float]:
+        frame: pd.DataFrame = read_published(self.published)
+        run = self.found.run
+        same = (frame[CHOICES] == [getattr(run, choice) for choice in CHOICES]).all(axis=1)
+        return dict(zip(frame.loc[same, "benchmark"][::-1], frame.loc[same, "value"][::-1], strict=True))
+
+    def _notes(self, real: list[ScoreRow]) -> list[str]:
+        notes = [INTERVALS] if any(row.interval for row in real) else []
+        for row in real:
+            if row.judge:
+                notes.append(f"{row.benchmark}: judged by {row.judge}")
+            if row.valid < 1:
+                notes.append(f"{row.benchmark}: {row.valid:.1%} of the answers could be read")
+        if self._cited():
+            notes.append("published: the score of the same components, data and recipe in a publication")
+        return notes
+
+    def _limits(self, real: list[ScoreRow]) -> list[str]:
+        limits = [
+            "The model was trained for research on small vision-language models. It was not tested for safety, and its "
+            "answers can be wrong, biased or harmful.",
+            "The licences of the base models and of the data apply.",
+        ]
+        if real:
+            limits.insert(0, "Scores are of one run with one seed. Intervals do not cover the variation between seeds.")
+        if self.config.data.exif is Exif.upright:
+            limits.append("Training turned photos upright as their Exif metadata states; turn them before asking.")
+        if self.is_lossy:
+            limits.append("Weights that the format cannot store were left out, so answers can differ from the scores.")
+        return limits + [f"Training: {warning}" for warning in Results.warnings(self.found.stage_dirs)]
+
+    def _versions(self) -> Rows:
+        rows: Rows = []
+        for folder in self.found.stage_dirs:
+            if record := Results.read_stage(folder):
+                made = record.made_with
+                packages = dict(made.get("packages") or {})
+                others = [f"{name} {value}" for name, value in packages.items() if value and name != "tinyvlm"]
+                version = f"{packages.get('tinyvlm') or ''} {str(made.get('commit') or '')[:8]}".strip()
+                rows.append((record.stage, str(made.get("time", "")), version, ", ".join(others)))
+        return rows
+
+    def _commands(self) -> Iterable[str]:
+        records = [record for folder in self.found.stage_dirs if (record := Results.read_stage(folder))]
+        made = [*(record.made_with for record in records), self.found.run.made_with, {"command": " ".join(sys.argv)}]
+        return dict.fromkeys(str(one["command"]) for one in made if one.get("command"))
+
+
+def digest_of(found: TrainedModel, **settings: Any) -> str:
+    """Return a hash of the exported weights: those of all stages, and the settings of the export."""
+    records = [Results.read_stage(folder) for folder in found.stage_dirs]
+    weights = [
+        record.weights or folder.name for record, folder in zip(records, found.stage_dirs, strict=True) if record
+    ]
+    text = json.dumps([weights, settings], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def is_card_of(folder: Path, digest: str) -> bool:
+    """Return whether `folder` is an export of these weights that has a card."""
+    path = folder / CARD
+    return path.is_file() and f"tinyvlm_weights: {digest}\n" in path.read_text(encoding="utf-8", errors="replace")
+
+
+def _number(row: ScoreRow) -> str:
+    partial = " (partial)" if row.details.get("partial") else ""
+    return row.state if row.value is None else f"{row.value:.1f}{partial}"
+
+
+def _is_hub_id(path: str) -> bool:
+    return HUB_ID.fullmatch(path) is not None and not Path(path).exists()
+
+
+def _published_text(text: str) -> str:
+    """Return a path or command line without the folders of this machine, and without control characters."""
+    return printable(FOLDERS.sub(r"\1", text)).replace("`", "'")
