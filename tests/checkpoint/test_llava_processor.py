@@ -42,7 +42,7 @@ def test_ids_are_those_of_the_run(scheme: str, question: str, tmp_path: Path) ->
     processor = llava_processor(llm, VISION, ImageMode.pad, LAYOUT)
     image = Image.new("RGB", (30, 20))
     for shown in (image, None):
-        ids = encode_prompt(question, has_image=shown is not None, tokenizer=load_tokenizer(llm), chat=CHAT)
+        ids = encode_prompt(question, num_images=int(shown is not None), tokenizer=load_tokenizer(llm), chat=CHAT)
         found = asked(processor, question, shown)["input_ids"][0].tolist()
         assert found == expanded(ids, LAYOUT.num_tokens, processor.image_token_id)
 

@@ -75,7 +75,7 @@ def test_chat(real: PreTrainedTokenizerFast, name: str) -> None:
 
 def test_inference_ends_at_the_assistant_mark(real: PreTrainedTokenizerFast) -> None:
     chat = Chat(system=SYSTEM, user="USER: ", assistant=" ASSISTANT:", end=real.eos_token)
-    ours = encode_prompt("What is it?", has_image=True, tokenizer=real, chat=chat)
+    ours = encode_prompt("What is it?", num_images=1, tokenizer=real, chat=chat)
     assert ours.tolist() == tokenised(f"{SYSTEM}USER: <image>\nWhat is it? ASSISTANT:", real)
 
 

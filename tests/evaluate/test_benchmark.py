@@ -79,7 +79,8 @@ def answers(*texts: str) -> list[Answer]:
 def test_a_tenth_benchmark_is_scored(bench: Any) -> None:
     question = bench.questions[1]
     assert (question.key, question.question_id, question.category) == ("1", "1", "augmented")
-    assert question.text == "How many?\nAnswer the question with a single word." and question.encoded() == b"augmented"
+    assert question.text == "How many?\nAnswer the question with a single word."
+    assert question.encoded() == [b"augmented"]
     score = bench.score(answers("104", "19", " "))
     assert (score.metric, score.value, score.n) == ("relaxed accuracy", pytest.approx(200 / 3), 3)
     assert (score.valid, score.details["human"]) == (pytest.approx(2 / 3), 50)

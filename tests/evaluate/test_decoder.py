@@ -49,8 +49,7 @@ def alone(model: VLM, group: Group, prompt: Prompt) -> list[int]:
     model.llm.set_attn_implementation("sdpa")
     decoding = Decoding(NEW_TOKENS, temperature=0, top_p=1, num_beams=1, seed=0)
     config = generation_config(decoding, ENDS, pad=0)
-    image = group.pixels[0] if len(group.pixels) else None
-    return generate(model, np.concatenate([group.prefix, prompt.ids]), image, config=config)
+    return generate(model, np.concatenate([group.prefix, prompt.ids]), group.pixels, config=config)
 
 
 def answered(model: VLM, groups: list[Group], places: int | None = None) -> dict[object, list[int]]:

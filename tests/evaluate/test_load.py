@@ -17,8 +17,9 @@ from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.data.loader import StagePlan, pack
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.answerer import load_answerer
+from tinyvlm_cli.evaluate.answerer import Answerer, load_answerer
 from tinyvlm_cli.evaluate.benchmark import Question
+from tinyvlm_cli.evaluate.generation import Decoding
 from tinyvlm_cli.evaluate.loaded import IGNORE, Loaded, TrainingSample
 from tinyvlm_cli.evaluate.runner import by_image
 from tinyvlm_cli.model.attention.packed import register
@@ -137,6 +138,27 @@ def test_an_answer_equals_evaluations_and_its_pieces_add_up(model: Loaded, folde
     assert "".join(pieces) == "".join(alone) and len(pieces) > len(alone)
     ids = model.answer_ids(images["red"], asked[0][1], max_new_tokens=9)
     assert model.tokenizer.decode(ids, skip_special_tokens=True).strip() == alone[0]
+
+
+def test_several_images_in_a_question(model: Loaded, folder: Path) -> None:
+    """Answers of the decoder equal those of transformers, depend on the order, and are the same in a batch."""
+    images = (folder / "red.png", folder / "wide.png")
+    texts = ("is <image> or <image> blue?", "is <image> or <image> red?", "<image><image> what differs?", "is it blue?")
+    asked = [Question(text, text, text, images, "both") for text in texts]
+    groups = by_image(asked)
+    assert sorted(map(len, groups)) == [1, 1, 2]
+    together = {q.key: text for q, text in model.answerer.answers(groups, max_new_tokens=9)}
+    for text in texts:
+        assert together[text] == model.ask(images, text, max_new_tokens=9)
+        greedy = Decoding(9, temperature=0, top_p=1, num_beams=1, seed=0)
+        given = Answerer.tokens(model.answerer, Question("", "", text, images, "both"), greedy)
+        assert together[text] == model.answerer.text(given)
+    logits = []
+    for order in (images, images[::-1]):
+        turns = [{"from": "human", "value": texts[0]}, {"from": "gpt", "value": "red"}]
+        record = {"image": [path.name for path in order], "conversations": turns}
+        logits.append(model.logits(model.encode(record, folder))[-1])
+    assert not torch.allclose(*logits)
 
 
 def test_sampling_is_a_function_of_its_seed(model: Loaded, folder: Path) -> None:

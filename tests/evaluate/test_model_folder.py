@@ -80,6 +80,17 @@ def test_answers_alone_and_together_are_the_same(folder: Path, tmp_path: Path) -
     assert len(set(together.values())) == len(asked)
 
 
+def test_several_images_in_a_question(folder: Path, tmp_path: Path) -> None:
+    answerer = load_answerer(named_runs(tmp_path, str(folder))[0], MODEL_STAGE, [])
+    images = tuple(question.image for question in questions(tmp_path)[:2])
+    texts = ("<image> w1 <image> w2", "w1 w2", "<image><image> w1 w2")
+    asked = [Question(text, text, text, images, "both") for text in texts]
+    answers = dict(answerer.answers(by_image(asked), max_new_tokens=8))
+    assert len(answers) == 3
+    one = [*questions(tmp_path)[:1], *asked[:1]]
+    assert dict(answerer.answers(by_image(one), max_new_tokens=8))[asked[0]] == answers[asked[0]]
+
+
 def test_batches_are_halved_until_they_fit_into_memory(folder: Path, tmp_path: Path) -> None:
     answerer = load_answerer(named_runs(tmp_path, str(folder))[0], MODEL_STAGE, [])
     asked = questions(tmp_path)

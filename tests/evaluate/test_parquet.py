@@ -120,7 +120,7 @@ def test_questions_images_and_score(name: str, tmp_path: Path) -> None:
     bench = from_conf(name, tmp_path)
     questions: list[Question] = bench.questions
     assert questions[0].text == text
-    assert questions[0].encoded() == b"a"
+    assert questions[0].encoded() == [b"a"]
     assert findings(bench) == ""
     score = bench.score([Answer(q.question_id, q.text, t, q.key) for q, t in zip(questions, replies, strict=True)])
     assert score.value == (pytest.approx(value) if value else None)  # nobody judges
@@ -175,7 +175,7 @@ def test_a_missing_field_is_named_with_those_found(tmp_path: Path) -> None:
 def test_an_image_is_found_by_its_row(tmp_path: Path) -> None:
     for path, rows in CASES["gqa"][0].items():
         write(tmp_path / path, rows)
-    assert [question.encoded() for question in from_conf("gqa", tmp_path).questions] == [b"a", b"b"]
+    assert [question.encoded() for question in from_conf("gqa", tmp_path).questions] == [[b"a"], [b"b"]]
 
 
 def test_official_files_come_first(tmp_path: Path) -> None:

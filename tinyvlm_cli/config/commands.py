@@ -68,7 +68,9 @@ class Ask:
 
     run: str = MISSING
     stage: str | None = None  # null: the last stage of the run
-    image: Any = field(default=MISSING, metadata=TEXT)  # file, http(s) URL, "-" for standard input, or a list
+    image: Any = field(
+        default=MISSING, metadata=TEXT
+    )  # file, http(s) URL, "-" for standard input, or a list of these or of lists
     question: Any = field(default=None, metadata=TEXT)  # string or list; null: read from the terminal or a pipe
     max_new_tokens: int = integer(1)  # maximum length of an answer in tokens
     temperature: float = number(0)  # 0: greedy decoding

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyvlm_cli.config.schema import Chat, Prompt
-from tinyvlm_cli.data.records import MARK, Record, Turn, check_marks
+from tinyvlm_cli.data.records import MARK, Record, Turn, images_per_turn
+from tinyvlm_cli.errors import UserError
 
 if TYPE_CHECKING:  # data loader workers import this module, and importing transformers takes seconds
     from transformers import PreTrainedTokenizerFast
@@ -51,7 +52,7 @@ def encode(
     a record without images consists of its answers only.
     Prompt.chat: all turns in the chat format. Answers are supervised, including the preceding space and the end token.
 
-    Raises FaultError for a record that the chat format cannot represent (see `check_marks`).
+    Raises FaultError for a record that the chat format cannot represent (see `images_per_turn`).
     """
     samples = []
     for record in records:
@@ -60,47 +61,61 @@ def encode(
             for turn in record.turns:
                 chunks[-1].add(turn.answer + "\n", supervised=True)
         else:
-            check_marks(record)
-            questions = [(turn.question, MARK in turn.question) for turn in record.turns]
-            chunks = _chat_chunks(questions, [turn.answer for turn in record.turns], chat)
+            questions = [turn.question for turn in record.turns]
+            chunks = _chat_chunks(questions, images_per_turn(record), [turn.answer for turn in record.turns], chat)
         samples.append(chunks)
     return _tokenise(samples, tokenizer)
 
 
 def encode_prompt(
-    question: str, *, has_image: bool, tokenizer: "PreTrainedTokenizerFast", chat: Chat,
+    question: str, *, num_images: int, tokenizer: "PreTrainedTokenizerFast", chat: Chat,
     history: Sequence[Turn] = (),
 ) -> NDArray[np.int32]:  # fmt: skip
     """Return the token ids of a question in the chat format, up to and including the assistant prefix.
 
-    history: the earlier turns of the conversation. The image always belongs to the first question of the conversation.
+    history: the earlier turns of the conversation. The images always belong to the first question of the conversation.
+    Raises UserError if this question contains another number of placeholders than images.
     """
     texts = [*(turn.question for turn in history), question]
-    questions = [(text, has_image and place == 0) for place, text in enumerate(texts)]
-    (encoded,) = _tokenise([_chat_chunks(questions, [turn.answer for turn in history], chat)], tokenizer)
+    counts = [num_images, *[0] * len(history)]
+    (encoded,) = _tokenise([_chat_chunks(texts, counts, [turn.answer for turn in history], chat)], tokenizer)
     return encoded.ids
 
 
-def _chat_chunks(questions: Sequence[tuple[str, bool]], answers: Sequence[str], chat: Chat) -> list[_Chunk]:
+def _chat_chunks(questions: Sequence[str], counts: Sequence[int], answers: Sequence[str], chat: Chat) -> list[_Chunk]:
     """Write a conversation in the chat format. If the last question has no answer, end with the assistant prefix.
 
-    questions: (text, has_image) pairs. The image is moved to the start, on its own line, and the rest of the question
-    is stripped. As in LLaVA and TinyLLaVA_Factory, a question without an image placeholder keeps its leading and
-    trailing white space.
+    counts: number of images in each question.
     """
     chunks = [_Chunk(chat.system)]
-    for place, (question, has_image) in enumerate(questions):
-        text = question
-        if has_image or MARK in question:
-            text = question.replace(MARK, "").strip()
+    for place, (question, count) in enumerate(zip(questions, counts, strict=True)):
         chunks[-1].add(chat.user)
-        if has_image:
-            chunks.append(_Chunk())
-            text = f"\n{text}" if text else ""  # no newline after an image without a question
-        chunks[-1].add(text + chat.assistant)
+        first, *others = around_images(question, count)
+        chunks[-1].add(first)
+        chunks += [_Chunk(text) for text in others]
+        chunks[-1].add(chat.assistant)
         if place < len(answers):
             chunks[-1].add(f" {answers[place]}{chat.end}", supervised=True)
     return chunks
+
+
+def around_images(question: str, count: int) -> list[str]:
+    """Return the `count` + 1 texts of a question before, between and after its images.
+
+    A single image is moved to the start, on its own line, and the rest of the question is stripped. As in LLaVA and
+    TinyLLaVA_Factory, a question without an image placeholder keeps its leading and trailing white space. Several
+    images are where their placeholders are, as in LLaVA-NeXT, or at the start if there are none.
+    Raises UserError for another number of placeholders.
+    """
+    marks = question.count(MARK)
+    if count > 1 and marks:
+        if marks != count:
+            raise UserError(f"a question contains {marks} {MARK} placeholders for {count} images; use one per image")
+        return question.strip().split(MARK)
+    text = question.replace(MARK, "").strip() if count or marks else question
+    if not count:
+        return [text]
+    return [*[""] * count, f"\n{text}" if text else ""]  # no newline after an image without a question
 
 
 def _tokenise(samples: list[list[_Chunk]], tokenizer: "PreTrainedTokenizerFast") -> list[Encoded]:

@@ -45,8 +45,9 @@ if TYPE_CHECKING:  # data loader workers import this module, and importing trans
 
 log = logging.getLogger(__name__)
 
-# Increment if the index of the same records changes. 2: questions without an image are not stripped; 3: irregular.json
-FORMAT = 3
+# Increment if the index of the same records changes. 2: questions without an image are not stripped;
+# 3: irregular.json; 4: several images in a question
+FORMAT = 4
 BATCH = 512  # records per call to the tokenizer, which uses several threads
 SAMPLE = np.dtype(
     [

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from tinyvlm_cli.data.records import MARK, OTHER_KEYS, FaultError, Kind, Record, check_marks
+from tinyvlm_cli.data.records import MARK, OTHER_KEYS, FaultError, Kind, Record, images_per_turn
 
 
 def irregularities(raw: Any, record: Record, special: Collection[str]) -> Iterator[tuple[Kind, str]]:
@@ -20,7 +20,7 @@ def irregularities(raw: Any, record: Record, special: Collection[str]) -> Iterat
     if speaker != "human":
         yield Kind.first, f"{where}: its first message is from {speaker!r:.40}, not from 'human', and is left out"
     try:
-        check_marks(record)
+        images_per_turn(record)
     except FaultError as fault:
         yield fault.kind, str(fault)
     else:

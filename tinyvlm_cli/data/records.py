@@ -186,14 +186,18 @@ def check_link(root: Path, path: Path) -> None:
         raise FaultError(Kind.link, f"image {path}: {fault}")
 
 
-def check_marks(record: Record) -> None:
-    """Raise FaultError for a record that the chat format cannot represent: each image needs its own question with MARK.
+def images_per_turn(record: Record) -> list[int]:
+    """Return the number of images in each question of a record. Each MARK in a question stands for the next image.
 
+    If there are more placeholders than images, but as many questions with placeholders, each of these questions has one
+    image. Raises FaultError for other numbers of placeholders, which the chat format cannot represent.
     TinyLLaVA_Factory has no such check and uses the next sample's image instead.
     """
-    marked = sum(MARK in turn.question for turn in record.turns)
-    if not record.images and marked:
+    marks = [turn.question.count(MARK) for turn in record.turns]
+    for counts in (marks, [min(count, 1) for count in marks]):
+        if sum(counts) == len(record.images):
+            return counts
+    if not record.images:
         raise FaultError(Kind.marks, f"record {record.id}: a question contains {MARK}, but there is no image")
-    if marked != len(record.images):
-        text = f"the number of questions with {MARK} is {marked}, but the number of images is {len(record.images)}"
-        raise FaultError(Kind.marks, f"record {record.id}: {text}")
+    text = f"the number of {MARK} placeholders in questions is {sum(marks)}, but the number of images is"
+    raise FaultError(Kind.marks, f"record {record.id}: {text} {len(record.images)}")

@@ -21,7 +21,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from tinyvlm_cli.checkpoint.parts import build_model
 from tinyvlm_cli.checkpoint.tokenizers import compare_tokenizer
 from tinyvlm_cli.config.schema import LLM, Exif, Stage, Train, Vision, from_yaml
-from tinyvlm_cli.data.chat import IMAGE, encode_prompt
+from tinyvlm_cli.data.chat import IMAGE, around_images, encode_prompt
 from tinyvlm_cli.data.check import num_cores
 from tinyvlm_cli.data.images import open_image, pixels
 from tinyvlm_cli.errors import UserError
@@ -166,29 +166,31 @@ class RunAnswerer(Answerer):
         return answer
 
     def _group(self, questions: Sequence[Question]) -> Group[Question]:
-        """Prepare questions about one image, or a question without an image, for the decoder."""
-        image = opened(questions[0], upright=self.upright)
+        """Prepare questions about the same images, or a question without an image, for the decoder."""
+        images = opened(questions[0], upright=self.upright)
         prompts = [self._ids(question) for question in questions]
-        ends = [int(np.flatnonzero(ids == IMAGE)[-1]) + 1 if image is not None else 0 for ids in prompts]
+        ends = [int(np.flatnonzero(ids == IMAGE)[-1]) + 1 if images else 0 for ids in prompts]
         prefix = prompts[0][: ends[0]]
         assert all(np.array_equal(ids[:end], prefix) for ids, end in zip(prompts, ends, strict=True))
-        size = self.vision.image_size
-        values = np.empty((0, 3, size, size), np.uint8)
-        if image is not None:
-            values = pixels(image, self.vision, self.stage.image_mode)[None]
+        values = self._pixels(images)
         asked = [Prompt(q, ids[end:]) for q, ids, end in zip(questions, prompts, ends, strict=True)]
         return Group(prefix, values, asked)
 
     def _ids(self, question: Question) -> NDArray[np.int32]:
         return encode_prompt(
-            question.text, has_image=question.image is not None, tokenizer=self.tokenizer, chat=self.llm.chat,
+            question.text, num_images=len(question.images), tokenizer=self.tokenizer, chat=self.llm.chat,
             history=question.history,
         )  # fmt: skip
 
     def _generate(self, question: Question, config: GenerationConfig, streamer: Streamer | None) -> list[int]:
-        image = opened(question, upright=self.upright)
-        values = None if image is None else pixels(image, self.vision, self.stage.image_mode)
+        values = self._pixels(opened(question, upright=self.upright))
         return generate(self.model, self._ids(question), values, config=config, streamer=streamer)
+
+    def _pixels(self, images: Sequence[Image]) -> NDArray[np.uint8]:
+        """Return preprocessed images, [I, 3, S, S]."""
+        size = self.vision.image_size
+        values = [pixels(image, self.vision, self.stage.image_mode) for image in images]
+        return np.stack(values) if values else np.empty((0, 3, size, size), np.uint8)
 
 
 class FolderAnswerer(Answerer):
@@ -228,7 +230,7 @@ class FolderAnswerer(Answerer):
         decoding = Decoding(max_new_tokens, temperature=0, top_p=1, num_beams=1, seed=0)
         config = generation_config(decoding, self.ends, pad=self.tokenizer.pad_token_id)
         size = BATCH
-        waiting: list[tuple[Question, Image | None]] = []
+        waiting: list[tuple[Question, list[Image]]] = []
         opening = ahead(opened_group, groups)
         while True:
             while len(waiting) < size and (group := next(opening, None)) is not None:
@@ -251,23 +253,22 @@ class FolderAnswerer(Answerer):
 
     @torch.inference_mode()
     def _batch(
-        self, asked: Sequence[tuple[Question, Image | None]], config: GenerationConfig, streamer: Streamer | None = None
+        self, asked: Sequence[tuple[Question, list[Image]]], config: GenerationConfig, streamer: Streamer | None = None
     ) -> dict[str, list[int]]:
         """Return the answers by Question.key. In a batch of a processor, all texts have an image, or none has."""
         answers: dict[str, list[int]] = {}
         for has_image in (True, False):
-            batch = [(q, image) for q, image in asked if (image is not None) == has_image]
+            batch = [(q, images) for q, images in asked if bool(images) == has_image]
             if not batch:
                 continue
             conversations = []
-            for q, image in batch:
+            for q, images in batch:
                 texts = [text for turn in q.history for text in (turn.question, turn.answer)] + [q.text]
                 messages: list[dict[str, Any]] = [
                     {"role": role, "content": [{"type": "text", "text": text}]}
                     for role, text in zip(cycle(("user", "assistant")), texts, strict=False)
                 ]
-                if has_image:  # the image precedes the first question
-                    messages[0]["content"].insert(0, {"type": "image", "image": image})
+                messages[0]["content"] = _content(texts[0], images)
                 conversations.append(messages)
             inputs = self.processor.apply_chat_template(
                 conversations,
@@ -284,15 +285,26 @@ class FolderAnswerer(Answerer):
         return answers
 
 
-def opened_group(questions: Sequence[Question]) -> list[tuple[Question, Image | None]]:
-    """Return questions about the same image with that image, decoded once."""
-    image = opened(questions[0])
-    return [(question, image) for question in questions]
+def _content(question: str, images: Sequence[Image]) -> list[dict[str, Any]]:
+    """Return the first question of a conversation for a processor. A single image precedes the question."""
+    if len(images) < 2:
+        return [*({"type": "image", "image": image} for image in images), {"type": "text", "text": question}]
+    first, *others = around_images(question, len(images))
+    parts: list[dict[str, Any]] = [{"type": "text", "text": first}]
+    for image, text in zip(images, others, strict=True):
+        parts += [{"type": "image", "image": image}, {"type": "text", "text": text}]
+    return [part for part in parts if part.get("text") != ""]
 
 
-def opened(question: Question, *, upright: bool = False) -> Image | None:
-    """Return the question's decoded image, or None if it has no image. upright: see `open_image`."""
-    return None if question.image is None else open_image(question.encoded(), upright=upright)
+def opened_group(questions: Sequence[Question]) -> list[tuple[Question, list[Image]]]:
+    """Return questions about the same images with these images, decoded once."""
+    images = opened(questions[0])
+    return [(question, images) for question in questions]
+
+
+def opened(question: Question, *, upright: bool = False) -> list[Image]:
+    """Return the question's decoded images. upright: see `open_image`."""
+    return [open_image(source, upright=upright) for source in question.encoded()]
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

@@ -17,7 +17,8 @@ from tinyvlm_cli.results.records import Answer
 from tinyvlm_cli.statistics.questions import Formula, Tally
 from tinyvlm_cli.untrusted import link_fault
 
-Image = Path | bytes | StoredImage | None  # a file, encoded bytes, an image in a parquet file, or no image
+OneImage = Path | bytes | StoredImage  # a file, encoded bytes, or an image in a parquet file
+Image = OneImage | tuple[OneImage, ...] | None  # one image, several or none
 
 FEW_READABLE = 0.5  # a lower share of readable answers is reported with the score
 
@@ -28,16 +29,20 @@ class Question:
 
     key: str  # unique within the benchmark, stable between runs
     question_id: str  # as in the official files; not unique in MME and TextVQA
-    text: str  # the question with hint, options and OCR tokens, without image placeholder and chat format
+    text: str  # the question with hint, options and OCR tokens, without the chat format. <image> marks one of several
     image: Image
-    image_key: str  # equal for questions about the same image; "" without an image
+    image_key: str  # equal for questions about the same images; "" without an image
     category: str = ""
     history: tuple[Turn, ...] = ()  # earlier turns of a chat about the image; always empty in benchmarks
 
-    def encoded(self) -> Path | bytes:
-        """Return the path of the image, or its encoded bytes."""
-        assert self.image is not None
-        return self.image.read() if isinstance(self.image, StoredImage) else self.image
+    @property
+    def images(self) -> tuple[OneImage, ...]:
+        """The question's images."""
+        return all_of(self.image)
+
+    def encoded(self) -> list[Path | bytes]:
+        """Return the path of each image, or its encoded bytes."""
+        return [image.read() if isinstance(image, StoredImage) else image for image in self.images]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +84,11 @@ class Score:
     notes: tuple[str, ...] = ()  # such as duplicate, missing or unknown ids
     pending: int = 0  # number of answers or questions that the judge has not graded yet
     partial: bool = False  # some questions have no answer, so the score is not comparable
+
+
+def all_of(image: Image) -> tuple[OneImage, ...]:
+    """Return the images of a question as a tuple."""
+    return image if isinstance(image, tuple) else () if image is None else (image,)
 
 
 Parsed = TypeVar("Parsed", Item, Question)
@@ -162,8 +172,8 @@ class Benchmark(ABC):
                 key=self.key_of(Answer(str(line["question_id"]), line["text"], "")),
                 question_id=str(line["question_id"]),
                 text=line["text"],
-                image=self.image_dir / line["image"],
-                image_key=line["image"],
+                image=self._placed(line["image"]),
+                image_key=str(line["image"]),
                 category=line.get("category", ""),
             )
             for line in lines
@@ -223,9 +233,13 @@ class Benchmark(ABC):
             found = list(parse())
         except (AttributeError, LookupError, TypeError, NotImplementedError, OverflowError, RecursionError) as error:
             raise UserError(f"{self.folder}: not in {self.label}'s layout ({error!r}); get {self.source}") from error
-        for image in {one.image for one in found if isinstance(one.image, Path)}:
+        for image in {image for one in found for image in all_of(one.image) if isinstance(image, Path)}:
             self._check_place(image)
         return found
+
+    def _placed(self, image: Any) -> Image:
+        """Return the image of a line in LLaVA's question file: a path or a list of paths."""
+        return tuple(self.image_dir / one for one in image) if isinstance(image, list) else self.image_dir / image
 
     def _check_place(self, image: Path) -> None:
         """Raise UserError if an image, or a link to it, is outside the benchmark's folders."""

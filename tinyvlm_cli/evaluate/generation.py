@@ -77,23 +77,24 @@ class Streamer:
 
 @torch.inference_mode()
 def generate(
-    model: VLM, ids: NDArray[np.int32], image: NDArray[np.uint8] | None, *,
+    model: VLM, ids: NDArray[np.int32], pixels: NDArray[np.uint8], *,
     config: GenerationConfig, streamer: Streamer | None = None,
 ) -> list[int]:  # fmt: skip
     """Return the answer to one prompt, from transformers' `generate`: for sampling and beam search.
 
-    Greedy answers come from `decoder.Decoder`. ids: [T], with IMAGE for the image, [3, S, S], if there is one.
+    Greedy answers come from `decoder.Decoder`. ids: [T], with IMAGE for each of the images, [I, 3, S, S].
     """
     device = model.llm.device
     embed = model.llm.get_input_embeddings()
     tokens = torch.from_numpy(ids.astype(np.int64)).to(device)
-    if image is None:
-        embeds = embed(tokens)
-    else:
-        (image_tokens,) = model.connector(model.vision(torch.from_numpy(image[None]).to(device)))
-        place = int(np.flatnonzero(ids == IMAGE)[0])
-        before, after = embed(tokens[:place]), embed(tokens[place + 1 :])
-        embeds = torch.cat([before, image_tokens.to(before.dtype), after])
+    pieces, start = [], 0
+    if len(pixels):
+        image_tokens = model.connector(model.vision(torch.from_numpy(pixels).to(device)))
+        for place, one in zip(np.flatnonzero(ids == IMAGE).tolist(), image_tokens, strict=True):
+            before = embed(tokens[start:place])
+            pieces += [before, one.to(before.dtype)]
+            start = place + 1
+    embeds = torch.cat([*pieces, embed(tokens[start:])])
     mask = torch.ones(1, len(embeds), dtype=torch.long, device=device)
     with torch.compiler.set_stance("force_eager"):  # compiled layers would be compiled again for each length
         (answer,) = model.llm.generate(

@@ -123,20 +123,22 @@ class Loaded:
             return (sums[counts > 0] / counts[counts > 0]).mean()
         return sums.sum() / counts.sum()
 
-    def ask(self, image: Picture | None, question: str, **settings: Any) -> str:
+    def ask(self, image: Picture | Sequence[Picture] | None, question: str, **settings: Any) -> str:
         """Return the answer to `question` about `image`, stripped. image: None for a question without an image.
+
+        Of several images, the question can contain <image> where each of them belongs.
 
         settings: the other arguments of `answer_ids`.
         """
         return self.answerer.text(self.answer_ids(image, question, **settings))
 
     def answer_ids(
-        self, image: Picture | None, question: str, *, history: Sequence[tuple[str, str]] = (),
+        self, image: Picture | Sequence[Picture] | None, question: str, *, history: Sequence[tuple[str, str]] = (),
         on_text: Callable[[str], None] | None = None, **generation: Any,
     ) -> list[int]:  # fmt: skip
         """Return the token ids of the answer, including the end token unless max_new_tokens was reached.
 
-        history: earlier (question, answer) turns; the image belongs to the first one.
+        history: earlier (question, answer) turns; the images belong to the first one.
         on_text: called with each new piece of text.
         generation: max_new_tokens, temperature, top_p, num_beams or seed; defaults are in conf/ask.yaml.
         """
@@ -146,9 +148,10 @@ class Loaded:
                 raise UserError(f"{setting}: unknown setting; choose from {', '.join(known)}")
         standard = yaml.safe_load((conf_dir() / "ask.yaml").read_text(encoding="utf-8"))
         decoding = Decoding(**{name: generation.get(name, standard[name]) for name in known})
-        source = None if image is None else image_source(image)
+        pictures = [image] if isinstance(image, str | Path | bytes | Image.Image) else image or []
+        sources = tuple(map(image_source, pictures))
         turns = tuple(Turn(asked, said) for asked, said in history)
-        asked = Question("0", "0", question, source, "0" if source is not None else "", history=turns)
+        asked = Question("0", "0", question, sources, "0" if sources else "", history=turns)
         return self.answerer.tokens(asked, decoding, on_text=on_text)
 
     def _ours(self, method: str) -> RunAnswerer:

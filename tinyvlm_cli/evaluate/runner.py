@@ -24,9 +24,9 @@ from tinyvlm_cli.console import ProgressDisplay
 from tinyvlm_cli.data.check import NUM_DECODED, check_image, on_all_cores
 from tinyvlm_cli.data.image_store import ImageStore
 from tinyvlm_cli.data.images import examine
-from tinyvlm_cli.data.records import USED, FaultError
+from tinyvlm_cli.data.records import MARK, USED, FaultError
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Benchmark, Image, Question
+from tinyvlm_cli.evaluate.benchmark import Benchmark, Image, Question, all_of
 from tinyvlm_cli.evaluate.sources import StoredImage
 from tinyvlm_cli.files import file_state, is_unchanged, write_text
 from tinyvlm_cli.heartbeat import end_progress
@@ -99,7 +99,7 @@ def take_inventory(benchmark: Benchmark, *, decoded: int | None = 0) -> Inventor
             _ = benchmark.known_items  # reads the ground truth, to report invalid files before answering
     except UserError as error:
         return Inventory(0, 0, 0, (str(error),))
-    images = {q.image_key: q.image for q in questions if q.image is not None}
+    images = {(q.image_key, place): image for q in questions for place, image in enumerate(q.images)}
     paths = [image for image in images.values() if isinstance(image, Path)]
     absent = sorted(path for path in paths if not path.is_file() or not path.stat().st_size)
     findings = [
@@ -152,7 +152,9 @@ def answered(
 
 
 def image_state(image: Image) -> Any:
-    """Return the state of a question's image, which is recorded with the answer."""
+    """Return the state of a question's image or images, which is recorded with the answer."""
+    if isinstance(image, tuple):
+        return [image_state(one) for one in image]
     if isinstance(image, bytes):
         return {"sha256": hashlib.sha256(image).hexdigest()}
     if isinstance(image, StoredImage):
@@ -161,7 +163,10 @@ def image_state(image: Image) -> Any:
 
 
 def is_image_unchanged(image: Image, state: Any) -> bool:
-    """Return whether a question's image is as recorded by `image_state`."""
+    """Return whether a question's image or images are as recorded by `image_state`."""
+    if isinstance(image, tuple):
+        states = state if isinstance(state, list) else []
+        return len(states) == len(image) and all(map(is_image_unchanged, image, states))
     if not isinstance(state, dict):
         return state is None and image is None
     if isinstance(image, StoredImage):
@@ -236,10 +241,15 @@ def answer_all(job: EvalJob) -> None:
 
 
 def by_image(questions: Sequence[Question]) -> list[list[Question]]:
-    """Group questions by image, those with long texts first. A question without an image is a group of its own."""
-    groups: dict[str, list[Question]] = {}
+    """Group questions by image, those with long texts first. A question without an image is a group of its own.
+
+    The texts of a group are equal up to the last image.
+    """
+    groups: dict[tuple[str, str], list[Question]] = {}
     for question in questions:
-        groups.setdefault(question.image_key or f"no image: {question.key}", []).append(question)
+        before = question.text.rpartition(MARK)[0] if len(question.images) > 1 else ""
+        key = question.image_key or f"no image: {question.key}"
+        groups.setdefault((key, before), []).append(question)
     return sorted(groups.values(), key=lambda group: -max(len(question.text) for question in group))
 
 
@@ -271,10 +281,12 @@ def shuffle_images(questions: Sequence[Question], seed: int) -> list[Question]:
     Questions that are still answered correctly can be answered from the text alone.
     """
     images = {q.image_key: q.image for q in questions if q.image is not None}
-    keys = list(images)
-    order = np.random.default_rng(seed).permutation(len(keys))
-    # Images move one place along a random cycle, so no image stays in place unless there is only one.
-    swapped = {keys[order[i]]: keys[order[(i + 1) % len(keys)]] for i in range(len(keys))}
+    swapped: dict[str, str] = {}
+    for count in sorted({len(all_of(image)) for image in images.values()}):  # questions keep their number of images
+        keys = [key for key, image in images.items() if len(all_of(image)) == count]
+        order = np.random.default_rng(seed).permutation(len(keys))
+        # Images move one place along a random cycle, so no image stays in place unless there is only one.
+        swapped |= {keys[order[i]]: keys[order[(i + 1) % len(keys)]] for i in range(len(keys))}
     return [
         replace(q, image=images[swapped[q.image_key]], image_key=swapped[q.image_key]) if q.image is not None else q
         for q in questions

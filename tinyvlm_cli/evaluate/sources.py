@@ -8,10 +8,10 @@ import ast
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tinyvlm_cli.data.sources.parquet import image_cells, open_parquet
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.records import Answer
 from tinyvlm_cli.untrusted import JSON_ERRORS, check_file, json_reason, read_text
@@ -100,7 +100,7 @@ class StoredImage:
 
     def read(self) -> bytes:
         """Return the encoded image. Raises UserError if the cell is empty."""
-        cell: bytes | None = _images(self.path, self.group)[self.row].as_py()
+        cell = image_cells(self.path, self.group, IMAGE)[self.row]
         if cell is None:
             raise UserError(f"{self.path}, row group {self.group}, row {self.row}: no image; download the file again")
         return cell
@@ -113,7 +113,7 @@ def read_rows(paths: Iterable[Path], *columns: str, optional: Iterable[str] = ()
     Raises UserError if a file lacks one of `columns`.
     """
     for path in paths:
-        file = _open(path)
+        file = open_parquet(path)
         found = file.schema_arrow.names
         absent = [name for name in columns if name not in found]
         if absent:
@@ -126,25 +126,6 @@ def read_rows(paths: Iterable[Path], *columns: str, optional: Iterable[str] = ()
                 if IMAGE in wanted:
                     fields[IMAGE] = StoredImage(path, group, row) if fields[IMAGE] is not None else None
                 yield Record(path, fields)
-
-
-@lru_cache(maxsize=4)  # questions about the same image are adjacent, and so are the images of a batch
-def _images(path: Path, group: int) -> Any:
-    table = _open(path).read_row_group(group, columns=[f"{IMAGE}.bytes"])
-    return table.column(IMAGE).combine_chunks().field("bytes")
-
-
-def _open(path: Path) -> Any:
-    try:
-        from pyarrow import ArrowInvalid
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise UserError(f"{path}: reading this file requires the package pyarrow; run `pip install pyarrow`") from None
-    check_file(path)
-    try:
-        return ParquetFile(path)
-    except (ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a parquet file ({error}); download it again") from None
 
 
 def read_answers(path: Path) -> list[Answer]:

@@ -136,7 +136,7 @@ def _pictures(node: Any, keys: set[str]) -> Iterator[tuple[str, str]]:
             continue
         if question.image_key not in pictures:
             try:
-                image = open_image(question.encoded())
+                image = open_image(question.encoded()[0])
                 image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
                 file = io.BytesIO()
                 image.save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)

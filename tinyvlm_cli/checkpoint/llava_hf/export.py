@@ -174,7 +174,7 @@ def our_logits(model: VLM, source: Source) -> Tensor:
 def our_embeds(model: VLM, source: Source) -> Tensor:
     """Return the embeddings of the test question and image: [1, T, D]."""
     image = probe_image(source.vision.image_size)
-    ids = encode_prompt(QUESTION, has_image=True, tokenizer=load_tokenizer(source.llm), chat=source.llm.chat)
+    ids = encode_prompt(QUESTION, num_images=1, tokenizer=load_tokenizer(source.llm), chat=source.llm.chat)
     row = torch.tensor([expanded(ids, model.tokens_per_image, IMAGE)], device=model.llm.device)
     is_image = row == IMAGE
     values = torch.from_numpy(pixels(image, source.vision, source.image_mode))[None].to(row.device)

@@ -147,7 +147,7 @@ def gives_same_ids(
     """Return whether questions with and without an image, and a conversation, get the same ids as in `data.chat`."""
     image_id = processor.image_token_id
     for shown in (image, None):
-        ids = encode_prompt(QUESTION, has_image=shown is not None, tokenizer=own, chat=chat)
+        ids = encode_prompt(QUESTION, num_images=int(shown is not None), tokenizer=own, chat=chat)
         if asked(processor, QUESTION, shown)["input_ids"][0].tolist() != expanded(ids, num_tokens, image_id):
             return False
     turns = (Turn(f"{IMAGE_TOKEN}\n{QUESTION}", ANSWER), Turn(QUESTION, ANSWER))

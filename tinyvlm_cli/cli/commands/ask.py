@@ -16,23 +16,24 @@ from tinyvlm_cli.results.models import find_model
 
 log = logging.getLogger(__name__)
 
-Sources = list[tuple[str, Path | bytes]]  # (name on the command line, image)
+Sources = list[tuple[str, list[Path | bytes]]]  # (names on the command line, images of one question)
 History = list[tuple[str, str]]
-AskOne = Callable[[Path | bytes, str, History], str]  # prints and returns the answer
+AskOne = Callable[[list[Path | bytes], str, History], str]  # prints and returns the answer
 
 
 def run(config: Ask) -> int:
     """Print the answers and return the exit code."""
     found = find_model(Results(config.results_dir), config.run, stage=config.stage)
     questions = _texts("question", config.question)
-    images = _texts("image", config.image)
-    if not images:
+    groups = config.image if isinstance(config.image, list) else [config.image]
+    images = [_texts("image", group) for group in groups]  # a nested list has the images of one question
+    if not all(images) or not images:
         raise UserError("image: not set; add image=FILE")
-    if STDIN in images and not questions:
+    if [STDIN] in images and not questions:
         raise UserError("question: not set, but the image is read from standard input; add question=...")
-    sources: Sources = [(name, image_source(name)) for name in images]
+    sources: Sources = [(", ".join(names), [image_source(name) for name in names]) for names in images]
     # Report unreadable images before loading the model.
-    rotated = [name for name, source in sources if examine(source).orientation != UPRIGHT]
+    rotated = [name for name, group in sources for source in group if examine(source).orientation != UPRIGHT]
 
     from tinyvlm_cli.evaluate.generation import Decoding
     from tinyvlm_cli.evaluate.loaded import Loaded
@@ -44,11 +45,11 @@ def run(config: Ask) -> int:
     if rotated and not model.turns_images:
         log.warning("image=%s: its Exif rotation is ignored, as in the training of this model", rotated[0])
 
-    def ask(image: Path | bytes, question: str, history: History) -> str:
+    def ask(images: list[Path | bytes], question: str, history: History) -> str:
         def show(piece: str) -> None:
             print(printable(piece), end="", flush=True)
 
-        text = model.ask(image, question, history=history, on_text=show, **vars(decoding))
+        text = model.ask(images, question, history=history, on_text=show, **vars(decoding))
         print()
         return text
 
@@ -81,10 +82,10 @@ def _ask_all(sources: Sources, questions: Iterable[str], ask: AskOne, *, is_titl
     asked = 0
     for question in questions:
         asked += 1
-        for name, image in sources:
+        for name, images in sources:
             if is_titled:
                 print(printable(f"[{name}] {question}"), flush=True)
-            ask(image, question, [])
+            ask(images, question, [])
     return asked
 
 
@@ -105,7 +106,7 @@ def _converse(sources: Sources, ask: AskOne) -> None:
             return
         if not question:
             return
-        for (name, image), history in zip(sources, histories, strict=True):
+        for (name, images), history in zip(sources, histories, strict=True):
             if len(sources) > 1:
                 print(printable(f"[{name}]"), flush=True)
-            history.append((question, ask(image, question, history)))
+            history.append((question, ask(images, question, history)))

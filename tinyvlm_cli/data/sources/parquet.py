@@ -131,31 +131,32 @@ def image_places(path: Path, shard: str, number: int, column: str) -> Iterator[t
                 cell = 0
                 for batch in file.iter_batches(64, row_groups=[group], columns=[leaf, *names]):
                     for images in _values(batch.column(0)):
-                        for place, (content, name) in images:
+                        for place, (content, name) in enumerate(images, cell):
+                            if content is None:
+                                continue
                             found = known.get(hash(content))
                             if found is None or found.size != len(content):
-                                found = Place(number, Method.cell, group, 0, skip=cell)
-                            yield image_name(shard, row, place, name), found
-                            cell += 1
+                                found = Place(number, Method.cell, group, 0, skip=place)
+                            yield image_name(shard, row, place - cell, name), found
+                        cell += len(images)
                         row += 1
                     bar.advance(len(batch))
     except (ArrowException, OSError) as error:
         raise UserError(f"{path}: damaged ({error}); download it again") from None
 
 
-def _values(column: Any) -> Iterator[list[tuple[int, tuple[bytes, str | None]]]]:
-    """Yield the images of each row that have bytes: their number in the row, and (bytes, original path)."""
+def _values(column: Any) -> Iterator[list[tuple[bytes | None, str | None]]]:
+    """Yield the images of each row as (bytes, original path)."""
     for cell in column.to_pylist():
-        images: list[tuple[Any, Any]] = [
+        yield [
             (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
             for image in (cell if isinstance(cell, list) else [cell])
         ]
-        yield [(number, image) for number, image in enumerate(images) if image[0] is not None]
 
 
 @lru_cache(maxsize=4)  # images are often read in order
-def image_cells(path: Path, group: int, column: str) -> list[bytes]:
-    """Return all images of a row group."""
+def image_cells(path: Path, group: int, column: str) -> list[bytes | None]:
+    """Return all images of a row group, with None for those without bytes."""
     file = open_parquet(path)
     table = file.read_row_group(group, columns=[bytes_leaf(file, column)])
-    return [content for row in _values(table.column(0)) for _, (content, _) in row]
+    return [content for row in _values(table.column(0)) for content, _ in row]

@@ -133,7 +133,7 @@ class Places:
             if place.method is Method.cell:
                 from tinyvlm_cli.data.sources.parquet import image_cells
 
-                return image_cells(Path(path), place.offset, column)[place.skip]
+                return image_cells(Path(path), place.offset, column)[place.skip] or b""
             return _read(path, place)
         except (OSError, ValueError, zlib.error) as error:
             # Errors of the operating system have an errno. Those of damaged data do not.
