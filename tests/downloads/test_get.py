@@ -385,6 +385,24 @@ def test_every_shipped_member_states_its_addresses(choice: str) -> None:
     assert all(one.spec.page or one.spec.url or one.spec.hub for one in found)
 
 
+def test_an_archive_is_not_fetched_if_its_folder_exists(hub: Hub, tmp_path: Path) -> None:
+    found = wanted_by(composed("data", "action=get", "data=sharegpt4v", f"data_dir={tmp_path}"))
+    archives = {one.target.name: one for one in found if one.target.suffix == ".zip"}
+    assert all(one.folder is not None and one.spec.unpack is None for one in archives.values())
+    coco = archives["train2017.zip"]
+    assert coco.folder == tmp_path / "coco/train2017"
+    (tmp_path / "coco/train2017").mkdir(parents=True)
+    assert get([coco], tmp_path) == 0
+    assert hub.requests == [] and not coco.target.exists()
+
+
+def test_every_archive_of_a_split_is_fetched_or_by_hand() -> None:
+    for name in options("data"):
+        data = composed("data", "action=get", f"data={name}").data
+        archives = {Path(path) for split in data.splits.values() for path in split.archives.values()}
+        assert archives <= {Path("data") / key for key in data.downloads}, name
+
+
 def test_models_are_named_by_their_path() -> None:
     found = wanted_by(composed("data", "action=get", "llm=phi2", "vision=mof"))
     assert [one.spec.hub for one in found] == [

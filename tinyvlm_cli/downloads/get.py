@@ -105,8 +105,9 @@ def _is_present(one: Wanted) -> bool:
     """Return whether the files are complete, or were brought by the user and are left alone."""
     if (origin := Origin.read(one.target)) is not None and origin.address == one.address:
         return _is_complete(one, origin)
-    if one.target.exists() and not one.spec.files and not one.is_model:
-        log.info("%s: %s already exists; its files are not compared with %s", one.where, one.target, one.spec.place)
+    if one.exists and not one.spec.files and not one.is_model:
+        found = one.target if one.target.exists() else one.folder
+        log.info("%s: %s already exists; it is not compared with %s", one.where, found, one.spec.place)
         return True
     return False
 

@@ -1,6 +1,7 @@
 """The files that a data set, a benchmark or a model consists of, as its YAML file states them."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,17 @@ class Wanted:
     target: Path
     spec: Download
     is_model: bool = False  # a model goes to the hub's cache, and `target` only names its record
+    folder: Path | None = None  # for an archive that is read in place: the folder that would be used instead
 
     @property
     def address(self) -> str:
         """The URL, or the name of the repository."""
         return self.spec.url or self.spec.hub or ""
+
+    @property
+    def exists(self) -> bool:
+        """Return whether the file or folder exists, or the folder that is used instead."""
+        return self.target.exists() or (self.folder is not None and self.folder.is_dir())
 
 
 def wanted_by(config: DataCommand) -> list[Wanted]:
@@ -37,11 +44,14 @@ def wanted_by(config: DataCommand) -> list[Wanted]:
     wanted: list[Wanted] = []
     root = Path(config.data_dir)
     if config.data is not None:
-        wanted += _of_folder(f"data={config.data.name}", root, _downloads(config.data), config.data, findings)
+        findings += _faults(f"data={config.data.name}", config.data.downloads, config.data.prepare)
+        wanted += of_data(config.data, root)
     for name, node in config.benchmark.items():
         with collected(findings):
             downloads = as_downloads(node.get("downloads") or {}, f"benchmark.{name}.downloads")
-            wanted += _of_folder(f"benchmark={name}", Path(node["data_dir"]), downloads, None, findings)
+            findings += _faults(f"benchmark={name}", downloads, None)
+            folder = Path(node["data_dir"])
+            wanted += [Wanted(f"benchmark={name}", folder / key, spec) for key, spec in downloads.items()]
     for group, part in (("llm", config.llm), ("vision", config.vision)):
         if part is not None:
             wanted += _of_model(group, part, root, findings)
@@ -64,19 +74,28 @@ def as_downloads(node: dict[str, Any], where: str) -> dict[str, Download]:
     return found
 
 
-def _downloads(data: Data) -> dict[str, Download]:
-    return {key: spec for key, spec in data.downloads.items() if spec is not None}
+def of_data(data: Data, root: Path) -> list[Wanted]:
+    """Return the files of a data set. root: data_dir"""
+    folders = {
+        Path(archive): Path(split.images) / folder
+        for split in data.splits.values()
+        for folder, archive in split.archives.items()
+        if split.images is not None
+    }
+    return [
+        Wanted(f"data={data.name}", root / key, spec, folder=folders.get(root / key))
+        for key, spec in data.downloads.items()
+        if spec is not None
+    ]
 
 
-def _of_folder(
-    where: str, folder: Path, downloads: dict[str, Download], data: Data | None, findings: list[str]
-) -> list[Wanted]:
-    if not downloads:
-        is_made = data is not None and data.prepare is not None
-        how = f"run `tinyvlm data prepare {where}`, which creates it" if is_made else "add `downloads` to its YAML file"
-        findings.append(f"{where}: no addresses are known; {how}")
-    findings += [f"{where}: downloads.{key}: {fault}" for key, spec in downloads.items() if (fault := _fault(spec))]
-    return [Wanted(where, folder / key, spec) for key, spec in downloads.items()]
+def _faults(where: str, downloads: Mapping[str, Download | None], prepare: dict[str, Any] | None) -> list[str]:
+    """Return a message for each mistake in the downloads of a data set or benchmark."""
+    specs = {key: spec for key, spec in downloads.items() if spec is not None}
+    if not specs:
+        how = f"run `tinyvlm data prepare {where}`, which creates it" if prepare else "add `downloads` to its YAML file"
+        return [f"{where}: no addresses are known; {how}"]
+    return [f"{where}: downloads.{key}: {fault}" for key, spec in specs.items() if (fault := _fault(spec))]
 
 
 def _of_model(group: str, part: LLM | Vision, root: Path, findings: list[str]) -> list[Wanted]:

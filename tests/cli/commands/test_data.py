@@ -42,7 +42,8 @@ def talk(image: str) -> dict[str, Any]:
 
 
 def check(group: Data, results_dir: Path) -> int:
-    return data.run(DataCommand(action="check", data=group, results_dir=str(results_dir)))
+    config = DataCommand(action="check", data=group, data_dir=str(results_dir), results_dir=str(results_dir))
+    return data.run(config)
 
 
 @pytest.fixture
@@ -122,8 +123,8 @@ def test_check_says_where_to_get_missing_images(
     assert check(Data(name="x", splits=splits, downloads={"sam": sam}), tmp_path) == 1
     shown = capsys.readouterr().out
     assert "data.splits.finetune.annotations: no.json is missing; get it from the author" in shown
-    assert "data.downloads: sam is missing; get SA-1B (ai.meta.com)" in shown
-    assert "pretrain: images of 2 records are missing; get them from SA-1B (ai.meta.com), into sam" in shown
+    assert f"data.downloads: {tmp_path}/sam is missing; get SA-1B (ai.meta.com)" in shown
+    assert f"images of 2 records are missing; get them from SA-1B (ai.meta.com), into {tmp_path}/sam" in shown
     assert "pretrain: images of 1 records are missing; get them from the author" in shown
 
 

@@ -20,6 +20,7 @@ from tinyvlm_cli.console import Screen
 from tinyvlm_cli.data.image_store import missing_files, open_images, record_files
 from tinyvlm_cli.data.records import IMAGE_FAULTS, FaultError, Kind
 from tinyvlm_cli.data.skips import findings_path, write_skips
+from tinyvlm_cli.downloads.wanted import of_data, wanted_by
 from tinyvlm_cli.errors import FAILED, UserError, raise_findings
 from tinyvlm_cli.files import locked, new_folder, write_jsonl
 from tinyvlm_cli.results.folder import Results
@@ -45,7 +46,6 @@ def run(config: DataCommand) -> int:
         log.warning("%s: has no effect in `tinyvlm data %s`", setting, config.action)
     if config.action == "get":
         from tinyvlm_cli.downloads.get import get
-        from tinyvlm_cli.downloads.wanted import wanted_by
 
         if not (config.data or config.benchmark or config.llm or config.vision):
             raise UserError("nothing to get; add data=NAME, benchmark=NAME, llm=NAME or vision=NAME")
@@ -64,7 +64,6 @@ def run(config: DataCommand) -> int:
 
 def _check_data(config: DataCommand, data: Data) -> int:
     """Check each split whose files exist and report the missing files. Returns the exit code."""
-    results = Results(config.results_dir)
     special = _special_tokens(config.llm)
     names: dict[tuple[str, str | None], str] = {}  # two splits can share files
     missing: dict[str, list[str]] = {}
@@ -77,21 +76,16 @@ def _check_data(config: DataCommand, data: Data) -> int:
         ]
     lines = [line for found in missing.values() for line in found]
     if lines:
-        roots = [Path(split.images) for split in data.splits.values() if split.images is not None]
-        absent = {
-            key: spec
-            for key, spec in data.downloads.items()
-            if spec and not any((root / key).exists() for root in (Path(config.data_dir), *roots))
-        }
-        lines += [f"data.downloads: {key} is missing; get {spec.describe()}" for key, spec in absent.items()]
-        if fetched := sum(not spec.by_hand for spec in absent.values()):
+        absent = [one for one in of_data(data, Path(config.data_dir)) if not one.exists]
+        lines += [f"data.downloads: {one.target} is missing; get {one.spec.describe()}" for one in absent]
+        if fetched := sum(not one.spec.by_hand for one in absent):
             lines.append(f"`tinyvlm data get data={data.name}` fetches {fetched} of these {len(absent)}")
     if all(missing.values()):
         raise UserError("\n".join(lines))
     for line in lines:
         _print(line)
     complete = [name for name, found in missing.items() if not found]
-    left_out = sum(_check_split(name, data, results, special) for name in complete)
+    left_out = sum(_check_split(name, config, data, special) for name in complete)
     if config.llm:
         _build_index(config, config.llm, {name: data.splits[name] for name in complete if name in config.prompts})
     return FAILED if left_out or lines else 0
@@ -110,11 +104,11 @@ def _special_tokens(llm: LLM | None) -> set[str]:
     return {end for end in ends if isinstance(end, str) and end.strip()}
 
 
-def _check_split(name: str, data: Data, results: Results, special: set[str]) -> int:
+def _check_split(name: str, config: DataCommand, data: Data, special: set[str]) -> int:
     """Check one split, print its findings and write them to files. Returns the number of unusable records."""
     from tinyvlm_cli.data.check import check_split
 
-    split = data.splits[name]
+    split, results = data.splits[name], Results(config.results_dir)
     checked = check_split(split, open_images(split, results), special=special, upright=data.exif is Exif.upright)
     # Invalid records are not in the skip list: the index skips them anyway, and adding them would change stage hashes.
     skips = ((found.number, found.says, found.image) for found in checked.findings if found.kind in IMAGE_FAULTS)
@@ -138,9 +132,14 @@ def _check_split(name: str, data: Data, results: Results, special: set[str]) -> 
         if count > SHOWN:
             _print(f"{name}: {kind.value}: {count - SHOWN:,} more")
     missing = [finding.image for finding in checked.findings if finding.kind is Kind.absent and finding.image]
-    folders = {f"{key}/": f"{spec.describe()}, into {key}" for key, spec in data.downloads.items() if spec}
+    known = {
+        f"{one.folder or one.target}/": f"{one.spec.describe()}, into {one.target}"
+        + ("" if one.spec.by_hand else f", with `tinyvlm data get data={data.name}`")
+        for one in of_data(data, Path(config.data_dir))
+    }
+    root = Path(split.images or "")
     sources = Counter(
-        next((source for folder, source in folders.items() if image.startswith(folder)), split.source)
+        next((text for prefix, text in known.items() if f"{root}/{image}".startswith(prefix)), split.source)
         for image in missing
     )
     for source, count in sources.items():
