@@ -15,7 +15,7 @@ TRAIN = [
     "train", *TINY, "recipe.stages.pretrain.samples_per_step=8", "recipe.stages.pretrain.epochs=1000", "engine.gpus=2",
     "results_dir=own",
 ]  # fmt: skip
-ENDLESS = [word.replace("limit=100", "limit=null") for word in EVAL] + ["benchmark=[pope,gqa,vqav2,textvqa]", "gpus=2"]
+ENDLESS = [*EVAL, "benchmark=[pope,gqa,vqav2,textvqa]", "gpus=2"]
 
 
 def is_training(folder: Path) -> bool:

@@ -23,7 +23,7 @@ STEPS = [
     for setting in ("max_steps=6", "samples_per_step=8")
 ]
 TRAIN = ["train", *TINY, *STEPS, "engine.save_every=1"]
-EVAL = ["eval", "run=TinyLLaVA", "limit=100", "eval_dir=data/easyvqa/eval"]
+EVAL = ["eval", "run=TinyLLaVA", "eval_dir=data/easyvqa/eval"]
 Result = Callable[[Path], object]
 
 
