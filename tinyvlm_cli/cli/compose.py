@@ -8,10 +8,10 @@ import logging
 import os
 import re
 import shutil
+import socket
 import sys
 import textwrap
 import traceback
-import uuid
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -129,7 +129,7 @@ def run_command(command: Command, arguments: list[str]) -> int:
     os.environ["PYTHONSAFEPATH"] = "1"  # child processes do not import modules from the working directory
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors instead of printing them and exiting
-    job = Job(command.name, Path.cwd() / f".tinyvlm-{uuid.uuid4().hex}", full_error)
+    job = Job(command.name, _outcomes_folder(Path.cwd()), full_error)
     argv, sys.argv = sys.argv, ["tinyvlm" if "-sc" in flags else f"tinyvlm {command.name}", *flags, *settings]
     set_up_logging()
     try:
@@ -243,6 +243,16 @@ class Job:
             error = None if record["error"] is None else kind(record["error"])
             self.done.append(Outcome(record["overrides"], record["code"], error))
         return self.done
+
+
+def _outcomes_folder(parent: Path) -> Path:
+    """Return the path of a new folder for the outcomes of this process, and delete those of killed processes."""
+    prefix = f".tinyvlm-{socket.gethostname()}-"
+    for path in parent.glob(f"{prefix}*"):
+        pid = path.name.removeprefix(prefix)
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(path, ignore_errors=True)
+    return parent / f"{prefix}{os.getpid()}"
 
 
 def _conclude(command: Command, outcomes: list[Outcome]) -> int:
