@@ -16,6 +16,7 @@ import tinyvlm_cli
 from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.data.loader import StagePlan, pack
+from tinyvlm_cli.data.records import Turn
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.answerer import Answerer, load_answerer
 from tinyvlm_cli.evaluate.benchmark import Question
@@ -138,6 +139,16 @@ def test_an_answer_equals_evaluations_and_its_pieces_add_up(model: Loaded, folde
     assert "".join(pieces) == "".join(alone) and len(pieces) > len(alone)
     ids = model.answer_ids(images["red"], asked[0][1], max_new_tokens=9)
     assert model.tokenizer.decode(ids, skip_special_tokens=True).strip() == alone[0]
+
+
+def test_earlier_turns_are_part_of_the_question(model: Loaded, folder: Path) -> None:
+    """Answers of questions with different histories in one batch equal those of `generate`, one at a time."""
+    histories = [(), (Turn("is it red?", "yes"),), (Turn("is it blue?", "no"), Turn("a circle?", "no"))]
+    asked = [Question(str(i), "", "is it red?", folder / "red.png", "red", history=h) for i, h in enumerate(histories)]
+    together = {q.key: text for q, text in model.answerer.answers(by_image(asked), max_new_tokens=9)}
+    greedy = Decoding(9, temperature=0, top_p=1, num_beams=1, seed=0)
+    alone = {q.key: model.answerer.text(Answerer.tokens(model.answerer, q, greedy)) for q in asked}
+    assert together == alone and len(set(alone.values())) > 1
 
 
 def test_several_images_in_a_question(model: Loaded, folder: Path) -> None:
