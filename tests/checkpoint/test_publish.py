@@ -72,11 +72,11 @@ def test_without_a_card_nothing_is_added(study: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "changes", "code", "says"),
     [
-        ("hub=tiny", {}, 2, "not the name of a repository"),
-        ("hub=me/a/b", {}, 2, "not the name of a repository"),
+        ("hub=tiny", {}, 2, "not a valid repository name"),
+        ("hub=me/a/b", {}, 2, "not a valid repository name"),
         ("hub=me/tiny", {"token": None}, 2, "set HF_TOKEN"),
         ("hub=me/tiny", {"fault": Fault(401, times=9)}, 2, "set HF_TOKEN to a token with write access"),
-        ("hub=me/tiny", {"fault": Fault(418, times=9)}, 1, "answers 418"),
+        ("hub=me/tiny", {"fault": Fault(418, times=9)}, 1, "returned 418"),
     ],
 )
 def test_what_is_wrong_is_said_before_a_model_is_loaded(  # noqa: PLR0917

@@ -13,23 +13,27 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import constants, snapshot_download
 from support.composed import composed, options
+from support.forms import FORMS, training_set
 from support.hub import REVISION, Fault, Hub, hub_server, wait_for
 
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.config.commands import DataCommand
 from tinyvlm_cli.config.download import Download
+from tinyvlm_cli.data.check import check_split
+from tinyvlm_cli.data.image_store import open_images
 from tinyvlm_cli.downloads import http
 from tinyvlm_cli.downloads.get import get
 from tinyvlm_cli.downloads.origin import Origin
 from tinyvlm_cli.downloads.wanted import Wanted, wanted_by
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.results.folder import Results
 
 CONTENT = bytes(range(256)) * 1024  # 256 KiB
 GET = """
@@ -106,6 +110,23 @@ def test_each_form_is_fetched_once_and_recorded(hub: Hub, tmp_path: Path) -> Non
     assert hub.requests == []
 
 
+@pytest.mark.parametrize("form", ["folder", "zip", "tar", "parquet", "webdataset"])
+def test_a_training_set_in_each_form_arrives_ready_for_training(hub: Hub, tmp_path: Path, form: str) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    there.mkdir()
+    split = FORMS[form](there, *training_set(18))
+    files = {str(path.relative_to(there)): path.read_bytes() for path in there.rglob("*") if path.is_file()}
+    hub.repos["datasets/me/set"] = files
+    for content in files.values():
+        hub.faults[f"/cdn/{hashlib.sha256(content).hexdigest()}"] = Fault(cut_after=150)
+    assert take(here, **{".": Download(name="set", hub="me/set", files=["*"])}) == 0
+    assert {name: (here / name).read_bytes() for name in left_in(here)} == files
+    images = None if split.images is None else split.images.replace(str(there), str(here))
+    moved = replace(split, annotations=split.annotations.replace(str(there), str(here)), images=images)
+    found = [check_split(one, open_images(one, Results(tmp_path)), special=[]).findings for one in (split, moved)]
+    assert [(one.number, one.kind) for one in found[0]] == [(one.number, one.kind) for one in found[1]] != []
+
+
 def test_a_killed_download_resumes_where_it_was(hub: Hub, tmp_path: Path) -> None:
     root = tmp_path / "data"
     hub.files["/big.zip"] = zipped({f"images/{n}.jpg": random.Random(n).randbytes(80_000) for n in range(4)})
@@ -168,10 +189,10 @@ def test_an_interrupted_unpacking_keeps_what_is_complete(hub: Hub, tmp_path: Pat
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (Fault(404, times=9), "the server answers 404"),
-        (Fault(403, times=9), "the server answers 403"),
-        (Fault(500, times=9), "the server answers 500"),
-        (Fault(429, {"Retry-After": "7200"}, times=9), "asks to wait 120 minutes"),
+        (Fault(404, times=9), "the server returned 404"),
+        (Fault(403, times=9), "the server returned 403"),
+        (Fault(500, times=9), "the server returned 500"),
+        (Fault(429, {"Retry-After": "7200"}, times=9), "retried in 120 minutes"),
         (Fault(302, {"Location": "/f"}, times=99), "redirects"),
         (Fault(302, {"Location": "ftp://x/f"}, times=9), "check the address"),
     ],
@@ -221,7 +242,7 @@ def test_a_wrong_checksum_leaves_nothing(
     hub.repos["datasets/a/b"] = {"f": CONTENT}
     address = {"hub": "a/b", "file": "f"} if with_hub else {"url": f"{hub.url}/f"}
     assert take(tmp_path, f=Download(name="F", sha256="0" * 64, **address)) == 1  # type: ignore[arg-type]
-    assert "the SHA-256 is" in caplog.text
+    assert "expected the SHA-256" in caplog.text
     assert left_in(tmp_path) == []
 
 
@@ -310,7 +331,7 @@ def test_what_only_a_person_can_get_is_in_one_table(
         "g": Download(name="G", url=f"{hub.url}/g"),
     }
     assert take(tmp_path, **specs) == 1
-    shown = capsys.readouterr().out.partition("only you can get these")[2]
+    shown = capsys.readouterr().out.partition("to download manually")[2]
     assert [word in shown for word in ("SA-1B", "ai.meta.com/sam", "Dead", "Lost", "G ")] == [True] * 4 + [False]
     assert (tmp_path / "g").read_bytes() == b"g"
     (tmp_path / "sam").mkdir()
@@ -341,7 +362,7 @@ def test_the_token_stays_on_the_hub(hub: Hub, tmp_path: Path, monkeypatch: Any) 
 def test_a_name_on_the_hub_cannot_leave_the_folder(hub: Hub, tmp_path: Path, name: str, caplog: Any) -> None:
     hub.repos["datasets/a/b"] = {name: b"f"}
     assert take(tmp_path / "data", t=Download(name="T", hub="a/b", files=["*"])) == 1
-    assert "is not accepted" in caplog.text
+    assert "is unsafe" in caplog.text
     assert left_in(tmp_path) == []
 
 
@@ -360,12 +381,12 @@ def test_files_of_the_user_are_left_alone(hub: Hub, tmp_path: Path, caplog: pyte
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({}, "state one of hub, url and by_hand"),
-        ({"url": "http://x", "by_hand": "y"}, "state one of hub, url and by_hand"),
-        ({"hub": "a/b"}, "either `file` or `files`"),
-        ({"url": "http://x", "file": "y"}, "settings of a hub repository"),
+        ({}, "set exactly one of hub, url and by_hand"),
+        ({"url": "http://x", "by_hand": "y"}, "set exactly one of hub, url and by_hand"),
+        ({"hub": "a/b"}, "exactly one of `file` and `files`"),
+        ({"url": "http://x", "file": "y"}, "require `hub`"),
         ({"hub": "a/b", "files": ["*"], "unpack": "."}, "`unpack` requires a single file"),
-        ({"url": "file:///etc/passwd"}, "not an address"),
+        ({"url": "file:///etc/passwd"}, "not a valid address"),
         ({"urls": "http://x"}, "urls"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -429,7 +450,7 @@ def test_the_command_reads_the_users_own_yaml(
     monkeypatch.chdir(tmp_path)
     assert main(["data", "get", "data=made"]) == 1
     shown = capsys.readouterr()
-    assert "author" in shown.out.partition("only you can get these")[2]
+    assert "author" in shown.out.partition("to download manually")[2]
     assert (tmp_path / "data/list.json").read_bytes() == b"[]"
     (tmp_path / "data/images").mkdir()
     assert main(["data", "get", "data=made"]) == 0

@@ -89,10 +89,10 @@ def test_versions_and_commands_are_stated_without_folders_of_this_machine(tmp_pa
 def test_limits_name_what_is_special(tmp_path: Path) -> None:
     plain = card_of(tmp_path, [])
     assert "finetune: the loss rose" in plain.text()
-    assert ["Exif" in plain.text(), "left out" in plain.text()] == [False, False]
+    assert ["Exif" in plain.text(), "dropped" in plain.text()] == [False, False]
     data = replace(plain.config.data, exif=Exif.upright)
     special = replace(plain, config=replace(plain.config, data=data), is_lossy=True, is_llava=False).text()
-    assert ["Exif" in special, "left out" in special, "LlavaFor" in special] == [True, True, False]
+    assert ["Exif" in special, "dropped" in special, "LlavaFor" in special] == [True, True, False]
 
 
 @pytest.mark.parametrize("name", ["x | y", "*x*", "<script>", "x\x1b[2J", "x\n# y", "{{ run }}", "---\nlicense: mit"])

@@ -1,4 +1,4 @@
-"""Upload an exported folder to a model repository of the Hugging Face Hub."""
+"""Upload of an exported folder to the Hugging Face Hub."""
 
 import sys
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from tinyvlm_cli.errors import UserError, WorkerError
 
 
 def check_repository(name: str) -> None:
-    """Raise UserError if `name` is not a valid name, or if the token in the environment is missing or invalid."""
+    """Raise UserError if the name is invalid, or if the token is missing or invalid."""
     if not HUB_NAME.fullmatch(name):
-        raise UserError(f"hub={name}: not the name of a repository; write hub=USER/NAME")
+        raise UserError(f"hub={name}: not a valid repository name; write hub=USER/NAME")
     if get_token() is None:
-        raise UserError(f"hub={name}: no token was found; set HF_TOKEN to a token with write access")
+        raise UserError(f"hub={name}: no token found; set HF_TOKEN to a token with write access")
     with _errors(name):
         HfApi().whoami()
 
@@ -27,7 +27,7 @@ def check_repository(name: str) -> None:
 def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
     """Create the repository if it does not exist, upload all files of `folder` in one commit, and return its address.
 
-    private: whether a new repository is private; an existing one stays as it is.
+    private: visibility of a new repository; that of an existing one does not change.
     """
     if not sys.stderr.isatty():
         disable_progress_bars()
@@ -39,8 +39,8 @@ def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
 
 @contextmanager
 def _errors(name: str) -> Iterator[None]:
-    """Raise errors of the hub as one sentence: a UserError if the token is not accepted, else a WorkerError."""
-    again = "the exported folder is complete, so run the same command again"
+    """Convert errors of the hub to one sentence: a UserError if the token is rejected, otherwise a WorkerError."""
+    again = "run the same command again, which will not export again"
     try:
         with hub_errors(f"{constants.ENDPOINT}/{name}"):
             try:
@@ -49,7 +49,7 @@ def _errors(name: str) -> Iterator[None]:
                 status = error.response.status_code
                 if status not in (401, 403):
                     raise
-                text = f"hub={name}: the hub answers {status}; set HF_TOKEN to a token with write access to it"
+                text = f"hub={name}: the server returned {status}; set HF_TOKEN to a token with write access"
                 raise UserError(text) from None
     except FetchError as error:
         if error.needs_person:

@@ -1,4 +1,4 @@
-"""Files from public addresses: what `tinyvlm data get` fetches, verifies, unpacks and records.
+"""Downloads for `tinyvlm data get`: fetching, verifying, unpacking and recording files.
 
-The addresses are in conf/; this folder names none, and never executes what it fetched.
+All addresses are in conf/, and no downloaded file is ever executed.
 """

@@ -1,4 +1,4 @@
-"""Unpack a zip archive that someone else made: safely, resumed after an interruption, and whole or not at all."""
+"""Safe unpacking of untrusted zip archives. The target appears only when it is complete."""
 
 import os
 import shutil
@@ -18,10 +18,10 @@ Members = list[tuple[zipfile.ZipInfo, str]]  # with the path below the target; "
 
 
 def unpack(archive: Path, wanted: str, target: Path, digest: str) -> tuple[int, int]:
-    """Unpack a folder or file of a zip archive to `target`. Returns the number of files and their total size.
+    """Unpack a folder or file of a zip archive to `target`, and return the number of files and their total size.
 
-    wanted: the folder or file, at any depth in the archive; ".": everything. digest: hash of the archive.
-    Files are unpacked into a draft folder. If the process is killed, complete files are kept for the next attempt.
+    wanted: name of the folder or file, at any depth in the archive; ".": everything. digest: hash of the archive.
+    Files are unpacked into a draft folder. If the process is killed, the next attempt keeps the complete files.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -34,17 +34,19 @@ def unpack(archive: Path, wanted: str, target: Path, digest: str) -> tuple[int, 
                     _extract(opened, info, draft / path if path else draft)
                     bar.advance()
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"{archive}: a damaged or unsupported zip archive ({error}); delete it") from None
+        raise UserError(f"{archive}: damaged or unsupported zip archive ({error}); delete it") from None
     draft.replace(target)
     return len(members), size
 
 
 def find_members(opened: zipfile.ZipFile, archive: Path, wanted: str) -> Members:
-    """Return the members to unpack and their paths below the target. Raises UserError if a member is not safe."""
+    """Return the members to unpack and their paths below the target. Raises UserError if any member is unsafe."""
     infos = [info for info in opened.infolist() if not info.is_dir() and not info.filename.startswith("__MACOSX/")]
     for info in infos:
         if fault := _fault(info):
-            raise UserError(f"{archive}: the member {info.filename!a:.80} is not unpacked, because {fault}; delete it")
+            raise UserError(
+                f"{archive}: the member {info.filename!a:.80} is unsafe, because {fault}; delete the archive"
+            )
     packed, total = archive.stat().st_size, sum(info.file_size for info in infos)
     if total > max(MAX_RATIO * packed, FREE_BYTES):
         raise UserError(
@@ -53,7 +55,7 @@ def find_members(opened: zipfile.ZipFile, archive: Path, wanted: str) -> Members
     members = _below(infos, archive, wanted)
     repeated = [path for path, count in Counter(path for _, path in members).items() if count > 1]
     if repeated:
-        raise UserError(f"{archive}: contains {repeated[0]!a:.80} more than once; delete it")
+        raise UserError(f"{archive}: contains {repeated[0]!a:.80} more than once; delete the archive")
     return members
 
 
@@ -70,7 +72,7 @@ def _below(infos: list[zipfile.ZipInfo], archive: Path, wanted: str) -> Members:
             found.setdefault(place, []).append((info, "/".join(parts[depth + 1 :])))
     if not found:
         top = ", ".join(sorted({info.filename.partition("/")[0] for info in infos})[:5]) or "nothing"
-        raise UserError(f"{archive}: has no '{wanted}', but {top}; correct `unpack` in the YAML file")
+        raise UserError(f"{archive}: expected '{wanted}' but found {top}; correct `unpack` in the YAML file")
     return found[min(found)]
 
 
@@ -85,7 +87,7 @@ def _fault(info: zipfile.ZipInfo) -> str | None:
 
 
 def _extract(opened: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> None:
-    """Write a member to `path`, unless an interrupted run has done so. The archive's CRC-32 is verified."""
+    """Write a member to `path` unless an earlier attempt did, and verify its CRC-32."""
     check_file(path)
     if path.is_file() and path.stat().st_size == info.file_size:
         return

@@ -1,4 +1,4 @@
-"""Fetch the files of data sets, benchmarks and models, and list what only a person can get."""
+"""Download the files of data sets, benchmarks and models, and list those that must be downloaded manually."""
 
 import hashlib
 import logging
@@ -26,12 +26,12 @@ log = logging.getLogger(__name__)
 
 MIB = 2**20
 SPARE_BYTES = 2**28  # free space to leave on the disk
-DOWNLOADS = ".downloads"  # folder in data_dir for archives until they are unpacked, and for locks
+DOWNLOADS = ".downloads"  # folder in data_dir for locks, and for archives until they are unpacked
 
 
 @dataclass(frozen=True)
 class Source:
-    """The files at one address, and what they become."""
+    """The files at one address, and the targets that they provide."""
 
     files: tuple[RemoteFile, ...]
     revision: str | None
@@ -39,13 +39,13 @@ class Source:
 
     @property
     def key(self) -> str:
-        """A name for locks and archives, equal for equal addresses."""
+        """Name of the lock and of the archive, which depends only on the address."""
         one = self.wanted[0]
         name = self.files[0].name.rpartition("/")[2]
         return f"{hashlib.sha256(f'{one.address}/{one.spec.file}'.encode()).hexdigest()[:8]}-{name}"
 
     def places(self, root: Path) -> list[tuple[RemoteFile, Path]]:
-        """Return where each file is downloaded to."""
+        """Return each file with the path that it is downloaded to."""
         one = self.wanted[0]
         if one.is_model:
             return [(file, hub.blob_of(one.address, file)) for file in self.files]
@@ -54,12 +54,12 @@ class Source:
         return [(file, one.target / file.name if one.spec.files else one.target) for file in self.files]
 
     def missing_bytes(self, root: Path) -> int:
-        """Return the number of bytes that still have to be downloaded."""
+        """Return the number of bytes that remain to be downloaded."""
         return sum(max(0, (file.size or 0) - _present(place)) for file, place in self.places(root))
 
 
 def get(wanted: Iterable[Wanted], root: Path) -> int:
-    """Fetch all files, and list what only a person can get. Returns the exit code.
+    """Download all files, list those that must be downloaded manually, and return the exit code.
 
     root: data_dir, where archives are kept until they are unpacked. Raises UserError if there is not enough disk space.
     """
@@ -83,37 +83,37 @@ def get(wanted: Iterable[Wanted], root: Path) -> int:
                         _take(client, source, root, meter)
                     except UserError as error:
                         _note(error, source.wanted, failed, by_hand)
+    for line in failed:
+        log.error("%s", line)
     if by_hand:
-        table = Table("files", "why", *_folded("public address", "put them into"), title="only you can get these")
+        table = Table("files", "why", *_folded("public address", "destination"), title="to download manually")
         for one, why in by_hand:
             table.add_row(f"{one.where}: {one.spec.name}", why, one.spec.place, str(one.target))
         Screen().print(table)
-    for line in failed:
-        log.error("%s", line)
     if not by_hand and not failed:
-        log.info("all files are present")
+        log.info("all files are complete")
     return FAILED if by_hand or failed else 0
 
 
 def _note(error: UserError, group: Iterable[Wanted], failed: list[str], by_hand: list[tuple[Wanted, str]]) -> None:
     failed.append(str(error))
     if isinstance(error, FetchError) and error.needs_person:
-        by_hand += [(one, "it cannot be fetched, see the error") for one in group]
+        by_hand += [(one, "the download failed, see the errors above") for one in group]
 
 
 def _is_present(one: Wanted) -> bool:
-    """Return whether the files are complete, or were brought by the user and are left alone."""
+    """Return whether nothing needs to be downloaded: the files are complete, or the user's own files exist."""
     if (origin := Origin.read(one.target)) is not None and origin.address == one.address:
         return _is_complete(one, origin)
     if one.exists and not one.spec.files and not one.is_model:
         found = one.target if one.target.exists() else one.folder
-        log.info("%s: %s already exists; it is not compared with %s", one.where, found, one.spec.place)
+        log.info("%s: keeping the existing %s, which is not compared with %s", one.where, found, one.spec.place)
         return True
     return False
 
 
 def _is_complete(one: Wanted, origin: Origin) -> bool:
-    """Return whether the files are as recorded."""
+    """Return whether the files exist with the recorded sizes."""
     if one.spec.revision and one.spec.revision != origin.revision:
         return False
     if one.is_model:
@@ -125,7 +125,7 @@ def _is_complete(one: Wanted, origin: Origin) -> bool:
 
 
 def _grouped(wanted: Iterable[Wanted]) -> list[list[Wanted]]:
-    """Group what is unpacked from the same archive."""
+    """Group files that are unpacked from the same archive."""
     groups: dict[tuple[str, ...], list[Wanted]] = defaultdict(list)
     for one in wanted:
         key = (one.address, one.spec.file or "") if one.spec.unpack else (one.address, str(one.target))
@@ -135,7 +135,7 @@ def _grouped(wanted: Iterable[Wanted]) -> list[list[Wanted]]:
 
 
 def _resolve(client: httpx2.Client, group: list[Wanted]) -> Source:
-    """Ask the server for the files, their sizes and hashes, and the exact revision."""
+    """Request the names, sizes and hashes of the files, and the exact revision, from the server."""
     one, spec = group[0], group[0].spec
     if spec.hub is None:
         return Source((look_up(client, one.address, sha256=spec.sha256),), None, tuple(group))
@@ -146,7 +146,7 @@ def _resolve(client: httpx2.Client, group: list[Wanted]) -> Source:
 
 
 def _check_space(sources: list[Source], root: Path) -> None:
-    """Raise UserError if a disk has less free space than the files need. Archives need twice their size."""
+    """Raise UserError if a disk has too little free space. Archives to unpack need twice their size."""
     needed: dict[int, int] = defaultdict(int)
     folders: dict[int, Path] = {}
     for source in sources:
@@ -160,13 +160,13 @@ def _check_space(sources: list[Source], root: Path) -> None:
         free = shutil.disk_usage(folders[device]).free
         if size and free < size + SPARE_BYTES:
             raise UserError(
-                f"{folders[device]}: {_gib(free)} are free, but the downloads need {_gib(size)}, including the space "
-                "for unpacking; free some space, or choose another data_dir"
+                f"{folders[device]}: {_gib(free)} are free, but the downloads need {_gib(size)}, including space for "
+                "unpacking; free some space, or choose another data_dir"
             )
 
 
 def _show(sources: list[Source]) -> None:
-    table = Table("to fetch", Column("size", justify="right"), *_folded("from", "into"))
+    table = Table("to download", Column("size", justify="right"), *_folded("source", "destination"))
     for source in sources:
         sizes = [file.size for file in source.files]
         size = "unknown" if None in sizes else _gib(sum(filter(None, sizes)))
@@ -178,7 +178,7 @@ def _show(sources: list[Source]) -> None:
 
 
 def _take(client: httpx2.Client, source: Source, root: Path, meter: "_Meter") -> None:
-    """Download the files of a source, unpack them and write their records, while no other process does so."""
+    """Download the files of a source, unpack them and write their records, under a lock."""
     with locked(root / DOWNLOADS / source.key):
         wanted = [one for one in source.wanted if not _is_present(one)]
         if not wanted:
@@ -209,21 +209,21 @@ def _take(client: httpx2.Client, source: Source, root: Path, meter: "_Meter") ->
 
 
 class _Meter:
-    """Adds bytes to a progress bar that counts MiB."""
+    """Advances a progress bar that counts MiB by a number of bytes."""
 
     def __init__(self, bar: ProgressBar) -> None:
         self.label = ""
         self._bar, self._bytes, self._started = bar, 0, time.perf_counter()
 
     def advance(self, count: int) -> None:
-        """Add `count` bytes."""
+        """Advance the bar by `count` bytes."""
         self._bytes += count
         rate = self._bytes / MIB / max(1e-3, time.perf_counter() - self._started)
         self._bar.advance(self._bytes // MIB - self._bar.done, figures=f"{self.label}, {rate:.1f} MiB/s")
 
 
 def _present(place: Path) -> int:
-    """Return the number of bytes of a file, or of its incomplete download, that are on disk."""
+    """Return the size on disk of a file or of its incomplete download."""
     return next((os.path.getsize(path) for path in (place, draft_of(place)) if path.is_file()), 0)
 
 
@@ -232,5 +232,5 @@ def _gib(size: int) -> str:
 
 
 def _folded(*headers: str) -> list[Column]:
-    """Return columns whose addresses are wrapped rather than cut."""
+    """Return table columns that wrap long text instead of truncating it."""
     return [Column(header, overflow="fold") for header in headers]

@@ -1,4 +1,7 @@
-"""Fetch one file over HTTP: resumed after an interruption, and in place only once its size and hashes are verified."""
+"""Download a file over HTTP.
+
+Interrupted downloads are resumed. A file appears under its name only after its size and hashes have been verified.
+"""
 
 import hashlib
 import json
@@ -21,17 +24,20 @@ from tinyvlm_cli.untrusted import check_file
 log = logging.getLogger(__name__)
 
 CHUNK = 2**20  # bytes
-TIMEOUT_S = 60.0  # without any data from the server
-RETRIES = 5  # in a row, without any progress
-MAX_WAIT_S = 900.0  # the longest wait that a server may ask for
-GONE = (401, 403, 404, 410, 451)  # only a person can find the new address or get permission
+TIMEOUT_S = 60.0  # without receiving data
+RETRIES = 5  # maximum number of consecutive retries without progress
+MAX_WAIT_S = 900.0  # maximum Retry-After that is obeyed
+GONE = (401, 403, 404, 410, 451)  # retrying cannot help
 RETRIED = (408, 429, 500, 502, 503, 504)
 
-Advance = Callable[[int], None]  # receives the number of new bytes, which is negative if a file is started over
+Advance = Callable[[int], None]  # receives the number of new bytes, which is negative if a download starts over
 
 
 class FetchError(UserError):
-    """A file could not be fetched. `needs_person`: another attempt would give the same result."""
+    """A file that cannot be downloaded.
+
+    needs_person: whether retrying is useless, for example because the address is dead or a licence must be accepted.
+    """
 
     def __init__(self, message: str, *, needs_person: bool = False) -> None:
         super().__init__(message)
@@ -40,20 +46,20 @@ class FetchError(UserError):
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file at a public address, as its server describes it."""
+    """A file on a server, with the properties that the server reports."""
 
     name: str  # path in its repository, or the last component of the address
     url: str
-    size: int | None = None  # None: the server does not state it, so the file cannot be resumed
-    sha256: str | None = None  # expected hash; None: not known before the file is fetched
-    git_sha1: str | None = None  # hash with which the hub identifies small files
-    state: str = ""  # ETag or Last-Modified, which change with the content; "": neither
+    size: int | None = None  # None: unknown, so an interrupted download starts over
+    sha256: str | None = None  # expected hash; None: unknown
+    git_sha1: str | None = None  # hash by which the hub identifies small files
+    state: str = ""  # ETag or Last-Modified, which change with the content; "": the server sends neither
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # may contain a token
 
 
 @contextmanager
 def open_client() -> Iterator[httpx2.Client]:
-    """Open an HTTP client that follows redirects, but never from https to http."""
+    """Open an HTTP client that follows redirects, except from https to http."""
 
     def check_redirect(response: httpx2.Response) -> None:
         target = response.headers.get("Location", "")
@@ -68,9 +74,9 @@ def open_client() -> Iterator[httpx2.Client]:
 
 
 def look_up(client: httpx2.Client, url: str, *, sha256: str | None = None) -> RemoteFile:
-    """Return the size and state of the file at `url`, from the reply to a request for its first byte.
+    """Request the first byte of the file at `url` to determine its size and state.
 
-    Some servers do not answer HEAD requests.
+    HEAD requests are not supported by all servers.
     """
     with _request(client, url, {"Range": "bytes=0-0"}) as response:
         _check_status(response, url, allowed=(200, 206, 416))
@@ -86,9 +92,9 @@ def look_up(client: httpx2.Client, url: str, *, sha256: str | None = None) -> Re
 
 
 def fetch(client: httpx2.Client, file: RemoteFile, path: Path, advance: Advance) -> str:
-    """Download `file` to `path` and return its SHA-256. An earlier, interrupted download is resumed.
+    """Download `file` to `path` and return its SHA-256, resuming an interrupted download.
 
-    Raises FetchError if the server does not provide the file, or if its size or a hash is not the expected one.
+    Raises FetchError if the server does not provide the file, or if its size or a hash differs from the expected value.
     """
     draft, note = draft_of(path), _note_of(path)
     draft.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +107,9 @@ def fetch(client: httpx2.Client, file: RemoteFile, path: Path, advance: Advance)
         if fault is None and (is_ours or file.sha256 or file.git_sha1):
             return digest
         if not is_ours:
-            raise FetchError(f"{path}: is not the file at {file.url} ({fault or 'unknown'}); move or delete it")
+            raise FetchError(
+                f"{path}: exists, but differs from {file.url} ({fault or 'its state is unknown'}); move or delete it"
+            )
         path.unlink()
     if not is_ours:
         draft.unlink(missing_ok=True)
@@ -111,13 +119,13 @@ def fetch(client: httpx2.Client, file: RemoteFile, path: Path, advance: Advance)
     if fault is not None:
         draft.unlink()
         forget(path)
-        raise FetchError(f"{file.url}: {fault}; the file was deleted, run the same command again")
+        raise FetchError(f"{file.url}: {fault}; run the same command again to download it again")
     draft.replace(path)
     return digest
 
 
 def forget(path: Path) -> None:
-    """Delete the note about a download once the file is recorded or unpacked."""
+    """Delete the state of a finished download. Call it after the file has been recorded or unpacked."""
     _note_of(path).unlink(missing_ok=True)
 
 
@@ -126,17 +134,17 @@ def _note_of(path: Path) -> Path:
 
 
 def draft_of(path: Path) -> Path:
-    """Return where an incomplete download of `path` is kept."""
+    """Return the path of an incomplete download of `path`."""
     return path.with_name(f".{path.name}.part")
 
 
 def _complete(client: httpx2.Client, file: RemoteFile, draft: Path, advance: Advance, *, can_resume: bool) -> None:
-    """Append to `draft` until it is complete. Transport errors are retried as long as there is progress."""
+    """Append to `draft` until it is complete, retrying after transport errors."""
     failures = 0
     while True:
         before = draft.stat().st_size if draft.exists() else 0
         if file.size is not None and before >= file.size > 0:
-            return  # a longer file is reported by the comparison
+            return  # `_compare` reports a file that is too long
         try:
             _append(client, file, draft, advance)
             if not can_resume or draft.stat().st_size == before:
@@ -153,7 +161,7 @@ def _complete(client: httpx2.Client, file: RemoteFile, draft: Path, advance: Adv
 
 
 def _append(client: httpx2.Client, file: RemoteFile, draft: Path, advance: Advance) -> None:
-    """Request the missing bytes of `draft` and write them as they arrive."""
+    """Request the missing bytes of `draft` and append them."""
     with draft.open("ab") as out:
         done = out.tell()
         headers = dict(file.headers)
@@ -166,7 +174,9 @@ def _append(client: httpx2.Client, file: RemoteFile, draft: Path, advance: Advan
             if done and response.status_code == 206:
                 start, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
                 if not start.startswith(f"{done}-") or total not in (str(file.size), "*"):
-                    raise FetchError(f"{file.url}: the server sent another range than requested; run the command again")
+                    raise FetchError(
+                        f"{file.url}: the server sent a different range than requested; run the same command again"
+                    )
             elif done:  # the server ignores ranges, or the file has changed
                 out.truncate(0)
                 advance(-done)
@@ -178,7 +188,7 @@ def _append(client: httpx2.Client, file: RemoteFile, draft: Path, advance: Advan
 
 
 def _compare(file: RemoteFile, path: Path) -> tuple[str, str | None]:
-    """Return the SHA-256 of a complete download, and why it is not the expected file, or None if it is."""
+    """Return the SHA-256 of a complete download, and how it differs from the expected file, or None if it matches."""
     size = path.stat().st_size
     sha256, git_sha1 = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     with path.open("rb") as content:
@@ -192,7 +202,7 @@ def _compare(file: RemoteFile, path: Path) -> tuple[str, str | None]:
         ("git hash", git_sha1.hexdigest(), file.git_sha1),
     )
     faults = (
-        f"the {what} is {found}, but {expected} was expected"
+        f"expected the {what} {expected} but found {found}"
         for what, found, expected in checks
         if expected is not None and found != expected
     )
@@ -201,7 +211,7 @@ def _compare(file: RemoteFile, path: Path) -> tuple[str, str | None]:
 
 @contextmanager
 def _request(client: httpx2.Client, url: str, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
-    """Send a GET request and yield the response before its body is read. Waits if the server asks to."""
+    """Send a GET request and yield the response before reading its body. Retries, and obeys Retry-After."""
     for attempt in range(RETRIES + 1):
         wait, reason = min(2.0**attempt, 30), ""
         try:
@@ -222,15 +232,17 @@ def _request(client: httpx2.Client, url: str, headers: Mapping[str, str]) -> Ite
             reason, wait = _status(response), retry_after(response.headers.get("Retry-After")) or wait
             response.close()
         if wait > MAX_WAIT_S:
-            raise FetchError(f"{url}: {reason}, and asks to wait {wait / 60:,.0f} minutes; run the same command then")
+            raise FetchError(
+                f"{url}: {reason}, to be retried in {wait / 60:,.0f} minutes; run the same command again then"
+            )
         if attempt == RETRIES:
             raise FetchError(f"{url}: {reason}; run the same command again later")
-        log.info("%s: %s; trying again in %.0f s", url, reason, wait)
+        log.info("%s: %s; retrying in %.0f s", url, reason, wait)
         time.sleep(wait)
 
 
 def retry_after(value: str | None) -> float | None:
-    """Return the seconds to wait that a Retry-After header states, as a number or as a date."""
+    """Return the seconds to wait according to a Retry-After header, which is a number or a date."""
     if value is None:
         return None
     if value.strip().isdigit():
@@ -243,12 +255,12 @@ def retry_after(value: str | None) -> float | None:
 def _check_status(response: httpx2.Response, url: str, *, allowed: tuple[int, ...]) -> None:
     if response.status_code not in allowed:
         needs_person = response.status_code in GONE
-        what = "look for the files at their public page" if needs_person else "run the same command again later"
+        what = "check the project page for a new address" if needs_person else "run the same command again later"
         raise FetchError(f"{url}: {_status(response)}; {what}", needs_person=needs_person)
 
 
 def _status(response: httpx2.Response) -> str:
-    return f"the server answers {response.status_code} {response.reason_phrase}".rstrip()
+    return f"the server returned {response.status_code} {response.reason_phrase}".rstrip()
 
 
 def _reason(error: Exception) -> str:

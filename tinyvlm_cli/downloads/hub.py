@@ -1,7 +1,7 @@
 """Repositories of the Hugging Face Hub: their files at an exact revision, with sizes and hashes.
 
-The files are fetched by `http.py`, because huggingface_hub starts an interrupted file over. HF_ENDPOINT, HF_TOKEN and
-HF_HOME have their usual meaning.
+Files are downloaded by `http.py`, because huggingface_hub restarts interrupted files from the beginning. HF_ENDPOINT,
+HF_TOKEN and HF_HOME have their usual meaning.
 """
 
 import re
@@ -30,7 +30,7 @@ from tinyvlm_cli.downloads.http import Advance, FetchError, RemoteFile, fetch
 from tinyvlm_cli.untrusted import name_fault
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # USER/NAME
-# The files of a model that transformers reads. Weights in other formats, and code, are not fetched.
+# Files of a model that transformers reads. Weights in other formats and code are not downloaded.
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 WEIGHTS = (("model.safetensors", "model-*.safetensors"), ("pytorch_model.bin", "pytorch_model-*.bin"))
 
@@ -46,18 +46,21 @@ class Repository:
 
 
 def dataset(name: str, patterns: list[str], revision: str | None) -> Repository:
-    """Return the files of a dataset repository that match the glob patterns. Raises FetchError if a pattern fails."""
+    """Return the files of a dataset repository that match glob patterns. Raises FetchError for unmatched patterns."""
     found = _repository(name, "dataset", revision)
     chosen = [file for file in found.files if any(fnmatchcase(file.name, pattern) for pattern in patterns)]
     for pattern in patterns:
         if not any(fnmatchcase(file.name, pattern) for file in chosen):
             place = f"{constants.ENDPOINT}/datasets/{name}"
-            raise FetchError(f"{place}: has no file '{pattern}' at revision {found.revision[:8]}", needs_person=True)
+            raise FetchError(
+                f"{place}: no file matches '{pattern}' at revision {found.revision[:8]}; correct the YAML file",
+                needs_person=True,
+            )
     return Repository(name, "dataset", found.revision, tuple(chosen))
 
 
 def model(name: str) -> Repository:
-    """Return the files of a model repository that transformers reads, with the weights in one format."""
+    """Return the files of a model repository that transformers reads, with weights in one format."""
     found = _repository(name, "model", None)
     here = [file for file in found.files if "/" not in file.name]
     weights = [[file for file in here if _matches(file, patterns)] for patterns in WEIGHTS]
@@ -77,39 +80,43 @@ def _repository(name: str, kind: str, revision: str | None) -> Repository:
     files = []
     for sibling in info.siblings or []:
         if fault := next(filter(None, map(name_fault, sibling.rfilename.split("/"))), None):
-            raise FetchError(f"{place}: the file name {sibling.rfilename!a:.80} is not accepted, because {fault}")
+            raise FetchError(
+                f"{place}: the file name {sibling.rfilename!a:.80} is unsafe, because {fault}; use another repository"
+            )
         url = hf_hub_url(name, sibling.rfilename, repo_type=kind, revision=info.sha)
         sha256 = sibling.lfs.sha256 if sibling.lfs else None
         git_sha1 = None if sha256 else sibling.blob_id
         if not (sha256 or git_sha1):
-            raise FetchError(f"{place}: the server states no hash of {sibling.rfilename}; check HF_ENDPOINT")
+            raise FetchError(f"{place}: the server did not send a hash of {sibling.rfilename}; check HF_ENDPOINT")
         files.append(RemoteFile(sibling.rfilename, url, sibling.size, sha256, git_sha1, headers=build_hf_headers()))
     if not info.sha:
-        raise FetchError(f"{place}: the server states no revision; check HF_ENDPOINT")
+        raise FetchError(f"{place}: the server did not send a revision; check HF_ENDPOINT")
     return Repository(name, kind, info.sha, tuple(files))
 
 
 @contextmanager
 def hub_errors(place: str) -> Iterator[None]:
-    """Raise the errors of huggingface_hub as a FetchError with one sentence."""
+    """Convert errors of huggingface_hub to a FetchError with one sentence."""
     try:
         yield
     except GatedRepoError:
-        text = f"{place}: you have to accept its terms there, and to set HF_TOKEN"
+        text = f"{place}: accept its terms on this page, and set HF_TOKEN"
         raise FetchError(text, needs_person=True) from None
     except RepositoryNotFoundError:
-        text = f"{place}: does not exist, or is private and requires HF_TOKEN"
+        text = f"{place}: does not exist, or is private; check the name, or set HF_TOKEN"
         raise FetchError(text, needs_person=True) from None
     except RevisionNotFoundError:
-        raise FetchError(f"{place}: has no such revision; correct it in the YAML file", needs_person=True) from None
+        raise FetchError(
+            f"{place}: this revision does not exist; correct it in the YAML file", needs_person=True
+        ) from None
     except OfflineModeIsEnabled:
         raise FetchError(f"{place}: HF_HUB_OFFLINE is set; unset it, and run the same command again") from None
     except HFValidationError as error:
-        raise FetchError(f"{place}: not the name of a repository ({_first_line(error)}); correct it") from None
+        raise FetchError(f"{place}: not a valid repository name ({_first_line(error)}); correct it") from None
     except (EntryNotFoundError, FileMetadataError) as error:
         raise FetchError(f"{place}: {_first_line(error)}; check HF_ENDPOINT") from None
     except HfHubHTTPError as error:
-        reason = f"the server answers {error.response.status_code} {error.response.reason_phrase}".rstrip()
+        reason = f"the server returned {error.response.status_code} {error.response.reason_phrase}".rstrip()
         wait = error.response.headers.get("Retry-After")
         later = f"in {wait} seconds" if wait else "later"
         raise FetchError(f"{place}: {reason}; run the same command again {later}") from None
@@ -122,12 +129,12 @@ def _first_line(error: Exception) -> str:
 
 
 def storage_of(name: str) -> Path:
-    """Return the folder of a model in the hub's cache, where transformers looks for it."""
+    """Return the folder of a model in the hub's cache, from which transformers loads it."""
     return Path(constants.HF_HUB_CACHE).expanduser() / repo_folder_name(repo_id=name, repo_type="model")
 
 
 def blob_of(name: str, file: RemoteFile) -> Path:
-    """Return where the cache keeps the content of a file, under the hash by which the hub identifies it."""
+    """Return the path of a file's content in the cache, which is named by its hash."""
     return storage_of(name) / "blobs" / (file.sha256 or file.git_sha1 or "unknown")
 
 
@@ -137,9 +144,9 @@ def is_cached(name: str, file_name: str, revision: str) -> bool:
 
 
 def fetch_to_cache(client: httpx2.Client, name: str, file: RemoteFile, advance: Advance) -> str:
-    """Fetch a file of a model to the hub's cache, and return its SHA-256."""
+    """Download a file of a model to the hub's cache, and return its SHA-256."""
     blob = blob_of(name, file)
     digest = fetch(client, file, blob, advance)
     with hub_errors(file.url):
-        hf_hub_download(name, file.name)  # finds the content, and links the snapshot and the revision to it
+        hf_hub_download(name, file.name)  # finds the content in the cache and links the snapshot to it
     return digest

@@ -1,4 +1,4 @@
-"""The record of where a file or folder came from, written beside it once it is complete."""
+"""The record of a download, written next to the target once it is complete."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -21,7 +21,7 @@ class FileOrigin:
 
 @dataclass(frozen=True)
 class Origin:
-    """Address, revision and files of a download. Its file is TARGET.source.json."""
+    """Address, revision and files of a download, stored in TARGET.source.json."""
 
     address: str  # URL, or name of a hub repository
     revision: str | None  # commit hash of the repository
@@ -32,7 +32,7 @@ class Origin:
 
     @staticmethod
     def path(target: Path) -> Path:
-        """Return the file of the record of `target`."""
+        """Return the path of the record of `target`."""
         return target.with_name(f"{target.name}.source.json")
 
     def write(self, target: Path) -> None:
@@ -41,7 +41,7 @@ class Origin:
 
     @classmethod
     def read(cls, target: Path) -> "Origin | None":
-        """Return the record of `target`, or None if there is none or it is damaged, so that the files are fetched."""
+        """Return the record of `target`, or None if it does not exist or is damaged."""
         if not cls.path(target).is_file():
             return None
         try:

@@ -1,4 +1,4 @@
-"""The files that a data set, a benchmark or a model consists of, as its YAML file states them."""
+"""The files that data sets, benchmarks and models require, according to their YAML files."""
 
 import logging
 from collections.abc import Mapping
@@ -19,27 +19,27 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Wanted:
-    """A file or folder that a data set, benchmark or model consists of."""
+    """A file or folder that a data set, benchmark or model requires."""
 
     where: str  # the setting that requires it, as in "data=llava15"
     target: Path
     spec: Download
-    is_model: bool = False  # a model goes to the hub's cache, and `target` only names its record
-    folder: Path | None = None  # for an archive that is read in place: the folder that would be used instead
+    is_model: bool = False  # models are stored in the hub's cache; `target` only names the record
+    folder: Path | None = None  # if training reads the archive `target` in place: the folder that replaces it
 
     @property
     def address(self) -> str:
-        """The URL, or the name of the repository."""
+        """URL, or name of the repository."""
         return self.spec.url or self.spec.hub or ""
 
     @property
     def exists(self) -> bool:
-        """Return whether the file or folder exists, or the folder that is used instead."""
+        """Return whether the target, or the folder that replaces it, exists."""
         return self.target.exists() or (self.folder is not None and self.folder.is_dir())
 
 
 def wanted_by(config: DataCommand) -> list[Wanted]:
-    """Return all files of the selected groups. Raises a UserError that lists all mistakes in their YAML files."""
+    """Return the files of all selected groups. Raises a UserError that lists all mistakes in their YAML files."""
     findings: list[str] = []
     wanted: list[Wanted] = []
     root = Path(config.data_dir)
@@ -60,7 +60,7 @@ def wanted_by(config: DataCommand) -> list[Wanted]:
 
 
 def as_downloads(node: dict[str, Any], where: str) -> dict[str, Download]:
-    """Return the downloads that a YAML node states. Raises UserError for unknown keys and wrong types."""
+    """Return the downloads in a YAML node. Raises UserError for unknown keys and wrong types."""
     found: dict[str, Download] = {}
     for key, value in node.items():
         if value is None:
@@ -93,20 +93,22 @@ def _faults(where: str, downloads: Mapping[str, Download | None], prepare: dict[
     """Return a message for each mistake in the downloads of a data set or benchmark."""
     specs = {key: spec for key, spec in downloads.items() if spec is not None}
     if not specs:
-        how = f"run `tinyvlm data prepare {where}`, which creates it" if prepare else "add `downloads` to its YAML file"
-        return [f"{where}: no addresses are known; {how}"]
+        how = f"create it with `tinyvlm data prepare {where}`" if prepare else "add them to its YAML file"
+        return [f"{where}: has no `downloads`; {how}"]
     return [f"{where}: downloads.{key}: {fault}" for key, spec in specs.items() if (fault := _fault(spec))]
 
 
 def _of_model(group: str, part: LLM | Vision, root: Path, findings: list[str]) -> list[Wanted]:
-    """Return the repositories of a model. Their records are in the folder `models` of data_dir."""
+    """Return the repositories of a model, whose records are in data_dir/models."""
     wanted = []
     second = part.second if isinstance(part, Vision) else None
     for path in (part.path, *([second.path] if second else [])):
         if Path(path).is_dir():
             log.info("%s=%s: already exists at %s", group, part.name, path)
         elif part.prepare is not None:
-            findings.append(f"{group}={part.name}: run `tinyvlm data prepare {group}={part.name}`, which creates it")
+            findings.append(
+                f"{group}={part.name}: not downloaded; create it with `tinyvlm data prepare {group}={part.name}`"
+            )
         else:
             spec = Download(name=path, hub=path, page=f"huggingface.co/{path}")
             wanted.append(
@@ -116,16 +118,16 @@ def _of_model(group: str, part: LLM | Vision, root: Path, findings: list[str]) -
 
 
 def _fault(spec: Download) -> str | None:
-    """Return what is wrong with the settings of a download, or None."""
+    """Return a description of the mistake in the settings of a download, or None."""
     stated = [name for name in ("hub", "url", "by_hand") if getattr(spec, name)]
     if len(stated) != 1:
-        return f"found {' and '.join(stated) or 'no address'}; state one of hub, url and by_hand"
+        return f"found {' and '.join(stated) or 'no address'}; set exactly one of hub, url and by_hand"
     if spec.hub and bool(spec.file) == bool(spec.files):
-        return "state either `file` or `files` of the hub repository"
+        return "hub requires exactly one of `file` and `files`"
     if not spec.hub and (spec.file or spec.files or spec.revision):
-        return "`file`, `files` and `revision` are settings of a hub repository"
+        return "`file`, `files` and `revision` require `hub`"
     if spec.unpack and (spec.files or spec.by_hand):
         return "`unpack` requires a single file"
     if spec.url and not spec.url.startswith(("http://", "https://")):
-        return f"url: '{spec.url}' is not an address; start it with https:// or http://"
+        return f"url: '{spec.url}' is not a valid address; it must start with https:// or http://"
     return None

@@ -25,13 +25,13 @@ from tinyvlm_cli.statistics.intervals import INTERVALS
 CARD = "README.md"
 Rows = list[tuple[str, ...]]  # of a Markdown table
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # USER/NAME
-# An absolute path, or one in the home folder. Only its last component is published.
+# Absolute paths, and paths in the home folder. Only their last component is published.
 FOLDERS = re.compile(r"(?<![\w./:])(?:~|\.\.)?/(?:[^\s/,'\"\]}]+/)*([^\s/,'\"\]}]*)")
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a model card is written from."""
+    """The content of a model card."""
 
     found: TrainedModel
     config: Train
@@ -72,7 +72,7 @@ class Card:
         return [row for row in self.rows if (row.run, row.stage, row.limit) == (run, self.found.stage, None)]
 
     def _metadata(self, real: list[ScoreRow]) -> str:
-        """Return the YAML header, which the hub uses for search and for its table of results."""
+        """Return the YAML header, which the hub uses for search and for its results widget."""
         from huggingface_hub import EvalResult, ModelCardData
 
         name = " ".join(printable(self.found.run.name).split())
@@ -135,7 +135,7 @@ class Card:
         return rows
 
     def _scores(self, real: list[ScoreRow]) -> Rows:
-        """Return one row per benchmark, with the published score of a model of the same components."""
+        """Return one row per benchmark, with the published score of the model with the same components."""
         cited = self._cited()
         blind = {row.benchmark: row for row in self._own() if row.images == SHUFFLED}
         return [
@@ -165,7 +165,7 @@ class Card:
             if row.valid < 1:
                 notes.append(f"{row.benchmark}: {row.valid:.1%} of the answers could be read")
         if self._cited():
-            notes.append("published: the score of the same components, data and recipe in a publication")
+            notes.append("published: score of the same components, data and recipe in a publication")
         return notes
 
     def _limits(self, real: list[ScoreRow]) -> list[str]:
@@ -179,7 +179,9 @@ class Card:
         if self.config.data.exif is Exif.upright:
             limits.append("Training turned photos upright as their Exif metadata states; turn them before asking.")
         if self.is_lossy:
-            limits.append("Weights that the format cannot store were left out, so answers can differ from the scores.")
+            limits.append(
+                "Weights that the format cannot store were dropped, so answers can differ from the scored ones."
+            )
         return limits + [f"Training: {warning}" for warning in Results.warnings(self.found.stage_dirs)]
 
     def _versions(self) -> Rows:
@@ -200,7 +202,7 @@ class Card:
 
 
 def digest_of(found: TrainedModel, **settings: Any) -> str:
-    """Return a hash of the exported weights: those of all stages, and the settings of the export."""
+    """Return a hash of the weights of all stages and the settings of the export."""
     records = [Results.read_stage(folder) for folder in found.stage_dirs]
     weights = [
         record.weights or folder.name for record, folder in zip(records, found.stage_dirs, strict=True) if record
@@ -210,7 +212,7 @@ def digest_of(found: TrainedModel, **settings: Any) -> str:
 
 
 def is_card_of(folder: Path, digest: str) -> bool:
-    """Return whether `folder` is an export of these weights that has a card."""
+    """Return whether `folder` contains the card of an export with this digest."""
     path = folder / CARD
     return path.is_file() and f"tinyvlm_weights: {digest}\n" in path.read_text(encoding="utf-8", errors="replace")
 
@@ -225,5 +227,5 @@ def _is_hub_id(path: str) -> bool:
 
 
 def _published_text(text: str) -> str:
-    """Return a path or command line without the folders of this machine, and without control characters."""
+    """Return a path or command line without this machine's folders and without control characters."""
     return printable(FOLDERS.sub(r"\1", text)).replace("`", "'")

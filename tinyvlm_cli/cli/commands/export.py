@@ -44,7 +44,7 @@ def run(config: Export) -> int:
         log.info("exported to %s", output)
     else:  # with the latest scores
         write_text(output / CARD, _card(config, found, trained, output, digest))
-        log.info("%s: these weights are exported already; the model card is up to date", output)
+        log.info("%s: already exported; the model card was updated", output)
     if config.hub is not None:
         address = upload(output, config.hub, private=config.private, message=f"tinyvlm export run={found.run.name}")
         log.info("uploaded to %s", address)
@@ -61,7 +61,7 @@ def _card(config: Export, found: TrainedModel, trained: Train, output: Path, dig
 
 
 def _write(config: Export, found: TrainedModel, trained: Train, output: Path, digest: str) -> None:
-    """Write the folder: whole, or not at all."""
+    """Write the folder atomically."""
     check_weights(found.stage_dirs)
 
     import torch
