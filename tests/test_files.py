@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tinyvlm_cli import files
-from tinyvlm_cli.files import file_hash, locked
+from tinyvlm_cli.files import file_hash, folder_of_process, locked
 
 
 @pytest.mark.parametrize("memo", ["", "{", "[]", "null", '{"sha256": 3}', '{"sha256": "0"}', "\udcff"])
@@ -87,3 +87,14 @@ def test_only_folders_of_ended_commands_are_deleted(tmp_path: Path) -> None:
     assert [used.parent] == list(tmp_path.iterdir())
     running.communicate("\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_only_folders_of_processes_that_have_ended_are_deleted(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host = socket.gethostname()
+    names = [f".tinyvlm-{host}-{os.getppid()}", f".tinyvlm-{host}-x", ".tinyvlm-elsewhere-1"]
+    for name in (f".tinyvlm-{host}-{ended.pid}", *names):
+        (tmp_path / name).mkdir()
+    assert folder_of_process(tmp_path) == tmp_path / f".tinyvlm-{host}-{os.getpid()}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)

@@ -130,14 +130,31 @@ def use_own_temporary_folder() -> None:
 
 
 def _lock_folder(folder: Path) -> int | None:
-    """Lock a folder until the returned descriptor is closed or this process ends. Returns None if it is locked."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+    """Lock a folder until the returned descriptor is closed or this process ends. Returns None if that fails."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+    return None
+
+
+def folder_of_process(parent: Path) -> Path:
+    """Return the path of a new hidden folder for this process, and delete those that killed processes have left.
+
+    Unlike the temporary folder, it can be on a disk that is shared with other machines.
+    """
+    prefix = f".tinyvlm-{socket.gethostname()}-"
+    for path in parent.glob(f"{prefix}*"):
+        with suppress(ValueError, PermissionError):
+            try:
+                os.kill(int(path.name.removeprefix(prefix)), 0)  # only tests whether the process exists
+            except ProcessLookupError:
+                shutil.rmtree(path, ignore_errors=True)
+    return parent / f"{prefix}{os.getpid()}"
 
 
 def write_text(path: Path, text: str) -> None:

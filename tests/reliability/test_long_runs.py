@@ -22,13 +22,15 @@ MOST_LINES = 60  # of the log: about ten per stage or benchmark, and one every 3
 
 
 def write_questions(folder: Path) -> None:
-    """Replace GQA's questions by many with the same images."""
+    """Repeat GQA's questions until there are enough."""
     gqa = folder / "data/easyvqa/eval/gqa"
-    path = gqa / "testdev_balanced_questions.json"
-    known = list(json.loads(path.read_text(encoding="utf-8")).values())
-    many = {str(number): known[number % len(known)] for number in range(ANSWERS)}
-    path.write_text(json.dumps(many), encoding="utf-8")
-    (gqa / "llava_gqa_testdev_balanced.jsonl").unlink()
+    truths, asked = gqa / "testdev_balanced_questions.json", gqa / "llava_gqa_testdev_balanced.jsonl"
+    known = json.loads(truths.read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in asked.read_text(encoding="utf-8").splitlines()]
+    many = [(str(number), lines[number % len(lines)]) for number in range(ANSWERS)]
+    truths.write_text(json.dumps({key: known[line["question_id"]] for key, line in many}), encoding="utf-8")
+    text = "".join(json.dumps({**line, "question_id": key}) + "\n" for key, line in many)
+    asked.write_text(text, encoding="utf-8")
 
 
 def num_lines(folder: Path, pattern: str) -> int:

@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import shutil
-import socket
 import sys
 import textwrap
 import traceback
@@ -42,7 +41,7 @@ from tinyvlm_cli.config.build import PACKAGE, conf_dir, is_results_folder, targe
 from tinyvlm_cli.config.ranges import out_of_range, ranges
 from tinyvlm_cli.console import printable, set_up_logging
 from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError, raise_findings, system_error
-from tinyvlm_cli.files import write_text
+from tinyvlm_cli.files import folder_of_process, use_own_temporary_folder, write_text
 from tinyvlm_cli.launch.workers import this_node
 from tinyvlm_cli.signals import end_with_parent
 
@@ -129,7 +128,7 @@ def run_command(command: Command, arguments: list[str]) -> int:
     os.environ["PYTHONSAFEPATH"] = "1"  # child processes do not import modules from the working directory
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors instead of printing them and exiting
-    job = Job(command.name, _outcomes_folder(Path.cwd()), full_error)
+    job = Job(command.name, folder_of_process(Path.cwd()), full_error)
     argv, sys.argv = sys.argv, ["tinyvlm" if "-sc" in flags else f"tinyvlm {command.name}", *flags, *settings]
     set_up_logging()
     try:
@@ -230,6 +229,7 @@ class Job:
         """Restore the job in a process started by a launcher, and set up Hydra and logging there."""
         self.__dict__ = {**state, "is_launched": True}
         end_with_parent()
+        use_own_temporary_folder()  # on another machine, that of the parent does not exist
         trust(self.trusted)
         os.environ["HYDRA_FULL_ERROR"] = "1"
         prepare_hydra(COMMANDS[self.name])
@@ -243,16 +243,6 @@ class Job:
             error = None if record["error"] is None else kind(record["error"])
             self.done.append(Outcome(record["overrides"], record["code"], error))
         return self.done
-
-
-def _outcomes_folder(parent: Path) -> Path:
-    """Return the path of a new folder for the outcomes of this process, and delete those of killed processes."""
-    prefix = f".tinyvlm-{socket.gethostname()}-"
-    for path in parent.glob(f"{prefix}*"):
-        pid = path.name.removeprefix(prefix)
-        if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
-            shutil.rmtree(path, ignore_errors=True)
-    return parent / f"{prefix}{os.getpid()}"
 
 
 def _conclude(command: Command, outcomes: list[Outcome]) -> int:
