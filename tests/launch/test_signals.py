@@ -137,3 +137,24 @@ def test_the_rank_that_was_killed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", fail)
     with pytest.raises(WorkerError, match=r"worker 1 failed .*SIGKILL"):
         workers.run("train", tmp_path, gpus=1)
+
+
+def test_only_the_traceback_of_the_rank_that_failed_first_is_printed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failures = [ProcessFailure(rank, 100 + rank, 1, "") for rank in range(2)]
+    for rank, failure in enumerate(failures):
+        object.__setattr__(failure, "timestamp", 2 - rank)
+        found = {"message": f"RuntimeError: {rank}", "extraInfo": {"py_callstack": f"Traceback of {rank}"}}
+        object.__setattr__(failure, "message", found)
+
+    def fail(config: Any, _: str) -> Callable[..., None]:
+        def start(*words: str) -> None:
+            raise ChildFailedError("worker", dict(enumerate(failures)))
+
+        return start
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", fail)
+    with pytest.raises(WorkerError, match=r"worker 1 failed \(exit code 1\): RuntimeError: 1"):
+        workers.run("train", tmp_path, gpus=1)
+    assert capsys.readouterr().err == "Traceback of 1\n"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.tiny_study import EVAL, TINY, processes, start
+from support.tiny_study import EVAL, TINY, by_hand, processes, start
 
 HANG_S = 5
 TRAIN = [
@@ -34,7 +34,10 @@ CASES: dict[str, tuple[list[str], Callable[[Path], bool], signal.Signals, str]] 
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    ["stopped training", "stopped evaluation", pytest.param("killed training", marks=by_hand("TINYVLM_TRIALS"))],
+)
 def test_a_rank_that_stops_ends_the_command(
     case: str, study: tuple[Path, dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

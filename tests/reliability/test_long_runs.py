@@ -1,7 +1,7 @@
 """Memory, open files and the log do not grow with the number of steps or answers.
 
-TINYVLM_LONG is the number of steps (default 200), and a quarter of the number of answers: `TINYVLM_LONG=5000 pytest
-tests/reliability -k long`.
+TINYVLM_LONG is the number of steps, and a quarter of the number of answers: `TINYVLM_LONG=5000 pytest
+tests/reliability -k long`. Without it, the test is skipped.
 """
 
 import json
@@ -13,9 +13,10 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from support.tiny_study import EVAL, TINY, processes, start
+from support.tiny_study import EVAL, TINY, by_hand, processes, start
 
-STEPS = int(os.environ.get("TINYVLM_LONG", "200"))
+NAME = "TINYVLM_LONG"
+STEPS = int(os.environ.get(NAME, "1"))
 ANSWERS = 4 * STEPS
 MOST_GROWTH_MIB = 8
 MOST_LINES = 60  # of the log: about ten per stage or benchmark, and one every 30 s
@@ -65,6 +66,7 @@ LONG: dict[str, tuple[list[str], int, Callable[[Path], int]]] = {
 }  # fmt: skip
 
 
+@by_hand(NAME)
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", LONG)
 def test_nothing_grows_in_a_long_run(name: str, study: tuple[Path, dict[str, float]], tmp_path: Path) -> None:

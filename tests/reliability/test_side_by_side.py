@@ -1,6 +1,7 @@
 """Commands that run at the same time on one results folder give what they give one after the other.
 
-TINYVLM_TRIALS is the number of trials per pair of commands (default 1): `TINYVLM_TRIALS=50 pytest tests/reliability`.
+TINYVLM_TRIALS is the number of trials per pair of commands: `TINYVLM_TRIALS=50 pytest tests/reliability`. By default,
+two of the pairs run once.
 """
 
 import csv
@@ -12,9 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-from support.tiny_study import EVAL, TRAIN, answered, start, succeed, trained
+from support.tiny_study import EVAL, TRAIN, answered, by_hand, start, succeed, trained
 
-TRIALS = int(os.environ.get("TINYVLM_TRIALS", "1"))
+NAME = "TINYVLM_TRIALS"
+TRIALS = int(os.environ.get(NAME, "1"))
 MOST_APART_S = 4.0  # seconds between the starts of two commands
 REPORT = ["report", "table=[runs]"]
 
@@ -36,9 +38,11 @@ PAIRS = {  # name -> the commands that run at the same time, and the paths that 
     "eval and report": ([BOTH, *[REPORT] * 3], EVALUATION),
 }
 
+QUICK = ("train and train", "eval and eval of other benchmarks")
+
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else by_hand(NAME)) for name in PAIRS])
 def test_commands_side_by_side_give_what_they_give_alone(
     name: str, study: tuple[Path, dict[str, float]], tmp_path: Path
 ) -> None:

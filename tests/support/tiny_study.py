@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -25,6 +26,11 @@ STEPS = [
 TRAIN = ["train", *TINY, *STEPS, "engine.save_every=1"]
 EVAL = ["eval", "run=TinyLLaVA", "eval_dir=data/easyvqa/eval"]
 Result = Callable[[Path], object]
+
+
+def by_hand(variable: str) -> pytest.MarkDecorator:
+    """Skip a slow test, or one of its cases, unless an environment variable is set."""
+    return pytest.mark.skipif(variable not in os.environ, reason=f"takes long; run by hand with {variable}")
 
 
 @dataclass(frozen=True)
