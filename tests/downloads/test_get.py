@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from huggingface_hub import constants, snapshot_download
 from support.composed import composed, options
@@ -264,7 +265,7 @@ def test_disk_space_is_compared_first(hub: Hub, tmp_path: Path, monkeypatch: Any
     hub.files["/f"] = CONTENT
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(UserError, match="are free, but the downloads need"):
+    with pytest.raises(UserError, match=r"the downloads require 64\.2 MiB"):
         take(tmp_path / "data", f=Download(name="F", url=f"{hub.url}/f"))
     assert not (tmp_path / "data").exists()
 
@@ -356,6 +357,15 @@ def test_the_token_stays_on_the_hub(hub: Hub, tmp_path: Path, monkeypatch: Any) 
         assert all("authorization" not in headers for _, _, headers in other.requests)
     sent = {path: "authorization" in headers for method, path, headers in hub.requests if method == "GET"}
     assert sent == {"/api/datasets/a/b": True, f"/datasets/a/b/resolve/{REVISION}/f": True, "/f": False}
+
+
+def test_a_redirect_from_https_to_http_is_not_followed() -> None:
+    request = httpx2.Request("GET", "https://a/f?signature=1")
+    with http.open_client() as client:
+        (check,) = client.event_hooks["response"]
+        check(httpx2.Response(302, headers={"Location": "https://b/f"}, request=request))
+        with pytest.raises(http.FetchError, match="https://a/f: redirects from https to http"):
+            check(httpx2.Response(302, headers={"Location": "http://b/f"}, request=request))
 
 
 @pytest.mark.parametrize("name", ["../f", "/f", "a/../../f", "a\\..\\f"])

@@ -25,7 +25,7 @@ from tinyvlm_cli.files import locked
 log = logging.getLogger(__name__)
 
 MIB = 2**20
-SPARE_BYTES = 2**28  # free space to leave on the disk
+SPARE_BYTES = 2**26  # free space to leave on the disk
 DOWNLOADS = ".downloads"  # folder in data_dir for locks, and for archives until they are unpacked
 
 
@@ -157,11 +157,11 @@ def _check_space(sources: list[Source], root: Path) -> None:
             unpacked = (file.size or 0) if source.wanted[0].spec.unpack else 0
             needed[device] += max(0, (file.size or 0) - _present(place)) + unpacked
     for device, size in needed.items():
-        free = shutil.disk_usage(folders[device]).free
-        if size and free < size + SPARE_BYTES:
+        free, required = shutil.disk_usage(folders[device]).free, size + SPARE_BYTES
+        if size and free < required:
             raise UserError(
-                f"{folders[device]}: {_gib(free)} are free, but the downloads need {_gib(size)}, including space for "
-                "unpacking; free some space, or choose another data_dir"
+                f"{folders[device]}: the downloads require {_gib(required)}, including space for unpacking, but only "
+                f"{_gib(free)} are free; free some space, or choose another data_dir"
             )
 
 
