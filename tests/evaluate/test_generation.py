@@ -39,7 +39,7 @@ def answer(
 ) -> str:
     ends = (tokenizer.convert_tokens_to_ids(end), tokenizer.eos_token_id)
     config = generation_config(greedy(12), ends, pad=tokenizer.pad_token_id)
-    pixels = np.random.default_rng(image).integers(0, 256, (image is not None, 3, 16, 16), dtype=np.uint8)
+    pixels = np.random.default_rng(image).integers(0, 256, (int(image is not None), 3, 16, 16), dtype=np.uint8)
     tokens = generate(model, np.array(ids, np.int32), pixels, config=config)
     return str(tokenizer.decode(tokens, skip_special_tokens=True))
 
