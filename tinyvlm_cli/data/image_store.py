@@ -133,9 +133,10 @@ def missing_files(split: Split) -> dict[str, str]:
     if split.images is None:
         if not is_shard(Path(split.annotations)):
             missing["images"] = "not set, but the records contain only the paths of images"
-    elif not (Path(split.images).is_file() if is_archive(split.images) else Path(split.images).is_dir()) and (
-        "." not in _archives(split)
-    ):
+    elif is_archive(split.images):
+        if not Path(split.images).is_file():
+            missing["images"] = f"{split.images} is missing"
+    elif not Path(split.images).is_dir() and "." not in _archives(split):
         missing["images"] = f"{split.images} is missing"
     return missing
 
@@ -173,7 +174,9 @@ def _archives(split: Split) -> dict[str, str]:
     """Return the archives to read: folder in image paths -> path of the archive. "." stands for the image root."""
     if is_archive(split.images):
         return {".": str(split.images)}
-    root = Path(split.images or "")
+    if split.images is None:
+        return {}
+    root = Path(split.images)
     return {
         folder: path for folder, path in split.archives.items() if not (root / folder).is_dir() and Path(path).is_file()
     }
@@ -184,12 +187,10 @@ def _named_places(
 ) -> Iterator[tuple[str, Place]]:
     """Yield the images of all archives and shards, with the names under which records refer to them."""
     for number, (path, folder) in enumerate(archives):
-        found = list(members(path, number))
-        # An archive is usually unpacked next to its folder, which is then the first component of all names.
+        # Names in an archive often begin with the folder that it is unpacked to.
         top = f"{path.stem if folder == '.' else Path(folder).name}/"
-        start = len(top) if all(name.startswith(top) for name, _ in found) else 0
         before = "" if folder == "." else f"{folder}/"
-        yield from ((before + name[start:], place) for name, place in found)
+        yield from ((before + name.removeprefix(top), place) for name, place in members(path, number))
     for number, (path, shard) in enumerate(shards, len(archives)):
         if path.suffix.lower() == PARQUET:
             yield from parquet.image_places(path, shard, number, column)

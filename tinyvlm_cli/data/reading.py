@@ -12,7 +12,7 @@ from tinyvlm_cli.console import ProgressBar, progress
 from tinyvlm_cli.data.image_store import PARQUET, TAR, ImageStore, is_shard, record_files, shard_name
 from tinyvlm_cli.data.records import FaultError, Record, parse_record, resolve
 from tinyvlm_cli.data.sources import parquet, webdataset
-from tinyvlm_cli.data.sources.forms import LLAVA, as_llava
+from tinyvlm_cli.data.sources.forms import KEY, LLAVA, as_llava
 from tinyvlm_cli.data.sources.json_list import json_items
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.folder import Results
@@ -100,8 +100,8 @@ def _parquet_records(path: Path, split: Split, label: str, images: ImageStore) -
         for row, fields in enumerate(parquet.rows(path, leaves)):
             if columns.images and encoded is not None:
                 fields[columns.images] = parquet.image_names(fields.get(columns.images), shard, row, images.contains)
-            if columns.id and columns.id not in found:
-                fields[columns.id] = f"{shard}/{row}"
+            if columns.id not in found:
+                fields[columns.id or KEY] = f"{shard}/{row}"
             yield fields
             bar.advance()
 

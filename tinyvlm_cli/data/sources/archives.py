@@ -13,7 +13,6 @@ from tinyvlm_cli.untrusted import check_file
 ARCHIVES = (".zip", ".tar")
 METHODS = {zipfile.ZIP_STORED: Method.zip_stored, zipfile.ZIP_DEFLATED: Method.zip_deflated}
 EXTRA = 64  # bytes by which the local header of a zip's member can be longer than the central one
-JUNK = ("__MACOSX/", "._")  # metadata that macOS adds to archives
 NOT_READABLE = (tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError, OverflowError, NotImplementedError)
 
 
@@ -43,11 +42,12 @@ def members(path: Path, number: int) -> Iterator[tuple[str, Place]]:
 def _zip_members(path: Path, number: int) -> Iterator[tuple[str, Place]]:
     with zipfile.ZipFile(path) as file:
         for member in file.infolist():
-            if member.is_dir() or member.filename.startswith(JUNK):
+            name = member.filename.removeprefix("./")
+            if member.is_dir() or _is_junk(name):
                 continue
             is_encrypted = member.flag_bits & 1
             method = Method.unsupported if is_encrypted else METHODS.get(member.compress_type, Method.unsupported)
-            yield member.filename, Place(
+            yield name, Place(
                 number, method, member.header_offset,
                 member.compress_size, skip=len(member.filename.encode()) + len(member.extra) + EXTRA,
                 size=member.file_size, crc=member.CRC,
@@ -60,5 +60,10 @@ def _tar_members(path: Path, number: int) -> Iterator[tuple[str, Place]]:
             file.members = []  # type: ignore[attr-defined] # tarfile would keep all members in memory
             bar.advance(member.offset - bar.done)
             name = member.name.removeprefix("./")
-            if member.isreg() and not member.issparse() and not name.startswith(JUNK):
+            if member.isreg() and not member.issparse() and not _is_junk(name):
                 yield name, Place(number, Method.raw, member.offset_data, member.size, size=member.size)
+
+
+def _is_junk(name: str) -> bool:
+    """Return whether a member is metadata that macOS adds to archives."""
+    return name.startswith("__MACOSX/") or name.rpartition("/")[2].startswith("._")

@@ -7,6 +7,7 @@ from tinyvlm_cli.config.schema import Columns
 from tinyvlm_cli.data.records import MARK, OTHER_KEYS
 
 LLAVA = Columns()
+KEY = "__key__"  # field with the name of a sample, as in webdataset
 OTHER_FORMS = ("role", "user")  # keys of messages in forms other than LLaVA's
 SPEAKERS = {"user": "human", "assistant": "gpt"}  # role -> LLaVA's name
 
@@ -26,8 +27,8 @@ def as_llava(raw: Any, columns: Columns) -> Any:
         return raw
     images = raw.get(columns.images) if columns.images else None
     record = {key: raw[key] for key in OTHER_KEYS if key in raw and key != columns.images}
-    if columns.id and raw.get(columns.id) is not None:
-        record["id"] = raw[columns.id]
+    if (name := raw.get(columns.id or KEY)) is not None:
+        record["id"] = name
     record["image"] = images
     count = len(images) if isinstance(images, list) else int(bool(images))
     record["conversations"] = _conversation(text, MARK * count)

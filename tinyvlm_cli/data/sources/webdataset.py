@@ -9,11 +9,11 @@ from typing import Any
 
 from tinyvlm_cli.config.schema import Columns
 from tinyvlm_cli.data.sources.archives import members
+from tinyvlm_cli.data.sources.forms import KEY
 from tinyvlm_cli.data.sources.places import Place
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.untrusted import JSON_ERRORS
 
-KEY = "__key__"
 MAX_TEXT = 2**26  # bytes of a JSON or text member
 Member = tuple[str, Place]
 
