@@ -17,6 +17,11 @@ from tinyvlm_cli.errors import UserError
 
 MAX_YAML_BYTES = 2**20  # a configuration has a few kilobytes
 MAX_YAML_NODES = 100_000  # with aliases expanded, which are how a small file becomes a huge object
+MAX_JSON_BYTES = 64 * 2**20  # of a file in a checkpoint; the index of a large model has a few megabytes
+MODEL_FILES = frozenset(  # JSON files that transformers reads in a model folder, some without reporting damage
+    {"config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+     "preprocessor_config.json", "processor_config.json", "adapter_config.json", "chat_template.json"}
+)  # fmt: skip
 MAX_NAME_BYTES = 230  # most file systems allow 255, and lock files and drafts add to the name
 KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
@@ -64,8 +69,8 @@ def read_text(path: Path, advice: str, *, limit: int | None = None) -> str:
 
 
 def read_json(path: Path, advice: str) -> Any:
-    """Return the content of a JSON file."""
-    text = read_text(path, advice)
+    """Return the content of a JSON file of at most MAX_JSON_BYTES."""
+    text = read_text(path, advice, limit=MAX_JSON_BYTES)
     try:
         return json.loads(text)
     except JSON_ERRORS as error:
@@ -77,6 +82,25 @@ def json_reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg}: line {error.lineno} column {error.colno}"
     return "nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise UserError for a file in a folder in Hugging Face format that is special, damaged or a broken link."""
+    advice = "use a complete copy of this model"
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in (".json", ".safetensors", ".model", ".txt", ".jinja"):
+            continue
+        check_file(path)
+        if not path.exists():
+            raise UserError(f"{path}: a link to a file that does not exist; {advice}")
+        if path.name in MODEL_FILES or path.name.endswith(".index.json"):
+            record = read_json(path, advice)
+            if not isinstance(record, dict):
+                raise UserError(f"{path}: expected a JSON object but found {type(record).__name__}; {advice}")
+            try:
+                json.dumps(record, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                raise UserError(f"{path}: contains an unpaired surrogate; {advice}") from None
 
 
 def read_yaml(path: Path, advice: str, *, loader: type[Any] = yaml.SafeLoader) -> Any:

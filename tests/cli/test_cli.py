@@ -113,6 +113,12 @@ def test_a_mistake_is_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_long_word_is_shortened(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["train", "x" * 5000], ["9" * 5000], ["train", f"seed={'9' * 5000}"], ["eval", f"run={'x' * 5000}"]):
+        assert main(words) == 2
+        assert "..." in (text := capsys.readouterr().err) and len(text) < 1000
+
+
 def test_settings_that_are_null_can_be_set(capsys: pytest.CaptureFixture[str]) -> None:
     config = composed("train", "llm=tiny", "recipe.stages.finetune.lora={rank: 8, alpha: 16, dropout: 0.05}")
     assert config.recipe.stages["finetune"].lora == Lora(8, 16, 0.05)

@@ -8,17 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support.small import CLIP, LLAMA
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
+from support.llava_folder import write_llava_folder
 
 import tinyvlm_cli
 from tinyvlm_cli.errors import UserError
@@ -29,12 +19,6 @@ from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import find_runs_to_score
 from tinyvlm_cli.results.records import MODEL_STAGE, Run
 
-WORDS = ["<pad>", "<s>", "</s>", "<image>", "USER", "ASSISTANT", *(f"w{i}" for i in range(91))]
-CHAT = (
-    "{% for m in messages %}USER {% for c in m.content %}"
-    "{{ '<image>' if c.type == 'image' else c.text }} {% endfor %}{% endfor %}ASSISTANT"
-)
-
 
 def named_runs(results_dir: Path, wanted: str) -> list[Run]:
     return find_runs_to_score(Results(results_dir), wanted)
@@ -42,25 +26,7 @@ def named_runs(results_dir: Path, wanted: str) -> list[Run]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "other-vlm"
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="</s>", pad_token="<pad>", additional_special_tokens=["<image>"]
-    )
-    LlavaProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
-        tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
-        chat_template=CHAT,
-    ).save_pretrained(path)  # fmt: skip
-    torch.manual_seed(0)
-    text, vision = (dict(architecture) for architecture in (LLAMA, CLIP))
-    config = LlavaConfig(vision_config=CLIPVisionConfig(**vision), text_config=LlamaConfig(**text), image_token_index=3)
-    model = LlavaForConditionalGeneration(config)
-    for parameter in model.parameters():  # far from the start, where every answer is the same
-        torch.nn.init.normal_(parameter, std=0.4)
-    model.save_pretrained(path)
-    return path
+    return write_llava_folder(tmp_path_factory.mktemp("models") / "other-vlm")
 
 
 def questions(tmp_path: Path) -> list[Question]:

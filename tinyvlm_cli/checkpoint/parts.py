@@ -4,6 +4,7 @@ A part that no stage has trained keeps its published weights, so pretraining a c
 part was trained with low-rank adapters, only these are written, and they are merged when the model is built.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,8 @@ def load_adapters(
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
             try:
-                scale = float(metadata["scale"])
+                if not math.isfinite(scale := float(metadata["scale"])):
+                    raise ValueError
             except (KeyError, ValueError):
                 raise UserError(f"{path}: the metadata has no scale; delete {path.parent} to train it again") from None
             merge_adapters(module, state, scale=scale)

@@ -16,10 +16,11 @@ from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf._utils import split_key
+from omegaconf._utils import get_yaml_loader, split_key
 
 from tinyvlm_cli.config.build import conf_dir, is_results_folder, sweeps_dir
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.untrusted import MAX_YAML_BYTES, read_bytes, read_yaml
 
 SWEEP = "sweep"  # the configuration group whose options are the files in sweeps/
 
@@ -52,10 +53,17 @@ class CachedSource(FileConfigSource):
         return "cached"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Return a copy of the file's content."""
-        key = (self.path, config_path, Path(self.path, self._normalize_file_name(config_path)).read_bytes())
+        """Return a copy of the file's content. Raises UserError if it is not a mapping in YAML."""
+        path, advice = Path(self.path, self._normalize_file_name(config_path)), "correct the file"
+        key = (self.path, config_path, read_bytes(path, advice, limit=MAX_YAML_BYTES))
         if key not in self.parsed:
-            loaded = super().load_config(config_path)
+            content = read_yaml(path, advice, loader=get_yaml_loader())
+            if content is not None and not isinstance(content, dict):
+                raise UserError(f"{path}: expected settings but found a {type(content).__name__}; {advice}")
+            try:
+                loaded = super().load_config(config_path)
+            except ValueError as error:  # an invalid "@package" line, or keys that OmegaConf does not allow
+                raise UserError(f"{path}: {str(error).strip().splitlines()[0]}; {advice}") from None
             if config_path.startswith("data/") and isinstance(loaded.config, DictConfig):
                 loaded.config.pop("label", None)  # a setting of earlier versions, which had no effect
                 for folder, source in (loaded.config.pop("image_sources", None) or {}).items():  # of earlier versions

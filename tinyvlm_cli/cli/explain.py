@@ -132,7 +132,7 @@ def trusted_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     return names, [argument for argument in arguments if argument not in given]
 
 
-def explain(error: Exception, schema: type, settings: list[str]) -> str:  # noqa: PLR0911 - one per kind of error
+def explain(error: Exception, schema: type, settings: list[str]) -> str:  # noqa: PLR0911, PLR0912 - one per kind of error
     """Return a one-sentence explanation of an error that Hydra or OmegaConf raised while composing `settings`."""
     if isinstance(error, OverrideParseException):
         return f"{error.override}: invalid override; put the value in quotes, as in 'KEY=\"VALUE\"'"
@@ -159,6 +159,8 @@ def explain(error: Exception, schema: type, settings: list[str]) -> str:  # noqa
                     return f"{group}.{key}: '{key}' is not selected; add {group}={key}"
                 return f"{group}.{key}: not an entry; add it in a copy of conf/{group}.yaml in ./conf"
     text = _first_line(cause)
+    if match := re.match(r"MissingMandatoryValue while resolving .*: Missing mandatory value: (\S+)", text):
+        return f"{match[1]}: not set; add {match[1]}=..."
     if match := re.match(r"Cannot merge DictConfig|Invalid (type|value) assigned: \w+ is not a", text):
         is_list = match[1] == "value" or any(re.match(rf"\W*{re.escape(key)}=\{{", setting) for setting in settings)
         return f"{key}: expected {'a list, as in [A,B]' if is_list else 'a mapping, as in {KEY: VALUE}'}"

@@ -5,6 +5,7 @@ Slow modules are imported only once the subcommand is known.
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -76,8 +77,10 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         from tinyvlm_cli.console import printable
 
-        for line in str(system_error(error) if isinstance(error, OSError) else error).split("\n"):
-            print(printable(f"tinyvlm {name}: {line}"), file=sys.stderr)
+        text = str(system_error(error) if isinstance(error, OSError) else error)
+        for line in text.split("\n"):
+            short = re.sub(r"(\S{200})\S{200,}", r"\1...", f"tinyvlm {name}: {line}")  # such as 5,000 digits
+            print(printable(short), file=sys.stderr)
         code = MISTAKE if isinstance(error, UserError) else FAILED
     return code
 

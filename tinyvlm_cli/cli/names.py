@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tinyvlm_cli.config.build import conf_dir, sweeps_dir
 from tinyvlm_cli.errors import raise_findings
+from tinyvlm_cli.untrusted import read_yaml
 
 GROUPS = ("llm", "vision", "connector", "data", "recipe")
 LABELLED = ("llm", "vision")  # groups whose members have a short label for run names
@@ -57,7 +58,7 @@ def name_members(composed: DictConfig, hydra: Any) -> None:
             )
         OmegaConf.update(composed, f"{group}.name", name, force_add=True)
         if group in LABELLED:
-            is_own = f"{group}.label" in overridden or "label" in (yaml.safe_load(file.read_text("utf-8")) or {})
+            is_own = f"{group}.label" in overridden or "label" in (read_yaml(file, "correct it") or {})
             label = str(stated["label"]) if is_own else name
             OmegaConf.update(composed, f"{group}.label", label)
             if (owner := packaged_labels(group).get(label, name)) != name:

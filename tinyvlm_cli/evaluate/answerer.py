@@ -34,6 +34,7 @@ from tinyvlm_cli.model.llm import load_tokenizer
 from tinyvlm_cli.model.pretrained import DTYPES, UNREADABLE
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.results.records import Run
+from tinyvlm_cli.untrusted import check_model_folder
 
 BATCH = 64  # questions per batch of a model folder
 AHEAD = 64  # images that are loaded in advance
@@ -199,6 +200,7 @@ class FolderAnswerer(Answerer):
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor  # takes a second, only for these models
 
+        check_model_folder(folder)
         kind: Any = dtype or ("auto" if device.type == "cuda" else torch.float32)
         try:
             self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
@@ -216,6 +218,7 @@ class FolderAnswerer(Answerer):
             raise UserError(
                 f"run={folder}: its processor has no chat template; add chat_template.jinja from the model's page"
             )
+        self._check_template(folder)
         self.device = device
         self.model.to(device).eval()
         check_finite(self.model, folder)
@@ -224,6 +227,17 @@ class FolderAnswerer(Answerer):
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
         own = self.model.generation_config.eos_token_id
         self.ends = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+
+    def _check_template(self, folder: Path) -> None:
+        """Raise UserError if the chat template fails, or leaves out the question."""
+        probe = [{"role": "user", "content": [{"type": "text", "text": "What is this?"}]}]
+        try:
+            shown = self.processor.apply_chat_template(probe, add_generation_prompt=True)
+        except Exception as error:  # Jinja's errors, and any that a template raises
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"run={folder}: its chat template fails ({reason}); use a complete model") from None
+        if "What is this?" not in shown:
+            raise UserError(f"run={folder}: its chat template leaves out the question; use a complete model")
 
     def answers(self, groups: Iterable[Sequence[Question]], *, max_new_tokens: int) -> Iterator[tuple[Question, str]]:
         """See `Answerer.answers`. If a batch does not fit into memory, the batch size is halved."""

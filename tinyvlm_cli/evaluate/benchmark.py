@@ -216,8 +216,6 @@ class Benchmark(ABC):
         """Items by key, in file order. Raises UserError if they cannot be read or two of them have the same key."""
         items = self._parsed(self.items)
         found = {item.key: item for item in items}
-        if not items:
-            raise UserError(f"{self.folder}: there are no questions in the files; get {self.source}")
         if len(found) < len(items):
             key, count = Counter(item.key for item in items).most_common(1)[0]
             raise UserError(f"{self.folder}: {count} questions have the id {key}; get {self.source}")
@@ -233,6 +231,8 @@ class Benchmark(ABC):
             found = list(parse())
         except (AttributeError, LookupError, TypeError, NotImplementedError, OverflowError, RecursionError) as error:
             raise UserError(f"{self.folder}: not in {self.label}'s layout ({error!r}); get {self.source}") from error
+        if not found:
+            raise UserError(f"{self.folder}: there are no questions in the files; get {self.source}")
         for image in {image for one in found for image in all_of(one.image) if isinstance(image, Path)}:
             self._check_place(image)
         return found

@@ -58,6 +58,8 @@ def read_lines(path: Path) -> list[Record]:
         except (*JSON_ERRORS, TypeError) as error:
             reason = json_reason(error)
             raise UserError(f"{path}:{number}: not a valid JSON object ({reason}); download the file again") from None
+    if not records:
+        raise UserError(f"{path}: has no records; download the file again")
     return records
 
 

@@ -1,5 +1,6 @@
 """The language model and its tokenizer."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTr
 from tinyvlm_cli.config.schema import LLM
 from tinyvlm_cli.errors import UserError, raise_findings
 from tinyvlm_cli.model.pretrained import cannot_read, load, part_config
+from tinyvlm_cli.untrusted import check_model_folder
 
 
 def llm_class(config: PretrainedConfig) -> type[PreTrainedModel]:
@@ -81,6 +83,8 @@ def read_tokenizer(path: str, *, where: str, **more: Any) -> PreTrainedTokenizer
 
     where: the setting that contains `path`, for error messages. more: values that replace those in its config.
     """
+    if Path(path).is_dir():
+        check_model_folder(Path(path))
     # Spaces are not cleaned up, because an answer is scored exactly as generated.
     settings: dict[str, Any] = {"trust_remote_code": False, "clean_up_tokenization_spaces": False, **more}
     try:

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from tinyvlm_cli.config.schema import LLM, Precision, SecondEncoder, Vision
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.untrusted import check_model_folder
 
 # Errors of transformers for damaged files: those of JSON files with other types are Python's own.
 UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, SafetensorError)
@@ -37,6 +38,8 @@ def part_config(spec: LLM | Vision | SecondEncoder, *, where: str, planned: bool
 
 def read_config(path: str, *, where: str) -> PretrainedConfig:
     """Return the transformers configuration at `path`. where: the setting that contains `path`, for error messages."""
+    if Path(path).is_dir():
+        check_model_folder(Path(path))
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except UNREADABLE as error:

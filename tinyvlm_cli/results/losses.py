@@ -4,13 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
+from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import read_jsonl
 
 
 def loss_warnings(stage_dir: Path) -> list[str]:
     """Return a warning if the losses in the stage's train.jsonl did not fall, else an empty list."""
     path = stage_dir / "train.jsonl"
-    losses = [float(record["loss"]) for record in read_jsonl(path)] if path.is_file() else []
+    try:
+        losses = [float(record["loss"]) for record in read_jsonl(path)] if path.is_file() else []
+    except (KeyError, TypeError, OverflowError):
+        raise UserError(f"{path}: a line has no valid 'loss'; delete that line") from None
     warning = describe_rise(losses)
     return [warning] if warning else []
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import MODEL_STAGE, Run, provenance
+from tinyvlm_cli.untrusted import MAX_JSON_BYTES, read_bytes
 
-TINYLLAVA_FIELDS = ('"connector_type"', '"mm_projector_type"')  # in config.json of its two code bases
+TINYLLAVA_FIELDS = (b'"connector_type"', b'"mm_projector_type"')  # in config.json of its two code bases
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,10 @@ def find_runs_to_score(results: Results, wanted: str) -> list[Run]:
 def is_model_folder(path: Path) -> bool:
     """Return whether `path` is in Hugging Face format. TinyLLaVA checkpoints look similar but need other code."""
     config = path / "config.json"
-    return config.is_file() and not any(
-        word in config.read_text(encoding="utf-8", errors="replace") for word in TINYLLAVA_FIELDS
-    )
+    if not config.is_file():
+        return False
+    content = read_bytes(config, "use a complete copy of this model", limit=MAX_JSON_BYTES)
+    return not any(name in content for name in TINYLLAVA_FIELDS)
 
 
 def _folder_run(path: Path) -> Run:

@@ -319,7 +319,10 @@ def _identity(job: StageJob) -> dict[str, Any]:
 def _connector_identity(node: dict[str, Any]) -> dict[str, Any]:
     """Return the identity of a connector: its class and settings, and for a user's class a hash of its code."""
     settings = {key: value for key, value in node.items() if key not in ("name", "label", "_target_")}
-    module, _, name = str(node.get("_target_", "")).rpartition(".")
+    module, _, name = str(target := node.get("_target_")).rpartition(".")
+    if not module:
+        example = "tinyvlm_cli.model.connectors.MLP"
+        raise UserError(f"connector._target_: found {target!a:.80}; expected the path of a class, such as {example}")
     if module.partition(".")[0] != "tinyvlm_cli":
         return {"_target_": name, "code": code_hash(module), **settings}
     return {"_target_": f"{FIRST_MODULES[name]}.{name}" if name in FIRST_MODULES else name, **settings}

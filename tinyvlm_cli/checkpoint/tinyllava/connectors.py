@@ -25,7 +25,7 @@ def import_connector(kind: str, state: State, *, num_heads: int) -> Imported:
     try:
         if kind == "linear":
             return _imported("linear", "Linear", {f"layers.0.{name}": tensor for name, tensor in state.items()})
-        if depth := re.fullmatch(r"mlp(\d+)x_gelu", kind):
+        if depth := re.fullmatch(r"mlp(\d{1,3})x_gelu", kind):
             layers = {f"layers.{name}": tensor for name, tensor in state.items()}
             return _imported("mlp", "MLP", layers, depth=int(depth[1]))
         if kind == "identity":

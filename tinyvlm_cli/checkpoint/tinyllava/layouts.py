@@ -35,6 +35,16 @@ BENCH = {  # TinyLLaVABench's prefixes, longest first
 # TinyLLaVABench used StableLM's remote code, whose config fields have other names and defaults.
 BENCH_FIELDS = {"rope_pct": "partial_rotary_factor", "norm_eps": "layer_norm_eps"}
 BENCH_DEFAULTS = {"stablelm": {"use_qkv_bias": True, "bos_token_id": 0, "eos_token_id": 2}}
+# Types of the fields that are read, if they are present.
+FIELDS: dict[str, type] = {
+    **dict.fromkeys(("text_config", "vision_config"), dict),
+    **dict.fromkeys(("tokenizer_model_max_length", "vision_feature_layer", "mm_vision_select_layer"), int),
+    **dict.fromkeys(
+        ("connector_type", "mm_projector_type", "model_type", "image_aspect_ratio", "mm_vision_tower", "_name_or_path",
+         "llm_model_name_or_path", "vision_model_name_or_path", "vision_model_name_or_path2",
+         "vision_feature_select_strategy"), str
+    ),
+}  # fmt: skip
 TEXT_SIDE = ("text_model.", "logit_", "text_projection.")  # prefixes of weights that do not belong to the encoder
 
 
@@ -67,7 +77,12 @@ def read_foreign(folder: Path, *, vision: Path | None) -> Foreign:
 
     vision: folder of TinyLLaVABench's vision encoder, required unless the path in its config exists on this machine.
     """
+    untrusted.check_model_folder(folder)
     config = read_json(folder / "config.json")
+    for name, kind in FIELDS.items():
+        if name in config and type(config[name]) is not kind:
+            found, expected = type(config[name]).__name__, {dict: "an object", int: "an integer", str: "a string"}[kind]
+            raise UserError(f"{folder / 'config.json'}: {name} must be {expected}, not {found}; use another checkpoint")
     mode, modes = config.get("image_aspect_ratio", "pad"), list(ImageMode.__members__)
     if mode not in modes:
         raise UserError(f"{folder / 'config.json'}: image_aspect_ratio '{mode}' is not supported; use one of {modes}")

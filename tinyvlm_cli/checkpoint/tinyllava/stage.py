@@ -99,6 +99,8 @@ def _tokenizer(foreign: Foreign) -> PreTrainedTokenizerFast:
     """Return the tokenizer without special tokens that only its config names and that have no embedding."""
     path, size = str(foreign.folder), foreign.llm.vocab_size
     tokenizer = read_tokenizer(path, where="path")
+    if tokenizer.eos_token is None:
+        raise UserError(f"{path}: the tokenizer has no eos_token; add tokenizer_config.json from the checkpoint")
     if any(number >= size for number in tokenizer.get_vocab().values()):
         every, tokenizer = set(tokenizer.get_vocab()), read_tokenizer(path, where="path", extra_special_tokens=[])
         if (most := max(tokenizer.get_vocab().values())) >= size:
@@ -177,7 +179,7 @@ def _loaded(
     model, missing, unexpected = load_partly(kind, config, path=None, state=state, where=where, dtype=dtype)
     needless = set()  # buffers, layers after the feature layer, and modules after the layers
     for name in unexpected:
-        layer = re.search(r"\.layers?\.(\d+)\.", name)
+        layer = re.search(r"\.layers?\.(\d{1,9})\.", name)
         is_cut_off = layer is not None and int(layer[1]) >= config.num_hidden_layers
         if name.endswith(BUFFERS) or _is_after_layers(name) or is_cut_off:
             needless.add(name)

@@ -59,9 +59,10 @@ def find_shards(folder: Path) -> dict[Path, list[str] | None]:
             if len(totals) > 1:
                 saves = " and ".join(f"{total} shards" for total in totals)
                 raise UserError(f"{folder}: has no index, but the weights of two saves ({saves}); delete the old ones")
-            absent = sorted(set(range(1, totals[0] + 1)) - {int(number) for number, _ in counts.values()})
-            if absent:
-                raise UserError(f"{folder}: shard {absent[0]} of {totals[0]} is missing; {AGAIN}")
+            found = {int(number) for number, _ in counts.values()}
+            absent = next((number for number in range(1, totals[0] + 1) if number not in found), None)
+            if absent is not None:
+                raise UserError(f"{folder}: shard {absent} of {totals[0]} is missing; {AGAIN}")
             return dict.fromkeys(paths)
     names = " or ".join(f"{stem}*.{suffix}" for suffix, stem in SUFFIXES.items())
     raise UserError(f"{folder}: no weights found; add {names}")
@@ -124,7 +125,7 @@ def _types(path: Path) -> dict[str, str]:
         with safe_open(path, "pt") as file:
             return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); use an intact file") from None
+        raise UserError(f"{path}: cannot be read ({_reason(error)}); use an intact file") from None
 
 
 def read_tensors(path: Path, names: Iterable[str] | None = None, *, device: str = "cpu") -> dict[str, Tensor]:
@@ -139,10 +140,11 @@ def read_tensors(path: Path, names: Iterable[str] | None = None, *, device: str 
                 return {name: file.get_tensor(name) for name in names or file.keys()}
         loaded: Any = torch.load(path, map_location=device, weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); use an intact file") from None
+        raise UserError(f"{path}: cannot be read ({_reason(error)}); use an intact file") from None
     except Exception as error:  # torch raises several types for pickles with other objects
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: contains objects other than tensors ({reason}); save it as safetensors") from None
+        raise UserError(
+            f"{path}: contains objects other than tensors ({_reason(error)}); save it as safetensors"
+        ) from None
     if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
         raise UserError(f"{path}: contains objects other than named tensors; save it as safetensors")
     return {name: loaded[name] for name in names or loaded if name in loaded}
@@ -164,9 +166,13 @@ def check_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], wh
 
 def check_depth(found: Iterable[str], layers: int, where: str) -> None:
     """Raise UserError if the configuration has more layers than the weights, before a model of its size is built."""
-    numbers = [int(match[1]) for name in found if (match := re.search(r"\.layers?\.(\d+)\.", f".{name}"))]
+    numbers = [int(match[1]) for name in found if (match := re.search(r"\.layers?\.(\d{1,9})\.", f".{name}"))]
     if layers > max(numbers, default=-1) + 1:
         raise UserError(
             f"{where}: config.json has num_hidden_layers {layers:,}, but the weights have "
             f"{max(numbers, default=-1) + 1:,} layers; use the config.json that was saved with these weights"
         )
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -24,6 +24,7 @@ from tinyvlm_cli.downloads.wanted import of_data, wanted_by
 from tinyvlm_cli.errors import FAILED, UserError, raise_findings
 from tinyvlm_cli.files import locked, new_folder, write_jsonl
 from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.untrusted import read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def _special_tokens(llm: LLM | None) -> set[str]:
 
         return {llm.chat.end, *load_tokenizer(llm).all_special_tokens}
     folders = (conf_dir() / "llm", Path("conf/llm"))
-    nodes = (yaml.safe_load(path.read_text("utf-8")) for folder in folders for path in sorted(folder.glob("*.yaml")))
+    nodes = (read_yaml(path, "correct it") for folder in folders for path in sorted(folder.glob("*.yaml")))
     chats = (node.get("chat") for node in nodes if isinstance(node, dict))
     ends = (chat.get("end") for chat in chats if isinstance(chat, dict))
     return {end for end in ends if isinstance(end, str) and end.strip()}
@@ -217,8 +218,8 @@ def _mistakes(config: DataCommand, groups: dict[str, Data | LLM | Vision]) -> li
             for group in ("data", "llm", "vision")
             for path in sorted((folder / group).glob("*.yaml"))
         }
-        nodes = {choice: yaml.safe_load(path.read_text("utf-8")) for choice, path in files.items()}
-        options = ", ".join(choice for choice, node in nodes.items() if "prepare" in (node or {}))
+        nodes = {choice: read_yaml(path, "correct it") for choice, path in files.items()}
+        options = ", ".join(choice for choice, node in nodes.items() if isinstance(node, dict) and "prepare" in node)
         findings.append(f"nothing to prepare; choose from {options}, or add data=NAME llm=NAME to build an index")
     # For groups without a `prepare` node: whether the other settings use the group, and which setting would do so.
     uses = {"data": config.llm is not None or config.convert_gifs, "llm": config.data is not None}

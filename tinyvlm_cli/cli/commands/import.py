@@ -40,7 +40,8 @@ def run(config: Import) -> int:
         findings.append("path: empty; set it to the folder of a TinyLLaVA checkpoint")
     raise_findings(findings)
     results = Results(Path(config.results_dir).resolve())
-    files = sorted(path for place in places.values() for path in place.rglob("*") if path.suffix in READ)
+    found = (path for place in places.values() for path in place.rglob("*"))
+    files = sorted(path for path in found if path.suffix in READ and path.is_file())
     listing = "\n".join(f"{path.name} {results.file_hash(path)}" for path in files)
     digest = hashlib.sha256(listing.encode()).hexdigest()
     name = config.name or source.resolve().name

@@ -111,8 +111,8 @@ class MMBench(Judged):
                 raise UserError(f"{path}: columns {', '.join(sorted(absent))} are missing; get {self.source}")
             records = table.to_dict("records")
         for number, record in enumerate(records, 1):
-            if not str(record["index"]).isdecimal():
-                raise UserError(f"{path}, row {number}: index '{record['index']}' is not a number; download it again")
+            if not re.fullmatch(r"[0-9]{1,18}", cell := str(record["index"])):
+                raise UserError(f"{path}, row {number}: index '{cell:.40}' is not a number; download it again")
         cells = {str(int(record["index"])): record.get("image") for record in records}
         images: dict[str, bytes | None] = {}  # decoded once, because many rows share an image
         for record in records:

@@ -15,7 +15,7 @@ from tinyvlm_cli.evaluate.benchmark import Benchmark, Item, Result, Score, group
 from tinyvlm_cli.evaluate.sources import first_of
 from tinyvlm_cli.results.records import Answer
 from tinyvlm_cli.statistics.questions import Formula, Tally
-from tinyvlm_cli.untrusted import check_file
+from tinyvlm_cli.untrusted import read_bytes
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"
@@ -133,8 +133,7 @@ class MME(Benchmark):
             stem = path.name.partition(".")[0]
             if (other := by_stem.setdefault(stem, path)) != path:
                 raise UserError(f"{path}, {other.name}: the names are equal up to the first period; rename one of them")
-            check_file(path)
-            lines = path.read_bytes().decode("utf-8-sig", errors="replace").split("\n")
+            lines = read_bytes(path, "download it again").decode("utf-8-sig", errors="replace").split("\n")
             rows = [line.strip().split("\t") for line in lines if line.strip()]
             if [len(row) for row in rows] != [2, 2] or any(row[1].strip().lower() not in ("yes", "no") for row in rows):
                 raise UserError(f"{path}: expected two lines with a question, a tab, and Yes or No; get {self.source}")

@@ -5,6 +5,7 @@ script pairs answers and labels by line, so mixing releases (random has 2,910 or
 Here, labels are matched by image and question, and answers by the id of the question.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -103,7 +104,7 @@ class POPE(Benchmark):
         reason = "the answers are to another release; use the question file that was answered"
         for answer in answers:
             key = self.key_of(answer)
-            place = (int(key) - 1) // ID_STEP if key.isdecimal() else -1
+            place = (int(key) - 1) // ID_STEP if re.fullmatch(r"[0-9]{1,18}", key) else -1
             if key not in items and 0 <= place < len(self.categories) and self.categories[place] in labelled:
                 raise UserError(f"{self.name}: answer {key} belongs to no question, so {reason}")
             text = items[key].text.split("\n")[0] if key in items else ""
