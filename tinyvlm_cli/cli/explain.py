@@ -88,7 +88,7 @@ def _parsed(value: str) -> Any:
     """Return the value that Hydra reads, or _UNREADABLE."""
     try:
         return _parser().parse_override(f"x={value}").value()
-    except HydraException:
+    except (HydraException, ValueError, RecursionError):  # integers of thousands of digits, deep nesting
         return _UNREADABLE
 
 
