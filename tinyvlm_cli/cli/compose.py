@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 
 MULTIRUN = frozenset({"-m", "--multirun"})
 HELP = frozenset({"-h", "--help"})
+CONFIG = frozenset({"-c", "--cfg"})
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,8 @@ def run_command(command: Command, arguments: list[str]) -> int:
     try:
         if HELP & set(flags):
             return _print_help(command)
+        if MULTIRUN & set(flags) and CONFIG & set(flags):
+            raise UserError("--cfg: shows one configuration; remove -m, and choose one value for each setting")
         if command.takes_grid and set(flags) <= MULTIRUN:
             return _conclude(command, command.run(compose_cells(command, settings, is_grid=bool(flags))))
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command.name)(job)()
