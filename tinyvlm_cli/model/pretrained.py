@@ -163,6 +163,6 @@ def cannot_read(path: str | None, where: str, error: Exception) -> str:
     if not Path(path).exists():
         return (
             f"{where}: '{path}' is not a local folder and cannot be loaded from the hub ({reason}); "
-            f"download it and set {where} to its folder"
+            f"download it with `tinyvlm data get`, or set {where} to its folder"
         )
     return f"{where}: cannot load '{path}' ({reason}); use a folder or hub id that transformers supports"

@@ -166,6 +166,8 @@ def _check_benchmarks(nodes: dict[str, Any]) -> int:
         lines += [f"{benchmark.label}: {finding}" for finding in found.findings]
         lines += [f"{benchmark.label}, for official judging: {file}" for file in benchmark.wanted()]
         is_complete &= not found.findings
+    if not is_complete and any(node.get("downloads") for node in nodes.values()):
+        lines.append("`tinyvlm data get` with the same benchmarks downloads what is missing")
     _print(table)
     for line in lines:
         _print(line)

@@ -95,8 +95,10 @@ def findings(run: RunJob) -> list[str]:
     for name, split in {job.stage.split: job.split for job in missing}.items():
         for what, text in missing_files(split).items():
             setting = f"data.splits.{name}.{what}"
-            how = f"get it from {split.source}, or set data_dir or {setting} to its location"
+            choice = config.data.name.partition("+")[0]
+            get = f"download it with `tinyvlm data get data={choice}`"
+            how = f"{get if config.data.downloads else f'get it from {split.source}'}, or set data_dir or {setting}"
             if config.data.prepare:
-                how = f"run `tinyvlm data prepare data={config.data.name.partition('+')[0]}`"
+                how = f"run `tinyvlm data prepare data={choice}`"
             found.append(f"{setting}: {text}; {how}")
     return list(dict.fromkeys(found))
