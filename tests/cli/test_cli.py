@@ -92,6 +92,7 @@ def test_help_lists_the_groups_that_a_command_reads(
         ("train llm@x!=1", "llm@x!=1: invalid override; put the value in quotes"),
         ("train then", "then: unknown setting"),
         ("train -m llm=tiny,phi2 --cfg job", "--cfg: shows one configuration; remove -m"),
+        ("train -m llm=tiny,phi2,tiny", "llm=tiny,phi2,tiny: tiny is given 2 times; give it once"),
         ("train llm=null", "llm=null: expected a name; choose from gemma, phi2"),
         ("train connector={depth:1}", "connector={depth:1}: expected a name; choose from identity"),
         ("train recipe.stages.finetune.lora.rnk=8", "did you mean recipe.stages.finetune.lora.rank?"),

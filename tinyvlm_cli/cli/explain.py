@@ -58,6 +58,9 @@ def read_arguments(arguments: list[str], schema: type) -> tuple[list[str], list[
             is_plain = value in ("", "null") or (len(value) > 1 and value[0] + value[-1] in ("''", '""', "[]"))
             value = value if is_plain else _quoted(value)
         else:
+            values = value.split(",") if re.search(r"[\"'\[({]", value) is None else []
+            if repeated := [one for one in dict.fromkeys(values) if values.count(one) > 1]:
+                raise UserError(f"{setting}: {repeated[0]} is given {values.count(repeated[0])} times; give it once")
             value = _in_grammar(value, is_text=_is_text(schema, key.lstrip("+~")))
         settings[index] = f"{'++' if OWN_KEYS.match(setting) else ''}{key}={value}" if "=" in setting else setting
     return flags, settings
