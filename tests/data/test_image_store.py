@@ -262,6 +262,7 @@ def test_missing_settings_are_named(tmp_path: Path) -> None:
     (tmp_path / "r.json").touch()
     assert list(missing_files(Split(str(tmp_path / "r.json"), None, 1, "here"))) == ["images"]
     assert list(missing_files(Split(str(tmp_path / "r.json"), str(tmp_path / "i.zip"), 1, "here"))) == ["images"]
+    assert store(tmp_path, images="i.zip").missing(["a.png"]) == ["a.png"]  # for stages that are trained
     write_zip(tmp_path / "i.zip", {})
     assert missing_files(Split(str(tmp_path / "r.json"), str(tmp_path / "i.zip"), 1, "here")) == {}
 

@@ -133,9 +133,6 @@ def missing_files(split: Split) -> dict[str, str]:
     if split.images is None:
         if not is_shard(Path(split.annotations)):
             missing["images"] = "not set, but the records contain only the paths of images"
-    elif is_archive(split.images):
-        if not Path(split.images).is_file():
-            missing["images"] = f"{split.images} is missing"
     elif not Path(split.images).is_dir() and "." not in _archives(split):
         missing["images"] = f"{split.images} is missing"
     return missing
@@ -171,15 +168,15 @@ def open_images(split: Split, results: Results) -> ImageStore:
 
 
 def _archives(split: Split) -> dict[str, str]:
-    """Return the archives to read: folder in image paths -> path of the archive. "." stands for the image root."""
-    if is_archive(split.images):
-        return {".": str(split.images)}
+    """Return the archives that are read: folder in image paths -> path of the archive. "." stands for the image root.
+
+    Missing archives are left out, because trained stages remain usable without their data.
+    """
     if split.images is None:
         return {}
     root = Path(split.images)
-    return {
-        folder: path for folder, path in split.archives.items() if not (root / folder).is_dir() and Path(path).is_file()
-    }
+    archives = {".": split.images} if is_archive(root) else split.archives
+    return {folder: path for folder, path in archives.items() if not (root / folder).is_dir() and Path(path).is_file()}
 
 
 def _named_places(
