@@ -21,7 +21,7 @@ from typing import TypeVar
 from tinyvlm_cli.config.schema import Split
 from tinyvlm_cli.console import progress
 from tinyvlm_cli.data.image_store import ImageStore
-from tinyvlm_cli.data.images import UPRIGHT, WIDE_MODES
+from tinyvlm_cli.data.images import UPRIGHT, WIDE_MODES, examine, image_format, read_header
 from tinyvlm_cli.data.irregular import irregularities
 from tinyvlm_cli.data.reading import read_records
 from tinyvlm_cli.data.records import FaultError, Finding, Kind, Record
@@ -100,7 +100,7 @@ def check_split(split: Split, images: ImageStore, *, special: Collection[str] = 
 def check_image(name: str, *, images: ImageStore) -> list[FaultError]:
     """Decode an image. Return its faults and irregularities, such as a type that differs from its file extension."""
     try:
-        found = images.examine(name)
+        found = images.apply(examine, name)
     except FaultError as fault:
         if fault.kind is Kind.absent and (gif := gif_of(name, images)):
             return [FaultError(Kind.absent, f"{fault}, but {Path(gif).name} is there; run {CONVERT} to convert it")]
@@ -164,7 +164,7 @@ def count_irregular(names: Iterable[str], images: ImageStore) -> Counter[Kind]:
 def header_kinds(name: str, *, images: ImageStore) -> list[Kind]:
     """Return the kinds that the header of an image shows: a missing file, an Exif rotation, wide pixel values."""
     try:
-        orientation, mode = images.header(name)
+        orientation, mode = images.apply(read_header, name)
     except FaultError as fault:
         return [fault.kind]
     return [Kind.rotated] * (orientation != UPRIGHT) + [Kind.rescaled] * (mode in WIDE_MODES)
@@ -216,7 +216,7 @@ def to_jpeg(name: str, *, images: ImageStore) -> bool | FaultError:
     path = images.path(name)
     try:
         source = name if path.exists() else gif_of(name, images) or name
-        if images.format(source) in JPEG:
+        if images.apply(image_format, source) in JPEG:
             return False
         image = images.open(source)
     except FaultError as fault:

@@ -4,15 +4,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
+from typing import TypeVar
 
 from PIL.Image import Image
 
 from tinyvlm_cli.config.schema import Split
-from tinyvlm_cli.data.images import Examined, examine, image_format, open_image, read_header
+from tinyvlm_cli.data.images import open_image
 from tinyvlm_cli.data.records import check_link
 from tinyvlm_cli.data.sources import parquet
 from tinyvlm_cli.data.sources.archives import is_archive, members
@@ -21,6 +23,7 @@ from tinyvlm_cli.files import END_BYTES, FileState, file_state, is_unchanged, lo
 from tinyvlm_cli.results.folder import Results
 
 PARQUET, TAR = ".parquet", ".tar"
+T = TypeVar("T")
 FORMAT = 1  # increment if the table of the same files changes
 
 
@@ -50,19 +53,11 @@ class ImageStore:
 
     def open(self, name: str, *, upright: bool = False) -> Image:
         """Return an image as RGB. See `open_image`."""
-        return open_image(self.source(name), name=self.label(name), upright=upright)
+        return self.apply(partial(open_image, upright=upright), name)
 
-    def examine(self, name: str) -> Examined:
-        """Decode an image. See `examine`."""
-        return examine(self.source(name), name=self.label(name))
-
-    def header(self, name: str) -> tuple[int, str]:
-        """Return the Exif orientation and the pixel format of an image. See `read_header`."""
-        return read_header(self.source(name), name=self.label(name))
-
-    def format(self, name: str) -> str:
-        """Return the actual type of an image. See `image_format`."""
-        return image_format(self.source(name), name=self.label(name))
+    def apply(self, function: Callable[..., T], name: str) -> T:
+        """Return the result of `open_image`, `examine` or another such function for an image."""
+        return function(self.source(name), name=self.label(name))
 
     def label(self, name: str) -> str:
         """Return how messages name an image."""
@@ -100,16 +95,13 @@ class ImageStore:
         if (place := self._place(name)) is None:
             return is_unchanged(self.path(name), state)
         assert self.places is not None
-        if state is None:
-            return False
-        return state.get("mtime_ns") == self.places.mtime_ns(place) or _content(state) == _content(self.state(name))
+        if state is None or state.get("mtime_ns") == self.places.mtime_ns(place):
+            return state is not None
+        found = self.state(name) or {}
+        return all(found[key] == state.get(key) for key in ("size", "ends"))
 
     def _place(self, name: str) -> Place | None:
         return None if self.places is None else self.places.find(name)
-
-
-def _content(state: FileState) -> FileState:
-    return state and {key: value for key, value in state.items() if key != "mtime_ns"}
 
 
 def record_files(split: Split) -> list[Path]:

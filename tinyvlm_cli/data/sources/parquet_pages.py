@@ -51,7 +51,9 @@ def places_in_pages(path: Path, file: Any, group: int, leaf: str, number: int) -
                 header, length = _struct(data, 0)
                 at += length
                 raw.seek(at)
-                page = _page(raw.read(_size(header[3])), at, header, codec)
+                if not (0 <= header[3] <= MAX_BYTES and 0 <= header[2] <= MAX_BYTES):
+                    break
+                page = _page(raw.read(header[3]), at, header, codec)
                 if page is not None:
                     first = _after_levels(page.values, num_levels) if header[1] == DATA else 0
                     found |= page.places(first, number)
@@ -61,18 +63,12 @@ def places_in_pages(path: Path, file: Any, group: int, leaf: str, number: int) -
     return found
 
 
-def _size(size: int) -> int:
-    if not 0 <= size <= MAX_BYTES:
-        raise ValueError("not the size of a page")
-    return size
-
-
 def _page(data: bytes, at: int, header: dict[int, Any], codec: str) -> "_Page | None":
     """Return a page of plain values without its levels, or None if it contains other values.
 
     data: the page as stored at `at`. header: the page's header, by the field numbers of parquet.thrift.
     """
-    kind, whole = header[1], _size(header[2])
+    kind, whole = header[1], header[2]
     if kind not in DETAILS:
         return None
     details = header[DETAILS[kind]]

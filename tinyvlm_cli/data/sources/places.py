@@ -168,8 +168,13 @@ def _page(path: str, method: Method, offset: int, stored: int, whole: int) -> by
     from pyarrow import Codec
 
     data = _FILES.read(path, stored, offset)
-    if method is Method.snappy:  # the length of the data, which is not at `offset`, precedes it
-        data = _varint(whole) + data
+    header: list[int] = []
+    if method is Method.snappy:  # the length of the data, which is not at `offset`, precedes it as a varint
+        number = whole
+        while number > 127:
+            header.append(number & 127 | 128)
+            number >>= 7
+        data = bytes([*header, number]) + data
     page: bytes = Codec(method.name).decompress(data, decompressed_size=whole, asbytes=True)
     return page
 
@@ -190,14 +195,6 @@ def _read_member(path: str, place: Place) -> bytes:
     if len(data) != place.size or zlib.crc32(data) != place.crc:
         raise ValueError("its checksum in the zip differs")
     return data
-
-
-def _varint(number: int) -> bytes:
-    data = bytearray()
-    while number > 127:
-        data.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*data, number])
 
 
 class _OpenFiles:
