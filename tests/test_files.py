@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -67,9 +68,10 @@ def test_a_lock_names_its_holder_and_is_free_when_the_holder_is_killed(
     holder.communicate()
 
 
-def test_only_folders_of_ended_commands_are_deleted(tmp_path: Path) -> None:
+def test_only_folders_of_ended_commands_are_deleted() -> None:
     """A command deletes its temporary folder when it ends, and those of commands that were killed when it starts."""
-    pipe, environment = subprocess.PIPE, {**os.environ, "TMPDIR": str(tmp_path)}
+    root = Path(tempfile.mkdtemp(dir="/tmp"))  # a short path
+    pipe, environment = subprocess.PIPE, {**os.environ, "TMPDIR": str(root)}
     program = "import tempfile; from tinyvlm_cli.files import use_own_temporary_folder as use; use(); "
     wait = "print(tempfile.mkdtemp(), flush=True); input()"
 
@@ -84,9 +86,10 @@ def test_only_folders_of_ended_commands_are_deleted(tmp_path: Path) -> None:
     killed.communicate()
     assert left.is_dir()
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
-    assert [used.parent] == list(tmp_path.iterdir())
+    assert [used.parent] == list(root.iterdir())
     running.communicate("\n")
-    assert not list(tmp_path.iterdir())
+    assert not list(root.iterdir())
+    root.rmdir()
 
 
 def test_only_folders_of_processes_that_have_ended_are_deleted(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ FileState = dict[str, Any] | None  # size, mtime_ns, ends; None: the file does n
 END_BYTES = 4096  # bytes at each end of a file that `file_state` hashes
 LARGE_BYTES = 16 * 2**20  # hashes of smaller files are not cached
 MAX_HOLDER_BYTES = 1000
+MAX_TEMPORARY_CHARS = 107 - len("/tinyvlm-run-12345678/pymp-12345678/listener-12345678")
 TEMPORARY = "tinyvlm-run-"  # prefix of the temporary folder of a command
 
 
@@ -115,8 +116,11 @@ def use_own_temporary_folder() -> None:
     """Put all temporary files of this process and its child processes in one folder, which is deleted at exit.
 
     Libraries delete some of their temporary files late or never. The folder is locked while this process runs, so
-    unlocked folders were left by killed commands. They are deleted too.
+    unlocked folders were left by killed commands. They are deleted too. Nothing changes if the path would be too long
+    for the sockets of multiprocessing, which have at most 107 characters.
     """
+    if len(tempfile.gettempdir()) > MAX_TEMPORARY_CHARS:
+        return
     for path in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
         with suppress(OSError):
             if path.stat().st_uid == os.getuid() and (lock := _lock_folder(path)) is not None:

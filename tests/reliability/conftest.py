@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from support.tiny_study import CASES, finish, write_study
+from support.tiny_study import CASES, assert_no_temporary_files, finish, write_study
 
 from tinyvlm_cli.files import locked
 
@@ -21,6 +21,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, flo
             folder.mkdir()
             write_study(folder)
             seconds = {name: finish(case.words, folder) for name, case in CASES.items()}
-            assert not list((folder / "tmp").iterdir()), "a command left temporary files"
+            assert_no_temporary_files(folder)
             times.write_text(json.dumps(seconds), encoding="utf-8")
     return folder, json.loads(times.read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.tiny_study import EVAL, TINY, by_hand, processes, start
+from support.tiny_study import EVAL, TINY, assert_no_temporary_files, by_hand, processes, start
 
 HANG_S = 5
 TRAIN = [
@@ -57,7 +57,7 @@ def test_a_rank_that_stops_ends_the_command(
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 1
     assert reason in output.splitlines()[-1] and "Traceback" not in output, output
-    assert not list((folder / "tmp").iterdir())
+    assert_no_temporary_files(folder)
 
 
 def rank_1(folder: Path) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.tiny_study import CASES, finish, processes, start
+from support.tiny_study import CASES, assert_no_temporary_files, finish, processes, start
 
 KILLS = int(os.environ.get("TINYVLM_KILLS", "1"))
 SEED = os.environ.get("TINYVLM_KILLS_SEED", "0")
@@ -51,8 +51,8 @@ def test_a_killed_command_gives_the_same_when_it_runs_again(
         del kills[ENDED]
         print(f"{name}: trial {trial}: {dict(kills)}", flush=True)
         assert case.result(folder) == expected, f"trial {trial}"
-        for pattern in (".*.draft", ".tinyvlm-*", "tmp/*"):
-            assert not list(folder.rglob(pattern)), f"trial {trial}"
+        assert_no_temporary_files(folder)
+        assert not [*folder.rglob(".*.draft"), *folder.glob(".tinyvlm-*")], f"trial {trial}"
         shutil.rmtree(folder)
         trial += 1
     print(f"{name}: {kills.total()} kills in {trial} trials: {dict(kills)}")

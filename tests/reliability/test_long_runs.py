@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from support.tiny_study import EVAL, TINY, by_hand, processes, start
+from support.tiny_study import EVAL, TINY, assert_no_temporary_files, by_hand, processes, start
 
 NAME = "TINYVLM_LONG"
 STEPS = int(os.environ.get(NAME, "1"))
@@ -82,6 +82,7 @@ def test_nothing_grows_in_a_long_run(name: str, study: tuple[Path, dict[str, flo
         time.sleep(total / 20_000)
     output, _ = process.communicate()
     assert process.returncode == 0, output
+    assert_no_temporary_files(folder)
     assert len(output.splitlines()) <= MOST_LINES, output
     early = [found for done, found in samples if 0.2 * total < done < 0.4 * total]
     late = [found for done, found in samples if 0.8 * total < done]

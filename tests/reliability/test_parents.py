@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.tiny_study import STEPS, TINY, TRAIN, finish, processes, start, succeed, trained
+from support.tiny_study import STEPS, TINY, TRAIN, assert_no_temporary_files, finish, processes, start, succeed, trained
 
 
 def is_training(folder: Path) -> bool:
@@ -34,6 +34,7 @@ def test_nohup_keeps_a_training_alive_when_the_terminal_closes(
         time.sleep(1)
     succeed(process)
     assert trained(folder) == trained(study[0])
+    assert_no_temporary_files(folder)
 
 
 @pytest.mark.e2e
@@ -51,4 +52,5 @@ def test_a_grid_ends_with_its_killed_parent(study: tuple[Path, dict[str, float]]
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
     finish(["report", "table=[runs]"], folder)
-    assert not list((folder / "tmp").iterdir()) and not list(folder.glob(".tinyvlm-*"))
+    assert_no_temporary_files(folder)
+    assert not list(folder.glob(".tinyvlm-*"))

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.tiny_study import EVAL, TRAIN, answered, by_hand, start, succeed, trained
+from support.tiny_study import EVAL, TRAIN, answered, assert_no_temporary_files, by_hand, start, succeed, trained
 
 NAME = "TINYVLM_TRIALS"
 TRIALS = int(os.environ.get(NAME, "1"))
@@ -64,7 +64,7 @@ def test_commands_side_by_side_give_what_they_give_alone(
         assert (trained(folder), answered(folder), scores(folder)) == expected
         shown = {number: values(folder / f"tables/{number}") for number in range(len(commands)) if number}
         assert all(found <= values(source / "tables") for found in shown.values()), shown
-        assert not list((folder / "tmp").iterdir())
+        assert_no_temporary_files(folder)
         shutil.rmtree(folder)
 
 

@@ -43,13 +43,24 @@ class Case:
 
 
 def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
-    """Start a command in a process group of its own, with its temporary files in `folder`/tmp."""
-    (folder / "tmp").mkdir(exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder / "tmp")}
+    """Start a command in a process group of its own, with its temporary files in a folder of the study."""
+    temporary(folder).mkdir(exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary(folder))}
     return subprocess.Popen(
         [sys.executable, "-m", "tinyvlm_cli", *words], cwd=folder, env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
+
+
+def temporary(folder: Path) -> Path:
+    """Return the folder of temporary files. Its path is short, as sockets require."""
+    return Path("/tmp") / f"study-{hashlib.sha256(bytes(folder)).hexdigest()[:8]}"
+
+
+def assert_no_temporary_files(folder: Path) -> None:
+    """Assert that no command has left a temporary file, and delete the folder."""
+    assert not list(temporary(folder).iterdir())
+    temporary(folder).rmdir()
 
 
 def finish(words: list[str], folder: Path) -> float:
@@ -71,7 +82,7 @@ def processes(folder: Path) -> list[tuple[int, str]]:
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            if f"TMPDIR={folder}/tmp".encode() in (path / "environ").read_bytes():
+            if f"TMPDIR={temporary(folder)}".encode() in (path / "environ").read_bytes():
                 command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 found.append((int(path.name), command))
         except OSError:
