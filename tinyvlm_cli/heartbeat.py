@@ -4,18 +4,20 @@ Each rank has two files in the folder that TINYVLM_HEARTBEATS names. Only their 
 no disk space. Without the variable, nothing is written.
 
   RANK-PID.alive   touched by a thread every BEAT_S, so that a stopped or frozen process is found
-  RANK-PID.busy    touched between micro-batches or generated tokens; absent while a rank does other work
+  RANK-PID.busy    its time is the number of micro-batches or generated tokens; absent while a rank does other work
 """
 
 import os
 import threading
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 FOLDER = "TINYVLM_HEARTBEATS"  # environment variable
 BEAT_S = 0.5
 ALIVE, BUSY = ".alive", ".busy"
 _busy: list[Path] = []  # this rank's .busy file, once the heartbeat has started
+_done = count(1)  # units of work
 
 
 def start_heartbeat() -> None:
@@ -40,6 +42,7 @@ def note_progress() -> None:
     for path in _busy:
         with suppress(OSError):
             path.touch()
+            os.utime(path, (0, next(_done)))
 
 
 def end_progress() -> None:

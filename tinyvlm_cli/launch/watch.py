@@ -15,7 +15,7 @@ from tinyvlm_cli.heartbeat import ALIVE, BUSY, FOLDER
 
 RESPONSE_S = 300.0  # seconds after which a process that does not run counts as hung, because it is stopped or frozen
 PROGRESS_S = 1200.0  # seconds that a micro-batch or a generated token may take; less than PyTorch's limit of 30 minutes
-LIMIT = "TINYVLM_HANG_S"  # environment variable that lowers both limits
+LIMIT = "TINYVLM_HANG_S"  # environment variable that lowers the first limit, and the second one to four times its value
 POLL_S = 1.0
 
 
@@ -39,11 +39,11 @@ def watched() -> Iterator[list[str]]:
 def _watch(folder: Path, done: threading.Event, found: list[str]) -> None:
     """Kill the first worker whose file does not change for too long.
 
-    The other ranks soon wait for a hung one, so the hung one has the oldest file. Time is counted in polls: if this
-    process is stopped too, no worker is late.
+    In training, the other ranks wait for a hung one, so of all ranks that wait, the hung one has done the least. Time
+    is counted in polls: if this process is stopped too, no worker is late.
     """
     lowered = float(os.environ.get(LIMIT, "inf"))
-    limits = {ALIVE: min(RESPONSE_S, lowered), BUSY: min(PROGRESS_S, lowered)}
+    limits = {ALIVE: min(RESPONSE_S, lowered), BUSY: min(PROGRESS_S, 4 * lowered)}
     texts = {ALIVE: "did not respond", BUSY: "made no progress"}
     poll_s = min(POLL_S, lowered / 4)
     seen: dict[Path, tuple[int, int]] = {}  # file -> modification time, polls in which it was the same
@@ -55,7 +55,11 @@ def _watch(folder: Path, done: threading.Event, found: list[str]) -> None:
                 seen[path] = changed, (polls + 1 if before == changed else 0)
         late = [path for path, (_, polls) in seen.items() if polls * poll_s >= limits[path.suffix] and path.exists()]
         if late:
-            hung = min(late, key=lambda path: (path.suffix != ALIVE, seen[path][0]))
+            waiting = [
+                path for path, (_, polls) in seen.items() if polls * poll_s >= limits[BUSY] / 2 and path.exists()
+            ]
+            dead = [path for path in late if path.suffix == ALIVE]
+            hung = min(dead or [path for path in waiting if path.suffix == BUSY], key=lambda path: seen[path][0])
             rank, pid = map(int, hung.stem.split("-"))
             with suppress(ProcessLookupError):  # it has ended, and the launcher is ending the others
                 os.kill(pid, signal.SIGKILL)
