@@ -252,7 +252,7 @@ def test_a_table_that_cannot_be_scored_is_rejected(bench: Any, rows: list[dict[s
 def test_a_row_without_a_readable_image_can_be_scored_but_not_asked(bench: Any, cell: str) -> None:
     mmbench = bench(row(3, image=cell))
     assert mmbench.score(answers(_3="A")).value == 100
-    with pytest.raises(UserError, match="row 3 has no readable image"):
+    with pytest.raises(UserError, match="question 3 has no readable image"):
         _ = mmbench.questions
 
 

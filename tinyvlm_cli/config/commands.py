@@ -53,6 +53,8 @@ class Score:
     data_dir: str = MISSING  # folder of the benchmark
     partial: bool = MISSING  # accept unanswered questions; the score is marked as not comparable
     choice_rule: str | None = None  # rule for reading MMBench answers; null: the benchmark's setting
+    rule: str | None = None  # the scoring rule, or "all" to compare the rules; null: the benchmark's setting
+    fallback: str | None = None  # for unreadable MMMU answers: none or random; null: the benchmark's setting
     runs: int | None = integer(
         1, 100, default=None
     )  # gradings per answer (MM-Vet, LLaVA-W); null: the benchmark's setting

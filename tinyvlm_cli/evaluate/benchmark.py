@@ -6,90 +6,25 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import MISSING, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from tinyvlm_cli.config.build import trusted_folders
 from tinyvlm_cli.config.ranges import integer
-from tinyvlm_cli.data.records import Turn
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.sources import Record, StoredImage, read_lines, read_rows
+from tinyvlm_cli.evaluate.items import Image, Item, OneImage, Question, Result, Score, all_of, check_rows
+from tinyvlm_cli.evaluate.sources import Record, read_lines, read_rows
 from tinyvlm_cli.results.records import Answer
 from tinyvlm_cli.statistics.questions import Formula, Tally
 from tinyvlm_cli.untrusted import link_fault
 
-OneImage = Path | bytes | StoredImage  # a file, encoded bytes, or an image in a parquet file
-Image = OneImage | tuple[OneImage, ...] | None  # one image, several or none
+__all__ = [
+    "Benchmark", "Image", "Item", "OneImage", "Question", "Result", "Score", "all_of", "grouped", "percent"
+]  # fmt: skip
 
+INVALID = (  # what parsing the content of an invalid file can raise
+    AttributeError, LookupError, TypeError, ValueError, SyntaxError, NotImplementedError, OverflowError, RecursionError,
+)  # fmt: skip
 FEW_READABLE = 0.5  # a lower share of readable answers is reported with the score
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question as it is given to the model."""
-
-    key: str  # unique within the benchmark, stable between runs
-    question_id: str  # as in the official files; not unique in MME and TextVQA
-    text: str  # the question with hint, options and OCR tokens, without the chat format. <image> marks one of several
-    image: Image
-    image_key: str  # equal for questions about the same images; "" without an image
-    category: str = ""
-    history: tuple[Turn, ...] = ()  # earlier turns of a chat about the image; always empty in benchmarks
-
-    @property
-    def images(self) -> tuple[OneImage, ...]:
-        """The question's images."""
-        return all_of(self.image)
-
-    def encoded(self) -> list[Path | bytes]:
-        """Return the path of each image, or its encoded bytes."""
-        return [image.read() if isinstance(image, StoredImage) else image for image in self.images]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """A question and its ground truth from the official files. `Benchmark.asked` turns it into a `Question`."""
-
-    key: str
-    truth: Any  # the ground truth, in the form that `read` and `headline` use
-    text: str = ""  # "" if the questions are in another file (see `Benchmark.asked`)
-    image: Image = None
-    image_key: str = ""  # equal for items about the same image; "": no other item uses it
-    question_id: str = ""  # "": the same as the key
-    category: str = ""
-
-
-@dataclass(frozen=True)
-class Result:
-    """An answer to an item, and how it was read."""
-
-    item: Item
-    answer: Answer | None  # None: not answered, which requires `Benchmark.keeps_unanswered`
-    text: str  # text of the answer; "" without an answer
-    meaning: Any  # the value that `Benchmark.read` returned; None: unreadable or not answered
-
-
-@dataclass(frozen=True)
-class Score:
-    """The score of a benchmark."""
-
-    metric: str  # name of `value` for table footnotes: "accuracy", "mean F1", "perception"
-    value: float | None  # headline as in the papers; None: not judged, or none of its questions was asked
-    n: int  # number of questions in the headline
-    valid: float  # share of these questions with a readable answer
-    details: dict[str, Any] = field(default_factory=dict)  # JSON: scores by category and other official metrics
-    per_question: dict[str, float] = field(default_factory=dict)  # Question.key -> 0..1
-    formula: Formula = Formula.mean  # computes the headline from `tallies`
-    tallies: dict[str, Tally] = field(default_factory=dict)  # Question.key -> contribution to the headline
-    judge: str | None = None  # name of the judge model
-    notes: tuple[str, ...] = ()  # such as duplicate, missing or unknown ids
-    pending: int = 0  # number of answers or questions that the judge has not graded yet
-    partial: bool = False  # some questions have no answer, so the score is not comparable
-
-
-def all_of(image: Image) -> tuple[OneImage, ...]:
-    """Return the images of a question as a tuple."""
-    return image if isinstance(image, tuple) else () if image is None else (image,)
-
 
 Parsed = TypeVar("Parsed", Item, Question)
 Value = TypeVar("Value")
@@ -110,7 +45,8 @@ class Benchmark(ABC):
     computes the share of readable answers, and collects the per-question results that statistics require.
     Override `files` if the data is also available as official files, `asked` if questions and ground truths are in
     different files, `key_of` if answers files use different ids, and `check` to reject answers to another release. Set
-    `keeps_unanswered` and `each_answer_counts` to follow an official scorer.
+    `keeps_unanswered` and `each_answer_counts` to follow an official scorer. If scorers disagree, list them in `rules`,
+    and let `read` or `headline` depend on `rule`. `MeanBenchmark` in means.py suits headlines that are a mean.
     """
 
     name: str
@@ -118,7 +54,9 @@ class Benchmark(ABC):
     data_dir: str
     parquet: str  # glob pattern of the parquet files in data_dir
     max_new_tokens: int = integer(1, default=MISSING)
-    follows: str  # the official scorer that is reproduced
+    follows: str = ""  # the official scorer that is reproduced; may be omitted if there are `rules`
+    rule: str = ""  # the scoring rule: a key of `rules`
+    rules: Mapping[str, str] = field(default_factory=dict)  # rule -> the scorer that it reproduces; {}: only one rule
     version: int  # incremented when the same answers would get a different score
     split: str
     source: str  # the files to download, for error messages
@@ -134,8 +72,34 @@ class Benchmark(ABC):
     keeps_unanswered: ClassVar[bool] = False  # `headline` also receives items without an answer
     unanswered: ClassVar[str] = "they are left out"  # how these items are scored
     each_answer_counts: ClassVar[bool] = False  # if a question has several; False: only the last one counts
+    shows_images: ClassVar[bool] = False  # whether every question has an image; files without images can only be scored
+    ids_are_rows: ClassVar[bool] = False  # the files have no ids, so the ids are row numbers, from 0
+    items_depend_on_rule: ClassVar[bool] = False
+    rule_setting: ClassVar[str] = "rule"  # the field with the scoring rule
     judge_files: ClassVar[tuple[str, ...]] = ()  # official files with the judge's prompt; any one is enough
     judge_source: ClassVar[str] = ""  # where to get one of these files
+
+    def __post_init__(self) -> None:
+        if not self.rules:
+            if not self.follows:
+                raise UserError(f"benchmark.{self.name}.follows: not set; add the name of the scorer")
+            return
+        rule = str(getattr(self, self.rule_setting))  # YAML and the command line read 2024 as a number
+        if rule not in self.rules:
+            allowed = " or ".join(self.rules)
+            raise UserError(f"benchmark.{self.name}.{self.rule_setting}={rule}: must be {allowed}")
+        object.__setattr__(self, self.rule_setting, rule)
+        object.__setattr__(self, "follows", self.rules[rule])
+
+    def under(self, rule: str) -> Self:
+        """Return this benchmark with another scoring rule. Its files are not read again."""
+        if not self.rules:
+            raise UserError(f"rule={rule}: {self.label} has only one rule, that of {self.follows}; remove the setting")
+        changes: dict[str, Any] = {self.rule_setting: rule}
+        other = replace(self, **changes)
+        if not self.items_depend_on_rule:
+            vars(other)["known_items"] = self.known_items
+        return other
 
     @abstractmethod
     def items(self) -> Iterable[Item]:
@@ -160,6 +124,8 @@ class Benchmark(ABC):
         """Return the questions for the model: those of LLaVA's file if it is present, else those of the items."""
         path = self.folder / self.llava_file
         if not self.llava_file or not path.is_file():
+            if self.shows_images and (key := next((i.key for i in self.known_items.values() if not i.image), None)):
+                raise UserError(f"{self.folder}: question {key} has no readable image; get {self.source}")
             return [
                 Question(
                     i.key, i.question_id or i.key, i.text, i.image, i.image_key or i.key if i.image else "", i.category
@@ -184,8 +150,13 @@ class Benchmark(ABC):
         return answer.key or answer.question_id
 
     def check(self, items: Mapping[str, Item], answers: Sequence[Answer]) -> list[str]:
-        """Return notes on the answers. Raises UserError if they cannot be answers to these items."""
-        return []
+        """Return notes on the answers. Raises UserError if they cannot be answers to these items.
+
+        If the ids are row numbers, the prompts show whether the answers are to other rows.
+        """
+        if not self.ids_are_rows:
+            return []
+        return check_rows(self.name, items, {self.key_of(answer): answer.prompt for answer in answers if answer.prompt})
 
     def export(self, answers: Sequence[Answer], path: Path) -> None:
         """Write the answers in the format of the benchmark's evaluation server."""
@@ -229,7 +200,9 @@ class Benchmark(ABC):
     def _parsed(self, parse: Callable[[], Iterable[Parsed]]) -> list[Parsed]:
         try:
             found = list(parse())
-        except (AttributeError, LookupError, TypeError, NotImplementedError, OverflowError, RecursionError) as error:
+        except UserError:
+            raise
+        except INVALID as error:
             raise UserError(f"{self.folder}: not in {self.label}'s layout ({error!r}); get {self.source}") from error
         if not found:
             raise UserError(f"{self.folder}: there are no questions in the files; get {self.source}")
@@ -288,7 +261,8 @@ class Benchmark(ABC):
         notes += score.notes
         if score.value is not None and score.n and score.valid < FEW_READABLE:
             notes.append(f"only {score.valid:.1%} of {score.n:,} answers can be read; check the model and its answers")
-        return replace(score, notes=tuple(notes), partial=bool(missing))
+        details = {"rule": self.rule, **score.details} if self.rule else score.details
+        return replace(score, notes=tuple(notes), partial=bool(missing), details=details)
 
     def scored(
         self, value: float | None, counted: Sequence[Result], points: Mapping[str, float], details: dict[str, Any], *,

@@ -5,8 +5,9 @@ for TextVQA and to convert VQAv2 answers before upload.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 MARKS = ';/[]"{}()=+\\_-><@`,?!'  # apostrophes, colons, %, &, $, # and * are kept
@@ -36,15 +37,34 @@ CONTRACTIONS = {
 } | {"somebody'd": "somebodyd"}  # key and value are swapped in the official table
 
 
+@dataclass(frozen=True, eq=False)
+class VQARule:
+    """A variant of the VQA scorer's normalisation."""
+
+    period: re.Pattern[str] = PERIOD  # periods that are deleted
+    contractions: Mapping[str, str] = field(default_factory=lambda: CONTRACTIONS)
+
+
+VQA = VQARule()
+VLMEVALKIT = VQARule(period=re.compile(r"(?<!\d)\.(?!\d)"))
+# The API's table writes most of its apostrophes as backquotes, so that these words equal no annotator's answer.
+UNCHANGED = frozenset(("aint", "arent", "cant", "couldve", "couldnt", "weve", "wheres", "whove"))
+VIZWIZ = VQARule(
+    contractions={
+        short: word if short in UNCHANGED else word.replace("'", "`")
+        for short, word in CONTRACTIONS.items()
+        if "'" not in short
+    }
+)
+
+
 def one_line(text: str) -> str:
     """Return the text on one line without outer white space, as in the first step of the VQA scorer."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-@lru_cache(maxsize=1 << 17)
-def vqa_words(text: str) -> str:
-    """Normalise punctuation, numerals, articles and contractions by the VQA scorer's rules, in its order."""
-    # A mark next to a space is deleted, any other becomes a space. A digit-comma-digit anywhere deletes all marks.
+def without_punctuation(text: str, period: re.Pattern[str] = PERIOD) -> str:
+    """Delete marks next to a space, and all marks if there is a digit-comma-digit; replace other marks by spaces."""
     if ANY_MARK.search(text):
         deletes_all = DIGIT_COMMA_DIGIT.search(text) is not None
         source = text
@@ -52,9 +72,14 @@ def vqa_words(text: str) -> str:
             if mark in source:
                 is_deleted = deletes_all or f"{mark} " in source or f" {mark}" in source
                 text = text.replace(mark, "" if is_deleted else " ")
-    text = PERIOD.sub("", text, count=MAX_PERIODS)
-    words = [str(NUMBERS.get(word, word)) for word in text.lower().split()]
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+    return period.sub("", text, count=MAX_PERIODS)
+
+
+@lru_cache(maxsize=1 << 17)
+def vqa_words(text: str, rule: VQARule = VQA) -> str:
+    """Normalise punctuation, numerals, articles and contractions by the VQA scorer's rules, in its order."""
+    words = [str(NUMBERS.get(word, word)) for word in without_punctuation(text, rule.period).lower().split()]
+    return " ".join(rule.contractions.get(word, word) for word in words if word not in ARTICLES)
 
 
 @lru_cache(maxsize=1 << 17)
@@ -81,6 +106,56 @@ def vqa_accuracies(answers: Sequence[str], truths: Sequence[str]) -> list[float]
     if len(set(known)) > 1:
         given, known = [vqa_words(line) for line in given], [vqa_words(line) for line in known]
     return [leave_one_out(answer, known) for answer in given]
+
+
+def relaxed_match(target: str, answer: str) -> bool:
+    """Return whether an answer is a number within 5% of the target, or else the same text in any case.
+
+    Equals `relaxed_correctness` of google-research/pix2struct: "45%" is 0.45, and "1,000" is not a number.
+    """
+    number, goal = _number(answer), _number(target)
+    if number is not None and goal:  # a target of 0 is compared as text
+        return abs(number - goal) / abs(goal) <= 0.05
+    return answer.lower() == target.lower()
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return None
+
+
+def anls(
+    answer: str, truths: Sequence[str], *, least: float = 0.5, keeps_least: bool = True, keeps_spaces: bool = False
+) -> float:
+    """Return the normalised Levenshtein similarity to the most similar truth, as in the DocVQA scorer.
+
+    Distances ignore case and repeated spaces, but are divided by the length of the longer of the original texts.
+    least: lower similarities count as 0. keeps_least: whether `least` itself is kept. keeps_spaces: whether repeated
+    and outer spaces are compared, too.
+    """
+    best = 0.0
+    given = answer.lower() if keeps_spaces else " ".join(answer.lower().split())
+    for truth in truths:
+        known = truth.lower() if keeps_spaces else " ".join(truth.lower().split())
+        length = max(len(truth.upper()), len(answer.upper()))
+        if abs(len(known) - len(given)) > length * (1 - max(best, least)):  # the distance is at least this difference
+            continue
+        best = max(best, 1 - levenshtein(known, given) / length if length else 1.0)
+    return best if best > least or (keeps_least and best == least) else 0.0
+
+
+def levenshtein(a: str, b: str) -> int:
+    """Return the number of characters to insert, delete or replace to turn one text into the other."""
+    if a == b:
+        return 0
+    row = list(range(len(b) + 1))
+    for number, letter in enumerate(a, 1):
+        diagonal, row[0] = row[0], number
+        for place, other in enumerate(b, 1):
+            diagonal, row[place] = row[place], min(row[place] + 1, row[place - 1] + 1, diagonal + (letter != other))
+    return row[-1]
 
 
 NO_OPTION = "Z"  # the model declines to choose
@@ -135,3 +210,49 @@ CHOICE_RULES = {
     "2024": ChoiceRule(num_last_words=None, reads_declarations=False, longest_answer=None),
     "2026": ChoiceRule(num_last_words=4, reads_declarations=True, longest_answer=2),
 }
+
+Reader = Callable[[str, Mapping[str, str]], str | None]  # (answer, letter -> option) -> letter, None: unreadable
+
+
+def lettered(options: Sequence[str]) -> dict[str, str]:
+    """Return the options by letter: A, B, C, ..."""
+    return dict(zip(string.ascii_uppercase, options, strict=False))
+
+
+def vlmevalkit_letter(text: str, options: Mapping[str, str]) -> str | None:
+    """Return the letter that VLMEvalKit reads without a judge, by its rule of June 2026."""
+    letter = CHOICE_RULES["2026"].read(text, options)
+    return letter if letter in options else None
+
+
+# Formats in which lmms-eval finds a letter, from the most to the least reliable, except at the start and the end.
+PHRASES = (
+    "the answer is", "answer is", "the correct answer is", "correct answer is", "the best answer is", "best answer is",
+    "the correct option is", "correct option is", "the best option is", "best option is", "the choice is", "choice is",
+    "the correct choice is", "correct choice is", "i choose", "i select", "i pick", "my answer is", "my choice is",
+)  # fmt: skip
+FORMATS = ("({})", "{}.", "{}:", "{})", "{} ")
+
+
+def ranked_letter(text: str, options: Mapping[str, str]) -> str | None:
+    """Return the letter that lmms-eval reads since April 2026 (9ca4445d): the last one in the most reliable format."""
+    bare = text.strip()
+    for mark in ",.!?;:'\"":
+        bare = bare.strip(mark)
+    padded, bare = f" {bare} ", bare.strip()
+    found: list[tuple[int, int, int]] = []  # (reliability, position, minus the letter's number)
+    for number, letter in enumerate(options):
+        if bare.startswith(letter) and not bare[1:2].isalpha():
+            found.append((len(FORMATS) + 2, 0, -number))
+        if bare.endswith(letter) and not bare[-2:-1].isalpha():
+            found.append((len(FORMATS) + 1, 0, -number))
+        for phrase in PHRASES:
+            after = padded.lower().find(phrase)
+            place = padded.find(letter, after + len(phrase)) if after >= 0 else -1
+            found += [(len(FORMATS), place, -number)] * (place >= 0)
+        for rank, form in enumerate(reversed(FORMATS)):
+            place = padded.rfind(form.format(letter))
+            found += [(rank, place, -number)] * (place >= 0)
+    if not found:  # any capital letter, also in a word
+        found = [(0, padded.rfind(letter), -number) for number, letter in enumerate(options) if letter in padded]
+    return list(options)[-max(found)[2]] if found else None

@@ -6,12 +6,12 @@ missing field or column lists those that exist.
 
 import ast
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyvlm_cli.data.sources.parquet import image_cells, open_parquet
+from tinyvlm_cli.data.sources.parquet import bytes_leaf, image_cells, leaves, open_parquet
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.records import Answer
 from tinyvlm_cli.untrusted import JSON_ERRORS, check_file, json_reason, read_text
@@ -68,10 +68,11 @@ def first_of(*paths: Path) -> Path:
     return next((path for path in paths if path.exists()), paths[-1])
 
 
-def python_string(path: Path, name: str, *, inside: str = "") -> str:
+def python_string(path: Path, name: str, *, inside: str = "", is_extended: bool = False) -> str:
     """Return the first string constant that a Python file or notebook assigns to `name`, without running the file.
 
     inside: name of the function that contains the assignment; "": anywhere in the file.
+    is_extended: add the strings that are appended with `+=`, and the placeholder {} for any other appended value.
     """
     source = read_text(path, "download it again")
     try:
@@ -82,10 +83,13 @@ def python_string(path: Path, name: str, *, inside: str = "") -> str:
     except (SyntaxError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
         raise UserError(f"{path}: not valid Python source ({error}); download the file again") from None
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == inside]
-    for node in ast.walk(functions[0] if functions else tree):
+    scope = functions[0] if functions else tree
+    for node in ast.walk(scope):
         targets = [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
         if isinstance(node, ast.Assign) and name in targets and isinstance(node.value, ast.Constant):
-            return str(node.value.value)
+            more = [node.value for node in ast.walk(scope) if isinstance(node, ast.AugAssign)] if is_extended else []
+            parts = ("{}" if not isinstance(one, ast.Constant) else str(one.value) for one in more)
+            return str(node.value.value) + "".join(parts)
     raise UserError(f"{path}: no string is assigned to '{name}'; download the file again")
 
 
@@ -98,11 +102,12 @@ class StoredImage:
 
     path: Path
     group: int  # row group
-    row: int  # within the row group
+    row: int  # among the images of the row group
+    column: str = IMAGE
 
     def read(self) -> bytes:
         """Return the encoded image. Raises UserError if the cell is empty."""
-        cell = image_cells(self.path, self.group, IMAGE)[self.row]
+        cell = image_cells(self.path, self.group, self.column)[self.row]
         if cell is None:
             raise UserError(f"{self.path}, row group {self.group}, row {self.row}: no image; download the file again")
         return cell
@@ -111,7 +116,8 @@ class StoredImage:
 def read_rows(paths: Iterable[Path], *columns: str, optional: Iterable[str] = ()) -> Iterator[Record]:
     """Yield the rows of all files with `columns` and any `optional` columns that are present.
 
-    A cell of the column "image", a struct of `bytes` and `path`, becomes a StoredImage, or None if it is empty.
+    A cell of an image column, a struct of `bytes` and `path`, becomes a StoredImage, or None if it is empty. A list of
+    such structs becomes a list of StoredImage.
     Raises UserError if a file lacks one of `columns`.
     """
     for path in paths:
@@ -121,13 +127,26 @@ def read_rows(paths: Iterable[Path], *columns: str, optional: Iterable[str] = ()
         if absent:
             raise UserError(f"{path}: no column {', '.join(absent)}; found {', '.join(found)}; download the file again")
         wanted = [name for name in found if name in (*columns, *optional)]
-        # The image path is small, and suffices to determine which rows have an image.
-        read = [f"{IMAGE}.path" if name == IMAGE else name for name in wanted]
+        # The paths of images are small, and suffice to determine which rows have images.
+        images = {name: leaves(file, name) for name in wanted if name.startswith(IMAGE) and bytes_leaf(file, name)}
+        read = [leaf for name in wanted for leaf in _without_bytes(images.get(name, [name]))]
         for group in range(file.num_row_groups):
-            for row, fields in enumerate(file.read_row_group(group, columns=read).to_pylist()):
-                if IMAGE in wanted:
-                    fields[IMAGE] = StoredImage(path, group, row) if fields[IMAGE] is not None else None
+            counts = dict.fromkeys(images, 0)
+            for fields in file.read_row_group(group, columns=read).to_pylist():
+                for name in images:
+                    cell = fields[name]
+                    cells = cell if isinstance(cell, list) else [cell]
+                    stored = [
+                        None if one is None else StoredImage(path, group, counts[name] + place, name)
+                        for place, one in enumerate(cells)
+                    ]
+                    fields[name] = stored if isinstance(cell, list) else stored[0]
+                    counts[name] += len(cells)
                 yield Record(path, fields)
+
+
+def _without_bytes(names: Sequence[str]) -> Sequence[str]:
+    return [name for name in names if not name.endswith(".bytes")] or names
 
 
 def read_answers(path: Path) -> list[Answer]:

@@ -11,7 +11,10 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-PERCENTAGES = ("accuracy", "mean F1", "IMG accuracy", "circular accuracy", "GPT-4 score")  # metrics of at most 100
+PERCENTAGES = (  # metrics of at most 100
+    "accuracy", "mean F1", "IMG accuracy", "circular accuracy", "GPT-4 score", "relaxed accuracy", "ANLS",
+    "mean of aAcc, fAcc and qAcc",
+)  # fmt: skip
 REAL, SHUFFLED = "real", "shuffled"  # with the right images, or with shuffled ones: the blind control
 MODEL_STAGE = "model"  # stage name in the scores of a model folder that was trained elsewhere
 RECORDED_PACKAGES = ("tinyvlm", "torch", "transformers", "deepspeed", "hydra-core", "pillow", "numpy")

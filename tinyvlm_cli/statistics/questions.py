@@ -1,7 +1,7 @@
 """A benchmark's headline score as a formula over its questions, as required for statistics.
 
 questions.json, next to a run's answers, stores the questions of the headline score in columns. The headline scores of
-all nine benchmarks are functions of sums over questions, so they can be computed for any weighting of the images.
+all benchmarks are functions of sums over questions, so they can be computed for any weighting of the images.
 """
 
 import json
@@ -23,8 +23,9 @@ FILE = "questions.json"
 
 
 class Formula(Enum):
-    """Formula of a headline score, in percent."""
+    """Formula of a headline score, in percent or points."""
 
+    total = "total"  # sum of `value` (OCRBench)
     mean = "mean"  # mean of `value`
     f1 = "f1"  # mean over groups of the F1 score of "yes"; value: the answer is yes, reference: the truth is yes (POPE)
     pairs = "pairs"  # sum over groups of accuracy and share of images with both questions right; value: is right (MME)
@@ -169,6 +170,8 @@ def headline(formula: Formula, sums: NDArray[np.float64]) -> NDArray[np.float64]
     elif formula is Formula.pairs:
         right, count, both, images = np.moveaxis(sums, -1, 0)
         found = 100 * (share(right, count) + share(both, images)).sum(axis=-1)
+    elif formula is Formula.total:
+        found = sums[..., 0].sum(axis=-1)
     else:
         values, wholes = np.moveaxis(sums.sum(axis=-2), -1, 0)
         found = 100 * share(values, wholes)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from tinyvlm_cli.config.build import build
 from tinyvlm_cli.config.commands import Score
@@ -16,12 +16,16 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.evaluate.benchmark import Score as BenchmarkScore
 from tinyvlm_cli.evaluate.judge import PENDING, with_judge
+from tinyvlm_cli.evaluate.rules import RuleScores, compare_rules
 from tinyvlm_cli.evaluate.sources import read_answers
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.results.folder import Results
 
 log = logging.getLogger(__name__)
 
+ALL = "all"  # value of `rule` that compares all rules
+SHOWN = 20  # maximum number of questions to print on which rules differ
+MAX_TEXT = 40  # characters of their answers
 RECORDED = ("metric", "value", "n", "valid", "partial", "details", "per_question")  # score fields written to `output`
 
 
@@ -32,10 +36,12 @@ def run(config: Score) -> int:
         raise UserError(f"benchmark: expected exactly one, but found {names}; choose one, as in benchmark=pope")
     ((name, node),) = config.benchmark.items()
     # Images are not required: a benchmark reads only the files that scoring uses.
-    changes = {"data_dir": config.data_dir, "choice_rule": config.choice_rule, "runs": config.runs}
+    changes = {name: getattr(config, name) for name in ("data_dir", "choice_rule", "runs", "fallback")}
     node = {**node, **{key: value for key, value in changes.items() if value is not None}}
     benchmark: Benchmark = with_judge(build(node, Benchmark), config.judge, Results(config.results_dir))
     answers = read_answers(Path(config.answers))
+    if config.rule not in (None, ALL):
+        benchmark = benchmark.under(str(config.rule))
     if config.upload is not None:
         benchmark.export(answers, Path(config.upload))
         log.info("%s: ready to upload to %s", config.upload, benchmark.server or "the benchmark's server")
@@ -45,11 +51,20 @@ def run(config: Score) -> int:
             raise UserError(f"{benchmark.label}, {benchmark.split}: scored only by {benchmark.server}; add {setting}")
         return 0
     score = benchmark.score(answers, partial=config.partial)
+    compared = compare_rules(benchmark, answers, partial=config.partial) if config.rule == ALL else None
     if config.output is not None:
         record = {"benchmark": name, "follows": benchmark.follows, "version": benchmark.version}
         record |= {field: getattr(score, field) for field in RECORDED}
+        if compared:
+            record["rules"] = {
+                rule: {"follows": compared.follows[rule], **{name: getattr(one, name) for name in RECORDED[:5]}}
+                for rule, one in compared.scores.items()
+            }
+            record["differences"] = compared.differences
         write_text(Path(config.output), json.dumps(record, indent=2) + "\n")
     show(benchmark, score)
+    if compared:
+        show_rules(benchmark, compared, {benchmark.key_of(answer): answer.text for answer in answers})
     if score.pending:
         log.warning("%d answers are waiting for the judge; run the same command again to grade them", score.pending)
         return PENDING
@@ -100,3 +115,30 @@ def show(benchmark: Benchmark, score: BenchmarkScore) -> None:
                 cells.append("" if number is None else format(number, form))
             table.add_row(name, *cells)
         console.print(table)
+
+
+def show_rules(benchmark: Benchmark, compared: RuleScores, texts: Mapping[str, str]) -> None:
+    """Print the headline under each rule, and the questions on which the rules differ.
+
+    texts: Question.key -> answer
+    """
+    console = Screen()
+    table = Table("rule", "follows", "metric", Column("score", justify="right"), Column("readable", justify="right"))
+    for rule, score in compared.scores.items():
+        value = "not judged" if score.value is None else f"{score.value:.2f}"
+        table.add_row(rule, compared.follows[rule], score.metric, value, f"{score.valid:.1%}")
+    console.print(table)
+    for rule, failure in compared.failures.items():
+        log.warning("%s, rule=%s: %s", benchmark.label, rule, failure)
+    count = len(compared.differences)
+    console.print(f"the rules differ on {count:,} questions", style="bold")
+    if not count:
+        return
+    rules = [rule for rule, score in compared.scores.items() if score.per_question]
+    table = Table("question", "answer", *(Column(rule, justify="right") for rule in rules))
+    for key, points in list(compared.differences.items())[:SHOWN]:
+        cells = (f"{points[rule]:.2g}" if rule in points else "" for rule in rules)
+        table.add_row(key, ascii(texts.get(key, ""))[1:-1][:MAX_TEXT], *cells)
+    console.print(table)
+    if count > SHOWN:
+        console.print(f"and {count - SHOWN:,} more; output=FILE.json lists all of them")

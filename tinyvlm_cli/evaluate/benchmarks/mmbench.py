@@ -10,8 +10,8 @@ import hashlib
 import re
 import string
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 import pandas as pd
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Item, Question, Result, Score, grouped, percent
+from tinyvlm_cli.evaluate.benchmark import Item, Result, Score, grouped, percent
 from tinyvlm_cli.evaluate.judge import Judged, provenance
 from tinyvlm_cli.evaluate.reading import CHOICE_RULES
 from tinyvlm_cli.evaluate.replies import Reply, Request
@@ -72,28 +72,19 @@ class MMBench(Judged):
 
     file: str  # the official table
     choice_rule: str  # key of CHOICE_RULES
+    rules: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(CHOICE_RULES, "VLMEvalKit"))
+    rule_setting: ClassVar[str] = "choice_rule"
     metric: ClassVar[str] = "circular accuracy"
+    shows_images: ClassVar[bool] = True
     upload_suffix: ClassVar[str] = ".xlsx"
     keeps_unanswered: ClassVar[bool] = True
     unanswered: ClassVar[str] = "they count as wrong"
     judge_files: ClassVar[tuple[str, ...]] = ("multiple_choice.py",)
     judge_source: ClassVar[str] = "vlmeval/dataset/utils/multiple_choice.py of VLMEvalKit"
 
-    def __post_init__(self) -> None:
-        if str(self.choice_rule) not in CHOICE_RULES:
-            raise UserError(
-                f"benchmark.{self.name}.choice_rule={self.choice_rule}: must be {' or '.join(CHOICE_RULES)}"
-            )
-
     def files(self) -> list[Path]:
         """Return the official table, which includes the images."""
         return [self.folder / self.file]
-
-    def asked(self) -> Iterable[Question]:
-        """Return a question for each row. Raises UserError if the image of a row cannot be read."""
-        if key := next((key for key, item in self.known_items.items() if item.image is None), None):
-            raise UserError(f"{self.files()[0]}: row {key} has no readable image; download the file again")
-        return super().asked()
 
     def items(self) -> Iterator[Item]:
         """Yield the rows in table order. Images that cannot be decoded are None."""
@@ -139,7 +130,7 @@ class MMBench(Judged):
 
     def read(self, text: str, item: Item) -> str | None:
         """Return the letter of the chosen option, or Z for a refusal."""
-        return CHOICE_RULES[str(self.choice_rule)].read(text or EMPTY_CELL, item.truth.options) or None
+        return CHOICE_RULES[self.choice_rule].read(text or EMPTY_CELL, item.truth.options) or None
 
     def check(self, items: Mapping[str, Item], answers: Sequence[Answer]) -> list[str]:
         """Raise UserError if the table cannot be used for scoring."""
@@ -176,7 +167,7 @@ class MMBench(Judged):
             notes.append(f"{pending} questions are not graded yet ({self.judge.failure_reason}); run the command again")
         firsts = [group[0] for group in groups.values()]
         details: dict[str, Any] = {
-            "choice_rule": str(self.choice_rule),
+            "choice_rule": self.choice_rule,
             "protocol": "tinyvlm" if own_prompt else "official",
             "vanilla": percent(result.meaning == result.item.truth.answer for result in firsts),
             "undecided_rows": sum(result.meaning is None for result in results),
@@ -235,7 +226,7 @@ class MMBench(Judged):
                 request = Request((("user", prompt),), temperature=0.0, max_tokens=MAX_TOKENS)
                 for attempt in range(ATTEMPTS):
                     replies.append(self.judge.reply(request, str(attempt)))
-                    if letter := CHOICE_RULES[str(self.choice_rule)].read(replies[-1].text, truth.options):
+                    if letter := CHOICE_RULES[self.choice_rule].read(replies[-1].text, truth.options):
                         break
             if letter != row.item.truth.answer:
                 return Verdict(False if letter else None, replies)

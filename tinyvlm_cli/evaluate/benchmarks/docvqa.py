@@ -1,0 +1,62 @@
+"""DocVQA (arXiv 2007.00398) and InfographicVQA (arXiv 2104.12756): short answers about documents and infographics.
+
+The score is the mean ANLS of the stand-alone script of the Robust Reading Competition. Papers often report the test
+split, which only its server scores; this is the validation split.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tinyvlm_cli.evaluate.benchmark import Item, Result
+from tinyvlm_cli.evaluate.means import MeanBenchmark
+from tinyvlm_cli.evaluate.reading import anls
+from tinyvlm_cli.evaluate.sources import Record, read_json
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "official": {},
+    "pix2struct": {"keeps_least": False, "keeps_spaces": True},
+    "no_threshold": {"least": 0.0},
+}
+TABLES = ("question_types", "answer_type", "operation/reasoning")  # columns with labels, for the details
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocVQA(MeanBenchmark):
+    """The similarity to the most similar of several truths counts, and values below 0.5 count as 0."""
+
+    questions_file: str  # official, with the answers
+    metric: ClassVar[str] = "ANLS"
+
+    def files(self) -> list[Path]:
+        return [self.folder / self.questions_file]
+
+    def items(self) -> Iterator[Item]:
+        """Yield the questions. Their ids are numbers in the official file, and text in parquet files."""
+        if self.parquet_files():
+            optional = ("image", "image_url", "ucsf_document_id", "ucsf_document_page_no", *TABLES)
+            rows: Iterable[Record] = self.rows("questionId", "question", "answers", optional=optional)
+        else:
+            rows = read_json(self.need(self.files()[0]))["data"]
+        for row in rows:
+            place, page = row.get("image_local_name") or row.get("image"), row.get("ucsf_document_page_no")
+            image = self.image_dir / place if isinstance(place, str) else place
+            name = place if isinstance(place, str) else row.get("image_url") or row.get("ucsf_document_id") or ""
+            found = {table: row.get(table) or () for table in TABLES}
+            labels = [(t, label) for t, some in found.items() for label in ([some] if isinstance(some, str) else some)]
+            yield Item(
+                key=str(row["questionId"]), truth=(row["answers"], labels), text=f"{row['question']}\n{self.suffix}",
+                image=image, image_key=f"{name}_{page}" if name and page is not None else name,
+            )  # fmt: skip
+
+    def read(self, text: str, item: Item) -> str | None:
+        return text.strip() or None
+
+    def point(self, result: Result) -> float:
+        return anls(result.text, result.item.truth[0], **OPTIONS[self.rule])
+
+    def tables(self, item: Item) -> list[tuple[str, str]]:
+        """Return the labels of a question, which counts for each of them."""
+        labels: list[tuple[str, str]] = item.truth[1]
+        return labels
