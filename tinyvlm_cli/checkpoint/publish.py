@@ -40,7 +40,6 @@ def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
 @contextmanager
 def _errors(name: str) -> Iterator[None]:
     """Convert errors of the hub to one sentence: a UserError if the token is rejected, otherwise a WorkerError."""
-    again = "run the same command again, which will not export again"
     try:
         with hub_errors(f"{constants.ENDPOINT}/{name}"):
             try:
@@ -54,4 +53,4 @@ def _errors(name: str) -> Iterator[None]:
     except FetchError as error:
         if error.needs_person:
             raise
-        raise WorkerError(f"{error}; {again}") from None
+        raise WorkerError(str(error)) from None
