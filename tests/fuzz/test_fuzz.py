@@ -19,6 +19,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from support import forms
 from support.from_conf import from_conf
 from support.mutations import damaged, versions
 from support.synthetic_results import CELLS, write_run
@@ -28,8 +29,9 @@ from tinyvlm_cli.cli.commands import COMMANDS
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.config.build import paper_dir
 from tinyvlm_cli.config.schema import Split, Train, from_yaml
-from tinyvlm_cli.data.image_store import ImageStore
-from tinyvlm_cli.data.reading import read_records
+from tinyvlm_cli.data.image_store import ImageStore, open_images
+from tinyvlm_cli.data.images import examine
+from tinyvlm_cli.data.reading import read_records, records_hash
 from tinyvlm_cli.data.records import FaultError, Record
 from tinyvlm_cli.demo import easyvqa, easyvqa_files
 from tinyvlm_cli.errors import UserError
@@ -111,6 +113,32 @@ def test_records(data: bytes, tmp_path: Path) -> None:
     def read() -> None:
         for _, record in read_records(split, "reading", ImageStore(tmp_path)):
             assert isinstance(record, Record | FaultError)
+
+    tried(read)
+
+
+def write_form(form: str, folder: Path) -> tuple[Split, Path]:
+    """Write a training set and return it with the file to damage."""
+    split = forms.FORMS[form](folder, *forms.training_set(12))
+    return split, next(path for path in sorted(folder.iterdir()) if path.suffix in (".zip", ".tar", ".parquet"))
+
+
+@fuzzed(150)
+@given(form=st.sampled_from(["zip", "tar", "webdataset", "parquet", "parquet, messages"]), draw=st.data())
+def test_archives_and_shards(form: str, draw: st.DataObject, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    split, path = write_form(form, tmp_path)
+    path.write_bytes(draw.draw(damaged(path.read_bytes())))
+    results = Results(tmp_path / "results")
+
+    def read() -> None:
+        images = open_images(split, results)
+        records_hash(split, results)
+        for _, record in read_records(split, "reading", images):
+            for name in record.images if isinstance(record, Record) else ():
+                with suppress(FaultError):
+                    images.apply(examine, name)
 
     tried(read)
 

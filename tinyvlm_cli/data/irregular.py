@@ -14,7 +14,7 @@ def irregularities(raw: Any, record: Record, special: Collection[str]) -> Iterat
     """
     where = f"record {record.id}"
     if found := [key for key in OTHER_KEYS if raw.get(key)]:
-        yield Kind.other_key, f"{where}: {', '.join(found)}: not used, because training reads images from 'image'"
+        yield Kind.other_key, f"{where}: {', '.join(found)}: not used, because `columns.images` names another field"
     messages = raw["conversations"]
     speaker = messages[0].get("from")
     if speaker != "human":
