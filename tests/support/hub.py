@@ -216,7 +216,7 @@ def commit(hub: Hub, name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
     return {"success": True, "commitOid": REVISION, "commitUrl": address, "hookOutput": ""}
 
 
-def wait_for(condition: Any, seconds: float = 30.0) -> None:
+def wait_for(condition: Any, seconds: float = 120.0) -> None:
     """Wait until `condition()` is true."""
     end = time.monotonic() + seconds
     while not condition():
