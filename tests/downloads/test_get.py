@@ -29,7 +29,6 @@ from tinyvlm_cli.results.folder import Results
 GET = """
 import json, sys
 from pathlib import Path
-from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.config.download import Download
 from tinyvlm_cli.console import set_up_logging
 from tinyvlm_cli.downloads.get import get
