@@ -39,7 +39,23 @@ def test_all_is_the_nine_benchmarks_of_the_paper() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("override", "name"), [("vqav2_testdev", "vqav2"), ("mmbench_test", "mmbench")])
+def test_extended_adds_twelve_benchmarks() -> None:
+    nine, extended = (composed("eval", "run=all", f"benchmark={name}").benchmark for name in ("all", "extended"))
+    assert set(extended) - set(nine) == {
+        "mmmu", "seedbench", "mmstar", "ai2d", "chartqa", "docvqa", "infovqa", "ocrbench", "realworldqa",
+        "hallusionbench", "mmbench_cn", "vizwiz",
+    } and set(nine) < set(extended)  # fmt: skip
+    assert set(composed("eval", "run=all", "benchmark=[mmmu,chartqa]").benchmark) == {"mmmu", "chartqa"}
+    (table,) = composed("report", "table=extended").table.values()
+    assert {column.benchmark for column in table.columns} == set(extended)
+    assert {column.benchmark: column.label for column in table.columns} == {
+        name: node["label"] for name, node in extended.items()
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override", "name"), [("vqav2_testdev", "vqav2"), ("mmbench_test", "mmbench"), ("vizwiz_test", "vizwiz")]
+)
 def test_a_server_split_replaces_its_benchmark(override: str, name: str) -> None:
     node = composed("eval", f"benchmark={override}", "run=all").benchmark[name]
     assert node["server"] and "test" in node["split"]

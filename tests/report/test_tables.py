@@ -29,6 +29,14 @@ def test_without_own_runs_the_published_table_is_printed_exactly(name: str) -> N
     assert sum(cell != "-" for cell in cells) == len(wanted)
 
 
+def test_the_extended_table_has_the_factorys_mmmu_and_ours() -> None:
+    rows = [row(benchmark="mmmu", value=37.0), row(benchmark="ocrbench", value=297.0, metric="points")]
+    sheet = built("extended", rows)
+    assert texts(sheet, "phi-2 + siglip-so400m-patch14-384 (share)")["MMMU"] == "38.4"
+    ours = texts(sheet, OURS)
+    assert (ours["MMMU"], ours["OCRBench"], ours["ChartQA"]) == ("37.0", "297.0", "-")
+
+
 def test_ours_stands_under_the_published_row_with_the_difference_of_the_shown_values() -> None:
     sheet = built("variants", [row(value=58.44)])
     assert sheet.kinds[:3] == [Kind.published, Kind.ours, Kind.difference]

@@ -39,6 +39,11 @@ def trusted() -> list[str]:
     return [name for name in os.environ.get(TRUST, "").split(os.pathsep) if name]
 
 
+def is_trusted(module: str) -> bool:
+    """Return whether the user trusts `module` or a package that contains it."""
+    return any(module == one or module.startswith(f"{one}.") for one in trusted())
+
+
 def trusted_folders() -> list[str]:
     """Return the trusted folders, whose files may be read through links."""
     return [name for name in trusted() if os.path.isabs(name)]
@@ -160,7 +165,7 @@ def _check_trusted(module: str) -> None:
         return
     if not _MODULE.fullmatch(module):
         raise UserError(f"cannot import '{module}': not the name of a module; write MODULE.CLASS")
-    if not any(module == one or module.startswith(f"{one}.") for one in trusted()):
+    if not is_trusted(module):
         raise UserError(
             f"{module} is neither part of tinyvlm nor named in your own ./conf, so it is not imported; if you trust "
             f"this module, add trust={module}"

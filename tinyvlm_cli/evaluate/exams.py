@@ -1,7 +1,10 @@
 """MMMU's parser of answers to exam questions (mmmu/utils/eval_utils.py), with its bugs."""
 
+import ast
 import re
 from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
 INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")  # precede the answer
 NUMBERS = (
@@ -61,3 +64,11 @@ def normalised(text: str) -> list[str | float]:
 def matches(given: str | float, known: str | float) -> bool:
     """Return whether a normalised answer contains a true text or equals a true number."""
     return known in given if isinstance(given, str) and isinstance(known, str) else given == known
+
+
+def true_answers(stored: Any) -> list[str]:
+    """Return the true answers of a question. Parquet files contain lists as text."""
+    if isinstance(stored, str) and stored.startswith("["):
+        with suppress(SyntaxError, ValueError):  # otherwise, it is a text in brackets
+            stored = ast.literal_eval(stored)
+    return [str(one) for one in (stored if isinstance(stored, list) else [stored])]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from tinyvlm_cli.evaluate.benchmark import Benchmark, Item, Result, Score, percent
+from tinyvlm_cli.evaluate.benchmark import Benchmark, Item, Result, Score, grouped, percent
 from tinyvlm_cli.evaluate.reading import Reader
 from tinyvlm_cli.statistics.questions import Formula, Tally
 
@@ -82,3 +82,22 @@ class MultipleChoice(MeanBenchmark):
     def prompt(self, question: str, options: Mapping[str, str]) -> str:
         """Return the question with an option on each line and the suffix."""
         return "\n".join([question, *(f"{letter}. {text}" for letter, text in options.items()), self.suffix])
+
+
+def consistency(
+    rights: Mapping[str, bool], groupings: Mapping[str, Mapping[str, str]]
+) -> tuple[dict[str, float | None], dict[str, float]]:
+    """Return the percentage of groups with only right answers in each grouping, and each question's share in the mean.
+
+    rights: Question.key -> whether the answer is right. groupings: name -> Question.key -> group.
+    """
+    figures: dict[str, float | None] = {}
+    weights = dict.fromkeys(rights, 0.0)
+    for name, members in groupings.items():
+        groups = grouped((group, key) for key, group in members.items())
+        hits = {group: all(rights[key] for key in keys) for group, keys in groups.items()}
+        figures[name] = percent(hits.values())
+        for group, keys in groups.items():
+            for key in keys:
+                weights[key] += hits[group] * len(rights) / len(groups) / len(keys) / sum(map(bool, groupings.values()))
+    return figures, weights

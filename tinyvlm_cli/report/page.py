@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader
 
-from tinyvlm_cli.config.build import build
+from tinyvlm_cli.config.build import build, is_trusted
 from tinyvlm_cli.data.images import open_image
 from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.report.sheet import MAIN, Sheet
@@ -127,7 +127,8 @@ def _pictures(node: Any, keys: set[str]) -> Iterator[tuple[str, str]]:
 
     node: a resolved benchmark configuration, or any other content of a YAML file.
     """
-    if not keys or not isinstance(node, dict) or not str(node.get("_target_")).startswith(OUR_BENCHMARKS):
+    target = str(node.get("_target_")) if isinstance(node, dict) else ""
+    if not keys or not (target.startswith(OUR_BENCHMARKS) or is_trusted(target.rpartition(".")[0])):
         return
     pictures: dict[str, str] = {}  # "" for an image that cannot be read
     # In file order, as adjacent rows of a parquet file are read together.

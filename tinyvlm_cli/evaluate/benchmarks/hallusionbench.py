@@ -7,14 +7,16 @@ without an image.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from tinyvlm_cli.evaluate.benchmark import Item, Result, Score, grouped, percent
-from tinyvlm_cli.evaluate.judge import Judged, provenance
+from tinyvlm_cli.evaluate.benchmark import Item, Result, Score, grouped
+from tinyvlm_cli.evaluate.judge import Grade, Graded
+from tinyvlm_cli.evaluate.means import consistency
 from tinyvlm_cli.evaluate.reading import VLMEVALKIT, without_punctuation
-from tinyvlm_cli.evaluate.replies import Reply, Request
-from tinyvlm_cli.evaluate.sources import StoredImage, python_string, read_json
+from tinyvlm_cli.evaluate.replies import Request
+from tinyvlm_cli.evaluate.sources import python_string, read_json
 from tinyvlm_cli.statistics.questions import Tally
 
 # Used if the official file is missing. Changing it invalidates cached replies.
@@ -38,7 +40,7 @@ class Truth(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HallusionBench(Judged):
+class HallusionBench(Graded):
     """The headline is the mean of aAcc, fAcc and qAcc, or aAcc under the official rule."""
 
     questions_file: str  # official
@@ -60,7 +62,8 @@ class HallusionBench(Judged):
         """Yield the questions, of which only the official rule includes those without an image."""
         names = ("category", "subcategory", "set_id", "figure_id", "question_id")
         columns = (*names, "visual_input", "question", "gt_answer", "gt_answer_details")
-        rows: Any = self.rows(*columns, optional=("image",)) if self.parquet_files() else read_json(self.files()[0])
+        is_parquet = bool(self.parquet_files())
+        rows: Any = self.rows(*columns, optional=("image",)) if is_parquet else read_json(self.need(self.files()[0]))
         for row in rows:
             category, subcategory, group, figure, question = (str(row[name]) for name in names)
             has_image = str(row["visual_input"]) != "0"
@@ -68,19 +71,13 @@ class HallusionBench(Judged):
                 continue
             place = f"{category}_{subcategory}_{group}_{figure}"
             path = self.image_dir / category / subcategory / f"{group}_{figure}.png"
-            stored = row.get("image")
-            is_stored = isinstance(stored, StoredImage) or bool(self.parquet_files())
-            image = (stored if is_stored else path) if has_image else None
+            image = (row.get("image") if is_parquet else path) if has_image else None
             pair = f"{category}_{subcategory}_{group}_{question}"
             is_counted = category != "VS" or figure != "0"
-            truth = Truth(
-                str(row["gt_answer"]), row["gt_answer_details"], (category, subcategory),
-                place if is_counted else "", pair,
-            )  # fmt: skip
-            yield Item(
-                key=f"{place}_{question}", truth=truth, text=row["question"], image=image,
-                image_key=place if has_image else "", category=f"{category}_{subcategory}_{group}",
-            )  # fmt: skip
+            shown, unit = place if is_counted else "", f"{category}_{subcategory}_{group}"
+            truth = Truth(str(row["gt_answer"]), row["gt_answer_details"], (category, subcategory), shown, pair)
+            key, image_key, text = f"{place}_{question}", place if has_image else "", row["question"]
+            yield Item(key=key, truth=truth, text=text, image=image, image_key=image_key, category=unit)
 
     def read(self, text: str, item: Item) -> str | None:
         """Return "1" for yes, "0" for no, or the text itself for the judge."""
@@ -91,36 +88,31 @@ class HallusionBench(Judged):
 
     def headline(self, results: Sequence[Result]) -> Score:
         """Return the score, with the accuracies of each category and subcategory."""
-        if self.rule != OFFICIAL:
-            return self._score(results, [result.meaning == result.item.truth.answer for result in results], {})
-        if self.judge is None:
-            return self.scored(None, results, {}, {}, notes=["not judged: judge.model is not set"])
-        replies = self.judge.grade_all(results, self._reply)
-        if pending := replies.count(None):
-            note = f"{pending} answers are not graded yet ({self.judge.failure_reason}); run the command again"
-            return replace(self.scored(None, results, {}, {}, notes=[note]), judge=self.judge.model, pending=pending)
-        given = [reply for reply in replies if reply]
-        rights = [_is_right(reply.text, result.item.truth) for reply, result in zip(given, results, strict=True)]
-        protocol = "tinyvlm" if self.wanted() else OFFICIAL
-        score = self._score(results, rights, {"protocol": protocol, "judge": provenance(given)})
-        return replace(score, metric="aAcc", judge=self.judge.model)
+        if self.rule == OFFICIAL:
+            return replace(super().headline(results), metric="aAcc")
+        return self._score(results, [result.meaning == result.item.truth.answer for result in results])
 
-    def _reply(self, result: Result) -> Reply:
+    def grade(self, result: Result, run: int) -> Grade:
+        """Return whether the judge finds the answer right. Without a figure, an unclear answer is right, too."""
         assert self.judge is not None
-        path = self.judge_file
-        prompt = python_string(path, "prompt", inside="evaluate_by_chatgpt", is_extended=True) if path else OWN_PROMPT
-        for value in (result.item.text, result.item.truth.details, result.text):
-            before, _, after = prompt.partition("{}")
-            prompt = before + value + after
-        return self.judge.reply(Request((("user", prompt),), temperature=0.0, max_tokens=16))
+        path, truth = self.judge_file, result.item.truth
+        form = python_string(path, "prompt", inside="evaluate_by_chatgpt", is_extended=True) if path else OWN_PROMPT
+        values = (result.item.text, truth.details, result.text)
+        prompt = "".join(part + value for part, value in zip_longest(form.split("{}"), values, fillvalue=""))
+        reply = self.judge.reply(Request((("user", prompt),), temperature=0.0, max_tokens=16), str(run))
+        word = reply.text.lower()
+        return Grade("incorrect" not in word and ("correct" in word or not truth.figure), [reply])
 
-    def _score(self, results: Sequence[Result], rights: Sequence[bool], details: dict[str, Any]) -> Score:
+    def summary(self, results: Sequence[Result], grades: list[list[Any]]) -> Score:
+        return self._score(results, [values[0] for values in grades])
+
+    def _score(self, results: Sequence[Result], rights: Sequence[bool]) -> Score:
         """Return the score of answers of which it is known whether they are right."""
         rows = [(result.item, right) for result, right in zip(results, rights, strict=True)]
         overall, weights = _accuracies(rows)
         names = [(item.truth.names[0], "_".join(item.truth.names)) for item, _ in rows]
         tables = grouped((name, row) for row, both in zip(rows, names, strict=True) for name in both)
-        details |= {**overall, "groups": {name: _accuracies(members)[0] for name, members in tables.items()}}
+        details = {**overall, "groups": {name: _accuracies(members)[0] for name, members in tables.items()}}
         points = {item.key: float(right) for item, right in rows}
         # Sums over the questions of a set give the headline, and sets are independent of each other.
         values = points if self.rule == OFFICIAL else weights
@@ -130,23 +122,9 @@ class HallusionBench(Judged):
         return self.scored(value, results, points, details, tallies=tallies)
 
 
-def _is_right(reply: str, truth: Truth) -> bool:
-    """Return whether the judge's reply means a correct answer; without a figure, an unclear answer is correct, too."""
-    word = reply.lower()
-    return "incorrect" not in word and ("correct" in word or not truth.figure)
-
-
 def _accuracies(rows: Sequence[tuple[Item, bool]]) -> tuple[dict[str, float | None], dict[str, float]]:
     """Return the accuracies of answers, figures and pairs, and each question's share in the mean of the three."""
-    figures = grouped((item.truth.figure, (item.key, right)) for item, right in rows if item.truth.figure)
-    pairs = grouped((item.truth.pair, (item.key, right)) for item, right in rows)
-    weights = {item.key: float(right) / 3 for item, right in rows}
-    for groups in (figures, pairs):
-        for members in groups.values():
-            for key, _ in members:
-                weights[key] += all(right for _, right in members) * len(rows) / len(groups) / len(members) / 3
-    return {
-        "aAcc": percent(right for _, right in rows),
-        **{name: percent(all(right for _, right in members) for members in groups.values())
-           for name, groups in (("fAcc", figures), ("qAcc", pairs))},
-    }, weights  # fmt: skip
+    rights = {item.key: right for item, right in rows}
+    figures = {item.key: item.truth.figure for item, _ in rows if item.truth.figure}
+    pairs = {item.key: item.truth.pair for item, _ in rows}
+    return consistency(rights, {"aAcc": {key: key for key in rights}, "fAcc": figures, "qAcc": pairs})

@@ -7,14 +7,13 @@ such answers are wrong unless `fallback` is "random".
 import ast
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Image, Item, Result, Score, percent
-from tinyvlm_cli.evaluate.exams import exam_letter, matches, normalised, open_answers
+from tinyvlm_cli.evaluate.exams import exam_letter, matches, normalised, open_answers, true_answers
 from tinyvlm_cli.evaluate.means import MeanBenchmark
 from tinyvlm_cli.evaluate.reading import lettered, vlmevalkit_letter
 from tinyvlm_cli.evaluate.sources import first_of, read_json
@@ -59,7 +58,7 @@ class MMMU(MeanBenchmark):
             for row in read_json(files[0]):
                 options = row.get("index2ans") or {}
                 image: Image = self.image_dir / row["image"] if row.get("image") else None
-                truth = Truth(_answers(official[row["id"]]["ground_truth"]), options)
+                truth = Truth(true_answers(official[row["id"]]["ground_truth"]), options)
                 yield Item(
                     key=row["id"], truth=truth, text=row["prompt"], image=image, category="" if image else SEVERAL
                 )
@@ -73,7 +72,7 @@ class MMMU(MeanBenchmark):
             answer = official.get(row["id"], {"ground_truth": row["answer"]})["ground_truth"]
             images = tuple(row[place] for place in places if row.get(place) is not None)
             shown = images if self.all_images and len(images) > 1 else images[0] if images else None
-            truth = Truth(_answers(answer), {} if is_open else options)
+            truth = Truth(true_answers(answer), {} if is_open else options)
             yield Item(key=row["id"], truth=truth, text=text, image=shown, category=SEVERAL if len(images) > 1 else "")
 
     def read(self, text: str, item: Item) -> Any:
@@ -121,11 +120,3 @@ class MMMU(MeanBenchmark):
     @property
     def _answers_path(self) -> Path:
         return first_of(self.folder / "eval" / self.answers_file, self.folder / self.answers_file)
-
-
-def _answers(stored: Any) -> list[str]:
-    """Return the true answers. The parquet files have lists as text."""
-    if isinstance(stored, str) and stored.startswith("["):
-        with suppress(SyntaxError, ValueError):  # otherwise, it is a text in brackets
-            stored = ast.literal_eval(stored)
-    return [str(one) for one in (stored if isinstance(stored, list) else [stored])]
