@@ -30,6 +30,7 @@ HOLDERS = {
     "Recipe": "recipe",
     "Engine": "engine|settings",
     "Judge": "judge|settings|_settings",
+    "Evaluate": "evaluate|evaluation|settings",
     "Published": "published|chosen",
     "Column": "column",
     "Table": "table",

@@ -37,6 +37,7 @@ from tinyvlm_cli.cli.config_files import CachedRepository, CachedSource, Overrid
 from tinyvlm_cli.cli.effects import check_repeated, with_effect
 from tinyvlm_cli.cli.explain import explain, read_arguments, trusted_arguments
 from tinyvlm_cli.cli.names import name_members, packaged_overrides, show_differences
+from tinyvlm_cli.cli.nested import compose_packaged, insert_benchmarks
 from tinyvlm_cli.config.build import PACKAGE, conf_dir, is_results_folder, targets_in, trust, trusted
 from tinyvlm_cli.config.ranges import out_of_range, ranges
 from tinyvlm_cli.console import printable, set_up_logging
@@ -86,6 +87,7 @@ class Cell:
     def _settings(self) -> Any:
         schema = self.command.settings_class
         _expand_home(self.composed)
+        insert_benchmarks(self.composed)
         trust(_targets(OmegaConf.to_container(self.composed, resolve=False)))
         name_members(self.composed, self.hydra)
         try:
@@ -96,25 +98,11 @@ class Cell:
                 return OmegaConf.to_object(self.composed)
             plain: Any = OmegaConf.to_container(self.composed, resolve=True)
             if overrides:
-                show_differences(plain, _compose_packaged(self.command, tuple(overrides)))
+                show_differences(plain, compose_packaged(self.command.name, tuple(overrides)))
             # Merge again to reject keys that `+key=` added to the composition.
             return OmegaConf.to_object(OmegaConf.unsafe_merge(OmegaConf.structured(schema), plain))
         except OmegaConfBaseException as error:
             raise UserError(explain(error, schema, [])) from error
-
-
-@cache
-def _compose_packaged(command: Command, overrides: tuple[str, ...]) -> Any:
-    """Compose a configuration from the packaged files only, even while Hydra is composing another one."""
-    outer = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    TinyvlmSearchPath.includes_own = False
-    try:
-        with hydra.initialize_config_dir(str(conf_dir()), job_name=f"tinyvlm {command.name}", version_base="1.3"):
-            return OmegaConf.to_container(hydra.compose(command.name, list(overrides)), resolve=True)
-    finally:
-        TinyvlmSearchPath.includes_own = True
-        GlobalHydra.instance().hydra = outer
 
 
 def run_command(command: Command, arguments: list[str]) -> int:
@@ -202,15 +190,21 @@ class Job:
     is_launched: bool = False
     done: list[Outcome] = field(default_factory=list)
 
-    def __call__(self, composed: DictConfig) -> None:
-        """Run the command for one cell. Its error is recorded, so that the other cells of a grid still run."""
+    def __call__(self, composed: DictConfig) -> float | None:
+        """Run the command for one cell, and return the value that a sweeper such as Optuna's optimizes, if any.
+
+        An error is recorded, so that the other cells of a grid still run.
+        """
+        value: float | None = None
         cell = Cell(COMMANDS[self.name], composed, HydraConfig.get())
         os.environ["HYDRA_FULL_ERROR"] = self.full_error
         try:
             if cell.command.takes_grid:
                 (outcome,) = cell.command.run(iter([cell]))
             else:
-                outcome = Outcome(cell.overrides, cell.command.run(cell.config()))
+                code = cell.command.run(cell.config())
+                code, value = code if isinstance(code, tuple) else (code, None)
+                outcome = Outcome(cell.overrides, code)
         except UserError as error:
             outcome = Outcome(cell.overrides, MISTAKE, error)
         except (WorkerError, BrokenPipeError) as error:  # a broken pipe: `tinyvlm report | head`
@@ -227,6 +221,7 @@ class Job:
             message = outcome.error and str(outcome.error)
             record = {"overrides": outcome.overrides, "code": outcome.code, "error": message}
             write_text(self.folder / f"{HydraConfig.get().job.num:06}.json", json.dumps(record))
+        return value
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the job in a process started by a launcher, and set up Hydra and logging there."""

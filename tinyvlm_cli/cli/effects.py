@@ -151,6 +151,13 @@ def _data_dir(config: Any, _: str, __: str) -> str | None:
     return None if config.eval_dir == f"{config.data_dir}/eval" else "eval_dir is set"
 
 
+def _evaluate(config: Any, name: str, _: str) -> str | None:
+    settings = config.evaluate
+    if not settings.benchmarks:
+        return "evaluate.benchmarks is not set"
+    return "evaluate.judge.model is not set" if name == "judge" and not settings.judge.model else None
+
+
 _STAGE = r"recipe\.stages\.([^.]+)\."
 _TRAINING = "train plan bench"
 _RULES: tuple[tuple[str, str, Rule], ...] = (  # commands, settings, rule
@@ -163,6 +170,8 @@ _RULES: tuple[tuple[str, str, Rule], ...] = (  # commands, settings, rule
     ("eval", r"data_dir", _data_dir),
     ("train plan", r"data\.splits\.([^.]+)\..+", _split),
     ("train", r"(?:llm|vision|vision\.second)\.architecture(?:\..+)?", _architecture),
+    ("bench", r"evaluate\..+", lambda *_: "only `train` and `plan` use it"),
+    ("train plan", r"evaluate\.(every|limit|eval_dir|judge)(?:\..+)?", _evaluate),
     ("bench", r"steps", _bench("train")),
     ("bench", r"images|workloads(?:\..+)?", _bench("eval")),
     ("bench", r"engine\.(?:zero|micro_tokens|recompute|compile)", _bench("train")),

@@ -6,23 +6,11 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from tinyvlm_cli.config.evaluation import Judge
 from tinyvlm_cli.config.ranges import integer, number
 from tinyvlm_cli.config.schema import LLM, Data, Precision, Prompt, Train, Vision
 
 TEXT = {"text": True}  # metadata of a free-text setting, which is taken literally, including commas and quotes
-
-
-@dataclass
-class Judge:
-    """An OpenAI-compatible endpoint that grades open-ended answers. The API key is read only from the environment."""
-
-    base_url: str | None = None  # null: OPENAI_BASE_URL, else the client's default
-    model: str | None = None  # null: benchmarks that need a judge are reported as "not judged"
-    key_variable: str = MISSING  # environment variable that contains the API key
-    concurrency: int = integer(1, 1000)  # number of concurrent requests
-    timeout_s: float = number(above=0)
-    retries: int = integer(0, 100)  # maximum retries after transport errors, with exponential backoff
-    official_failures: bool = MISSING  # score empty and unreadable replies as the official scripts do
 
 
 @dataclass

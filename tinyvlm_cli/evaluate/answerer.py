@@ -127,11 +127,15 @@ def check_finite(model: nn.Module, folder: Path) -> None:
 class RunAnswerer(Answerer):
     """A model of `tinyvlm train`.
 
-    stage: the last stage it was trained in. upright: images are turned as their Exif orientation states.
+    stage: the last stage it was trained in. upright: images are turned as their Exif orientation states. is_trained:
+    the model is being trained, so its modules are used as they are.
     """
 
-    def __init__(self, model: VLM, llm: LLM, vision: Vision, stage: Stage, *, upright: bool) -> None:
+    def __init__(
+        self, model: VLM, llm: LLM, vision: Vision, stage: Stage, *, upright: bool, is_trained: bool = False
+    ) -> None:
         self.model, self.llm, self.vision, self.stage, self.upright = model, llm, vision, stage, upright
+        self.is_trained = is_trained
         self.tokenizer = load_tokenizer(llm, num_embeddings=model.llm.get_input_embeddings().num_embeddings)
         self.device = model.llm.device
         # Both the chat format's end token and the tokenizer's own end an answer.
@@ -142,7 +146,12 @@ class RunAnswerer(Answerer):
         """The decoder for greedy decoding."""
         if setting := unsupported(self.model.llm.config, self.llm.max_length):
             raise UserError(f"llm.path: {self.llm.path} uses {setting}, which is not supported; choose another model")
-        return Decoder(self.model, self.ends, image_size=self.vision.image_size)
+        return Decoder(self.model, self.ends, image_size=self.vision.image_size, is_trained=self.is_trained)
+
+    def free(self) -> None:
+        """Free the decoder's memory, and remove its buffers from the model. The next answers allocate it again."""
+        if (decoder := self.__dict__.pop("decoder", None)) is not None:
+            decoder.close()
 
     def answers(self, groups: Iterable[Sequence[Question]], *, max_new_tokens: int) -> Iterator[tuple[Question, str]]:
         """See `Answerer.answers`. Answers are independent of the other questions."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.spans import Asked, Group, Key, Places, Prefix, Span, Started
+from tinyvlm_cli.evaluate.spans import Asked, Group, Key, Places, Prefix, Span, Started, num_left
 from tinyvlm_cli.heartbeat import note_progress
 from tinyvlm_cli.model.attention.cached import TILE_ROWS, TRASH, Cache, CachedRow, Piece, tiled
 from tinyvlm_cli.model.vlm import VLM, compile_layers, fuse_gelu
@@ -36,10 +36,13 @@ class Decoder:
     """A model with a key-value cache.
 
     ends: end-of-answer token ids. image_size: pixels per edge. cache_tokens: size of the cache; None for as many
-    as fit into memory.
+    as fit into memory. is_trained: the model is being trained, so its modules are used as they are.
     """
 
-    def __init__(self, model: VLM, ends: Collection[int], *, image_size: int, cache_tokens: int | None = None) -> None:
+    def __init__(
+        self, model: VLM, ends: Collection[int], *, image_size: int, cache_tokens: int | None = None,
+        is_trained: bool = False,
+    ) -> None:  # fmt: skip
         self.model, self.ends, self.image_size = model, frozenset(ends), image_size
         self.device = model.llm.device
         self.is_fixed = self.device.type == "cuda"  # whether all shapes are fixed
@@ -52,12 +55,20 @@ class Decoder:
         self.next_tokens: Callable[..., Tensor] = self._next_tokens
         self.next_step: Callable[..., Tensor] = self._next_step
         if self.is_fixed:
-            fuse_gelu(model)
-            compile_layers(model)
+            if not is_trained:
+                fuse_gelu(model)
+                compile_layers(model)
             with torch.inference_mode(), self.cache.in_use():
                 self.image_tokens = Captured(self._image_tokens, *self._blank_images())
                 self.next_tokens = Captured(self._next_tokens, *self._blank_row())
                 self.next_step = Captured(self._next_step, torch.zeros(ROWS, 9, dtype=torch.int64, device=self.device))
+
+    def close(self) -> None:
+        """Free the cache and the CUDA graphs. The decoder cannot be used afterwards."""
+        self.cache.free()
+        del self.image_tokens, self.next_tokens, self.next_step  # also reference cycles
+        if self.is_fixed:
+            torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def answers(
@@ -80,7 +91,7 @@ class Decoder:
         with self.cache.in_use():
             while True:
                 note_progress()
-                while not exhausted and len(waiting) < ROWS and _left(waiting) < TOKENS:
+                while not exhausted and len(waiting) < ROWS and num_left(waiting) < TOKENS:
                     batch = next(incoming, None)
                     exhausted = batch is None
                     waiting.extend(batch or ())
@@ -294,7 +305,7 @@ class Decoder:
             return min(MAX_CPU_TOKENS, int(CPU_FRACTION * free) // need)
         self.cache.allocate(TRASH + 1)
         peak = 0  # in total, because each CUDA graph keeps its memory
-        with torch.inference_mode(), self.cache.in_use():
+        with torch.inference_mode(), self.cache.in_use(), torch.compiler.set_stance("force_eager"):
             for function, blank in ((self._image_tokens, self._blank_images()), (self._next_tokens, self._blank_row())):
                 torch.cuda.reset_peak_memory_stats(self.device)
                 before = torch.cuda.memory_allocated(self.device)
@@ -328,7 +339,8 @@ class Captured:
         self.given = given
         function(*given)  # compiles what the graph records
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # Other threads may allocate memory in the meantime, such as the one that pins batches during training.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.result = function(*given)
 
     def __call__(self, *given: Tensor) -> Tensor:
@@ -336,9 +348,3 @@ class Captured:
             buffer.copy_(values, non_blocking=True)
         self.graph.replay()
         return self.result
-
-
-def _left(waiting: Iterable[Asked]) -> int:
-    """Return the number of tokens that are not computed, counting those of shared prefixes once."""
-    spans = {span for asked in waiting for span in (asked.prefix, asked) if span is not None}
-    return sum(len(span.ids) - span.done for span in spans)

@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from tinyvlm_cli.config import commands as command_config
+from tinyvlm_cli.config import evaluation
 from tinyvlm_cli.config.ranges import integer
 from tinyvlm_cli.evaluate.benchmark import Benchmark, Item, Result, Score
 from tinyvlm_cli.evaluate.replies import Reply, ReplyCache, Request
@@ -117,7 +117,7 @@ class Graded(Judged):
         )
 
 
-def with_judge(benchmark: Benchmark, settings: command_config.Judge, results: Results) -> Benchmark:
+def with_judge(benchmark: Benchmark, settings: evaluation.Judge, results: Results) -> Benchmark:
     """Return the benchmark with the judge from `settings`, or unchanged if it uses no judge or no model is set.
 
     No request is sent before the first answer is graded.
@@ -145,7 +145,7 @@ def provenance(replies: Sequence[Reply]) -> dict[str, Any]:
 class Judge:
     """A client for the judge model. It sends requests concurrently, and never sends the same request twice."""
 
-    def __init__(self, settings: command_config.Judge, model: str, cache_dir: Path) -> None:
+    def __init__(self, settings: evaluation.Judge, model: str, cache_dir: Path) -> None:
         self.model = model
         self.official_failures = settings.official_failures
         self._settings = settings

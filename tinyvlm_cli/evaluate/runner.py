@@ -8,13 +8,14 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import yaml
@@ -33,6 +34,9 @@ from tinyvlm_cli.heartbeat import end_progress
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import SHUFFLED, Answer
 from tinyvlm_cli.results.weights import check_weights
+
+if TYPE_CHECKING:
+    from tinyvlm_cli.evaluate.answerer import Answerer
 
 log = logging.getLogger(__name__)
 
@@ -201,11 +205,13 @@ def answer_all(job: EvalJob) -> None:
     The first rank compares the hashes of the weights in the meantime. No answer is written before that.
     """
     import torch
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     from tinyvlm_cli.evaluate.answerer import load_answerer
 
-    store, rank, _ = next(iter(rendezvous("env://")))
+    shared, rank, _ = next(iter(rendezvous("env://")))
+    store = PrefixStore(f"{job.run_dir} {job.stage}", shared)  # one process may answer for several runs
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     run, stage_dirs = Results.read_run(Path(job.run_dir)), [Path(folder) for folder in job.stage_dirs]
@@ -222,10 +228,11 @@ def answer_all(job: EvalJob) -> None:
             done = answered(folder, questions, max_new_tokens=benchmark.max_new_tokens)
             label = benchmark.label + (", blind" if task.images == SHUFFLED else "")
             bar = progress.add(label, len(questions), done=len(done))
-            # All ranks number the same groups. Which answers they find here depends on when they started.
-            groups = claimed(by_image(questions), partial(store.add, f"claimed {number}"))
-            unanswered = ([q for q in group if q.key not in done] for group in groups)
-            answers = answerer.answers(filter(None, unanswered), max_new_tokens=benchmark.max_new_tokens)
+            # Which answers the ranks find here depends on when they started.
+            answers = answer_share(
+                answerer, questions, partial(store.add, f"claimed {number}"), done=done,
+                max_new_tokens=benchmark.max_new_tokens,
+            )  # fmt: skip
             for given in written_together(answers):
                 checked.result()
                 store.set(f"checked by {rank}", "")
@@ -238,6 +245,19 @@ def answer_all(job: EvalJob) -> None:
                 count = len(done) + store.add(f"answered {number}", len(given))
                 bar.advance(min(count, len(questions)) - bar.done)
             end_progress()
+
+
+def answer_share(
+    answerer: "Answerer", questions: Sequence[Question], add: Callable[[int], int], *, done: Container[str] = (),
+    max_new_tokens: int, stops: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[Question, str]]:  # fmt: skip
+    """Yield this rank's questions and their answers, except for questions whose key is in `done`.
+
+    add: see `claimed`. stops: if it returns true, no further questions are started.
+    """
+    groups = takewhile(lambda _: not stops(), claimed(by_image(questions), add))
+    unanswered = ([question for question in group if question.key not in done] for group in groups)
+    return answerer.answers(filter(None, unanswered), max_new_tokens=max_new_tokens)
 
 
 def by_image(questions: Sequence[Question]) -> list[list[Question]]:
@@ -254,7 +274,7 @@ def by_image(questions: Sequence[Question]) -> list[list[Question]]:
 
 
 def claimed(groups: Sequence[list[Question]], add: Callable[[int], int]) -> Iterator[list[Question]]:
-    """Yield groups that no other rank has claimed.
+    """Yield groups that no other rank has claimed. All ranks have the same groups.
 
     add: adds to a counter that all ranks share, and returns the sum.
     """

@@ -4,7 +4,7 @@ Shapes: I images of S pixels per edge, D hidden size of the LLM.
 """
 
 import bisect
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -113,3 +113,9 @@ class Places:
     @property
     def count(self) -> int:
         return sum(end - first for first, end in self.gaps)
+
+
+def num_left(waiting: Iterable[Asked]) -> int:
+    """Return the number of tokens that are not computed, counting those of shared prefixes once."""
+    spans = {span for asked in waiting for span in (asked.prefix, asked) if span is not None}
+    return sum(len(span.ids) - span.done for span in spans)

@@ -9,10 +9,14 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from tinyvlm_cli.errors import system_error
 from tinyvlm_cli.heartbeat import start_heartbeat, stop_heartbeat
+
+if TYPE_CHECKING:
+    from tinyvlm_cli.evaluate.steps import StepScorer
+    from tinyvlm_cli.train.stages import StageJob
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -23,7 +27,8 @@ def work(job: str, folder: Path) -> None:
         from tinyvlm_cli.train.loop import train_stage
         from tinyvlm_cli.train.stages import read_job
 
-        train_stage(read_job(folder))
+        stage_job = read_job(folder)
+        train_stage(stage_job, step_scorer(stage_job))
     elif job == "bench":
         from tinyvlm_cli.plan.bench import bench_train
 
@@ -37,6 +42,28 @@ def work(job: str, folder: Path) -> None:
         from tinyvlm_cli.evaluate.runner import EvalJob, answer_all
 
         answer_all(EvalJob.read(folder))
+
+
+def step_scorer(job: "StageJob") -> "StepScorer | None":
+    """Return the evaluation during a stage, or None if there is none."""
+    if job.evaluate is None or not job.evaluate.benchmarks or job.evaluate.every is None:
+        return None
+    from tinyvlm_cli.config.build import build
+    from tinyvlm_cli.config.schema import Exif
+    from tinyvlm_cli.evaluate.benchmark import Benchmark
+    from tinyvlm_cli.evaluate.steps import StepScorer
+
+    return StepScorer(
+        job.name,
+        job.folder,
+        job.evaluate.every,
+        job.evaluate.limit,
+        [build(node, Benchmark) for node in job.evaluate.benchmarks.values()],
+        job.llm,
+        job.vision,
+        job.stage,
+        upright=job.exif is Exif.upright,
+    )
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ results/
                                hash of each weights file
     config.yaml                the resolved configuration of the run that trained it
     train.jsonl                one line per optimizer step
+    scores.jsonl               one StepScore per benchmark and evaluated step, see `evaluate.every`
     <part>.safetensors         the parts that this stage trained
     checkpoints/               while it trains
     DONE                       written last
@@ -32,20 +33,19 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
-from types import MappingProxyType, UnionType
-from typing import Any, TypeVar, get_args, get_origin
+from types import MappingProxyType
+from typing import Any
 
 import yaml
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import append_jsonl, file_hash, locked, read_jsonl, write_text
-from tinyvlm_cli.results.records import REAL, Answer, Run, ScoreRow, Stage, now
+from tinyvlm_cli.results.records import REAL, Answer, Run, ScoreRow, Stage, StepScore, now, read_record
 from tinyvlm_cli.untrusted import JSON_ERRORS, check_file, check_name, link_out_of, read_text, read_yaml
 
 WEIGHT_FILES = (".safetensors", ".json", ".model", ".txt")  # files that from_pretrained reads
 ANSWER_KEY = re.compile(rb'"key": ("(?:[^"\\\\]|\\\\.)*")')  # in a line of an answers file
 ANSWER_FIELDS = ("question_id", "prompt", "text", "key")
-R = TypeVar("R", Run, Stage, ScoreRow)
 
 
 class Results:
@@ -129,7 +129,7 @@ class Results:
     def read_stage(stage_dir: Path) -> Stage | None:
         """Return the stage's record, or None if it does not exist. Raises UserError if it is invalid."""
         path, advice = stage_dir / "stage.yaml", f"move or delete {stage_dir} to train the stage again"
-        return _record(Stage, read_yaml(path, advice), path, advice) if path.is_file() else None
+        return read_record(Stage, read_yaml(path, advice), path, advice) if path.is_file() else None
 
     @staticmethod
     def warnings(stage_dirs: Iterable[Path]) -> list[str]:
@@ -151,7 +151,7 @@ class Results:
         if not path.is_file():
             raise UserError(f"{folder}: not a run folder, because run.yaml is missing; restore it or delete the folder")
         advice = "restore it, or delete it and run the `tinyvlm train`, import or eval that wrote it again"
-        return _record(Run, read_yaml(path, advice), path, advice, folder=folder)
+        return read_record(Run, read_yaml(path, advice), path, advice, folder=folder)
 
     @staticmethod
     def write_run(run: Run) -> None:
@@ -204,7 +204,7 @@ class Results:
         rows: dict[tuple[str, str, str, str, int | None], ScoreRow] = {}
         for path in sorted(self.root.glob("runs/*/scores.jsonl")):
             for record in read_jsonl(path):
-                row = _record(ScoreRow, record, path, "run the same `tinyvlm eval` again with the latest version")
+                row = read_record(ScoreRow, record, path, "run the same `tinyvlm eval` again with the latest version")
                 rows[row.cell] = row
         return list(rows.values())
 
@@ -215,6 +215,18 @@ class Results:
         record = {name: value for name, value in asdict(row).items() if value or name != "warnings"}
         with locked(path):
             append_jsonl(path, record)
+
+    @staticmethod
+    def step_scores(stage_dir: Path) -> list[StepScore]:
+        """Return the scores after steps of the stage, in the order in which they were written."""
+        path, advice = stage_dir / "scores.jsonl", "delete that line"
+        records = read_jsonl(path) if path.is_file() else []
+        return [read_record(StepScore, record, path, advice) for record in records]
+
+    @staticmethod
+    def append_step_score(stage_dir: Path, score: StepScore) -> None:
+        """Add a score to the stage's scores.jsonl."""
+        append_jsonl(stage_dir / "scores.jsonl", asdict(score))
 
     @staticmethod
     def append_answers(
@@ -306,36 +318,3 @@ def _text_of(record: dict[str, Any], name: str) -> Any:
     if not isinstance(value, str) and not (name == "question_id" and type(value) is int):
         raise ValueError(f"'{name}'")
     return value
-
-
-def _record(kind: type[R], values: Any, path: Path, advice: str, **given: Any) -> R:
-    """Return the content of a file as a record.
-
-    given: fields that are not in the file. Raises a UserError that ends with `advice` if `values` is not a mapping, or
-    if fields are missing, unknown or of the wrong type.
-    """
-    if not isinstance(values, dict):
-        found = "an empty file" if values is None else f"a {type(values).__name__}"
-        raise UserError(f"{path}: expected a mapping of fields but found {found}; {advice}")
-    try:
-        record = kind(**given, **values)
-        for field in fields(kind):
-            if not _has_type(value := getattr(record, field.name), field.type):
-                raise TypeError(f"{field.name} is {value!r}")
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a valid record ({error}); {advice}") from None
-    return record
-
-
-def _has_type(value: Any, kind: Any) -> bool:
-    """Return whether a value from a YAML or JSON file has the type `kind`, including nested values."""
-    parts = get_args(kind)
-    if isinstance(kind, UnionType):
-        return any(_has_type(value, part) for part in parts)
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(_has_type(item, parts[0]) for item in value)
-    if get_origin(kind) is dict:
-        return isinstance(value, dict) and all(_has_type(item, parts[1]) for item in value.values())
-    if kind is Any:
-        return True
-    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)

@@ -10,13 +10,22 @@ from tinyvlm_cli.files import read_jsonl
 
 def loss_warnings(stage_dir: Path) -> list[str]:
     """Return a warning if the losses in the stage's train.jsonl did not fall, else an empty list."""
+    warning = describe_rise(_losses(stage_dir))
+    return [warning] if warning else []
+
+
+def final_loss(stage_dir: Path) -> float | None:
+    """Return the mean loss of the last tenth of the steps in the stage's train.jsonl, or None if there are none."""
+    losses = _losses(stage_dir)
+    return mean(losses[-max(1, len(losses) // 10) :]) if losses else None
+
+
+def _losses(stage_dir: Path) -> list[float]:
     path = stage_dir / "train.jsonl"
     try:
-        losses = [float(record["loss"]) for record in read_jsonl(path)] if path.is_file() else []
+        return [float(record["loss"]) for record in read_jsonl(path)] if path.is_file() else []
     except (KeyError, TypeError, OverflowError):
         raise UserError(f"{path}: a line has no valid 'loss'; delete that line") from None
-    warning = describe_rise(losses)
-    return [warning] if warning else []
 
 
 def describe_rise(losses: Sequence[float]) -> str:

@@ -5,18 +5,25 @@ import math
 import platform
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin
+
+from tinyvlm_cli.errors import UserError
 
 PERCENTAGES = (  # metrics of at most 100
     "accuracy", "mean F1", "IMG accuracy", "circular accuracy", "GPT-4 score", "relaxed accuracy", "ANLS",
     "mean of aAcc, fAcc and qAcc",
 )  # fmt: skip
+HIGHEST = {"perception": 2000}  # maximum of the other metrics
 REAL, SHUFFLED = "real", "shuffled"  # with the right images, or with shuffled ones: the blind control
 MODEL_STAGE = "model"  # stage name in the scores of a model folder that was trained elsewhere
+R = TypeVar("R")
 RECORDED_PACKAGES = ("tinyvlm", "torch", "transformers", "deepspeed", "hydra-core", "pillow", "numpy")
 
 
@@ -122,6 +129,27 @@ class ScoreRow:
 
 
 @dataclass(frozen=True)
+class StepScore:
+    """A line of a stage's scores.jsonl: the score on a benchmark after a training step."""
+
+    step: int  # from 1
+    benchmark: str
+    metric: str
+    value: float | None  # None: the answers could not be scored
+    n: int
+    valid: float  # share of readable answers
+    version: int
+    split: str
+    limit: int | None  # number of questions if only the first were asked
+    seconds: float  # that answering and scoring took
+
+    @property
+    def cell(self) -> tuple[int, str, int, str, int | None]:
+        """Key of the step and questions. Scores that are in the file are not computed again."""
+        return (self.step, self.benchmark, self.version, self.split, self.limit)
+
+
+@dataclass(frozen=True)
 class Answer:
     """A line of an answers file in LLaVA's format."""
 
@@ -129,6 +157,16 @@ class Answer:
     prompt: str  # text of the question without the chat format
     text: str  # the model's answer, without outer white space
     key: str = ""  # Question.key in answers from tinyvlm, "" in other files
+
+
+def mean_headline(rows: Iterable[ScoreRow]) -> float | None:
+    """Return the mean of the headlines in percent, or None if a benchmark has no score.
+
+    MME's headline, perception, counts as a percentage of its maximum.
+    """
+    values = [row.value and row.value * 100 / HIGHEST.get(row.metric, 100) for row in rows]
+    numbers = [value for value in values if value is not None]
+    return fmean(numbers) if numbers and len(numbers) == len(values) else None
 
 
 def now() -> str:
@@ -154,3 +192,36 @@ def provenance() -> dict[str, Any]:
         "packages": {name: next((d.version for d in distributions(name=name)), None) for name in RECORDED_PACKAGES},
         "commit": commit,
     }
+
+
+def read_record(kind: type[R], values: Any, path: Path, advice: str, **given: Any) -> R:
+    """Return the content of a file as a record.
+
+    given: fields that are not in the file. Raises a UserError that ends with `advice` if `values` is not a mapping, or
+    if fields are missing, unknown or of the wrong type.
+    """
+    if not isinstance(values, dict):
+        found = "an empty file" if values is None else f"a {type(values).__name__}"
+        raise UserError(f"{path}: expected a mapping of fields but found {found}; {advice}")
+    try:
+        record = kind(**given, **values)
+        for one in fields(kind):  # type: ignore[arg-type] # a dataclass
+            if not _has_type(value := getattr(record, one.name), one.type):
+                raise TypeError(f"{one.name} is {value!r}")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a valid record ({error}); {advice}") from None
+    return record
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    """Return whether a value from a YAML or JSON file has the type `kind`, including nested values."""
+    parts = get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(_has_type(value, part) for part in parts)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_has_type(item, parts[0]) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_has_type(item, parts[1]) for item in value.values())
+    if kind is Any:
+        return True
+    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)

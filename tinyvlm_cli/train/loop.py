@@ -4,8 +4,10 @@ import logging
 import math
 import os
 import time
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -40,7 +42,17 @@ from tinyvlm_cli.train.stages import StageJob
 log = logging.getLogger(__name__)
 
 
-def train_stage(job: StageJob) -> None:
+class Scorer(Protocol):
+    """Evaluates the model during training, without changing anything that training depends on."""
+
+    def __call__(self, model: VLM, step: int, *, stops: Callable[[], bool]) -> dict[str, float] | None:
+        """Return scores by name, none if the step is not evaluated, or None if the evaluation was stopped.
+
+        All ranks call it together. stops: returns whether this rank was asked to stop.
+        """
+
+
+def train_stage(job: StageJob, scorer: Scorer | None = None) -> None:
     """Train a stage, resuming from its last checkpoint if there is one, and save its weights."""
     device = start_process_group()
     is_main = dist.get_rank() == 0
@@ -83,7 +95,7 @@ def train_stage(job: StageJob) -> None:
     with StopRequest() as stop:
         engine.wants_stop = lambda: stop.is_made
         _take_steps(
-            job, engine, plan, checkpoints,
+            job, engine, plan, checkpoints, scorer,
             first=first, steps=steps, micro_tokens=layout.micro_tokens, flops=flops,
         )  # fmt: skip
     if device.type == "cuda" and is_main:
@@ -168,7 +180,7 @@ def num_loaders(settings: EngineSettings) -> int:
 
 
 def _take_steps(
-    job: StageJob, engine: Engine, plan: StagePlan, checkpoints: Checkpoints, *,
+    job: StageJob, engine: Engine, plan: StagePlan, checkpoints: Checkpoints, scorer: Scorer | None, *,
     first: int, steps: int, micro_tokens: int, flops: Flops,
 ) -> None:  # fmt: skip
     """Run the optimizer steps from `first` to `steps` - 1.
@@ -183,7 +195,17 @@ def _take_steps(
     )  # fmt: skip
     check = GradientCheck(engine.model)
     meter = Meter(job.folder, name=job.name, first=first, last=steps) if rank == 0 else None
+
+    def is_scored(step: int) -> bool:
+        """Evaluate the model if it is time, and return whether training may continue."""
+        scores = scorer(engine.model, step, stops=engine.wants_stop) if scorer else {}
+        if scores and meter:
+            meter.scores(step, scores)
+        return scores is not None
+
     with meter or nullcontext(), closing(batches):
+        if first and not is_scored(first):
+            raise StoppedError(f"{job.name}: stopped after step {first}")
         asked = time.perf_counter()
         for batch in batches:
             waited_s = time.perf_counter() - asked
@@ -211,8 +233,13 @@ def _take_steps(
                     tokens=batch.work.tokens, tflops=flops.of(batch.work) / ranks / 1e12, waited_s=waited_s,
                 )  # fmt: skip
             stops = bool(engine.stops)
-            if stops or (done % job.engine.save_every == 0 and done < steps):
+            saves = stops or (done % job.engine.save_every == 0 and done < steps)
+            if saves:
                 engine.save(checkpoints, done)
+            if not stops and not is_scored(done):
+                stops = True
+                if not saves:
+                    engine.save(checkpoints, done)
             if stops:
                 if meter:
                     log.info("%s: stopped; wrote a checkpoint after step %d", job.name, done)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -78,3 +79,9 @@ class Meter:
             f"loss {loss:.3f}  lr {lr:.1e}  {record.samples_per_s:,.0f} samples/s  {record.tokens_per_s:,.0f} tokens/s"
         )
         self.bar.advance(step - self.bar.done, figures=figures)
+
+    def scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Record the scores of an evaluation after a step. Its time is not counted as time of the next step."""
+        for name, value in scores.items():
+            self.board.add_scalar(name, value, step)
+        self.last_step_at = time.perf_counter()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyvlm_cli.config.build import code_hash
+from tinyvlm_cli.config.evaluation import Evaluate
 from tinyvlm_cli.config.schema import (
     LLM,
     Engine,
@@ -57,6 +58,7 @@ class StageJob:
     optim: Optim
     engine: Engine
     split: Split  # training data
+    evaluate: Evaluate | None  # evaluation during the stage
     exif: Exif
     seed: int
     results: Results
@@ -198,6 +200,7 @@ def stage_job(config: Train, name: str, *, before: tuple[Path, ...] = (), folder
         optim=config.recipe.optim,
         engine=config.engine,
         split=config.data.splits[stage.split],
+        evaluate=config.evaluate,
         exif=config.data.exif,
         seed=config.seed,
         results=Results(config.results_dir),

@@ -15,7 +15,8 @@ class Command:
     name: str
     help: str  # shown by `tinyvlm --help`
     schema: str  # "module:Class" of the settings, in tinyvlm_cli.config
-    function: str = "run"  # in the command's module; takes the settings and returns the exit code
+    # Function in the command's module; takes the settings and returns the exit code, or also a value for sweepers.
+    function: str = "run"
     actions: tuple[str, ...] = ()  # allowed values of the setting `action`, as in `tinyvlm data check`
     takes_grid: bool = False  # the function takes all cells of a grid and returns one outcome per cell
 

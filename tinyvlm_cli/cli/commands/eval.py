@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +33,21 @@ log = logging.getLogger(__name__)
 
 def run(config: Eval) -> int:
     """Answer each run's unanswered questions, score all answers, and return the exit code."""
+    return exit_code(evaluate(config))
+
+
+def exit_code(rows: Iterable[ScoreRow]) -> int:
+    """Return the exit code after an evaluation, and report answers that are not graded yet."""
+    if pending := sum(row.details.get("pending", 0) for row in rows):
+        log.warning("%d answers are waiting for the judge; run the same command again to grade them", pending)
+        return PENDING
+    return 0
+
+
+def evaluate(config: Eval) -> list[ScoreRow]:
+    """Answer each run's unanswered questions, score all answers, and return the scores."""
     if not this_node().is_first:
-        return 0  # only `tinyvlm train` uses several nodes
+        return []  # only training uses several nodes
     results = Results(config.results_dir)
     benchmarks = {
         name: with_judge(build(node, Benchmark), config.judge, results) for name, node in config.benchmark.items()
@@ -52,11 +65,7 @@ def run(config: Eval) -> int:
         stage_dirs = [str(folder) for folder in found.stage_dirs]
         job = EvalJob(str(one.folder), found.stage, stage_dirs, config.limit, config.seed, tasks)
         jobs.append(job)
-    findings = [
-        finding
-        for benchmark in benchmarks.values()
-        for finding in take_inventory(benchmark, decoded=NUM_DECODED).findings
-    ]
+    findings = file_findings(benchmarks.values())
     for job in jobs:  # the workers compare the hashes while they load the model
         try:
             check_weights([Path(folder) for folder in job.stage_dirs], hashed=False)
@@ -64,17 +73,19 @@ def run(config: Eval) -> int:
             if any(unanswered(task, benchmarks[task.benchmark["name"]], job) for task in job.tasks):
                 findings.append(str(error))
     raise_findings(findings)
-    pending = 0
+    scores: list[ScoreRow] = []
     for one, job in zip(runs, jobs, strict=True):
         with _locked(job):
             rows = _evaluate(benchmarks, one, job, results, gpus=config.gpus)
         if rows:
             _show(one, job, rows)
-        pending += sum(row.details.get("pending", 0) for row in rows)
-    if pending:
-        log.warning("%d answers are waiting for the judge; run the same command again to grade them", pending)
-        return PENDING
-    return 0
+        scores += rows
+    return scores
+
+
+def file_findings(benchmarks: Iterable[Benchmark]) -> list[str]:
+    """Return a message for each missing or invalid file of the benchmarks."""
+    return [finding for benchmark in benchmarks for finding in take_inventory(benchmark, decoded=NUM_DECODED).findings]
 
 
 @contextmanager

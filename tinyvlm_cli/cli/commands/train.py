@@ -3,18 +3,23 @@
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 
-from tinyvlm_cli.config.build import check
+from tinyvlm_cli.config.build import build, check
+from tinyvlm_cli.config.commands import Eval
 from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.data.image_states import warn_if_changed
 from tinyvlm_cli.data.image_store import missing_files, open_images
 from tinyvlm_cli.errors import UserError, collected, raise_findings
+from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.files import locked
 from tinyvlm_cli.launch import workers as launch
-from tinyvlm_cli.launch.workers import announced, await_first_node, this_node
+from tinyvlm_cli.launch.workers import POLL_S, announced, await_first_node, this_node
 from tinyvlm_cli.model.tuning import untrainable
 from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.losses import final_loss
+from tinyvlm_cli.results.records import mean_headline
 from tinyvlm_cli.results.weights import check_weights, complete, done_before
 from tinyvlm_cli.train.checkpoint import refuse_pickles
 from tinyvlm_cli.train.stages import RunJob, StageJob, mismatch, resolve, write_job
@@ -22,18 +27,44 @@ from tinyvlm_cli.train.stages import RunJob, StageJob, mismatch, resolve, write_
 log = logging.getLogger(__name__)
 
 
-def run(config: Train) -> int:
-    """Train the stages that are not trained yet, and return the exit code."""
+def run(config: Train) -> tuple[int, float | None]:
+    """Train the stages that are not trained yet, evaluate the run if `evaluate.benchmarks` is set.
+
+    Returns the exit code and the objective that a sweeper maximizes: the mean of the benchmarks' headlines, or minus
+    the final loss if no benchmark is chosen. It is None if there is no score.
+    """
     job = resolve(config)
-    raise_findings(findings(job))
+    raise_findings([*findings(job), *evaluation_findings(job)])
     for stage in job.stages:
         train_one(job, stage)
         for warning in Results.warnings([stage.folder]) if this_node().is_first else ():
             log.warning("%s", warning)
     if os.environ["RANK"] == "0" if launch.is_rank() else this_node().is_first:
         job.write()
-    log.info("%s is trained; evaluate it with: tinyvlm eval run=%s", job.name, job.folder.name)
-    return 0
+    evaluation = config.evaluate
+    if evaluation is None or not evaluation.benchmarks:
+        log.info("%s is trained; evaluate it with: tinyvlm eval run=%s", job.name, job.folder.name)
+        loss = final_loss(job.stages[-1].folder)
+        return 0, None if loss is None else -loss
+    from tinyvlm_cli.cli.commands.eval import evaluate, exit_code
+
+    while not (job.folder / "run.yaml").is_file():  # written by the first of several ranks
+        time.sleep(POLL_S)
+    rows = evaluate(
+        Eval(
+            run=job.folder.name,
+            benchmark=evaluation.benchmarks,
+            blind=False,
+            limit=evaluation.limit,
+            judge=evaluation.judge,
+            gpus=config.engine.gpus,
+            seed=config.seed,
+            eval_dir=evaluation.eval_dir,
+            data_dir=config.data_dir,
+            results_dir=config.results_dir,
+        )
+    )
+    return exit_code(rows), mean_headline(rows)
 
 
 def train_one(run: RunJob, job: StageJob) -> None:
@@ -65,6 +96,32 @@ def train_one(run: RunJob, job: StageJob) -> None:
                 raise
             complete(folder)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def evaluation_findings(run: RunJob) -> list[str]:
+    """Return a message for each problem that would stop an evaluation during or after the training."""
+    settings = run.config.evaluate
+    if settings is None or not settings.benchmarks:
+        return []
+    from tinyvlm_cli.cli.commands.eval import file_findings
+    from tinyvlm_cli.evaluate.judge import Judged
+
+    benchmarks = {name: build(node, Benchmark) for name, node in settings.benchmarks.items()}
+    found = file_findings(benchmarks.values())
+    if settings.every is None or all(Results.is_done(job.folder) for job in run.stages):
+        return found
+    after = "set evaluate.every=null to evaluate it after the last stage"
+    if run.config.engine.zero == 3:
+        found.append(
+            "evaluate.every: not supported with engine.zero=3, which divides the weights between GPUs; "
+            "use engine.zero=2, or set evaluate.every=null to evaluate after the last stage"
+        )
+    for name, benchmark in benchmarks.items():
+        if isinstance(benchmark, Judged):
+            found.append(f"evaluate.every: {name} needs a judge, which is not asked during training; {after}")
+        elif benchmark.server:
+            found.append(f"evaluate.every: {name} is scored by {benchmark.server}, not during training; {after}")
+    return found
 
 
 def findings(run: RunJob) -> list[str]:

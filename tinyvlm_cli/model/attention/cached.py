@@ -72,7 +72,7 @@ class Cache:
         AttentionInterface.register(CACHED, _attend)  # without a mask function, so transformers builds no mask
         probe = _Probe.current = _Probe()
         try:
-            with self.in_use(), torch.no_grad():
+            with self.in_use(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 weight = llm.get_input_embeddings().weight
                 llm.base_model(inputs_embeds=weight.new_zeros(1, 2, weight.shape[1]), use_cache=False)
         finally:
@@ -92,6 +92,13 @@ class Cache:
             module.register_buffer("cache", None, persistent=False)
             shape = (2, key_heads, places, width)
             module.cache = torch.zeros(shape, dtype=self.dtype, device=self.device)
+
+    def free(self) -> None:
+        """Remove the buffers, so that the LLM is as it was before."""
+        for module, *_ in self.modules:
+            if hasattr(module, "cache"):
+                del module.cache
+        CachedRow.current = None
 
     @contextmanager
     def in_use(self) -> Iterator[None]:

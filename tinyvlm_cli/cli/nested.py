@@ -1,0 +1,57 @@
+"""Compositions that are made while Hydra composes another configuration."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import DictConfig, OmegaConf
+
+from tinyvlm_cli.cli.config_files import TinyvlmSearchPath
+from tinyvlm_cli.config.build import conf_dir
+from tinyvlm_cli.errors import UserError
+
+
+@cache
+def compose_packaged(command: str, overrides: tuple[str, ...]) -> Any:
+    """Compose a command's configuration from the packaged files only."""
+    TinyvlmSearchPath.includes_own = False
+    try:
+        with _hydra():
+            return OmegaConf.to_container(hydra.compose(command, list(overrides)), resolve=True)
+    finally:
+        TinyvlmSearchPath.includes_own = True
+
+
+def insert_benchmarks(composed: DictConfig) -> None:
+    """Replace the names in `evaluate.benchmarks` with the settings of these benchmarks, as in `tinyvlm eval`."""
+    if not isinstance(composed.get("evaluate"), DictConfig) or (names := composed.evaluate.benchmarks) is None:
+        return
+    chosen = [names] if isinstance(names, str) else OmegaConf.to_container(names)
+    if not isinstance(chosen, list) or not chosen or not all(isinstance(name, str) for name in chosen):
+        raise UserError("evaluate.benchmarks: expected null, a name or a list of names, as in [pope,textvqa]")
+    composed.evaluate.benchmarks = _benchmarks(tuple(chosen), composed.evaluate.eval_dir)
+
+
+@cache
+def _benchmarks(names: tuple[str, ...], eval_dir: str) -> Any:
+    """Return the settings of benchmarks by name."""
+    quoted = QuotedString(eval_dir, Quote.double).with_quotes()
+    with _hydra():
+        node = hydra.compose(None, [f"+benchmark=[{','.join(names)}]", f"+eval_dir={quoted}"])
+        return OmegaConf.to_container(node.benchmark, resolve=True)
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Initialize Hydra for a composition, and restore the state of the outer one."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), job_name="tinyvlm", version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer

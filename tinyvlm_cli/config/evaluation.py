@@ -1,0 +1,32 @@
+"""Settings of evaluations that more than one command has."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from tinyvlm_cli.config.ranges import integer, number
+
+
+@dataclass
+class Judge:
+    """An OpenAI-compatible endpoint that grades open-ended answers. The API key is read only from the environment."""
+
+    base_url: str | None = None  # null: OPENAI_BASE_URL, else the client's default
+    model: str | None = None  # null: benchmarks that need a judge are reported as "not judged"
+    key_variable: str = MISSING  # environment variable that contains the API key
+    concurrency: int = integer(1, 1000)  # number of concurrent requests
+    timeout_s: float = number(above=0)
+    retries: int = integer(0, 100)  # maximum retries after transport errors, with exponential backoff
+    official_failures: bool = MISSING  # score empty and unreadable replies as the official scripts do
+
+
+@dataclass
+class Evaluate:
+    """Settings of the evaluations in `tinyvlm train`: after the last stage and, with `every`, during all stages."""
+
+    benchmarks: Any = None  # a name, such as all, or a list of names; null: none. Composition inserts their settings
+    every: int | None = integer(1, default=None)  # optimizer steps between evaluations; null: only after the last stage
+    limit: int | None = integer(1, default=None)  # number of questions per benchmark; null: all
+    eval_dir: str = MISSING  # folder with one subfolder per benchmark, in LLaVA's layout
+    judge: Judge = field(default_factory=Judge)  # grades open-ended answers after the last stage
