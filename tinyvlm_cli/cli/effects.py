@@ -170,7 +170,7 @@ _RULES: tuple[tuple[str, str, Rule], ...] = (  # commands, settings, rule
     ("eval", r"data_dir", _data_dir),
     ("train plan", r"data\.splits\.([^.]+)\..+", _split),
     ("train", r"(?:llm|vision|vision\.second)\.architecture(?:\..+)?", _architecture),
-    ("bench", r"evaluate\..+", lambda *_: "only `train` and `plan` use it"),
+    ("bench", r"evaluate\..+|tracker", lambda *_: "only `train` and `plan` use it"),
     ("train plan", r"evaluate\.(every|limit|eval_dir|judge)(?:\..+)?", _evaluate),
     ("bench", r"steps", _bench("train")),
     ("bench", r"images|workloads(?:\..+)?", _bench("eval")),

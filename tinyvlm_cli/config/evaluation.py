@@ -1,11 +1,19 @@
-"""Settings of evaluations that more than one command has."""
+"""Settings of evaluation and of the services that record metrics, for more than one command."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
 
 from tinyvlm_cli.config.ranges import integer, number
+
+
+class Tracker(Enum):
+    """Services that record metrics. Each is an optional dependency with the same name."""
+
+    wandb = "wandb"
+    mlflow = "mlflow"
 
 
 @dataclass

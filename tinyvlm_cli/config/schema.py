@@ -15,7 +15,7 @@ from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
 from tinyvlm_cli.config.download import Download
-from tinyvlm_cli.config.evaluation import Evaluate
+from tinyvlm_cli.config.evaluation import Evaluate, Tracker
 from tinyvlm_cli.config.ranges import integer, number
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.untrusted import interpolation_in, read_yaml
@@ -300,6 +300,7 @@ class Train:
     engine: Engine = field(default_factory=Engine)
     start: str | None = None  # run to continue training from; null: the pretrained weights
     evaluate: Evaluate | None = None  # None in the files of earlier versions
+    tracker: Tracker | None = None  # service that receives the metrics as well as TensorBoard; null: none
     seed: int = integer(0, 2**32 - 1)
     data_dir: str = MISSING
     results_dir: str = MISSING

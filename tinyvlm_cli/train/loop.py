@@ -194,7 +194,11 @@ def _take_steps(
         workers=num_loaders(job.engine),
     )  # fmt: skip
     check = GradientCheck(engine.model)
-    meter = Meter(job.folder, name=job.name, first=first, last=steps) if rank == 0 else None
+    meter = None
+    if rank == 0:
+        meter = Meter(
+            job.folder, name=job.name, first=first, last=steps, tracker=job.tracker, settings=job.identity
+        )  # fmt: skip
 
     def is_scored(step: int) -> bool:
         """Evaluate the model if it is time, and return whether training may continue."""

@@ -1,13 +1,18 @@
-"""Metrics of a running stage: the progress bar, train.jsonl and TensorBoard."""
+"""Metrics of a running stage: the progress bar, train.jsonl, TensorBoard and other trackers."""
 
 import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from tinyvlm_cli.config.evaluation import Tracker
 from tinyvlm_cli.console import ProgressDisplay
 from tinyvlm_cli.files import append_jsonl, read_jsonl, write_text
+from tinyvlm_cli.train.trackers import services
+
+SHOWN = ("loss", "lr", "grad_norm", "samples_per_s", "tokens_per_s", "tflops_per_s")  # in TensorBoard
 
 
 @dataclass(frozen=True)
@@ -28,15 +33,19 @@ class StepRecord:
 class Meter:
     """Context manager that records each step and displays the progress of a stage, for rank 0 only."""
 
-    def __init__(self, stage_dir: Path, *, name: str, first: int, last: int) -> None:
-        """Open the outputs. first: number of completed steps; records of later steps, which run again, are deleted."""
-        from torch.utils.tensorboard import SummaryWriter
+    def __init__(
+        self, stage_dir: Path, *, name: str, first: int, last: int, tracker: Tracker | None,
+        settings: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        """Open the outputs. first: number of completed steps; records of later steps, which run again, are deleted.
 
+        tracker, settings: see `services`.
+        """
         self.path = stage_dir / "train.jsonl"
         if self.path.exists():
             kept = [record for record in read_jsonl(self.path) if record["step"] <= first]
             write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
-        self.board = SummaryWriter(str(stage_dir / "tensorboard"), purge_step=first + 1)
+        self.services = services(tracker, stage_dir, settings, first=first)
         self.display = ProgressDisplay()
         self.name, self.first, self.last = name, first, last
         self.started = self.last_step_at = time.perf_counter()
@@ -48,7 +57,8 @@ class Meter:
 
     def __exit__(self, *_: object) -> None:
         self.display.stop()
-        self.board.close()
+        for service in self.services:
+            service.close()
 
     def step(
         self, *, step: int, loss: float, lr: float, grad_norm: float,
@@ -73,8 +83,7 @@ class Meter:
             elapsed_s=round(now - self.started, 3),
         )
         append_jsonl(self.path, asdict(record))
-        for key in ("loss", "lr", "grad_norm", "samples_per_s", "tokens_per_s", "tflops_per_s"):
-            self.board.add_scalar(key, getattr(record, key), step)
+        self._log({key: value for key, value in asdict(record).items() if key in SHOWN}, step)
         figures = (
             f"loss {loss:.3f}  lr {lr:.1e}  {record.samples_per_s:,.0f} samples/s  {record.tokens_per_s:,.0f} tokens/s"
         )
@@ -82,6 +91,9 @@ class Meter:
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Record the scores of an evaluation after a step. Its time is not counted as time of the next step."""
-        for name, value in scores.items():
-            self.board.add_scalar(name, value, step)
+        self._log(scores, step)
         self.last_step_at = time.perf_counter()
+
+    def _log(self, numbers: Mapping[str, float], step: int) -> None:
+        for service in self.services:
+            service.log(numbers, step)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyvlm_cli.config.build import code_hash
-from tinyvlm_cli.config.evaluation import Evaluate
+from tinyvlm_cli.config.evaluation import Evaluate, Tracker
 from tinyvlm_cli.config.schema import (
     LLM,
     Engine,
@@ -59,6 +59,7 @@ class StageJob:
     engine: Engine
     split: Split  # training data
     evaluate: Evaluate | None  # evaluation during the stage
+    tracker: Tracker | None  # service that receives the metrics
     exif: Exif
     seed: int
     results: Results
@@ -201,6 +202,7 @@ def stage_job(config: Train, name: str, *, before: tuple[Path, ...] = (), folder
         engine=config.engine,
         split=config.data.splits[stage.split],
         evaluate=config.evaluate,
+        tracker=config.tracker,
         exif=config.data.exif,
         seed=config.seed,
         results=Results(config.results_dir),

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from tinyvlm_cli.config.build import build, check
@@ -143,6 +144,10 @@ def findings(run: RunJob) -> list[str]:
             choice = spec.name.partition("+")[0]  # drop the overrides after "+"
             settings.append(f"{part}.path: {spec.path} is missing; run `tinyvlm data prepare {part}={choice}`")
     missing = [job for job in run.stages if not Results.is_done(job.folder)]
+    if missing and config.tracker is not None and find_spec(config.tracker.value) is None:
+        found.append(
+            f"tracker={config.tracker.value}: not installed; run `pip install 'tinyvlm[{config.tracker.value}]'`"
+        )
     for job in missing:
         with collected(found):
             refuse_pickles(job.folder / "checkpoints")
