@@ -134,6 +134,8 @@ def run_command(command: Command, arguments: list[str]) -> int:
     except Exception as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         source = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if source not in ("tinyvlm_cli", "submitit") and any(outcome.error for outcome in job.outcomes()):
+            return _conclude(command, job.done)  # a sweeper such as Optuna's stops after a failed job
         if isinstance(error, HydraException | OmegaConfBaseException) or source in ("hydra", "omegaconf"):
             raise UserError(explain(error, schema, settings)) from error
         if source != "submitit":
@@ -162,6 +164,11 @@ def compose_cells(command: Command, settings: list[str], *, is_grid: bool) -> It
         whole = loader.load_configuration(command.name, settings, run_mode=mode)
         configs = iter([whole])
         if is_grid or whole.hydra.mode is RunMode.MULTIRUN:
+            if whole.hydra.sweeper.get("_target_") != f"{BasicSweeper.__module__}.{BasicSweeper.__name__}":
+                raise UserError(
+                    f"hydra/sweeper={whole.hydra.runtime.choices['hydra/sweeper']}: `tinyvlm {command.name}` needs all "
+                    "jobs in advance, but a search chooses each one after the previous results; use the basic sweeper"
+                )
             grid = [f"{key}={values}" for key, values in (whole.hydra.sweeper.params or {}).items()]
             parsed = parser.parse_overrides([*grid, *whole.hydra.overrides.task])
             jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
@@ -245,6 +252,8 @@ class Job:
 
 def _conclude(command: Command, outcomes: list[Outcome]) -> int:
     """Report the cells that failed and return the exit code. If there is only one cell, raise its error."""
+    for path in Path(_scratch().name).glob("*_results.yaml") if _scratch.cache_info().currsize else ():
+        log.info("%s", " ".join(path.read_text(encoding="utf-8").split()))  # of a search, with the best settings
     failed = [outcome for outcome in outcomes if outcome.error]
     if len(outcomes) == 1 and outcomes[0].error:
         raise outcomes[0].error

@@ -4,9 +4,11 @@ import json
 import signal
 import time
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
+import yaml
 from support.composed import composed
 from support.tiny_study import finish, start, succeed
 
@@ -14,6 +16,7 @@ from tinyvlm_cli.cli.commands.train import evaluation_findings
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.losses import final_loss
+from tinyvlm_cli.results.records import ScoreRow
 from tinyvlm_cli.train.stages import resolve
 
 SHORT = ["~recipe.stages.pretrain", "recipe.stages.finetune.start=null", "recipe.stages.finetune.samples_per_step=8"]
@@ -67,6 +70,36 @@ def test_training_does_not_depend_on_its_evaluation(study: Path, recipe: str) ->
     assert {name: row.limit for name, row in rows.items()} == {"vqav2": 30, "pope": 30}
     if recipe == "base":  # the evaluation after training merges low-rank updates into the weights, which rounds them
         assert [rows[s.benchmark].value for s in scores[-2:]] == [s.value for s in scores[-2:]]
+
+
+@pytest.mark.e2e
+def test_optuna_searches_for_the_best_headline(study: Path) -> None:
+    """With the real plugin; without a benchmark, the objective is minus the final loss."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    lr = "recipe.stages.finetune.lr=tag(log, interval(1e-4, 1e-2))"
+    search = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.direction=maximize", lr]
+    for name, words in {"loss": [], "score": SCORED}.items():
+        settings = ["recipe.stages.finetune.max_steps=4", f"hydra.sweep.dir={name}-search", f"results_dir={name}"]
+        finish([*TRAIN, *search, *words, *settings], study)
+        best = yaml.safe_load((study / f"{name}-search/optimization_results.yaml").read_text(encoding="utf-8"))
+        stages = list((study / name / "stages").glob("finetune-*"))
+        if words:
+            values = [mean(row.value for row in rows) for rows in by_run(Results(study / name).scores()).values()]
+        else:
+            values = [-final_loss(stage) for stage in stages]
+        assert len(stages) == len(values) == 2
+        assert best["best_value"] == pytest.approx(max(values))
+    failing = ["recipe.stages.finetune.samples_per_step=range(1000, 1002)", "results_dir=failed"]
+    process = start([*TRAIN[:-1], *search[:-1], *failing], study)
+    output, _ = process.communicate()
+    assert process.returncode == 1 and "0 of 2 jobs are done" in output and "Traceback" not in output
+
+
+def by_run(rows: list[ScoreRow]) -> dict[str, list[ScoreRow]]:
+    found: dict[str, list[ScoreRow]] = {}
+    for row in rows:
+        found.setdefault(row.run, []).append(row)
+    return found
 
 
 def config(*words: str) -> Any:

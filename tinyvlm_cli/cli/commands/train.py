@@ -105,7 +105,7 @@ def evaluation_findings(run: RunJob) -> list[str]:
     if settings is None or not settings.benchmarks:
         return []
     from tinyvlm_cli.cli.commands.eval import file_findings
-    from tinyvlm_cli.evaluate.judge import Judged
+    from tinyvlm_cli.evaluate.judge import Graded
 
     benchmarks = {name: build(node, Benchmark) for name, node in settings.benchmarks.items()}
     found = file_findings(benchmarks.values())
@@ -118,7 +118,7 @@ def evaluation_findings(run: RunJob) -> list[str]:
             "use engine.zero=2, or set evaluate.every=null to evaluate after the last stage"
         )
     for name, benchmark in benchmarks.items():
-        if isinstance(benchmark, Judged):
+        if isinstance(benchmark, Graded):
             found.append(f"evaluate.every: {name} needs a judge, which is not asked during training; {after}")
         elif benchmark.server:
             found.append(f"evaluate.every: {name} is scored by {benchmark.server}, not during training; {after}")
