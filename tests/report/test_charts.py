@@ -6,9 +6,19 @@ import pytest
 from support.score_rows import built, row
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.report.charts import CURVES, MAX_COLOURS, Curve, draw_charts, draw_curve, read_curve, running_mean
+from tinyvlm_cli.report.charts import (
+    CURVES,
+    MAX_COLOURS,
+    Curve,
+    draw_charts,
+    draw_curve,
+    draw_step_scores,
+    read_curve,
+    read_step_scores,
+    running_mean,
+)
 from tinyvlm_cli.results.folder import Results
-from tinyvlm_cli.results.records import Run
+from tinyvlm_cli.results.records import Run, StepScore
 
 LOSS, THROUGHPUT = CURVES
 
@@ -86,3 +96,22 @@ def test_an_svg_of_a_large_study_stays_small(tmp_path: Path, curve: Curve) -> No
     assert paths[0].read_bytes().startswith(b"\x89PNG")
     assert "<svg" in paths[1].read_text("utf-8") and paths[1].stat().st_size < 400_000
     assert draw_curve(curve, {}, paths) == []
+
+
+def test_scores_during_training_have_a_panel_per_stage_and_benchmark(tmp_path: Path) -> None:
+    for stage, steps in {"p": [2], "f1": [4, 2, 4], "f2": [2]}.items():
+        trained(tmp_path, stage)
+        for number, step in enumerate(steps):
+            for name in ("pope", "gqa"):
+                score = StepScore(step, name, "accuracy", float(number), 10, 1.0, 1, "test", 10, 0.5)
+                Results.append_step_score(tmp_path / "stages" / stage, score)
+    runs = [run("r-s1", pretrain="p", finetune="f1"), run("r-s2", pretrain="p", finetune="f2")]
+    panels = read_step_scores(runs, Results(tmp_path))
+    assert sorted(panels) == ["finetune, gqa", "finetune, pope", "pretrain, gqa", "pretrain, pope"]
+    assert panels["finetune, pope"] == {"r-s1": {2: 1.0, 4: 2.0}, "r-s2": {2: 0.0}}
+    assert panels["pretrain, gqa"] == {"r-s1\nr-s2": {2: 0.0}}
+    assert draw_step_scores(panels, [tmp_path / "scores.svg"]) == [tmp_path / "scores.svg"]
+    assert draw_step_scores({}, [tmp_path / "none.svg"]) == []
+    (tmp_path / "stages/f2/scores.jsonl").write_text('{"step": "x"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"scores\.jsonl"):
+        read_step_scores(runs, Results(tmp_path))

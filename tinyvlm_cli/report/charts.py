@@ -1,7 +1,7 @@
 """Bar and radar charts of a table, and training curves of its runs."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from math import isnan, nan, pi, sin
 from pathlib import Path
@@ -22,6 +22,7 @@ PANELS_PER_ROW = 6  # in a bar chart
 CURVE_PANEL = (4.2, 3.2)  # inches
 SMOOTHING = 50  # the window of the running mean is the number of steps divided by this
 MAX_POINTS = 500  # approximate number of points that are plotted per running mean
+SCORES_TITLE = "Scores during training"
 MAX_COLOURS = 7  # coloured curves in a panel; the others are grey
 
 
@@ -74,32 +75,20 @@ def draw_curve(curve: Curve, stages: dict[str, dict[str, list[float]]], paths: S
     """
     if not stages:
         return []
-    width, height = CURVE_PANEL
-    figure, axes = _pyplot(curve.name).subplots(1, len(stages), figsize=(width * len(stages), height), squeeze=False)
-    for panel, (stage, lines) in zip(axes[0], stages.items(), strict=True):
+    figure, axes = _figure(curve.name, stages)
+    for panel, (stage, lines) in zip(axes, stages.items(), strict=True):
         for number, (label, values) in enumerate(lines.items()):
             steps = range(1, len(values) + 1)
             colour, order = (f"C{number}", 3) if number < MAX_COLOURS else ("0.6", 2)
-            names = label.splitlines()
-            shown = label if len(names) <= 3 else "\n".join([*names[:2], f"and {len(names) - 2} more runs"])
             # Single steps are drawn in a pale colour, and rasterized because an SVG would otherwise take megabytes.
             panel.plot(steps, values, color=colour, zorder=1, alpha=0.25, linewidth=0.8, rasterized=True)
             every = max(1, len(values) // MAX_POINTS)
-            key = shown if number < MAX_COLOURS else None
-            panel.plot(
-                steps[::every], running_mean(values)[::every], color=colour, zorder=order, label=key and _text(key)
-            )
+            key = _text(_shown(label)) if number < MAX_COLOURS else None
+            panel.plot(steps[::every], running_mean(values)[::every], color=colour, zorder=order, label=key)
         panel.set(title=_text(stage), xlabel="optimizer step", ylabel=curve.label, yscale=curve.scale)
         if curve.scale == "linear":
             panel.set_ylim(bottom=0)
-        panel.grid(alpha=0.3)
-    figure.suptitle(curve.title, fontsize=10, x=0.01, ha="left")
-    figure.tight_layout()
-    for panel, lines in zip(axes[0], stages.values(), strict=True):  # after the layout, as legends may be tall
-        more = f"grey: {len(lines) - MAX_COLOURS} more" if len(lines) > MAX_COLOURS else None
-        place = {"loc": "upper left", "bbox_to_anchor": (0, -0.22)}
-        panel.legend(fontsize=7, title=more, title_fontsize=7, frameon=False, alignment="left", **place)
-    return _save(figure, paths)
+    return _finish(figure, axes, stages, curve.title, paths)
 
 
 def read_curve(curve: Curve, runs: Sequence[Run], results: Results) -> dict[str, dict[str, list[float]]]:
@@ -107,26 +96,87 @@ def read_curve(curve: Curve, runs: Sequence[Run], results: Results) -> dict[str,
 
     Raises UserError for a corrupt train.jsonl.
     """
+    stages: dict[str, dict[str, list[float]]] = {}
+    for stage, label, folder in _labelled(runs, results):
+        path = folder / "train.jsonl"
+        if not path.is_file():
+            continue
+        try:
+            values = [float(record[curve.field]) for record in read_jsonl(path)]
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: a line has no valid '{curve.field}' ({error!r}); delete that line") from None
+        stages.setdefault(stage, {})[label] = values
+    return stages
+
+
+def draw_step_scores(panels: dict[str, dict[str, dict[int, float]]], paths: Sequence[Path]) -> list[Path]:
+    """Draw the scores from `read_step_scores`, and save the figure to every path. Returns [] if there are none."""
+    if not panels:
+        return []
+    figure, axes = _figure("scores", panels)
+    for panel, (title, lines) in zip(axes, panels.items(), strict=True):
+        for number, (label, scores) in enumerate(lines.items()):
+            colour, key = (f"C{number}", _text(_shown(label))) if number < MAX_COLOURS else ("0.6", None)
+            panel.plot([*scores], [*scores.values()], color=colour, label=key, marker="o", markersize=3)
+        panel.set(title=_text(title), xlabel="optimizer step", ylabel="score")
+    return _finish(figure, axes, panels, SCORES_TITLE, paths)
+
+
+def read_step_scores(runs: Sequence[Run], results: Results) -> dict[str, dict[str, dict[int, float]]]:
+    """Return a dict of stage and benchmark -> label -> step -> score, from evaluations during training.
+
+    If a step was evaluated on different numbers of questions, the last score counts. Labels: see `read_curve`.
+    """
+    panels: dict[str, dict[str, dict[int, float]]] = {}
+    for stage, label, folder in _labelled(runs, results):
+        for score in Results.step_scores(folder):
+            if score.value is not None:
+                panels.setdefault(f"{stage}, {score.benchmark}", {}).setdefault(label, {})[score.step] = score.value
+    return {
+        title: {label: dict(sorted(one.items())) for label, one in lines.items()} for title, lines in panels.items()
+    }
+
+
+def _labelled(runs: Sequence[Run], results: Results) -> Iterator[tuple[str, str, Path]]:
+    """Yield the stages of all runs, each once: name, label and folder. A label lists the run folders that share it."""
     names: dict[str, list[str]] = defaultdict(list)
     for run in runs:
         for folder in run.stages.values():
             # Not the displayed name, which is the same for all seeds: one curve would replace the others.
             names[folder].append(run.folder.name)
-    stages: dict[str, dict[str, list[float]]] = {}
-    for run in runs:
-        for stage, folder in run.stages.items():
-            path = results.stage_dir(folder) / "train.jsonl"
-            label = "\n".join(dict.fromkeys(names[folder]))
-            if label in stages.get(stage, {}) or not path.is_file():
-                continue
-            try:
-                values = [float(record[curve.field]) for record in read_jsonl(path)]
-            except UserError:
-                raise
-            except (KeyError, TypeError, ValueError) as error:
-                raise UserError(f"{path}: a line has no valid '{curve.field}' ({error!r}); delete that line") from None
-            stages.setdefault(stage, {})[label] = values
-    return stages
+    stages = {folder: stage for run in runs for stage, folder in run.stages.items()}
+    for folder, stage in stages.items():
+        yield stage, "\n".join(dict.fromkeys(names[folder])), results.stage_dir(folder)
+
+
+def _figure(name: str, panels: Sized) -> tuple[Any, Any]:
+    """Return a figure with a row of panels for curves."""
+    width, height = CURVE_PANEL
+    figure, axes = _pyplot(name).subplots(1, len(panels), figsize=(width * len(panels), height), squeeze=False)
+    return figure, axes[0]
+
+
+def _finish(
+    figure: Any, axes: Any, panels: Mapping[str, Sized], title: str, paths: Sequence[Path]
+) -> list[Path]:  # fmt: skip
+    """Add the title and the legends of curves, and save the figure. panels: title -> curves."""
+    for panel in axes:
+        panel.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    figure.tight_layout()
+    for panel, lines in zip(axes, panels.values(), strict=True):  # after the layout, as legends may be tall
+        more = f"grey: {len(lines) - MAX_COLOURS} more" if len(lines) > MAX_COLOURS else None
+        place = {"loc": "upper left", "bbox_to_anchor": (0, -0.22)}
+        panel.legend(fontsize=7, title=more, title_fontsize=7, frameon=False, alignment="left", **place)
+    return _save(figure, paths)
+
+
+def _shown(label: str) -> str:
+    """Return a label for the legend, with at most three lines."""
+    names = label.splitlines()
+    return label if len(names) <= 3 else "\n".join([*names[:2], f"and {len(names) - 2} more runs"])
 
 
 def running_mean(values: Sequence[float]) -> list[float]:

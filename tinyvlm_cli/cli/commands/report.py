@@ -10,7 +10,16 @@ from tinyvlm_cli.config.build import paper_dir
 from tinyvlm_cli.config.commands import Format, Report
 from tinyvlm_cli.console import Screen
 from tinyvlm_cli.files import write_text
-from tinyvlm_cli.report.charts import CURVES, FORMATS, draw_charts, draw_curve, read_curve
+from tinyvlm_cli.report.charts import (
+    CURVES,
+    FORMATS,
+    SCORES_TITLE,
+    draw_charts,
+    draw_curve,
+    draw_step_scores,
+    read_curve,
+    read_step_scores,
+)
 from tinyvlm_cli.report.differences import compare_runs
 from tinyvlm_cli.report.page import page
 from tinyvlm_cli.report.scores import OURS, all_scores
@@ -73,6 +82,8 @@ def _write(sheets: list[Sheet], folder: Path, results: Results) -> list[Path]:
         for curve in CURVES:
             paths = [folder / f"{sheet.name}-{curve.name}.{suffix}" for suffix in FORMATS]
             written += draw_curve(curve, read_curve(curve, _runs([sheet], results), results), paths)
+        paths = [folder / f"{sheet.name}-scores.{suffix}" for suffix in FORMATS]
+        written += draw_step_scores(read_step_scores(_runs([sheet], results), results), paths)
     return written
 
 
@@ -84,6 +95,8 @@ def _write_page(sheets: list[Sheet], folder: Path, results: Results) -> Path:
         for curve in CURVES:
             drawn = draw_curve(curve, read_curve(curve, runs, results), [Path(scratch) / f"{curve.name}.svg"])
             paths += [(curve.title, path) for path in drawn]
+        drawn = draw_step_scores(read_step_scores(runs, results), [Path(scratch) / "scores.svg"])
+        paths += [(SCORES_TITLE, path) for path in drawn]
         texts = [(title, path.read_text(encoding="utf-8")) for title, path in paths]
     # Drop the XML declaration, which is not valid inside HTML.
     charts = [(title, text[text.index("<svg") :]) for title, text in texts]
