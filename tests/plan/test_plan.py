@@ -17,7 +17,17 @@ from tinyvlm_cli.cli.compose import compose_cells, prepare_hydra
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.config.commands import Bench
 from tinyvlm_cli.config.schema import Engine, Parts, Precision, Stage, Tune, to_yaml
-from tinyvlm_cli.plan.cost import Estimate, Result, Row, held_bytes, last_result, trains, written_bytes
+from tinyvlm_cli.plan.cost import (
+    Estimate,
+    EvalResult,
+    Result,
+    Row,
+    held_bytes,
+    last_result,
+    plan_run,
+    trains,
+    written_bytes,
+)
 from tinyvlm_cli.plan.estimate import Models
 from tinyvlm_cli.train.stages import resolve
 
@@ -144,6 +154,32 @@ def test_done_stages_and_measured_hours_are_shown(capsys: pytest.CaptureFixture[
     assert "\nto do: 1 stage, " in planned(capsys, *TINY, "recipe=demo")
     hours = f"{125 * 16 / 100 * 2 / 3600:.3g} GPU-hours on Some GPU, 1 GiB (measured 2026-01-02)"
     assert hours in " ".join(planned(capsys, *TINY, "recipe=demo").split())
+
+
+def test_evaluations_during_training_are_counted_once_per_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    """POPE at 100 questions per second on two GPUs, of which 500 are asked: 10 GPU-seconds per evaluation."""
+    config: Bench = composed("bench", "action=eval", *TINY)
+    record = dict.fromkeys((f.name for f in fields(EvalResult)), 1) | {
+        "device": "Some GPU", "gpus": 2, "made_with": {"time": "2026-01-02"},
+        "rates": {name: dict.fromkeys(("questions", "floor_per_s"), 1) | {"per_s": 100.0, "total": 8910}
+                  for name in ("pope", "gqa")},
+    }  # fmt: skip
+    folder = Path("results/bench/eval-any")
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    (folder / "eval.json").write_text(json.dumps(record), encoding="utf-8")
+    words = [*TINY, "evaluate.benchmarks=[pope]", "evaluate.limit=500", "evaluate.every=10"]
+    shown = planned(capsys, *words, "recipe=demo")
+    steps = [one.estimate.steps for one in plan_run(composed("plan", *words, "recipe=demo"), Models()).stages]
+    number = sum(count // 10 for count in steps)
+    assert number > 2 and f"evaluation: {10 / 3600:.3g} GPU-hours for pope on Some GPU" in shown
+    assert f"during training: {number * 10 / 3600:.3g} GPU-hours for {number} evaluations" in shown
+    both = planned(capsys, "-m", *words, "recipe=demo", "seed=42,43")
+    assert f"evaluation of 2 of 2 runs: {2 * (number + 1) * 10 / 3600:.3g} GPU-hours" in both
+    two = planned(capsys, "-m", *words, "recipe=demo", "recipe.stages.finetune.lr=1e-3,1e-4")
+    assert f"evaluation of 2 of 2 runs: {(2 * (number + 1) - steps[0] // 10) * 10 / 3600:.3g} GPU-hours" in two
+    whole = planned(capsys, *TINY, "recipe=demo")
+    assert f"evaluation: {2 * 8910 / 100 * 2 / 3600:.3g} GPU-hours for pope, gqa on Some GPU" in whole
 
 
 @pytest.mark.parametrize(

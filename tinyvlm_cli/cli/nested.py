@@ -8,7 +8,7 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Quote, QuotedString
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tinyvlm_cli.cli.config_files import TinyvlmSearchPath
 from tinyvlm_cli.config.build import conf_dir
@@ -30,8 +30,8 @@ def insert_benchmarks(composed: DictConfig) -> None:
     """Replace the names in `evaluate.benchmarks` with the settings of these benchmarks, as in `tinyvlm eval`."""
     if not isinstance(composed.get("evaluate"), DictConfig) or (names := composed.evaluate.benchmarks) is None:
         return
-    chosen = [names] if isinstance(names, str) else OmegaConf.to_container(names)
-    if not isinstance(chosen, list) or not chosen or not all(isinstance(name, str) for name in chosen):
+    chosen = list(names) if isinstance(names, ListConfig) else [names]
+    if not chosen or not all(isinstance(name, str) for name in chosen):
         raise UserError("evaluate.benchmarks: expected null, a name or a list of names, as in [pope,textvqa]")
     composed.evaluate.benchmarks = _benchmarks(tuple(chosen), composed.evaluate.eval_dir)
 

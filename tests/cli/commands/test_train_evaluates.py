@@ -12,6 +12,7 @@ import yaml
 from support.composed import composed
 from support.tiny_study import finish, start, succeed
 
+from tinyvlm_cli.cli.commands import train
 from tinyvlm_cli.cli.commands.train import evaluation_findings
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.folder import Results
@@ -130,6 +131,21 @@ def test_names_are_those_of_eval() -> None:
     assert list(config("evaluate.benchmarks=all").evaluate.benchmarks) == list(composed("eval", "run=all").benchmark)
     (node,) = config("evaluate.benchmarks=pope", "evaluate.eval_dir=a b").evaluate.benchmarks.values()
     assert (node["name"], node["data_dir"]) == ("pope", "a b/pope")
+
+
+def test_an_evaluation_and_a_tracker_do_not_change_a_run(tmp_path: Path) -> None:
+    words = ["evaluate.benchmarks=[pope,gqa]", "evaluate.every=3", "evaluate.limit=7", "tracker=wandb"]
+    jobs = [resolve(config(f"results_dir={tmp_path}", *given)) for given in ([], words)]
+    assert jobs[0].folder == jobs[1].folder and jobs[0].name == jobs[1].name
+    assert [one.identity for one in jobs[0].stages] == [one.identity for one in jobs[1].stages]
+
+
+def test_a_tracker_that_is_not_installed_is_found_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "find_spec", lambda name: None)
+    job = resolve(config(f"results_dir={tmp_path}", "tracker=mlflow"))
+    assert [one for one in train.findings(job) if one.startswith("tracker=mlflow: not installed")]
 
 
 @pytest.mark.parametrize("value", ["{pope: 1}", "[1]", "[]", "7"])

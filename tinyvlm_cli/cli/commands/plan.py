@@ -16,7 +16,7 @@ from tinyvlm_cli.cli.compose import Cell, Outcome
 from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.console import Screen
 from tinyvlm_cli.errors import MISTAKE, UserError
-from tinyvlm_cli.plan.cost import DONE, PlannedRun, PlannedStage, plan_run
+from tinyvlm_cli.plan.cost import DONE, EvalRate, PlannedRun, PlannedStage, plan_run
 from tinyvlm_cli.train.layout import GIB
 
 MISFIT = "does not fit"
@@ -119,9 +119,34 @@ def _evaluation(planned: PlannedRun) -> str:
     result, config = planned.evaluation, planned.run.config
     if result is None:
         return f"evaluation: not measured yet; run: tinyvlm bench eval {_choices(config, 'llm', 'vision', 'connector')}"
-    hours = sum(rate.seconds for rate in result.rates.values()) * result.gpus / 3600
+    rates, hours = _chosen_rates(planned), _evaluation_hours(planned)
     time = result.made_with["time"][:10]
-    return f"evaluation: {hours:.3g} GPU-hours for {', '.join(result.rates)} on {result.device} (measured {time})"
+    line = f"evaluation: {hours:.3g} GPU-hours for {', '.join(rates)} on {result.device} (measured {time})"
+    if number := sum(map(_num_evaluations(config), planned.stages)):
+        line += f"; during training: {number * hours:.3g} GPU-hours for {number} evaluations, without their start-up"
+    return line
+
+
+def _chosen_rates(planned: PlannedRun) -> dict[str, EvalRate]:
+    """Return the measured speeds for the benchmarks in `evaluate.benchmarks`, or for all if none is chosen."""
+    settings, rates = planned.run.config.evaluate, planned.evaluation.rates if planned.evaluation else {}
+    chosen = settings.benchmarks if settings and settings.benchmarks else rates
+    return {name: rate for name, rate in rates.items() if name in chosen}
+
+
+def _evaluation_hours(planned: PlannedRun) -> float:
+    """Return the GPU-hours of one evaluation."""
+    settings, gpus = planned.run.config.evaluate, planned.evaluation.gpus if planned.evaluation else 1
+    limit = settings.limit if settings and settings.benchmarks else None
+    seconds = [min(rate.total, limit or rate.total) / rate.per_s for rate in _chosen_rates(planned).values()]
+    return sum(seconds) * gpus / 3600
+
+
+def _num_evaluations(config: Train) -> Callable[[PlannedStage], int]:
+    """Return a function that returns the number of evaluations during a stage, or 0 if the stage is trained."""
+    settings = config.evaluate
+    every = settings.every if settings and settings.benchmarks else None
+    return lambda one: one.estimate.steps // every if every and one.state != DONE else 0
 
 
 def _choices(config: Train, *groups: str) -> str:
@@ -242,7 +267,11 @@ def _evaluations(runs: Sequence[PlannedRun]) -> list[str]:
     measured = [planned.evaluation for planned in runs if planned.evaluation is not None]
     if not measured:
         return []
-    hours = sum(rate.seconds * one.gpus / 3600 for one in measured for rate in one.rates.values())
+    hours, seen = 0.0, set[Path]()
+    for planned in runs:
+        new = [one for one in planned.stages if one.job.folder not in seen]
+        seen |= {one.job.folder for one in new}
+        hours += (1 + sum(map(_num_evaluations(planned.run.config), new))) * _evaluation_hours(planned)
     devices = ", ".join(sorted({one.device for one in measured}))
     return [
         f"evaluation of {len(measured)} of {len(runs)} runs: {short(hours)} GPU-hours, measured on {devices} "
