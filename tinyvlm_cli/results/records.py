@@ -20,7 +20,7 @@ PERCENTAGES = (  # metrics of at most 100
     "accuracy", "mean F1", "IMG accuracy", "circular accuracy", "GPT-4 score", "relaxed accuracy", "ANLS",
     "mean of aAcc, fAcc and qAcc",
 )  # fmt: skip
-HIGHEST = {"perception": 2000}  # maximum of the other metrics
+HIGHEST = {"perception": 2000, "points": 1000}  # maxima of the other metrics, of MME and OCRBench
 REAL, SHUFFLED = "real", "shuffled"  # with the right images, or with shuffled ones: the blind control
 MODEL_STAGE = "model"  # stage name in the scores of a model folder that was trained elsewhere
 R = TypeVar("R")
@@ -162,7 +162,7 @@ class Answer:
 def mean_headline(rows: Iterable[ScoreRow]) -> float | None:
     """Return the mean of the headlines in percent, or None if a benchmark has no score.
 
-    MME's headline, perception, counts as a percentage of its maximum.
+    Headlines of MME and OCRBench count as percentages of their maxima.
     """
     values = [row.value and row.value * 100 / HIGHEST.get(row.metric, 100) for row in rows]
     numbers = [value for value in values if value is not None]
