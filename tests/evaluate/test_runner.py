@@ -94,6 +94,7 @@ def test_an_answer_about_a_replaced_image_does_not_count(tmp_path: Path) -> None
         Question("b", "b", "?", tmp_path / "b.png", "b"),
         Question("bytes", "bytes", "?", b"image", "bytes"),
         Question("stored", "stored", "?", StoredImage(tmp_path / "b.png", 0, 1), "stored"),
+        Question("both", "both", "?", (tmp_path / "a.png", tmp_path / "b.png"), "both"),
         Question("text", "text", "?", None, ""),
     ]
     answers = [Answer(q.key, q.text, "x", q.key) for q in questions]
@@ -105,12 +106,20 @@ def test_an_answer_about_a_replaced_image_does_not_count(tmp_path: Path) -> None
     questions[2] = replace(questions[2], image=b"other")
     changed: set[str] = set()
     assert list(answered(tmp_path, questions, max_new_tokens=5, changed=changed)) == ["a", "text"]
-    assert changed == {"b", "bytes", "stored"}
+    assert changed == {"b", "bytes", "stored", "both"}
     again = {"b": image_state(questions[1].image)}
     Results.append_answers(tmp_path, 1, answers[1:2], model_id="m", max_new_tokens=5, images=again)
     changed.clear()
     assert list(answered(tmp_path, questions, max_new_tokens=5, changed=changed)) == ["a", "b", "text"]
-    assert changed == {"bytes", "stored"}
+    assert changed == {"bytes", "stored", "both"}
+
+
+def test_shuffled_questions_keep_their_number_of_images() -> None:
+    images = [Path(f"{i}.png") for i in range(12)]
+    pairs = [Question(f"p{i}", "", "<image><image>", tuple(images[2 * i : 2 * i + 2]), f"p{i}") for i in range(4)]
+    single = [Question(f"s{i}", "", "?", images[8 + i], f"s{i}") for i in range(4)]
+    for asked, found in zip([*pairs, *single], shuffle_images([*pairs, *single], 3), strict=True):
+        assert len(found.images) == len(asked.images) and found.image != asked.image
 
 
 def test_another_shuffling_is_another_control(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -34,10 +34,12 @@ def places_in_pages(path: Path, file: Any, group: int, leaf: str, number: int) -
     file: the file as pyarrow opened it. leaf: path of the column. number: index of the file in the table.
     """
     metadata = file.metadata.row_group(group)
-    index = next(i for i in range(metadata.num_columns) if metadata.column(i).path_in_schema == leaf)
+    found: dict[int, Place] = {}
+    index = next((i for i in range(metadata.num_columns) if metadata.column(i).path_in_schema == leaf), None)
+    if index is None:  # damaged; pyarrow reports it
+        return found
     chunk, column = metadata.column(index), file.schema.column(index)
     codec = chunk.compression.lower()
-    found: dict[int, Place] = {}
     if codec != UNCOMPRESSED and codec not in Method.__members__:
         return found
     num_levels = bool(column.max_repetition_level) + bool(column.max_definition_level)
