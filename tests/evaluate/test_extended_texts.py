@@ -133,7 +133,7 @@ CASES: dict[str, Case] = {
             "lmms": [1, 1, 1, 1, 0.9, 1, 1, 1, 1, 1, 1],
             "vlmevalkit": [1, 1, 1, 1, 0.9, 1, 1, 1, 0, 1, 1],
         },
-        ("tinyvlm_cli.evaluate.benchmarks.vizwiz.RULES", {"official": reading.VQA}),
+        ("tinyvlm_cli.evaluate.benchmarks.vizwiz.VizWiz.words", {"official": reading.VQA}),
         details={"answer_types": {"number": 100, "other": 100 / 3, "unanswerable": 100, "yes/no": pytest.approx(90)}},
     ),
 }  # fmt: skip

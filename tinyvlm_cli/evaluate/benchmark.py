@@ -12,7 +12,7 @@ from tinyvlm_cli.config.build import trusted_folders
 from tinyvlm_cli.config.ranges import integer
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.items import Image, Item, OneImage, Question, Result, Score, all_of, check_rows
-from tinyvlm_cli.evaluate.sources import Record, read_lines, read_rows
+from tinyvlm_cli.evaluate.sources import Record, read_json, read_lines, read_rows
 from tinyvlm_cli.results.records import Answer
 from tinyvlm_cli.statistics.questions import Formula, Tally
 from tinyvlm_cli.untrusted import link_fault
@@ -46,7 +46,7 @@ class Benchmark(ABC):
     Override `files` if the data is also available as official files, `asked` if questions and ground truths are in
     different files, `key_of` if answers files use different ids, and `check` to reject answers to another release. Set
     `keeps_unanswered` and `each_answer_counts` to follow an official scorer. If scorers disagree, list them in `rules`,
-    and let `read` or `headline` depend on `rule`. `MeanBenchmark` in means.py suits headlines that are a mean.
+    and let `read` or `headline` depend on `rule`. If the headline is a mean over questions, use `MeanBenchmark`.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Benchmark(ABC):
     source: str  # the files to download, for error messages
     downloads: Mapping[str, Any] = field(default_factory=dict)  # see config/download.py
     server: str = ""  # evaluation server of this split; "" if the answers are public
+    questions_file: str = ""  # official file; "": there is none
     llava_file: str = ""  # LLaVA's question file, used unchanged if it is present; "": there is none
     images: str = ""  # image folder
     suffix: str = ""  # appended to official questions; LLaVA's include it, except in ScienceQA
@@ -118,7 +119,7 @@ class Benchmark(ABC):
 
     def files(self) -> list[Path]:
         """Return the paths of the official files, except images. The files need not exist."""
-        return []
+        return [self.folder / self.questions_file] if self.questions_file else []
 
     def asked(self) -> Iterable[Question]:
         """Return the questions for the model: those of LLaVA's file if it is present, else those of the items."""
@@ -251,10 +252,10 @@ class Benchmark(ABC):
             place = {key: number for number, key in enumerate(items)}
             chosen.sort(key=lambda pair: place[pair[0]])
         results = []
-        for key, answer in chosen:
-            meaning = self.read(answer.text, items[key]) if answer else None
-            results.append(Result(items[key], answer, answer.text if answer else "", meaning))
         try:
+            for key, answer in chosen:
+                meaning = self.read(answer.text, items[key]) if answer else None
+                results.append(Result(items[key], answer, answer.text if answer else "", meaning))
             score = self.headline(results)
         except (AttributeError, LookupError, TypeError, OverflowError) as error:  # a value of another type in the files
             raise UserError(f"{self.folder}: not in {self.label}'s layout ({error!r}); get {self.source}") from error
@@ -315,6 +316,14 @@ class Benchmark(ABC):
     def rows(self, *columns: str, optional: Iterable[str] = ()) -> Iterator[Record]:
         """Yield the rows of the parquet files. See `read_rows`."""
         return read_rows(self.parquet_files(), *columns, optional=optional)
+
+    def records(self, *columns: str, optional: Iterable[str] = (), inside: str = "") -> Iterable[Record]:
+        """Return the rows of the parquet files, or the records in the official JSON file, under its key `inside`."""
+        if self.parquet_files():
+            return self.rows(*columns, optional=optional)
+        content: Any = read_json(self.need(self.files()[0]))
+        found: Iterable[Record] = content[inside] if inside else content
+        return found
 
     def need(self, path: Path) -> Path:
         """Return `path`. Raises UserError if it is not a file."""

@@ -225,7 +225,8 @@ def vlmevalkit_letter(text: str, options: Mapping[str, str]) -> str | None:
     return letter if letter in options else None
 
 
-# Formats in which lmms-eval finds a letter, from the most to the least reliable, except at the start and the end.
+# Besides the start and the end of an answer, lmms-eval looks for letters after these phrases and in these formats, the
+# most reliable first.
 PHRASES = (
     "the answer is", "answer is", "the correct answer is", "correct answer is", "the best answer is", "best answer is",
     "the correct option is", "correct option is", "the best option is", "best option is", "the choice is", "choice is",

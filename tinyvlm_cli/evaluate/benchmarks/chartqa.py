@@ -18,7 +18,7 @@ KINDS = ("human", "augmented")
 
 @dataclass(frozen=True, kw_only=True)
 class ChartQA(MeanBenchmark):
-    """Qwen-VL exchanges the arguments of the function, so that its 5% are relative to the answer."""
+    """Qwen-VL swaps the arguments of the function, so its tolerance of 5% is relative to the answer."""
 
     questions_file: str  # of the original release; a format string for the kind
     metric: ClassVar[str] = "relaxed accuracy"

@@ -4,15 +4,13 @@ The score is the mean ANLS of the stand-alone script of the Robust Reading Compe
 split, which only its server scores; this is the validation split.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from tinyvlm_cli.evaluate.benchmark import Item, Result
 from tinyvlm_cli.evaluate.means import MeanBenchmark
 from tinyvlm_cli.evaluate.reading import anls
-from tinyvlm_cli.evaluate.sources import Record, read_json
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "official": {},
@@ -26,20 +24,12 @@ TABLES = ("question_types", "answer_type", "operation/reasoning")  # columns wit
 class DocVQA(MeanBenchmark):
     """The similarity to the most similar of several truths counts, and values below 0.5 count as 0."""
 
-    questions_file: str  # official, with the answers
     metric: ClassVar[str] = "ANLS"
-
-    def files(self) -> list[Path]:
-        return [self.folder / self.questions_file]
 
     def items(self) -> Iterator[Item]:
         """Yield the questions. Their ids are numbers in the official file, and text in parquet files."""
-        if self.parquet_files():
-            optional = ("image", "image_url", "ucsf_document_id", "ucsf_document_page_no", *TABLES)
-            rows: Iterable[Record] = self.rows("questionId", "question", "answers", optional=optional)
-        else:
-            rows = read_json(self.need(self.files()[0]))["data"]
-        for row in rows:
+        optional = ("image", "image_url", "ucsf_document_id", "ucsf_document_page_no", *TABLES)
+        for row in self.records("questionId", "question", "answers", optional=optional, inside="data"):
             place, page = row.get("image_local_name") or row.get("image"), row.get("ucsf_document_page_no")
             image = self.image_dir / place if isinstance(place, str) else place
             name = place if isinstance(place, str) else row.get("image_url") or row.get("ucsf_document_id") or ""

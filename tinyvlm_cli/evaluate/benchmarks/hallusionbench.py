@@ -1,8 +1,8 @@
 """HallusionBench (arXiv 2310.14566): yes-or-no questions about original and edited images.
 
-A figure, or a question about several figures of a set, counts as correct only if all of its answers are. Open tables
-report VLMEvalKit's rule, which reads the words yes and no; the official one asks a judge, also about 178 questions
-without an image.
+aAcc is the accuracy. fAcc is the share of figures with only correct answers, and qAcc the share of questions that are
+answered correctly for all figures of a set. Most tables use VLMEvalKit's rule, which looks for the words yes and no.
+The official rule asks a judge, and includes 178 questions without an image.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from tinyvlm_cli.evaluate.judge import Grade, Graded
 from tinyvlm_cli.evaluate.means import consistency
 from tinyvlm_cli.evaluate.reading import VLMEVALKIT, without_punctuation
 from tinyvlm_cli.evaluate.replies import Request
-from tinyvlm_cli.evaluate.sources import python_string, read_json
+from tinyvlm_cli.evaluate.sources import python_string
 from tinyvlm_cli.statistics.questions import Tally
 
 # Used if the official file is missing. Changing it invalidates cached replies.
@@ -43,28 +43,26 @@ class Truth(NamedTuple):
 class HallusionBench(Graded):
     """The headline is the mean of aAcc, fAcc and qAcc, or aAcc under the official rule."""
 
-    questions_file: str  # official
     parquet_text: str  # glob pattern of the parquet files without images, for the official rule
     metric: ClassVar[str] = "mean of aAcc, fAcc and qAcc"
     items_depend_on_rule: ClassVar[bool] = True
     judge_files: ClassVar[tuple[str, ...]] = ("utils.py",)
     judge_source: ClassVar[str] = "utils.py of HallusionBench (github.com/tianyi-lab/HallusionBench)"
 
-    def files(self) -> list[Path]:
-        return [self.folder / self.questions_file]
-
     def parquet_files(self) -> list[Path]:
         """Return the parquet files. See `Benchmark.parquet_files`."""
         found = super().parquet_files()
         return found + sorted(self.folder.glob(self.parquet_text)) if found and self.rule == OFFICIAL else found
+
+    def wanted(self) -> list[str]:
+        return super().wanted() if self.rule == OFFICIAL else []
 
     def items(self) -> Iterator[Item]:
         """Yield the questions, of which only the official rule includes those without an image."""
         names = ("category", "subcategory", "set_id", "figure_id", "question_id")
         columns = (*names, "visual_input", "question", "gt_answer", "gt_answer_details")
         is_parquet = bool(self.parquet_files())
-        rows: Any = self.rows(*columns, optional=("image",)) if is_parquet else read_json(self.need(self.files()[0]))
-        for row in rows:
+        for row in self.records(*columns, optional=("image",)):
             category, subcategory, group, figure, question = (str(row[name]) for name in names)
             has_image = str(row["visual_input"]) != "0"
             if not has_image and self.rule != OFFICIAL:
@@ -107,7 +105,7 @@ class HallusionBench(Graded):
         return self._score(results, [values[0] for values in grades])
 
     def _score(self, results: Sequence[Result], rights: Sequence[bool]) -> Score:
-        """Return the score of answers of which it is known whether they are right."""
+        """Return the score. rights: whether each answer is right."""
         rows = [(result.item, right) for result, right in zip(results, rights, strict=True)]
         overall, weights = _accuracies(rows)
         names = [(item.truth.names[0], "_".join(item.truth.names)) for item, _ in rows]

@@ -1,7 +1,7 @@
 """MMMU (arXiv 2311.16502), validation: multiple-choice and open questions of college exams in 30 subjects.
 
-The official parser guesses an option where it finds none, with a seed that depends on the order of the answers. Here,
-such answers are wrong unless `fallback` is "random".
+If the official parser cannot find an option, it guesses one. Its random seed is fixed, so the guesses depend only on
+the order of the answers. Here, such answers are wrong unless `fallback` is "random".
 """
 
 import ast

@@ -3,17 +3,15 @@
 An answer is correct if it contains one of the true answers, so long answers have an advantage.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from tinyvlm_cli.evaluate.benchmark import Item, Result
 from tinyvlm_cli.evaluate.means import MeanBenchmark
-from tinyvlm_cli.evaluate.sources import Record, read_json
 from tinyvlm_cli.statistics.questions import Formula
 
-FORMULAS = "HME100k"  # the data set of handwritten formulas, whose case counts and whose spaces do not
+FORMULAS = "HME100k"  # data set of handwritten formulas, which are compared with their case and without spaces
 RECOGNITION = "Text Recognition"  # the group of six types
 FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 
@@ -22,20 +20,13 @@ FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 class OCRBench(MeanBenchmark):
     """The headline is the number of correct answers."""
 
-    questions_file: str  # official
     metric: ClassVar[str] = "points"
     formula: ClassVar[Formula] = Formula.total
     ids_are_rows: ClassVar[bool] = True
 
-    def files(self) -> list[Path]:
-        return [self.folder / self.questions_file]
-
     def items(self) -> Iterator[Item]:
         """Yield the questions in row order."""
-        if self.parquet_files():
-            rows: Iterable[Record] = self.rows("dataset", "question", "question_type", "answer", optional=("image",))
-        else:
-            rows = read_json(self.need(self.files()[0]))
+        rows = self.records("dataset", "question", "question_type", "answer", optional=("image",))
         for number, row in enumerate(rows):
             is_official = "image_path" in row
             answers = row["answers" if is_official else "answer"]

@@ -1,7 +1,7 @@
 """RealWorldQA (x.ai, 2024): multiple-choice and short answers about photos, mostly taken from cars.
 
-There is no official scorer. The rules are lmms-eval's, which changed in April 2026: their scores differ. The questions
-end with their own instructions.
+There is no official scorer. The rules are those of lmms-eval before and after April 2026; their scores differ. The
+questions end with their own instructions.
 """
 
 import re

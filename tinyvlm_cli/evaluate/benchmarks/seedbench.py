@@ -3,23 +3,20 @@
 Tables of LLaVA-1.5 with the title SEED include the videos; their column SEED-IMG, like this benchmark, does not.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar
 
 from tinyvlm_cli.evaluate.benchmark import Item, Score
 from tinyvlm_cli.evaluate.means import Choice, MultipleChoice
 from tinyvlm_cli.evaluate.reading import Reader, vlmevalkit_letter
-from tinyvlm_cli.evaluate.sources import Record, read_json
 from tinyvlm_cli.results.records import Answer
 
 
 @dataclass(frozen=True, kw_only=True)
 class SEEDBench(MultipleChoice):
-    """LLaVA's rule requires the letter alone, and ignores that an id occurs twice: its last answer counts for both."""
+    """LLaVA's rule accepts only the letter itself. The last answer to a repeated id counts for both questions."""
 
-    questions_file: str  # official
     types: list[str]  # names of the types 1, 2, ...
     keeps_unanswered: ClassVar[bool] = True
     unanswered: ClassVar[str] = "they count as wrong"
@@ -29,23 +26,11 @@ class SEEDBench(MultipleChoice):
         "vlmevalkit": vlmevalkit_letter,
     }
 
-    def files(self) -> list[Path]:
-        return [self.folder / self.questions_file]
-
     def items(self) -> Iterator[Item]:
         """Yield the questions about images. The second question with an id has another key."""
-        columns = (
-            "question_id",
-            "question",
-            "answer",
-            "data_type",
-            "question_type_id",
-            *map("choice_{}".format, "abcd"),
-        )
-        if self.parquet_files():
-            rows: Iterable[Record] = self.rows(*columns, optional=("image", "data_id"))
-        else:
-            rows = read_json(self.need(self.files()[0]))["questions"]
+        columns = ("question_id", "question", "answer", "data_type", "question_type_id")
+        choices = map("choice_{}".format, "abcd")
+        rows = self.records(*columns, *choices, optional=("image", "data_id"), inside="questions")
         seen: set[str] = set()
         for row in (row for row in rows if row["data_type"] == "image"):
             name = str(row["question_id"])
@@ -64,7 +49,6 @@ class SEEDBench(MultipleChoice):
         return [("types", item.category)]
 
     def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None, *, partial: bool = False) -> Score:
-        """Return the official score. See `Benchmark.score`."""
         last = {answer.question_id: answer for answer in answers if not answer.key}
         twice = (i for i in self.known_items.values() if i.key != i.question_id and i.question_id in last)
         more = [replace(last[item.question_id], key=item.key) for item in twice]

@@ -1,18 +1,17 @@
 """VizWiz (arXiv 1802.08218): questions of blind people about their photos, with ten answers each.
 
-LLaVA-1.5's table reports test-dev, which the evaluation server scores; scores on val are others.
+LLaVA-1.5's table reports test-dev, which the evaluation server scores. Scores on val are not comparable with it.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from tinyvlm_cli.evaluate.benchmark import Item, Result
 from tinyvlm_cli.evaluate.means import MeanBenchmark
-from tinyvlm_cli.evaluate.reading import VIZWIZ, VLMEVALKIT, leave_one_out, m4c_words, one_line, vqa_words
-from tinyvlm_cli.evaluate.sources import Record, read_json
+from tinyvlm_cli.evaluate.reading import VIZWIZ, VLMEVALKIT, VQARule, leave_one_out, m4c_words, one_line, vqa_words
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.results.records import Answer
 
@@ -21,7 +20,7 @@ from tinyvlm_cli.results.records import Answer
 class VizWiz(MeanBenchmark):
     """The API normalises the answer, but not those of the annotators; lmms-eval and VLMEvalKit normalise both."""
 
-    questions_file: str  # official, with the answers
+    words: ClassVar[dict[str, VQARule]] = {"official": VIZWIZ, "vlmevalkit": VLMEVALKIT}
     upload_suffix: ClassVar[str] = ".json"
 
     def files(self) -> list[Path]:
@@ -29,11 +28,7 @@ class VizWiz(MeanBenchmark):
 
     def items(self) -> Iterator[Item]:
         """Yield the questions by the names of their images, without their truths if a server scores them."""
-        if self.parquet_files():
-            rows: Iterable[Record] = self.rows("question_id", "question", optional=("answers", "category", "image"))
-        else:
-            rows = read_json(self.need(self.files()[0]))
-        for row in rows:
+        for row in self.records("question_id", "question", optional=("answers", "category", "image")):
             stored = row.get("image", None if self.parquet_files() else "")
             name = Path(stored if isinstance(stored, str) else row["question_id"]).stem
             people = [p if isinstance(p, str) else p["answer"] for p in row.get("answers") or ()]
@@ -63,7 +58,4 @@ class VizWiz(MeanBenchmark):
         write_text(path, json.dumps([{"image": name, "answer": m4c_words(text)} for name, text in texts.items()]))
 
     def _plain(self, text: str) -> str:
-        return m4c_words(text) if self.rule == "lmms" else vqa_words(one_line(text), RULES[self.rule])
-
-
-RULES = {"official": VIZWIZ, "vlmevalkit": VLMEVALKIT}
+        return m4c_words(text) if self.rule == "lmms" else vqa_words(one_line(text), self.words[self.rule])
