@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from support.extended import Case, image, lines, rows_of, write_parquet
 from support.from_conf import findings, from_conf, headline_of
+from support.scripted_endpoint import endpoint
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.records import Answer
@@ -224,3 +225,21 @@ def test_mmbench_cn(folder: str, tmp_path: Path) -> None:
     assert (score.value, score.details["undecided_rows"]) == (50, 0)  # "B" after a full-width comma is no word
     marks = ("A\u3002", "\uff08A\uff09", "\u9009A", "\u7b54\u6848\uff1aA")
     assert [bench.read(mark, bench.known_items["5"]) for mark in marks] == [None] * 4
+
+
+def test_the_judge_of_mmbench_cn_gets_the_chinese_prompt(tmp_path: Path) -> None:
+    (tmp_path / "multiple_choice.py").write_text(
+        "def build_prompt(q):\n    tmpl = 'English {}{}{}'\n\n\ndef build_prompt_cn(q):\n    tmpl = 'Chinese {}{}{}'\n"
+    )
+    write_parquet(tmp_path / "cn/dev-0.parquet", [{**CN, "index": 5}, {**CN, "index": 6, "question": "What?"}])
+    with endpoint(lambda _: "A") as server:
+        bench = from_conf("mmbench_cn", tmp_path, judge=server.judge(tmp_path))
+        score = bench.score([Answer(key, "", "the feline") for key in ("5", "6")])
+    assert sorted(prompt.split()[0] for prompt in server.prompts) == ["Chinese", "English"] and score.value == 100
+
+
+@pytest.mark.parametrize("cell", [7, ["x"], "name.jpg"])
+def test_an_image_of_another_type_is_rejected(tmp_path: Path, cell: Any) -> None:
+    write_parquet(tmp_path / "data/test-0.parquet", [{"question": "How many?", "answer": "1", "image": cell}])
+    with pytest.raises(UserError, match="an image is a "):
+        from_conf("realworldqa", tmp_path).score([Answer("0", "", "1")])

@@ -207,7 +207,10 @@ class Benchmark(ABC):
             raise UserError(f"{self.folder}: not in {self.label}'s layout ({error!r}); get {self.source}") from error
         if not found:
             raise UserError(f"{self.folder}: there are no questions in the files; get {self.source}")
-        for image in {image for one in found for image in all_of(one.image) if isinstance(image, Path)}:
+        images = [image for one in found for image in all_of(one.image)]
+        if kinds := {type(image).__name__ for image in images if not isinstance(image, OneImage)}:
+            raise UserError(f"{self.folder}: an image is a {kinds.pop()}; get {self.source}")
+        for image in {image for image in images if isinstance(image, Path)}:
             self._check_place(image)
         return found
 

@@ -36,6 +36,7 @@ ABBREVIATIONS = {
     "finegrained_perception (cross-instance)": "FP-C", "relation_reasoning": "RR", "attribute_reasoning": "AR",
 }  # fmt: skip
 UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")  # not allowed in a spreadsheet
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
 ATTEMPTS = 3  # maximum number of requests per answer
 MAX_TOKENS = 2048  # per reply, as in VLMEvalKit's client
 
@@ -222,7 +223,7 @@ class MMBench(Judged):
                 truth = row.item.truth
                 options = "".join(f"{name}. {text}\n" for name, text in truth.options.items())
                 parts = (truth.question, f"There are several options: \n{options}", row.text or EMPTY_CELL)
-                prompt = self._judge_prompt.format(*parts)
+                prompt = self._judge_prompts[CHINESE.search(truth.question) is not None].format(*parts)
                 request = Request((("user", prompt),), temperature=0.0, max_tokens=MAX_TOKENS)
                 for attempt in range(ATTEMPTS):
                     replies.append(self.judge.reply(request, str(attempt)))
@@ -233,13 +234,15 @@ class MMBench(Judged):
         return Verdict(True, replies)
 
     @cached_property
-    def _judge_prompt(self) -> str:
-        """VLMEvalKit's prompt, or tinyvlm's own, with placeholders for question, options and answer."""
+    def _judge_prompts(self) -> list[str]:
+        """VLMEvalKit's English and Chinese prompt, or tinyvlm's own. Placeholders: question, options, answer."""
         path = self.judge_file
-        template = python_string(path, "tmpl", inside="build_prompt") if path else OWN_PROMPT
-        if template.count("{}") != OWN_PROMPT.count("{}"):
-            raise UserError(f"{path}: expected a prompt with 3 placeholders; download the version of 2024")
-        return template
+        if not path:
+            return [OWN_PROMPT] * 2
+        templates = [python_string(path, "tmpl", inside=name) for name in ("build_prompt", "build_prompt_cn")]
+        if any(template.count("{}") != OWN_PROMPT.count("{}") for template in templates):
+            raise UserError(f"{path}: expected prompts with 3 placeholders; download the version of 2024")
+        return templates
 
 
 def _table(hits: Sequence[tuple[Item, bool]]) -> dict[str, Any]:
