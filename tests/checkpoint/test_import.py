@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy
 import tinyvlm_cli
 from tinyvlm_cli.checkpoint.parts import build_model
 from tinyvlm_cli.config.commands import Import
-from tinyvlm_cli.config.schema import ImageMode, Prompt, Tokens, Train, from_yaml
+from tinyvlm_cli.config.saved import from_yaml
+from tinyvlm_cli.config.schema import ImageMode, Prompt, Tokens, Train
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.llm import load_tokenizer

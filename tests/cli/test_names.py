@@ -7,7 +7,7 @@ import pytest
 from support.composed import composed
 
 from tinyvlm_cli.cli.main import main
-from tinyvlm_cli.config.schema import to_yaml
+from tinyvlm_cli.config.saved import to_yaml
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Run
@@ -71,6 +71,39 @@ def test_many_differences_are_counted_and_told_apart() -> None:
     changes = ("vision.mean=[0,0,0]", "vision.std=[1,1,1]", "vision.image_size=224")
     first, second = (names(*PAPER, *changes, f"vision.feature_layer={layer}")["vision"] for layer in (-1, -3))
     assert first.startswith("siglip+4-settings.") and second.startswith("siglip+4-settings.") and first != second
+
+
+def test_a_sweep_over_the_weights_of_a_mixture_has_different_names(conf: Path) -> None:
+    setting = "data.mixtures.finetune.sources.captions.weight"
+    assert names("data=mix")["data"] == "mix"
+    assert names("data=mix", f"{setting}=0.5")["data"] == "mix+finetune.captions.weight=0.5"
+    mine = "defaults: [mix, easyvqa@members.easyvqa, _self_]\n"
+    (conf / "data/mine.yaml").write_text(mine, encoding="utf-8")
+    shown = {composed("train", "data=mine", f"{setting}={weight}").data.name for weight in ("0.1", "0.5")}
+    assert shown == {f"mine+finetune.captions.weight={weight}" for weight in ("0.1", "0.5")}
+    config = composed("train", "data=mine", *PAPER)
+    assert config.data.name == "mine" and resolve(config).name == "TinyLLaVA-base-Sig-Phi-mine"
+
+
+def test_a_mixture_can_refer_to_other_members(conf: Path) -> None:
+    (conf / "data/mine.yaml").write_text(
+        "defaults: [sharegpt4v@members.share, easyvqa@members.easyvqa, _self_]\n"
+        "splits: {pretrain: '${data.members.share.splits.pretrain}'}\n"
+        "mixtures:\n"
+        "  finetune:\n"
+        "    sources:\n"
+        "      share: {split: '${data.members.share.splits.finetune}', limit: 1000}\n"
+        "      own: {split: {annotations: x.json, images: y, count: 7, source: here}, repeat: 2}\n",
+        encoding="utf-8",
+    )
+    data = composed("train", "data=mine").data
+    share = composed("train", "data=sharegpt4v").data
+    sources = data.mixtures["finetune"].sources
+    assert (sources["share"].split, sources["share"].limit) == (share.splits["finetune"], 1000)
+    assert (sources["own"].split.count, sources["own"].repeat) == (7, 2)
+    assert data.splits["pretrain"] == share.splits["pretrain"]
+    assert data.all_downloads.keys() == share.downloads.keys() and list(data.all_prepare) == ["easyvqa"]
+    assert list(data.all_splits) == ["pretrain", "finetune.share", "finetune.own"]
 
 
 def test_folders_of_the_same_name_are_told_apart() -> None:

@@ -10,7 +10,8 @@ from tinyvlm_cli.cli.commands import COMMANDS
 from tinyvlm_cli.cli.compose import compose_cells, prepare_hydra
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.config.build import check, sweeps_dir
-from tinyvlm_cli.config.schema import Train, from_yaml, to_yaml
+from tinyvlm_cli.config.saved import from_yaml, to_yaml
+from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.train.stages import resolve
 

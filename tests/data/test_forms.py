@@ -40,7 +40,7 @@ def observed(split: Split, folder: Path, words: PreTrainedTokenizerFast, vision:
     )  # fmt: skip
     for batch in step_batches(plan, first=0, last=6, rank=0, ranks=1, micro_tokens=600, workers=0):
         for micro in batch.micros:
-            yield {name: tensor.tolist() for name, tensor in vars(micro).items()}
+            yield {name: tensor.tolist() for name, tensor in vars(micro).items() if tensor is not None}
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ from tinyvlm_cli.cli.commands.plan import run_together
 from tinyvlm_cli.cli.compose import compose_cells, prepare_hydra
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.config.commands import Bench
-from tinyvlm_cli.config.schema import Engine, Parts, Precision, Stage, Tune, to_yaml
+from tinyvlm_cli.config.saved import to_yaml
+from tinyvlm_cli.config.schema import Engine, Parts, Precision, Stage, Tune
 from tinyvlm_cli.plan.cost import (
     Estimate,
     EvalResult,

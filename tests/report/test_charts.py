@@ -1,5 +1,6 @@
 """Charts and training curves."""
 
+from math import nan
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from tinyvlm_cli.report.charts import (
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Run, StepScore
 
-LOSS, THROUGHPUT = CURVES
+LOSS, BY_SOURCE, THROUGHPUT = CURVES
 
 
 def run(folder: str, **stages: str) -> Run:
@@ -81,6 +82,15 @@ def test_a_curve_is_a_field_of_every_step_of_a_stage_that_was_trained_here(tmp_p
     trained(tmp_path, "p", '{"loss": 2.0, "tokens_per_s": 7}\n{"loss": 1.0, "tokens_per_s": 9}\n')
     runs = [run("r", pretrain="p", finetune="not there")]
     assert read_curve(THROUGHPUT, runs, Results(tmp_path)) == {"pretrain": {"r": [7.0, 9.0]}}
+
+
+def test_the_loss_of_each_source_of_a_mixture_has_a_panel(tmp_path: Path) -> None:
+    trained(tmp_path, "p")
+    trained(tmp_path, "f", '{"loss": 2.0, "losses": {"a": 3.0}}\n{"loss": 1.5, "losses": {"a": 2.0, "b": 1.0}}\n')
+    found = read_curve(BY_SOURCE, [run("r", pretrain="p", finetune="f")], Results(tmp_path))
+    assert str(found) == str({"finetune: a": {"r": [3.0, 2.0]}, "finetune: b": {"r": [nan, 1.0]}})
+    (path,) = draw_curve(BY_SOURCE, found, [tmp_path / "c.svg"])
+    assert "finetune: b" in path.read_text(encoding="utf-8")
 
 
 def test_a_running_mean_is_over_the_last_values() -> None:

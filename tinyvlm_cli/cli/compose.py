@@ -36,7 +36,7 @@ from tinyvlm_cli.cli.commands import COMMANDS, Command
 from tinyvlm_cli.cli.config_files import CachedRepository, CachedSource, Overriding, SweepSource, TinyvlmSearchPath
 from tinyvlm_cli.cli.effects import check_repeated, with_effect
 from tinyvlm_cli.cli.explain import explain, read_arguments, trusted_arguments
-from tinyvlm_cli.cli.names import name_members, packaged_overrides, show_differences
+from tinyvlm_cli.cli.names import name_members, overridden, packaged_overrides, show_differences
 from tinyvlm_cli.cli.nested import compose_packaged, insert_benchmarks
 from tinyvlm_cli.config.build import PACKAGE, conf_dir, is_results_folder, targets_in, trust, trusted
 from tinyvlm_cli.config.ranges import out_of_range, ranges
@@ -98,7 +98,8 @@ class Cell:
                 return OmegaConf.to_object(self.composed)
             plain: Any = OmegaConf.to_container(self.composed, resolve=True)
             if overrides:
-                show_differences(plain, compose_packaged(self.command.name, tuple(overrides)))
+                packaged = compose_packaged(self.command.name, tuple(overrides))
+                show_differences(plain, packaged, overridden(self.hydra))
             # Merge again to reject keys that `+key=` added to the composition.
             return OmegaConf.to_object(OmegaConf.unsafe_merge(OmegaConf.structured(schema), plain))
         except OmegaConfBaseException as error:

@@ -121,8 +121,13 @@ def _partial_from_layer(config: Train, _: str, __: str) -> str | None:
 
 
 def _split(config: Train, name: str, _: str) -> str | None:
-    is_used = any(stage.split == name for stage in config.recipe.stages.values())
+    is_used = bool(config.data.mixtures) or any(stage.split == name for stage in config.recipe.stages.values())
     return None if is_used else f"no stage of recipe={config.recipe.name} uses the split {name}"
+
+
+def _mixture(config: Train, name: str, _: str) -> str | None:
+    is_used = any(stage.split == name for stage in config.recipe.stages.values())
+    return None if is_used else f"no stage of recipe={config.recipe.name} uses the mixture {name}"
 
 
 def _architecture(config: Any, _: str, __: str) -> str | None:
@@ -169,6 +174,7 @@ _RULES: tuple[tuple[str, str, Rule], ...] = (  # commands, settings, rule
     (_TRAINING, r"llm\.precision", _precision),
     ("eval", r"data_dir", _data_dir),
     ("train plan", r"data\.splits\.([^.]+)\..+", _split),
+    ("train plan", r"data\.mixtures\.([^.]+)\..+", _mixture),
     ("train", r"(?:llm|vision|vision\.second)\.architecture(?:\..+)?", _architecture),
     ("bench", r"evaluate\..+|tracker", lambda *_: "only `train` and `plan` use it"),
     ("train plan", r"evaluate\.(every|limit|eval_dir|judge)(?:\..+)?", _evaluate),

@@ -7,7 +7,7 @@ phi2 and displayed as Phi; `llm=phi2 llm.path=mydir` is named phi2+path=mydir an
 import hashlib
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -28,8 +28,10 @@ UNNAMED = ("???", *(f"${{hydra:runtime.choices.{group}}}" for group in GROUPS)) 
 # folders differ between machines.
 NOT_COMPARED = re.compile(
     r"(\w+\.)*architecture\b.*|prepare\b.*|name|label|partial_from_layer|paper_data"
-    r"|downloads\b.*|splits\.[^.]+\.(images|count|source|archives\b.*)"
+    r"|downloads\b.*|(splits\.[^.]+|mixtures\.[^.]+\.sources\.[^.]+\.split)\.(images|count|source|archives\b.*)"
+    r"|members\b.*"  # those that are used are in the mixtures
 )
+MIXTURES = "mixtures."
 MAX_SHOWN = 2  # settings listed in a name
 MAX_CHARACTERS = 24  # of a value in a name
 
@@ -41,7 +43,7 @@ def name_members(composed: DictConfig, hydra: Any) -> None:
     Raises UserError if a setting gives a member another name, or the label of another packaged member.
     """
     findings = []
-    overridden = {override.partition("=")[0].lstrip("+") for override in hydra.overrides.task}
+    typed = overridden(hydra)
     for group in GROUPS:
         choice = hydra.runtime.choices.get(group)
         if choice is None or not isinstance(composed.get(group), DictConfig):
@@ -58,7 +60,7 @@ def name_members(composed: DictConfig, hydra: Any) -> None:
             )
         OmegaConf.update(composed, f"{group}.name", name, force_add=True)
         if group in LABELLED:
-            is_own = f"{group}.label" in overridden or "label" in (read_yaml(file, "correct it") or {})
+            is_own = f"{group}.label" in typed or "label" in (read_yaml(file, "correct it") or {})
             label = str(stated["label"]) if is_own else name
             OmegaConf.update(composed, f"{group}.label", label)
             if (owner := packaged_labels(group).get(label, name)) != name:
@@ -66,6 +68,11 @@ def name_members(composed: DictConfig, hydra: Any) -> None:
                     f"{group}.label: '{label}' is already the label of {group}={owner}; choose another label"
                 )
     raise_findings(findings)
+
+
+def overridden(hydra: Any) -> set[str]:
+    """Return the settings on the command line and of the grid cell. hydra: see `name_members`."""
+    return {override.partition("=")[0].lstrip("+") for override in hydra.overrides.task}
 
 
 @cache
@@ -96,14 +103,22 @@ def packaged_overrides(config: DictConfig, hydra: Any) -> list[str]:
     return overrides + [f"{key}={QuotedString(value, Quote.double).with_quotes()}" for key, value in folders.items()]
 
 
-def show_differences(config: dict[str, Any], packaged: dict[str, Any]) -> None:
-    """Append the settings that differ from `packaged` to the names and labels in `config`, as "+setting=value"."""
+def show_differences(config: dict[str, Any], packaged: dict[str, Any], overridden: Collection[str]) -> None:
+    """Append the settings that differ from `packaged` to the names and labels in `config`, as "+setting=value".
+
+    overridden: settings on the command line. Those of a user's own mixture are appended too, so that the runs of a
+    sweep over its weights have different names.
+    """
     for group in GROUPS:
         member = config.get(group)
-        if not member or not (conf_dir() / group / f"{member['name']}.yaml").is_file():
+        if not member:
             continue
-        found, wanted = dict(_settings(member)), dict(_settings(packaged[group]))
-        paths = [path for path in {**found, **wanted} if found.get(path) != wanted.get(path)]
+        found = dict(_settings(member))
+        if (conf_dir() / group / f"{member['name']}.yaml").is_file():
+            wanted = dict(_settings(packaged[group]))
+            paths = [path for path in {**found, **wanted} if found.get(path) != wanted.get(path)]
+        else:
+            paths = [path for path in found if path.startswith(MIXTURES) and f"{group}.{path}" in overridden]
         suffix = ""
         if len(paths) > MAX_SHOWN:
             suffix = f"+{len(paths)}-settings.{_hash(repr([(path, found.get(path)) for path in paths]))}"
@@ -114,7 +129,8 @@ def show_differences(config: dict[str, Any], packaged: dict[str, Any]) -> None:
             # The last component of a path or class, with a hash if anything was dropped.
             last = text.rstrip("/").rpartition("." if path == "_target_" else "/")[2]
             safe = re.sub(r"[^\w.-]+", "_", last).strip("_")[:MAX_CHARACTERS]
-            key = re.sub(r"^(stages|splits)\.|\.annotations$|^_|_$", "", path)
+            short = re.sub(r"^mixtures\.([^.]+)\.sources\.", r"\1.", path)
+            key = re.sub(r"^(stages|splits)\.|\.annotations$|^_|_$", "", short)
             suffix += f"+{key}={safe}" if safe == text else f"+{key}={safe}.{_hash(text)}"
         for key in ("name", "label") if group in LABELLED else ("name",):
             member[key] += suffix

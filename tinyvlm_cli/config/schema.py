@@ -5,20 +5,15 @@ and wrong types are rejected immediately. `connector` and `benchmark` entries ar
 the constructor arguments of the class in `_target_`; `build.py` checks them.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf._utils import get_yaml_loader
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
 from tinyvlm_cli.config.download import Download
 from tinyvlm_cli.config.evaluation import Evaluate, Tracker
 from tinyvlm_cli.config.ranges import integer, number
-from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.untrusted import interpolation_in, read_yaml
 
 
 class Prompt(Enum):
@@ -160,15 +155,64 @@ class Split:
 
 
 @dataclass
-class Data:
-    """A group of training sets, one per split."""
+class Source:
+    """One of the training sets of a mixture, and how much of it is used."""
 
-    name: str = MISSING
+    split: Split = MISSING
+    weight: float | None = number(0, default=None)  # share of the samples, relative to the other sources; 0: not used
+    limit: int | None = integer(1, default=None)  # number of records, chosen at random; null: all
+    where: list[str] = field(default_factory=list)  # conditions on columns, such as "rating >= 3"; all must hold
+    repeat: float | None = number(above=0, default=None)  # times per epoch; null: once, or as `weight` requires
+
+
+@dataclass
+class Mixture:
+    """Several training sets, of which each step has its share."""
+
+    sources: dict[str, Source] = MISSING
+
+
+@dataclass
+class Member:
+    """A group of training sets, one per split, which a mixture can refer to."""
+
+    name: str = ""
     splits: dict[str, Split] = MISSING  # split name -> training set
     # File or folder in data_dir -> where it comes from; null: not needed, although a member that it extends names it.
     downloads: dict[str, Download | None] = field(default_factory=dict)
-    exif: Exif = Exif.ignore  # whether photos are turned as their Exif metadata states; also applies to questions
     prepare: dict[str, Any] | None = None
+
+
+@dataclass
+class Data(Member):
+    """A group of training sets, one split or mixture per type of stage."""
+
+    name: str = MISSING
+    exif: Exif = Exif.ignore  # whether photos are turned as their Exif metadata states; also applies to questions
+    mixtures: dict[str, Mixture] = field(default_factory=dict)  # split name -> mixture, instead of the split
+    members: dict[str, Member] = field(default_factory=dict)  # other groups, which the mixtures refer to
+
+    @property
+    def all_splits(self) -> dict[str, Split]:
+        """Return the training sets that stages use, by name: NAME for a split, NAME.SOURCE for a mixture's source."""
+        mixed = {f"{name}.{key}": one.split for name, mix in self.mixtures.items() for key, one in mix.sources.items()}
+        return {name: split for name, split in self.splits.items() if name not in self.mixtures} | mixed
+
+    @property
+    def all_downloads(self) -> dict[str, Download | None]:
+        """Return the downloads of this group and of its members."""
+        return {key: spec for data in (*self.members.values(), self) for key, spec in data.downloads.items()}
+
+    @property
+    def all_prepare(self) -> dict[str, dict[str, Any]]:
+        """Return the `prepare` nodes of this group and of its members, by the name of the group."""
+        groups = {self.name: self, **self.members}
+        return {name: group.prepare for name, group in groups.items() if group.prepare}
+
+    def setting(self, name: str) -> str:
+        """Return the setting of one of `all_splits`."""
+        mixture, _, source = name.partition(".")
+        return f"data.mixtures.{mixture}.sources.{source}.split" if source else f"data.splits.{name}"
 
 
 @dataclass
@@ -304,42 +348,3 @@ class Train:
     seed: int = integer(0, 2**32 - 1)
     data_dir: str = MISSING
     results_dir: str = MISSING
-
-
-C = TypeVar("C")
-
-
-def to_yaml(config: Any) -> str:
-    """Return a configuration object as YAML. Its values are resolved already.
-
-    Raises UserError for a text with ${...}, which could not be read again.
-    """
-    if (text := interpolation_in(asdict(config))) is not None:
-        raise UserError(f"settings cannot contain ${{...}}, but found {text!a:.80}; rename the file or setting")
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def from_yaml(kind: type[C], path: Path) -> C:
-    """Load a configuration object written with `to_yaml` by this or an earlier version.
-
-    The file may come from another person, so it is read without interpolation, which could reveal the environment.
-    Raises UserError if the file contains settings that this version does not support.
-    """
-    advice = "restore the file, or train the run again"
-    content = read_yaml(path, advice, loader=get_yaml_loader())
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a configuration; {advice}")
-    if (text := interpolation_in(content)) is not None:
-        raise UserError(f"{path}: contains {text!a:.80}, but saved configurations are not interpolated; {advice}")
-    try:
-        written = OmegaConf.create(content)
-        if isinstance(data := OmegaConf.select(written, "data"), DictConfig):
-            data.pop("label", None)  # written by earlier versions, as is `image_sources`
-            data.pop("image_sources", None)
-        loaded = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), written))
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        text = f"{path}: not supported by this version of tinyvlm ({reason}); train the run again"
-        raise UserError(text) from None
-    assert isinstance(loaded, kind)
-    return loaded

@@ -42,16 +42,19 @@ class MicroBatch:
     targets: Tensor  # [P] ids of these next tokens
     weights: Tensor  # [P] fp32 loss weights of the targets; over a whole step, they sum to the number of targets
     pixels: Tensor  # [max(I, 1), 3, size, size] uint8; one blank image if the row has no images
+    sources: Tensor | None = None  # [P] indices of the mixture's sources that the targets are from; None: no mixture
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Copy the batch to `device`, asynchronously if its memory is pinned."""
-        tensors = {name: tensor for name, tensor in vars(self).items() if name != "lengths"}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+        return replace(self, **{name: one.to(device, non_blocking=True) for name, one in self._tensors().items()})
 
     def pin_memory(self) -> "MicroBatch":
         """Copy the batch to pinned memory. The `DataLoader` calls this method."""
-        tensors = {name: tensor for name, tensor in vars(self).items() if name != "lengths"}
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that the device needs."""
+        return {name: one for name, one in vars(self).items() if name != "lengths" and one is not None}
 
 
 def expand(ids: NDArray[np.int32], supervised: NDArray[np.bool_], *, tokens_per_image: int, max_length: int) -> Tokens:
@@ -60,18 +63,22 @@ def expand(ids: NDArray[np.int32], supervised: NDArray[np.bool_], *, tokens_per_
     return np.repeat(ids, repeats)[:max_length], np.repeat(supervised, repeats)[:max_length]
 
 
-def row_of(expanded: Sequence[Tokens], pixels: Tensor, *, weights: Sequence[float]) -> MicroBatch:
+def row_of(
+    expanded: Sequence[Tokens], pixels: Tensor, *, weights: Sequence[float], sources: Sequence[int] | None = None
+) -> MicroBatch:
     """Pack samples into one row, in the given order.
 
     expanded: samples from `expand`. The first token of a sample must not be supervised, because no token precedes it.
     pixels: [max(I, 1), 3, size, size] uint8, the samples' images in order, or one blank image.
     weights: for each sample, the loss weight of its supervised tokens.
+    sources: for each sample, the index of its source in a mixture.
     """
     ids = np.concatenate([ids for ids, _ in expanded])
     supervised = np.concatenate([flags for _, flags in expanded])
     lengths = [len(ids) for ids, _ in expanded]
     positions = np.concatenate([np.arange(length) for length in lengths])
-    token_weights = np.repeat(np.array(weights, np.float32), [flags.sum() for _, flags in expanded])
+    num_supervised = [flags.sum() for _, flags in expanded]
+    token_weights = np.repeat(np.array(weights, np.float32), num_supervised)
     is_image = ids == IMAGE
     targets = np.flatnonzero(supervised)
     return MicroBatch(
@@ -83,6 +90,7 @@ def row_of(expanded: Sequence[Tokens], pixels: Tensor, *, weights: Sequence[floa
         targets=torch.from_numpy(ids[targets].astype(np.int64)),
         weights=torch.from_numpy(token_weights),
         pixels=pixels,
+        sources=None if sources is None else torch.from_numpy(np.repeat(np.array(sources, np.int64), num_supervised)),
     )
 
 

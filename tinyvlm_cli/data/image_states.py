@@ -17,6 +17,7 @@ from tinyvlm_cli.files import FileState, write_text
 
 if TYPE_CHECKING:
     from tinyvlm_cli.data.index import SplitIndex
+    from tinyvlm_cli.data.mixture import MixedIndex
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ FILE = "images.json"
 SAMPLED = 1000  # images
 
 
-def record_images(index: "SplitIndex", images: ImageStore, folder: Path, *, used_by: str) -> None:
+def record_images(index: "SplitIndex | MixedIndex", images: ImageStore, folder: Path, *, used_by: str) -> None:
     """Write the states of a sample of the index's images to `folder`, and warn about those that have changed.
 
     used_by: what was made from the recorded images, for the warning.

@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
@@ -102,6 +102,50 @@ class ImageStore:
 
     def _place(self, name: str) -> Place | None:
         return None if self.places is None else self.places.find(name)
+
+
+@dataclass(frozen=True)
+class MixedImages(ImageStore):
+    """The images of the sources of a mixture. A name is that of the source, a slash, and the name within the source."""
+
+    stores: Mapping[str, ImageStore] = field(default_factory=dict)
+
+    def source(self, name: str) -> Path | bytes:
+        """See `ImageStore`, as for the other methods."""
+        store, own = self._find(name)
+        return store.source(own)
+
+    def path(self, name: str) -> Path:
+        store, own = self._find(name)
+        return store.path(own)
+
+    def label(self, name: str) -> str:
+        store, own = self._find(name)
+        return store.label(own)
+
+    def contains(self, name: str) -> bool:
+        store, own = self._find(name)
+        return store.contains(own)
+
+    def missing(self, names: list[str]) -> list[str]:
+        missing: set[str] = set()
+        for key, store in self.stores.items():
+            prefix = f"{key}/"
+            own = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+            missing.update(prefix + name for name in store.missing(own))
+        return [name for name in names if name in missing]
+
+    def state(self, name: str) -> FileState:
+        store, own = self._find(name)
+        return store.state(own)
+
+    def is_unchanged(self, name: str, state: FileState) -> bool:
+        store, own = self._find(name)
+        return store.is_unchanged(own, state)
+
+    def _find(self, name: str) -> tuple[ImageStore, str]:
+        key, _, own = name.partition("/")
+        return self.stores[key], own
 
 
 def record_files(split: Split) -> list[Path]:

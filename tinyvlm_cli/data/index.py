@@ -74,6 +74,7 @@ class Sample:
     supervised: NDArray[np.bool_]  # [T] false for the first token, which no token precedes
     images: tuple[str, ...]  # paths relative to the image root
     id: str
+    source: int = 0  # index of the mixture's source that contains it
 
 
 class SplitIndex:
@@ -112,9 +113,10 @@ class SplitIndex:
         for number in range(len(self)):
             self.sample(number)
 
-    def images(self) -> Iterator[str]:
-        """Yield the image paths of all samples, in order, with duplicates."""
-        for row in self._samples[self._samples["num_images"] > 0]:
+    def images(self, numbers: NDArray[np.int64] | None = None) -> Iterator[str]:
+        """Yield the image paths of the samples with the given numbers, or of all, in order, with duplicates."""
+        rows = self._samples if numbers is None else self._samples[numbers]
+        for row in rows[rows["num_images"] > 0]:
             yield from bytes(self._texts[row["text"] : row["text"] + row["image_bytes"]]).decode().split("\0")
 
     def lengths(self, tokens_per_image: int, max_length: int) -> NDArray[np.int32]:
@@ -143,6 +145,12 @@ class SplitIndex:
     def irregular_images(self) -> dict[str, int]:
         """Numbers of images with an Exif rotation or wide pixel values, by kind."""
         return read_counts(self.folder / IRREGULAR_IMAGES)
+
+    @property
+    def record_numbers(self) -> NDArray[np.int64]:
+        """Index of each sample's record in the split, from 0."""
+        left_out = [line["number"] for line in read_jsonl(self.folder / "left_out.jsonl")]
+        return np.delete(np.arange(len(self) + len(left_out)), np.array(left_out, np.int64))
 
     @property
     def num_left_out(self) -> int:
@@ -184,9 +192,6 @@ class SyntheticIndex:
     def lengths(self, tokens_per_image: int, max_length: int) -> NDArray[np.int32]:
         """Return the length of each sample, including image tokens, after truncation: [N]."""
         return np.minimum(self.texts + self.has_image * tokens_per_image, max_length).astype(np.int32)
-
-
-Samples = SplitIndex | SyntheticIndex
 
 
 def open_index(

@@ -21,7 +21,9 @@ from tinyvlm_cli.data.batch import MicroBatch, Tokens, Work, blank, expand, row_
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.data.image_store import ImageStore
 from tinyvlm_cli.data.images import pixels
-from tinyvlm_cli.data.index import Sample, Samples
+from tinyvlm_cli.data.index import Sample
+from tinyvlm_cli.data.mixture import Samples
+from tinyvlm_cli.data.shares import MixedOrder
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.signals import STOP_S, STOP_SIGNALS, ignored
 
@@ -44,9 +46,17 @@ class StagePlan:
     seed: int
     upright: bool = False  # turn images as their Exif orientation states
     samples_per_mean: int | None = None  # average the loss over groups of this size, then over groups; None: no groups
+    order: MixedOrder | None = None  # of the samples of a mixture; None: each epoch has all usable samples
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Return the number of samples in an epoch, with those of an incomplete last step."""
+        return len(self.usable) if self.order is None else self.order.num_samples
 
     def samples(self, step: int) -> NDArray[np.int64]:
         """Return the numbers of the samples in a step, in order. Steps are counted from 0."""
+        if self.order is not None:
+            return self.order.samples(step)
         return step_samples(self.usable, step, samples_per_step=self.samples_per_step, seed=self.seed)
 
     def expand(self, sample: Sample) -> Tokens:
@@ -191,9 +201,10 @@ def pack(plan: StagePlan, micro: Micro, weights: Mapping[int, float]) -> MicroBa
 
     weights: for each sample, the loss weight of its supervised tokens, see `StagePlan.token_weights`.
     """
-    expanded, loaded = [], []
+    expanded, loaded, sources = [], [], []
     for number in micro:
         sample = plan.index.sample(number)
+        sources.append(sample.source)
         ids, supervised = plan.expand(sample)
         # If truncation cut through an image, its remaining positions are at the end of the sample, after all labels.
         # They are dropped, because otherwise the missing image tokens would come from the row's next image.
@@ -207,6 +218,7 @@ def pack(plan: StagePlan, micro: Micro, weights: Mapping[int, float]) -> MicroBa
             hint = "run `tinyvlm data check` to find all such images, whose records training then leaves out"
             raise UserError(f"{error}; {hint}") from None
     if not micro:  # there is no sample for this micro-batch: use one unsupervised token
-        expanded = [(np.zeros(1, np.int32), np.zeros(1, np.bool_))]
+        expanded, sources = [(np.zeros(1, np.int32), np.zeros(1, np.bool_))], [0]
     images = torch.from_numpy(np.stack(loaded)) if loaded else blank(plan.vision)
-    return row_of(expanded, images, weights=[weights[number] for number in micro] or [1.0])
+    token_weights = [weights[number] for number in micro] or [1.0]
+    return row_of(expanded, images, weights=token_weights, sources=None if plan.order is None else sources)

@@ -44,7 +44,7 @@ def wanted_by(config: DataCommand) -> list[Wanted]:
     wanted: list[Wanted] = []
     root = Path(config.data_dir)
     if config.data is not None:
-        findings += _faults(f"data={config.data.name}", config.data.downloads, config.data.prepare)
+        findings += _faults(f"data={config.data.name}", config.data.all_downloads, config.data.all_prepare)
         wanted += of_data(config.data, root)
     for name, node in config.benchmark.items():
         with collected(findings):
@@ -78,13 +78,13 @@ def of_data(data: Data, root: Path) -> list[Wanted]:
     """Return the files of a data set. root: data_dir"""
     folders = {
         Path(archive): Path(split.images) / folder
-        for split in data.splits.values()
+        for split in (*data.splits.values(), *data.all_splits.values())
         for folder, archive in split.archives.items()
         if split.images is not None
     }
     return [
         Wanted(f"data={data.name}", root / key, spec, folder=folders.get(root / key))
-        for key, spec in data.downloads.items()
+        for key, spec in data.all_downloads.items()
         if spec is not None
     ]
 

@@ -20,7 +20,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from tinyvlm_cli.checkpoint.parts import build_model
 from tinyvlm_cli.checkpoint.tokenizers import compare_tokenizer
-from tinyvlm_cli.config.schema import LLM, Exif, Stage, Train, Vision, from_yaml
+from tinyvlm_cli.config.saved import from_yaml
+from tinyvlm_cli.config.schema import LLM, Exif, Stage, Train, Vision
 from tinyvlm_cli.data.chat import IMAGE, around_images, encode_prompt
 from tinyvlm_cli.data.check import num_cores
 from tinyvlm_cli.data.images import open_image, pixels

@@ -41,6 +41,7 @@ class VLM(nn.Module):
         self.connector = connector
         self.llm = llm
         self.token_losses = token_losses
+        self.position_losses = torch.zeros(0)  # of the last forward pass: the cross-entropy at each position, [P]
 
     @property
     def tokens_per_image(self) -> int:
@@ -74,11 +75,14 @@ class VLM(nn.Module):
         hidden = self._hidden(batch)
         count = -(-len(hidden) // LOGITS_AT_ONCE)
         if count <= 1:
-            return self._loss(hidden, batch.targets, batch.weights)
+            loss, self.position_losses = self._loss(hidden, batch.targets, batch.weights)
+            return loss
         # The logits of all positions at once could exceed the planned peak memory.
         targets = [piece.clone() for piece in batch.targets.tensor_split(count)]  # views would be compiled separately
         pieces = zip(hidden.tensor_split(count), targets, batch.weights.tensor_split(count), strict=True)
-        return torch.stack([checkpoint(self._loss, *piece, use_reentrant=False) for piece in pieces]).sum()
+        done = [checkpoint(self._loss, *piece, use_reentrant=False) for piece in pieces]
+        self.position_losses = torch.cat([losses for _, losses in done])
+        return torch.stack([loss for loss, _ in done]).sum()
 
     @torch.no_grad()
     def check_head(self) -> None:
@@ -141,8 +145,10 @@ class VLM(nn.Module):
         ).last_hidden_state  # [1, T, D]
         return hidden[0, batch.predict]
 
-    def _loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        return torch.dot(self.token_losses(self.llm.get_output_embeddings()(hidden), targets), weights)
+    def _loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weighted sum of the cross-entropy, and the cross-entropy at each position without gradients."""
+        losses = self.token_losses(self.llm.get_output_embeddings()(hidden), targets)
+        return torch.dot(losses, weights), losses.detach()
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:

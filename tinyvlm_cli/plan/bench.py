@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 
 from tinyvlm_cli.config.commands import Bench
-from tinyvlm_cli.config.schema import PARTS, from_yaml
+from tinyvlm_cli.config.saved import from_yaml
+from tinyvlm_cli.config.schema import PARTS, Source, Split
 from tinyvlm_cli.data.batch import Work
 from tinyvlm_cli.data.check import num_cores
 from tinyvlm_cli.data.images import write_jpegs
@@ -162,7 +163,7 @@ def _synthetic_plan(config: Bench, job: StageJob, model: VLM, image_dir: Path, *
         max_length=job.llm.max_length,
         seed=config.seed,
     )
-    job = replace(job, split=replace(job.split, images=str(image_dir)))
+    job = replace(job, sources={job.stage.split: Source(split=Split(images=str(image_dir), annotations="synthetic"))})
     return stage_plan(job, index, tokens_per_image=model.tokens_per_image)
 
 

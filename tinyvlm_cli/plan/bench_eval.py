@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 
 from tinyvlm_cli.config.commands import Bench, Workload
-from tinyvlm_cli.config.schema import ImageMode, Vision, from_yaml
+from tinyvlm_cli.config.saved import from_yaml
+from tinyvlm_cli.config.schema import ImageMode, Vision
 from tinyvlm_cli.data.batch import Work
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.data.images import open_image, pixels, write_jpegs

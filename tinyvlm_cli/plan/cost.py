@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tinyvlm_cli.config.commands import Assumed, Bench, Mix, Plan
-from tinyvlm_cli.config.schema import Engine, Precision, Stage, from_yaml
+from tinyvlm_cli.config.saved import from_yaml
+from tinyvlm_cli.config.schema import Engine, Precision, Stage
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.sources import SourceCounts
 from tinyvlm_cli.results.weights import check_weights, done_before
 from tinyvlm_cli.train.layout import GIB, USABLE, Layout, Need, Needs, choose, fixed_layout, longest_row
 from tinyvlm_cli.train.stages import RunJob, StageJob, resolve, stage_job
@@ -43,7 +45,7 @@ class Row:
 class Estimate:
     """Work and sizes of a stage, independent of the machine."""
 
-    samples: int  # published number of records in the split
+    samples: int  # published number of records in the split, or the samples in an epoch of a mixture
     steps: int  # optimizer steps
     parameters: dict[str, int]  # of each part, as kept in memory
     trained: dict[str, int]  # of each part, those that this stage trains
@@ -51,6 +53,7 @@ class Estimate:
     tokens: int | None  # in all steps, including image tokens; None if the lengths of the samples are unknown
     operations: float | None  # required by all steps (flops.py); None if `tokens` is None
     row: Row
+    sources: tuple[SourceCounts, ...] = ()  # of a mixture
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,15 @@ from tinyvlm_cli.config.commands import Mix
 from tinyvlm_cli.config.schema import PARTS, Stage
 from tinyvlm_cli.data.batch import Work
 from tinyvlm_cli.data.loader import num_steps
+from tinyvlm_cli.data.mixture import is_mixture, known_size
+from tinyvlm_cli.data.shares import epoch_of
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.flops import Flops, is_trained, training_flops
 from tinyvlm_cli.model.tuning import choose_trained
 from tinyvlm_cli.model.vision import layers_of
 from tinyvlm_cli.model.vlm import LOGITS_AT_ONCE, VLM, meta_model
 from tinyvlm_cli.plan.cost import Estimate, Row
+from tinyvlm_cli.results.sources import SourceCounts
 from tinyvlm_cli.train.optim import count
 from tinyvlm_cli.train.stages import StageJob
 
@@ -106,7 +109,10 @@ def estimate_stage(job: StageJob, model: Sizes, mix: Mix | None = None) -> Estim
 
     mix: the lengths of the split's samples; None if unknown. Raises UserError if the stage has no step.
     """
-    stage, samples = job.stage, job.split.count
+    stage = job.stage
+    sizes = {name: known_size(source, job.results) for name, source in job.sources.items()}
+    epoch = epoch_of(list(job.sources.values()), [size for size, _ in sizes.values()])
+    samples = epoch.num_samples
     steps = num_steps(samples, samples_per_step=stage.samples_per_step, epochs=stage.epochs, max_steps=stage.max_steps)
     if samples and not steps:
         raise UserError(
@@ -114,8 +120,9 @@ def estimate_stage(job: StageJob, model: Sizes, mix: Mix | None = None) -> Estim
             f"of split '{stage.split}'; lower it"
         )
     work = None
+    num = steps * stage.samples_per_step
     if mix is not None:
-        num, max_length = steps * stage.samples_per_step, job.llm.max_length
+        max_length = job.llm.max_length
         work = expected_work(mix, num, tokens_per_image=model.tokens_per_image, max_length=max_length)
     return Estimate(
         samples=samples,
@@ -126,6 +133,22 @@ def estimate_stage(job: StageJob, model: Sizes, mix: Mix | None = None) -> Estim
         tokens=work.tokens if work else None,
         operations=model.flops.of(work) if work else None,
         row=model.row,
+        sources=tuple(
+            SourceCounts(
+                name=name,
+                records=job.sources[name].split.count,
+                usable=size,
+                share=float(share),
+                samples=count,
+                tokens=round(work.tokens * count / num) if work and num else None,
+                is_counted=is_counted,
+            )
+            for (name, (size, is_counted)), share, count in zip(
+                sizes.items(), epoch.shares, epoch.samples(num), strict=True
+            )
+        )
+        if is_mixture(job.sources)
+        else (),
     )
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader
 
-from tinyvlm_cli.config.schema import PARTS, Exif, Train
+from tinyvlm_cli.config.schema import PARTS, Exif, Split, Train
 from tinyvlm_cli.console import printable
+from tinyvlm_cli.data.mixture import sources_of
 from tinyvlm_cli.files import read_jsonl
 from tinyvlm_cli.report.scores import CHOICES, read_published
 from tinyvlm_cli.report.sheet import DASH, markdown
@@ -57,8 +58,7 @@ class Card:
             is_llava=self.is_llava,
             components=self._components(),
             stages=stages,
-            sources=dict.fromkeys(self.config.data.splits[self.config.recipe.stages[row[0]].split].source
-                                  for row in stages),
+            sources=dict.fromkeys(split.source for row in stages for split in self._splits(row[0])),
             scores=self._scores(real),
             notes=self._notes(real),
             limits=self._limits(real),
@@ -79,7 +79,7 @@ class Card:
         paths = [self.config.llm.path, self.config.vision.path]
         if self.config.vision.second:
             paths.append(self.config.vision.second.path)
-        specs = (spec for spec in self.config.data.downloads.values() if spec is not None)
+        specs = (spec for spec in self.config.data.all_downloads.values() if spec is not None)
         results = [
             EvalResult(
                 task_type="visual-question-answering", dataset_type=row.benchmark,
@@ -127,12 +127,18 @@ class Card:
         rows: Rows = []
         for name in self._stage_names():
             stage = self.config.recipe.stages[name]
-            split = self.config.data.splits[stage.split]
+            splits = self._splits(name)
             path = folders[name] / "train.jsonl"
             steps = f"{sum(1 for _ in read_jsonl(path)):,}" if path.is_file() else DASH
-            numbers = (f"{split.count:,}", steps, str(stage.samples_per_step), str(stage.epochs), f"{stage.lr:g}")
-            rows.append((name, Path(split.annotations).name, *numbers))
+            count = sum(split.count for split in splits)
+            numbers = (f"{count:,}", steps, str(stage.samples_per_step), str(stage.epochs), f"{stage.lr:g}")
+            rows.append((name, " + ".join(Path(split.annotations).name for split in splits), *numbers))
         return rows
+
+    def _splits(self, stage: str) -> list[Split]:
+        """Return the training sets of a stage."""
+        sources = sources_of(self.config.data, self.config.recipe.stages[stage].split)
+        return [source.split for source in sources.values()]
 
     def _scores(self, real: list[ScoreRow]) -> Rows:
         """Return one row per benchmark, with the published score of the model with the same components."""

@@ -35,10 +35,12 @@ class Curve:
     field: str
     label: str  # y axis label
     scale: str  # y axis scale
+    is_by_source: bool = False  # the field has a value for each source of a mixture, and each source has a panel
 
 
 CURVES = (
     Curve("loss", "Training loss", "loss", "loss", "log"),
+    Curve("loss-by-source", "Training loss by source of the mixture", "losses", "loss", "log", is_by_source=True),
     Curve("throughput", "Training throughput over all GPUs", "tokens_per_s", "tokens per second", "linear"),
 )
 
@@ -102,12 +104,13 @@ def read_curve(curve: Curve, runs: Sequence[Run], results: Results) -> dict[str,
         if not path.is_file():
             continue
         try:
-            values = [float(record[curve.field]) for record in read_jsonl(path)]
+            found = _panels(curve, list(read_jsonl(path)))
         except UserError:
             raise
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path}: a line has no valid '{curve.field}' ({error!r}); delete that line") from None
-        stages.setdefault(stage, {})[label] = values
+        for source, values in found.items():
+            stages.setdefault(f"{stage}{source}", {})[label] = values
     return stages
 
 
@@ -177,6 +180,15 @@ def _shown(label: str) -> str:
     """Return a label for the legend, with at most three lines."""
     names = label.splitlines()
     return label if len(names) <= 3 else "\n".join([*names[:2], f"and {len(names) - 2} more runs"])
+
+
+def _panels(curve: Curve, records: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return the values of all steps, by what the panel's title has after the name of the stage."""
+    if not curve.is_by_source:
+        return {"": [float(record[curve.field]) for record in records]}
+    steps = [record.get(curve.field) or {} for record in records]  # a step can have no tokens of a source
+    names = dict.fromkeys(name for step in steps for name in step)
+    return {f": {name}": [float(step.get(name, nan)) for step in steps] for name in names}
 
 
 def running_mean(values: Sequence[float]) -> list[float]:

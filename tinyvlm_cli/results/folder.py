@@ -7,6 +7,7 @@ results/
     config.yaml                the resolved configuration of the run that trained it
     train.jsonl                one line per optimizer step
     scores.jsonl               one StepScore per benchmark and evaluated step, see `evaluate.every`
+    sources.json               what the stage takes from each source, if its training set is a mixture
     <part>.safetensors         the parts that this stage trained
     checkpoints/               while it trains
     DONE                       written last

@@ -62,6 +62,7 @@ class Engine:
         self.micro = 0
         self.wants_stop: Callable[[], bool] = lambda: False  # whether this rank was asked to stop
         self.stops = torch.zeros(())  # whether any rank was asked to stop before the last step
+        self.source_losses = torch.zeros(0)  # loss of the last step by source of the mixture; NaN without tokens
         if self.keeps_fp32_sums:
             self._accumulate_in_place(model)
         with redirect_stdout(io.StringIO()):  # DeepSpeed prints memory usage during initialization
@@ -92,27 +93,35 @@ class Engine:
         model: VLM = self.engine.module
         return model
 
-    def step(self, micros: Sequence[MicroBatch], *, lr: float, supervised_tokens: int) -> Tensor:
+    def step(self, micros: Sequence[MicroBatch], *, lr: float, supervised_tokens: int, num_sources: int = 0) -> Tensor:
         """Take one optimizer step on this rank's micro-batches and return the loss as a scalar on the device.
 
         supervised_tokens: number of supervised tokens in the step, over all ranks. The loss is the mean over these
         tokens, regardless of how they are distributed over ranks and micro-batches.
+        num_sources: number of sources of the mixture that the samples are from; 0: no mixture.
         """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
-        totals = torch.tensor([0.0, float(self.wants_stop())], device=self.device)  # the loss, and ranks to stop
+        # The loss, the ranks to stop, and for each source of a mixture its loss and the sum of its tokens' weights.
+        totals = torch.tensor([0.0, float(self.wants_stop()), *[0.0] * (2 * num_sources)], device=self.device)
+        of_sources = totals[2:].view(2, num_sources)
         scale = self.ranks / supervised_tokens  # DeepSpeed averages gradients over the ranks
         for i, micro in enumerate(micros):
             note_progress()
             self.micro = i
             self.engine.set_gradient_accumulation_boundary(i == len(micros) - 1)
-            loss = self.engine(micro.to(self.device))
+            batch = micro.to(self.device)
+            loss = self.engine(batch)
+            if batch.sources is not None:
+                weighted = torch.stack([self.model.position_losses * batch.weights, batch.weights])
+                of_sources.index_add_(1, batch.sources, weighted)
             self.engine.backward(loss * scale, scale_wrt_gas=False)
             totals[0] += loss.detach()
         note_progress()
         self.engine.step()
         dist.all_reduce(totals)
         self.stops = totals[1] > 0
+        self.source_losses = of_sources[0] / of_sources[1]
         return totals[0] / supervised_tokens
 
     @property

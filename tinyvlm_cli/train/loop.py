@@ -17,11 +17,11 @@ from tinyvlm_cli.checkpoint.parts import build_model, save_part
 from tinyvlm_cli.config.schema import PARTS, Exif, Loss, Stage
 from tinyvlm_cli.config.schema import Engine as EngineSettings
 from tinyvlm_cli.data.batch import widest_row
-from tinyvlm_cli.data.check import check_before_training, log_irregular_images, num_cores
+from tinyvlm_cli.data.check import num_cores
 from tinyvlm_cli.data.image_states import record_images
-from tinyvlm_cli.data.image_store import open_images
-from tinyvlm_cli.data.index import Samples, SplitIndex, open_index
+from tinyvlm_cli.data.index import SplitIndex
 from tinyvlm_cli.data.loader import StagePlan, num_steps, prepare_loaders, step_batches
+from tinyvlm_cli.data.mixture import MixedIndex, Samples, check_images, open_all_images, open_samples
 from tinyvlm_cli.errors import StoppedError, UserError
 from tinyvlm_cli.heartbeat import end_progress, note_progress
 from tinyvlm_cli.model.attention.packed import register
@@ -30,6 +30,7 @@ from tinyvlm_cli.model.llm import load_tokenizer
 from tinyvlm_cli.model.pretrained import DTYPES, part_config
 from tinyvlm_cli.model.tuning import choose_trained
 from tinyvlm_cli.model.vlm import LOGITS_AT_ONCE, VLM, compile_layers
+from tinyvlm_cli.results.sources import SourceCounts, write_sources
 from tinyvlm_cli.signals import StopRequest
 from tinyvlm_cli.train.checkpoint import Checkpoints
 from tinyvlm_cli.train.engine import Engine, start_process_group
@@ -61,16 +62,15 @@ def train_stage(job: StageJob, scorer: Scorer | None = None) -> None:
         prepare_loaders()
     index = stage_index(job)
     if is_main:
-        images = open_images(job.split, job.results)
-        check_before_training(index.images(), job.split, images)
-        log_irregular_images(index.irregular_images, job.split, job.results, upright=job.exif is Exif.upright)
+        check_images(index, job.sources, job.results, upright=job.exif is Exif.upright)
+        images = open_all_images(job.sources, job.results)
         record_images(index, images, job.folder, used_by="this stage began")
     model = build_model(
         job.llm, job.vision, job.connector, job.before,
         seed=job.seed, dtype=DTYPES[job.engine.precision], attention=register(), four_bit=stage.four_bit_parts,
     )  # fmt: skip
     plan = stage_plan(job, index, tokens_per_image=model.tokens_per_image)
-    steps, unused = count_steps(job.name, stage, len(plan.usable))
+    steps, unused = count_steps(job.name, stage, plan.samples_per_epoch)
     choose_trained(model, stage)
     flops = training_flops(model)  # before the engine wraps and, with ZeRO-3, partitions the model
     if is_main:
@@ -82,7 +82,11 @@ def train_stage(job: StageJob, scorer: Scorer | None = None) -> None:
             job.name, steps, stage.samples_per_step, dist.get_world_size(),
             "GPU(s)" if torch.cuda.is_available() else "CPU process(es)", job.engine.precision.value, job.engine.zero,
         )  # fmt: skip
-        if unused:
+        if isinstance(index, MixedIndex):
+            write_sources(job.folder, counts := count_sources(plan, index, steps))
+            for one in counts:
+                log.info("%s: %s", job.name, one.describe())
+        elif unused:
             log.info("%s", unused)
     engine, layout = start_engine(job, model, device)
     checkpoints = Checkpoints(job.folder / "checkpoints", device)
@@ -122,22 +126,23 @@ def start_engine(job: StageJob, model: VLM, device: torch.device) -> tuple[Engin
     return engine, fit(engine, settings, max_length=job.llm.max_length, row_of=row_of)
 
 
-def stage_index(job: StageJob) -> SplitIndex:
-    """Return the tokenized samples of a stage's split."""
+def stage_index(job: StageJob) -> SplitIndex | MixedIndex:
+    """Return the tokenized samples of a stage."""
     vocabulary = part_config(job.llm, where="llm.path", planned=False).vocab_size
     tokenizer, chat = load_tokenizer(job.llm, num_embeddings=vocabulary), job.llm.chat
-    return open_index(job.split, tokenizer=tokenizer, chat=chat, prompt=job.stage.prompt, results=job.results)
+    return open_samples(job.sources, tokenizer=tokenizer, chat=chat, prompt=job.stage.prompt, results=job.results)
 
 
 def stage_plan(job: StageJob, index: Samples, *, tokens_per_image: int) -> StagePlan:
     """Return the plan of a stage: its samples and the settings that determine what each step computes."""
     stage = job.stage
     lengths = index.lengths(tokens_per_image, job.llm.max_length)
+    usable = np.flatnonzero(lengths)
     return StagePlan(
         index=index,
-        usable=np.flatnonzero(lengths),
+        usable=usable,
         lengths=lengths,
-        images=open_images(job.split, job.results),
+        images=open_all_images(job.sources, job.results),
         vision=job.vision,
         image_mode=stage.image_mode,
         tokens_per_image=tokens_per_image,
@@ -146,7 +151,27 @@ def stage_plan(job: StageJob, index: Samples, *, tokens_per_image: int) -> Stage
         seed=job.seed,
         upright=job.exif is Exif.upright,
         samples_per_mean=stage.samples_per_mean if stage.loss is Loss.mean_of_means else None,
+        order=index.order(usable, samples_per_step=stage.samples_per_step, seed=job.seed)
+        if isinstance(index, MixedIndex)
+        else None,
     )
+
+
+def count_sources(plan: StagePlan, index: MixedIndex, steps: int) -> list[SourceCounts]:
+    """Return what the steps of a stage take from each source of a mixture."""
+    assert plan.order is not None
+    samples = plan.order.count(steps)
+    return [
+        SourceCounts(
+            name=part.name,
+            records=len(part.index) + part.index.num_left_out,
+            usable=len(pool),
+            share=float(share),
+            samples=int(number),
+            tokens=round(float(plan.lengths[pool].mean()) * number),
+        )
+        for part, pool, share, number in zip(index.parts, plan.order.pools, plan.order.shares, samples, strict=True)
+    ]
 
 
 def count_steps(name: str, stage: Stage, num_usable: int) -> tuple[int, str]:
@@ -194,6 +219,7 @@ def _take_steps(
         workers=num_loaders(job.engine),
     )  # fmt: skip
     check = GradientCheck(engine.model)
+    sources = list(job.sources) if plan.order is not None else []
     meter = None
     if rank == 0:
         meter = Meter(
@@ -217,7 +243,11 @@ def _take_steps(
             mixed = np.random.SeedSequence([job.seed, batch.step, rank]).generate_state(1)
             torch.manual_seed(int(mixed[0]))
             lr = lr_at(batch.step, steps, peak=stage.lr, warmup_ratio=job.optim.warmup_ratio)
-            loss = float(engine.step(batch.micros, lr=lr, supervised_tokens=batch.work.supervised))
+            loss = float(
+                engine.step(
+                    batch.micros, lr=lr, supervised_tokens=batch.work.supervised, num_sources=len(sources)
+                )
+            )  # fmt: skip
             if batch.step == first:
                 check.finish()
             done = batch.step + 1
@@ -235,6 +265,7 @@ def _take_steps(
                 meter.step(
                     step=done, loss=loss, lr=lr, grad_norm=grad_norm, samples=stage.samples_per_step,
                     tokens=batch.work.tokens, tflops=flops.of(batch.work) / ranks / 1e12, waited_s=waited_s,
+                    losses=dict(zip(sources, engine.source_losses.tolist(), strict=True)),
                 )  # fmt: skip
             stops = bool(engine.stops)
             saves = stops or (done % job.engine.save_every == 0 and done < steps)

@@ -1,10 +1,12 @@
 """Metrics of a running stage: the progress bar, train.jsonl, TensorBoard and other trackers."""
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tinyvlm_cli.config.evaluation import Tracker
@@ -13,6 +15,8 @@ from tinyvlm_cli.files import append_jsonl, read_jsonl, write_text
 from tinyvlm_cli.train.trackers import services
 
 SHOWN = ("loss", "lr", "grad_norm", "samples_per_s", "tokens_per_s", "tflops_per_s")  # in TensorBoard
+
+EMPTY: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,11 @@ class StepRecord:
     tflops_per_s: float  # per GPU, counting only required operations (flops.py)
     data_wait_s: float  # time that the step waited for input
     elapsed_s: float  # since this process started training
+    losses: dict[str, float] | None = None  # by source of a mixture, without sources that the step has no tokens of
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of the line, without `losses` if there is no mixture."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 class Meter:
@@ -62,12 +71,12 @@ class Meter:
 
     def step(
         self, *, step: int, loss: float, lr: float, grad_norm: float,
-        samples: int, tokens: int, tflops: float, waited_s: float,
+        samples: int, tokens: int, tflops: float, waited_s: float, losses: Mapping[str, float] = EMPTY,
     ) -> None:  # fmt: skip
         """Record a completed step.
 
         step: counted from 1. samples, tokens: in this step on all GPUs. tflops: required operations per GPU / 1e12.
-        waited_s: time that the step waited for input.
+        waited_s: time that the step waited for input. losses: by source of a mixture; NaN if the step has none of it.
         """
         now = time.perf_counter()
         took, self.last_step_at = now - self.last_step_at, now
@@ -81,9 +90,11 @@ class Meter:
             tflops_per_s=round(tflops / took, 2),
             data_wait_s=round(waited_s, 4),
             elapsed_s=round(now - self.started, 3),
+            losses={name: round(own, 6) for name, own in losses.items() if not math.isnan(own)} if losses else None,
         )
-        append_jsonl(self.path, asdict(record))
-        self._log({key: value for key, value in asdict(record).items() if key in SHOWN}, step)
+        append_jsonl(self.path, record.to_json())
+        own_losses = {f"loss/{name}": own for name, own in (record.losses or {}).items()}
+        self._log({key: value for key, value in asdict(record).items() if key in SHOWN} | own_losses, step)
         figures = (
             f"loss {loss:.3f}  lr {lr:.1e}  {record.samples_per_s:,.0f} samples/s  {record.tokens_per_s:,.0f} tokens/s"
         )

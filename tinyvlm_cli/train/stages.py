@@ -15,22 +15,9 @@ from typing import Any
 
 from tinyvlm_cli.config.build import code_hash
 from tinyvlm_cli.config.evaluation import Evaluate, Tracker
-from tinyvlm_cli.config.schema import (
-    LLM,
-    Engine,
-    Exif,
-    Loss,
-    Optim,
-    Prompt,
-    Split,
-    Stage,
-    Train,
-    Tune,
-    Vision,
-    from_yaml,
-    to_yaml,
-)  # fmt: skip
-from tinyvlm_cli.data.skips import split_hash
+from tinyvlm_cli.config.saved import from_yaml, to_yaml
+from tinyvlm_cli.config.schema import LLM, Engine, Exif, Loss, Optim, Prompt, Source, Stage, Train, Tune, Vision
+from tinyvlm_cli.data.mixture import sources_identity, sources_of
 from tinyvlm_cli.errors import UserError, collected, raise_findings
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.results.folder import Results
@@ -57,7 +44,7 @@ class StageJob:
     connector: dict[str, Any]
     optim: Optim
     engine: Engine
-    split: Split  # training data
+    sources: dict[str, Source]  # training data by name; several if they are mixed
     evaluate: Evaluate | None  # evaluation during the stage
     tracker: Tracker | None  # service that receives the metrics
     exif: Exif
@@ -187,10 +174,10 @@ def _start_run(config: Train) -> Run:
 def stage_job(config: Train, name: str, *, before: tuple[Path, ...] = (), folder: Path = Path()) -> StageJob:
     """Return the job of one stage with an empty identity, which callers fill in if they need it."""
     stage = config.recipe.stages[name]
-    if stage.split not in config.data.splits:
+    if stage.split not in config.data.splits and stage.split not in config.data.mixtures:
         raise UserError(
             f"data={config.data.name}: the split '{stage.split}', which recipe={config.recipe.name} requires, does not "
-            f"exist; the dataset has {', '.join(sorted(config.data.splits))}"
+            f"exist; the dataset has {', '.join(sorted({*config.data.splits, *config.data.mixtures}))}"
         )
     return StageJob(
         name=name,
@@ -200,7 +187,7 @@ def stage_job(config: Train, name: str, *, before: tuple[Path, ...] = (), folder
         connector=config.connector,
         optim=config.recipe.optim,
         engine=config.engine,
-        split=config.data.splits[stage.split],
+        sources=sources_of(config.data, stage.split),
         evaluate=config.evaluate,
         tracker=config.tracker,
         exif=config.data.exif,
@@ -312,7 +299,7 @@ def _identity(job: StageJob) -> dict[str, Any]:
         "llm": llm,
         "vision": {"weights": job.results.weights_hash(job.vision.path), **vision},
         "connector": _connector_identity(job.connector),
-        "data": split_hash(job.split, job.results),
+        "data": sources_identity(job.sources, job.results),
         **({} if job.exif is Exif.ignore else {"exif": job.exif.value}),
         "stage": settings,
         "optim": asdict(job.optim),

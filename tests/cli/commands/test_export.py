@@ -8,7 +8,8 @@ import yaml
 from support.composed import composed
 
 from tinyvlm_cli.cli.main import main
-from tinyvlm_cli.config.schema import Train, from_yaml, to_yaml
+from tinyvlm_cli.config.saved import from_yaml, to_yaml
+from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Stage
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.table import Table
 
 from tinyvlm_cli.config.commands import Bench
-from tinyvlm_cli.config.schema import to_yaml
+from tinyvlm_cli.config.saved import to_yaml
 from tinyvlm_cli.console import Screen
 from tinyvlm_cli.errors import UserError, raise_findings
 from tinyvlm_cli.files import locked, write_text

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 
 from tinyvlm_cli.config.build import build, conf_dir
 from tinyvlm_cli.config.commands import DataCommand
-from tinyvlm_cli.config.schema import LLM, Data, Exif, Split, Vision
+from tinyvlm_cli.config.schema import LLM, Data, Exif, Prompt, Split, Vision
 from tinyvlm_cli.console import Screen
 from tinyvlm_cli.data.image_store import missing_files, open_images, record_files
 from tinyvlm_cli.data.records import IMAGE_FAULTS, FaultError, Kind
@@ -68,11 +68,11 @@ def _check_data(config: DataCommand, data: Data) -> int:
     special = _special_tokens(config.llm)
     names: dict[tuple[str, str | None], str] = {}  # two splits can share files
     missing: dict[str, list[str]] = {}
-    for name, split in data.splits.items():
+    for name, split in data.all_splits.items():
         if names.setdefault((split.annotations, split.images), name) != name:
             continue
         missing[name] = [
-            f"data.splits.{name}.{setting}: {text}; get it from {split.source}"
+            f"{data.setting(name)}.{setting}: {text}; get it from {split.source}"
             for setting, text in missing_files(split).items()
         ]
     lines = [line for found in missing.values() for line in found]
@@ -88,7 +88,7 @@ def _check_data(config: DataCommand, data: Data) -> int:
     complete = [name for name, found in missing.items() if not found]
     left_out = sum(_check_split(name, config, data, special) for name in complete)
     if config.llm:
-        _build_index(config, config.llm, {name: data.splits[name] for name in complete if name in config.prompts})
+        _build_index(config, config.llm, {name: data.all_splits[name] for name in complete if _prompt(config, name)})
     return FAILED if left_out or lines else 0
 
 
@@ -109,7 +109,7 @@ def _check_split(name: str, config: DataCommand, data: Data, special: set[str]) 
     """Check one split, print its findings and write them to files. Returns the number of unusable records."""
     from tinyvlm_cli.data.check import check_split
 
-    split, results = data.splits[name], Results(config.results_dir)
+    split, results = data.all_splits[name], Results(config.results_dir)
     checked = check_split(split, open_images(split, results), special=special, upright=data.exif is Exif.upright)
     # Invalid records are not in the skip list: the index skips them anyway, and adding them would change stage hashes.
     skips = ((found.number, found.says, found.image) for found in checked.findings if found.kind in IMAGE_FAULTS)
@@ -180,15 +180,18 @@ def prepare(config: DataCommand) -> int:
     groups = {key: group for key, group in chosen.items() if group is not None}
     raise_findings(_mistakes(config, groups))
     for key, group in groups.items():
-        if group.prepare:
+        if isinstance(group, Data):
+            for name, node in group.all_prepare.items():
+                make(f"data={name}", node)
+        elif group.prepare:
             make(f"{key}={group.name}", group.prepare)
-        elif not isinstance(group, Data) and Path(group.path).is_dir():
+        elif Path(group.path).is_dir():
             log.info("%s=%s: already exists at %s", key, group.name, group.path)
     data = config.data
     if data is None or not (config.llm or config.convert_gifs):
         return 0
-    splits = {name: split for name, split in data.splits.items() if record_files(split)}
-    missing = [_missing_annotations(name, split) for name, split in data.splits.items() if name not in splits]
+    splits = {name: split for name, split in data.all_splits.items() if record_files(split)}
+    missing = [_missing_annotations(data, name) for name in data.all_splits if name not in splits]
     if not splits:
         raise UserError("\n".join(missing))
     for line in missing:
@@ -230,17 +233,18 @@ def _mistakes(config: DataCommand, groups: dict[str, Data | LLM | Vision]) -> li
         exists = not isinstance(group, Data) and Path(group.path).is_dir()
         if group.prepare and "folder" not in group.prepare:
             findings.append(f"{key}.prepare.folder: not set; add +{key}.prepare.folder=DIR, the folder to create")
-        elif not group.prepare and not uses.get(key) and not exists:
+        elif not (group.all_prepare if isinstance(group, Data) else group.prepare) and not uses.get(key) and not exists:
             how = f"download the files or set their path{hints.get(key, '')}"
             findings.append(f"{key}={group.name}: cannot be created by tinyvlm; {how}")
     if config.data is not None and config.llm is not None:
         shipped = yaml.safe_load((conf_dir() / "data.yaml").read_text("utf-8"))["prompts"]
-        splits = ", ".join(config.data.splits)
-        for name in config.data.splits:
+        names = dict.fromkeys([*config.data.splits, *config.data.mixtures])
+        splits = ", ".join(names)
+        for name in names:
             if name not in config.prompts:
                 findings.append(f"prompts.{name}: not set; add +prompts.{name}=plain or +prompts.{name}=chat")
         for name in config.prompts:
-            if name not in config.data.splits and name not in shipped:
+            if name not in names and name not in shipped:
                 findings.append(f"prompts.{name}: not a split of data={config.data.name}; choose from {splits}")
     return findings
 
@@ -264,6 +268,7 @@ def _build_index(config: DataCommand, llm: LLM, splits: dict[str, Split]) -> Non
     """
     from tinyvlm_cli.data.check import log_irregular_images
     from tinyvlm_cli.data.index import open_index
+    from tinyvlm_cli.data.mixture import MixedIndex, open_samples, sources_of
     from tinyvlm_cli.model.llm import load_tokenizer
 
     tokenizer = load_tokenizer(llm)
@@ -271,7 +276,8 @@ def _build_index(config: DataCommand, llm: LLM, splits: dict[str, Split]) -> Non
     table = Table("split", "prompt", *right, caption="text tokens only, without image tokens")
     results = Results(config.results_dir)
     for name, split in splits.items():
-        prompt = config.prompts[name]
+        prompt = _prompt(config, name)
+        assert prompt is not None
         index = open_index(split, tokenizer=tokenizer, chat=llm.chat, prompt=prompt, results=results)
         if config.action == "check":  # and it has printed its findings already
             index.verify()
@@ -288,10 +294,25 @@ def _build_index(config: DataCommand, llm: LLM, splits: dict[str, Split]) -> Non
             f"{tokens.sum():,}", f"{tokens.mean():,.1f}", f"{tokens.max():,}",
         )  # fmt: skip
     _print(table)
+    data = config.data
+    for name, sources in {name: sources_of(data, name) for name in data.mixtures}.items() if data is not None else ():
+        if config.prompts.get(name) is None or not all(f"{name}.{key}" in splits for key in sources):
+            continue
+        samples = open_samples(
+            sources, tokenizer=tokenizer, chat=llm.chat, prompt=config.prompts[name], results=results
+        )  # fmt: skip
+        for part in samples.parts if isinstance(samples, MixedIndex) else ():
+            _print(f"{name}.{part.name}: {len(part.numbers):,} of {len(part.index):,} samples are selected")
 
 
-def _missing_annotations(name: str, split: Split) -> str:
-    return f"data.splits.{name}.annotations: {split.annotations} is missing; get it from {split.source}"
+def _prompt(config: DataCommand, name: str) -> Prompt | None:
+    """Return the prompt of a split or of a mixture's source."""
+    return config.prompts.get(name.partition(".")[0])
+
+
+def _missing_annotations(data: Data, name: str) -> str:
+    split = data.all_splits[name]
+    return f"{data.setting(name)}.annotations: {split.annotations} is missing; get it from {split.source}"
 
 
 def _print(content: str | Table) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from tinyvlm_cli.config import schema
 from tinyvlm_cli.config.commands import Import
-from tinyvlm_cli.config.schema import Train, Tune, from_yaml, to_yaml
+from tinyvlm_cli.config.saved import from_yaml, to_yaml
+from tinyvlm_cli.config.schema import Train, Tune
 from tinyvlm_cli.errors import collected, raise_findings
 from tinyvlm_cli.files import locked, new_folder, write_text
 from tinyvlm_cli.results.folder import Results

@@ -17,6 +17,7 @@ from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.console import Screen
 from tinyvlm_cli.errors import MISTAKE, UserError
 from tinyvlm_cli.plan.cost import DONE, EvalRate, PlannedRun, PlannedStage, plan_run
+from tinyvlm_cli.results.sources import read_sources
 from tinyvlm_cli.train.layout import GIB
 
 MISFIT = "does not fit"
@@ -91,9 +92,19 @@ def _training(one: PlannedStage) -> list[str]:
         f"{one.job.name}  {one.state}",
         f"{estimate.steps:,} steps of {stage.samples_per_step} samples, lr {stage.lr:g}, "
         f"{stage.image_mode.value} images, {stage.prompt.value} prompt",
-        f"{estimate.samples:,} samples in {Path(one.job.split.annotations).name}",
+        *_samples(one),
         "trains " + ", ".join(f"{names[part]} {estimate.trained[part]:,}" for part in one.trains),
     ]
+
+
+def _samples(one: PlannedStage) -> list[str]:
+    """Return lines with the number of samples, and with what the stage takes from each source of a mixture."""
+    if not (planned := one.estimate.sources):
+        (source,) = one.job.sources.values()
+        return [f"{one.estimate.samples:,} samples in {Path(source.split.annotations).name}"]
+    counted = read_sources(one.job.folder)  # by a training that has begun
+    lines = [f"  {counts.describe()}" for counts in counted or planned]
+    return [f"{one.estimate.samples:,} samples per epoch of a mixture of {len(planned)} sources:", *lines]
 
 
 def _cost(one: PlannedStage, config: Train) -> list[str]:

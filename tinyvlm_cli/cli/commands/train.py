@@ -11,7 +11,8 @@ from tinyvlm_cli.config.build import build, check
 from tinyvlm_cli.config.commands import Eval
 from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.data.image_states import warn_if_changed
-from tinyvlm_cli.data.image_store import missing_files, open_images
+from tinyvlm_cli.data.image_store import missing_files
+from tinyvlm_cli.data.mixture import open_all_images
 from tinyvlm_cli.errors import UserError, collected, raise_findings
 from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.files import locked
@@ -73,7 +74,7 @@ def train_one(run: RunJob, job: StageJob) -> None:
     folder, gpus = job.folder, job.engine.gpus
     if Results.is_done(folder):
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # if the process was killed after writing DONE
-        warn_if_changed(folder, open_images(job.split, job.results), used_by=f"{folder.name} was trained")
+        warn_if_changed(folder, open_all_images(job.sources, job.results), used_by=f"{folder.name} was trained")
         log.info("%s: already trained", folder.name)
     elif launch.is_rank() and os.environ["RANK"] != "0":
         launch.run("train", folder, gpus=gpus)
@@ -154,13 +155,20 @@ def findings(run: RunJob) -> list[str]:
     # With invalid settings, building the model would only report the same problems again.
     stages = {job.name: job.stage for job in missing}
     found += settings or untrainable(config.llm, config.vision, config.connector, stages)
-    for name, split in {job.stage.split: job.split for job in missing}.items():
+    splits = {
+        f"data.mixtures.{job.stage.split}.sources.{name}.split"
+        if job.stage.split in config.data.mixtures
+        else f"data.splits.{name}": source.split
+        for job in missing
+        for name, source in job.sources.items()
+    }
+    for where, split in splits.items():
         for what, text in missing_files(split).items():
-            setting = f"data.splits.{name}.{what}"
+            setting = f"{where}.{what}"
             choice = config.data.name.partition("+")[0]
             get = f"download it with `tinyvlm data get data={choice}`"
-            how = f"{get if config.data.downloads else f'get it from {split.source}'}, or set data_dir or {setting}"
-            if config.data.prepare:
+            how = f"{get if config.data.all_downloads else f'get it from {split.source}'}, or set data_dir or {setting}"
+            if config.data.all_prepare:
                 how = f"run `tinyvlm data prepare data={choice}`"
             found.append(f"{setting}: {text}; {how}")
     return list(dict.fromkeys(found))
