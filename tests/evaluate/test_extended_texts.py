@@ -228,6 +228,22 @@ def test_vizwiz_in_its_original_layout(tmp_path: Path) -> None:
     assert score_of("vizwiz", tmp_path, {"VizWiz_val_00000000.jpg": "blue"}) == (images, [1])
 
 
+def test_vizwiz_has_a_second_task(tmp_path: Path) -> None:
+    given = [("no", "blue"), ("unanswerable", "unanswerable"), ("Unanswerable.", "unanswerable"), ("x", "unanswerable")]
+    rows = [
+        {"image": f"{n}.jpg", "question": "?", "answers": [{"answer": truth}] * 10, "answerable": int(truth == "blue")}
+        for n, (_, truth) in enumerate([*given, ("unanswerable", "blue")])
+    ]
+    write_json(tmp_path / "val.json", rows)
+    texts = [text for text, _ in given] + ["unanswerable"]
+    score = from_conf("vizwiz", tmp_path).score([Answer(str(n), "", text) for n, text in enumerate(texts)])
+    precision, recall, share = 2 / 3, 2 / 3, 3 / 5
+    assert score.details["unanswerable"] == {
+        "average_precision": pytest.approx(100 * (recall * precision + (1 - recall) * share)),
+        "f1_score": pytest.approx(200 / 3),
+    }
+
+
 def test_vizwiz_uploads_all_questions_by_image(tmp_path: Path) -> None:
     asked = [
         {"question_id": n, "image": f"VizWiz_test_{n:08d}.jpg", "text": f"?\n{BLIND}\n{SUFFIX}", "category": "default"}

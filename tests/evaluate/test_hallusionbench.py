@@ -56,6 +56,7 @@ def test_the_mean_of_answers_figures_and_pairs(folder: Path) -> None:
     groups = score.details["groups"]
     assert list(groups) == ["VD", "VD_ocr", "VS", "VS_chart", "VS_ocr"]
     assert groups["VD"] == {"aAcc": 75, "fAcc": 50, "qAcc": 50} and groups["VS_ocr"]["aAcc"] == 0
+    assert (score.details["easy"], score.details["hard"]) == (60, 50)
     assert (score.valid, score.n) == (pytest.approx(5 / 7), 7)
     assert {tally.image for tally in score.tallies.values()} == {"VD_ocr_0", "VS_ocr_0", "VS_chart_0"}
 

@@ -101,3 +101,14 @@ def consistency(
             for key in keys:
                 weights[key] += hits[group] * len(rights) / len(groups) / len(keys) / sum(map(bool, groupings.values()))
     return figures, weights
+
+
+def detection(said: Sequence[bool], known: Sequence[bool]) -> dict[str, float]:
+    """Return the average precision and the F1 score, in percent, of predictions that are true or false.
+
+    known: the truths.
+    """
+    hits = sum(map(min, said, known))
+    precision, recall = hits / max(sum(said), 1), hits / max(sum(known), 1)
+    average = recall * precision + (1 - recall) * sum(known) / max(len(known), 1)
+    return {"average_precision": 100 * average, "f1_score": 200 * hits / max(sum(said) + sum(known), 1)}

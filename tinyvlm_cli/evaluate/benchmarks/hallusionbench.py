@@ -36,6 +36,7 @@ class Truth(NamedTuple):
     details: str  # the reference answer for the judge
     names: tuple[str, str]  # category and subcategory
     figure: str  # key of the figure, "" for a question without one
+    is_hard: bool  # whether the image is edited
     pair: str  # key of the questions with the same text about the figures of a set
 
 
@@ -73,7 +74,8 @@ class HallusionBench(Graded):
             pair = f"{category}_{subcategory}_{group}_{question}"
             is_counted = category != "VS" or figure != "0"
             shown, unit = place if is_counted else "", f"{category}_{subcategory}_{group}"
-            truth = Truth(str(row["gt_answer"]), row["gt_answer_details"], (category, subcategory), shown, pair)
+            is_hard, names_of = str(row["visual_input"]) == "2", (category, subcategory)
+            truth = Truth(str(row["gt_answer"]), row["gt_answer_details"], names_of, shown, is_hard, pair)
             key, image_key, text = f"{place}_{question}", place if has_image else "", row["question"]
             yield Item(key=key, truth=truth, text=text, image=image, image_key=image_key, category=unit)
 
@@ -111,6 +113,8 @@ class HallusionBench(Graded):
         names = [(item.truth.names[0], "_".join(item.truth.names)) for item, _ in rows]
         tables = grouped((name, row) for row, both in zip(rows, names, strict=True) for name in both)
         details = {**overall, "groups": {name: _accuracies(members)[0] for name, members in tables.items()}}
+        parts = grouped(("hard" if item.truth.is_hard else "easy", (item, right)) for item, right in rows)
+        details |= {name: _accuracies(members)[0]["qAcc"] for name, members in parts.items()}
         points = {item.key: float(right) for item, right in rows}
         # Sums over the questions of a set give the headline, and sets are independent of each other.
         values = points if self.rule == OFFICIAL else weights

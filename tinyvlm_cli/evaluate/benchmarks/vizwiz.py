@@ -5,15 +5,17 @@ LLaVA-1.5's table reports test-dev, which the evaluation server scores. Scores o
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from tinyvlm_cli.evaluate.benchmark import Item, Result
-from tinyvlm_cli.evaluate.means import MeanBenchmark
+from tinyvlm_cli.evaluate.benchmark import Item, Result, Score
+from tinyvlm_cli.evaluate.means import MeanBenchmark, detection
 from tinyvlm_cli.evaluate.reading import VIZWIZ, VLMEVALKIT, VQARule, leave_one_out, m4c_words, one_line, vqa_words
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.results.records import Answer
+
+UNANSWERABLE = "unanswerable"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,15 @@ class VizWiz(MeanBenchmark):
             image = self.image_dir / stored if isinstance(stored, str) else stored
             category = row.get("category") or row.get("answer_type") or ""
             text = f"{row['question']}\n{self.suffix}"
-            yield Item(key=name, truth=people, text=text, image=image, image_key=f"{name}.jpg", category=category)
+            is_answerable = bool(row.get("answerable", category != UNANSWERABLE))
+            yield Item(
+                key=name,
+                truth=(people, is_answerable),
+                text=text,
+                image=image,
+                image_key=f"{name}.jpg",
+                category=category,
+            )
 
     def key_of(self, answer: Answer) -> str:
         return (answer.key or answer.question_id).removesuffix(".jpg")
@@ -45,11 +55,19 @@ class VizWiz(MeanBenchmark):
         return self._plain(text) or None
 
     def point(self, result: Result) -> float:
-        truths = result.item.truth if self.rule == "official" else list(map(self._plain, result.item.truth))
+        people = result.item.truth[0]
+        truths = people if self.rule == "official" else list(map(self._plain, people))
         return leave_one_out(result.meaning or "", truths)
 
     def tables(self, item: Item) -> list[tuple[str, str]]:
         return [("answer_types", item.category)] if item.category else []
+
+    def headline(self, results: Sequence[Result]) -> Score:
+        """Return the accuracy in percent; in the details also the API's metrics of the second task."""
+        score = super().headline(results)
+        said = [result.meaning == UNANSWERABLE for result in results]
+        known = [not result.item.truth[1] for result in results]
+        return replace(score, details={**score.details, UNANSWERABLE: detection(said, known)})
 
     def export(self, answers: Sequence[Answer], path: Path) -> None:
         """Write the JSON array for the server, with all questions."""
