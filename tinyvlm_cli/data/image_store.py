@@ -157,7 +157,7 @@ def record_files(split: Split) -> list[Path]:
 
 
 def shard_name(split: Split, path: Path) -> str:
-    """Return the name of a file with records in the names of its images: its path within the folder of all files."""
+    """Return the path of a record file within the folder of all record files. The names of its images begin with it."""
     parts = Path(split.annotations).parts
     fixed = next((number for number, part in enumerate(parts) if has_magic(part)), len(parts) - 1)
     return path.relative_to(Path(*parts[:fixed])).as_posix()

@@ -16,8 +16,8 @@ def as_llava(raw: Any, columns: Columns) -> Any:
     """Return a record as a JSON object with `id`, `image` and `conversations`. Invalid parts are passed on.
 
     The text can be a list of messages {from, value}, which is LLaVA's own format and returned unchanged, or
-    {role, content}, where the content is a text or a list of texts and images; a list of turns {user, assistant}; or a
-    caption. A caption, and turns without any image placeholder, follow the images.
+    {role, content}, where the content is a string or a list of text and image parts; a list of turns {user, assistant};
+    or a caption. A caption, and turns without any image placeholder, follow the images.
     """
     if not isinstance(raw, Mapping):
         return raw
@@ -62,7 +62,7 @@ def _message(speaker: Any, value: Any) -> dict[str, Any]:
 
 
 def _content(content: Any) -> Any:
-    """Return the content of a message as text, with a placeholder for each image in it."""
+    """Return the content of a message as a string, with a placeholder for each image in it."""
     if not (parts := _messages(content)):
         return content
     texts: list[Any] = [MARK if str(part.get("type")).startswith("image") else part.get("text") for part in parts]

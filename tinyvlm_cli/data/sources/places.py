@@ -184,7 +184,7 @@ def _read_member(path: str, place: Place) -> bytes:
     guess = ZIP_HEADER + place.skip
     data = _FILES.read(path, guess + place.stored, place.offset, can_end=True)
     if data[:4] != b"PK\3\4" or len(data) < ZIP_HEADER:
-        raise ValueError("no member of the zip begins at its place")
+        raise ValueError("the zip has no member at its offset")
     start = ZIP_HEADER + int.from_bytes(data[26:28], "little") + int.from_bytes(data[28:30], "little")
     if start > guess:
         data += _FILES.read(path, start - guess, place.offset + len(data))
@@ -193,7 +193,7 @@ def _read_member(path: str, place: Place) -> bytes:
         unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
         data = unpacker.decompress(data, place.size + 1)
     if len(data) != place.size or zlib.crc32(data) != place.crc:
-        raise ValueError("its checksum in the zip differs")
+        raise ValueError("its checksum differs from that in the zip")
     return data
 
 
@@ -218,7 +218,7 @@ class _OpenFiles:
                 break
             data += more
         if len(data) < count and not can_end:
-            raise ValueError("the file ends before it")
+            raise ValueError("the file is truncated")
         return data
 
 
