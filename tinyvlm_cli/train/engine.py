@@ -6,8 +6,8 @@ The optimizer, the learning rate schedule, gradient accumulation, loss weighting
 
 import io
 import os
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 
 import torch
 import torch.distributed as dist
@@ -60,6 +60,7 @@ class Engine:
         bf16 = settings.precision is Precision.bf16
         self.keeps_fp32_sums = settings.zero == 1 and bf16  # DeepSpeed then accumulates in fp32
         self.micro = 0
+        self.peak_bytes = 0  # of GPU memory in training, see `note_peak`
         self.wants_stop: Callable[[], bool] = lambda: False  # whether this rank was asked to stop
         self.stops = torch.zeros(())  # whether any rank was asked to stop before the last step
         self.source_losses = torch.zeros(0)  # loss of the last step by source of the mixture; NaN without tokens
@@ -138,6 +139,19 @@ class Engine:
         """Gradient norm of the last step, before clipping."""
         norm = self.engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
+
+    def note_peak(self) -> None:
+        """Update `peak_bytes`."""
+        if self.device.type == "cuda":
+            self.peak_bytes = max(self.peak_bytes, torch.cuda.max_memory_allocated(self.device))
+
+    @contextmanager
+    def peak_excluded(self) -> Iterator[None]:
+        """Exclude the block from `peak_bytes`, because an evaluation uses all memory that is free."""
+        self.note_peak()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
 
     def _accumulate_in_place(self, model: VLM) -> None:
         """Accumulate gradients directly in DeepSpeed's fp32 buffers, from the second micro-batch of a step on.

@@ -103,7 +103,8 @@ def train_stage(job: StageJob, scorer: Scorer | None = None) -> None:
             first=first, steps=steps, micro_tokens=layout.micro_tokens, flops=flops,
         )  # fmt: skip
     if device.type == "cuda" and is_main:
-        log.info("%s: peak GPU memory %.1f GiB", job.name, torch.cuda.max_memory_allocated(device) / 2**30)
+        engine.note_peak()
+        log.info("%s: peak GPU memory %.1f GiB", job.name, engine.peak_bytes / 2**30)
     for part in stage.trained_parts:
         is_adapted = part in stage.adapted_parts
         state = engine.part_state(part, adapters_only=is_adapted)
@@ -228,7 +229,8 @@ def _take_steps(
 
     def is_scored(step: int) -> bool:
         """Evaluate the model if it is time, and return whether training may continue."""
-        scores = scorer(engine.model, step, stops=engine.wants_stop) if scorer else {}
+        with engine.peak_excluded():
+            scores = scorer(engine.model, step, stops=engine.wants_stop) if scorer else {}
         if scores and meter:
             meter.scores(step, scores)
         return scores is not None
