@@ -256,3 +256,9 @@ def test_vizwiz_uploads_all_questions_by_image(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "up.json").read_text()) == [
         {"image": "VizWiz_test_00000000.jpg", "answer": ""}, {"image": "VizWiz_test_00000001.jpg", "answer": "can"}
     ]  # fmt: skip
+
+
+def test_an_image_with_a_long_name_is_reported(tmp_path: Path) -> None:
+    row = {"questionId": 1, "question": "What?", "answers": ["acme"], "image": "x" * 300}
+    write_json(tmp_path / "val_v1.0_withQT.json", {"data": [row]})
+    assert "its name is too long" in findings(from_conf("docvqa", tmp_path))

@@ -15,7 +15,7 @@ from tinyvlm_cli.evaluate.items import Image, Item, OneImage, Question, Result, 
 from tinyvlm_cli.evaluate.sources import Record, read_json, read_lines, read_rows
 from tinyvlm_cli.results.records import Answer
 from tinyvlm_cli.statistics.questions import Formula, Tally
-from tinyvlm_cli.untrusted import link_fault
+from tinyvlm_cli.untrusted import MAX_NAME_BYTES, link_fault
 
 __all__ = [
     "Benchmark", "Image", "Item", "OneImage", "Question", "Result", "Score", "all_of", "grouped", "percent"
@@ -96,8 +96,7 @@ class Benchmark(ABC):
         """Return this benchmark with another scoring rule. Its files are not read again."""
         if not self.rules:
             raise UserError(f"rule={rule}: {self.label} has only one rule, that of {self.follows}; remove the setting")
-        changes: dict[str, Any] = {self.rule_setting: rule}
-        other = replace(self, **changes)
+        other = replace(self, **{self.rule_setting: rule})  # type: ignore[arg-type]
         if not self.items_depend_on_rule:
             vars(other)["known_items"] = self.known_items
         return other
@@ -223,7 +222,9 @@ class Benchmark(ABC):
         roots = [root for root in (self.folder, self.image_dir) if image.is_relative_to(root)]
         if not roots or ".." in image.relative_to(roots[0]).parts:
             raise UserError(f"{self.folder}: the image {image} is outside this folder; get {self.source}")
-        if fault := link_fault(roots[0], image, [str(self.folder), str(self.image_dir), *trusted_folders()]):
+        is_long = any(len(part.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES for part in image.parts)
+        allowed = [str(self.folder), str(self.image_dir), *trusted_folders()]
+        if fault := "its name is too long" if is_long else link_fault(roots[0], image, allowed):
             raise UserError(f"{image}: {fault}")
 
     def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None, *, partial: bool = False) -> Score:
