@@ -1,6 +1,7 @@
 """The same numbers reach TensorBoard, W&B (offline) and MLflow (in a folder), also after a resume."""
 
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,13 @@ def from_wandb(folder: Path) -> dict[str, list[tuple[int, float]]]:
     from wandb.proto import wandb_internal_pb2
 
     found: dict[str, list[tuple[int, float]]] = {}
+    deadline = time.monotonic() + 60
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
-        for data in leveldb_records(path.read_bytes()):
-            record: Any = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
+        records: list[Any] = []
+        while not records or records[-1].WhichOneof("record_type") != "exit":  # W&B's process writes it last
+            assert time.monotonic() < deadline, "the file is complete soon after `finish`"
+            records = [wandb_internal_pb2.Record.FromString(data) for data in leveldb_records(path.read_bytes())]
+        for record in records:
             if record.WhichOneof("record_type") == "history":
                 items = MessageToDict(record.history)["item"]
                 values = {"/".join([i["key"]] if "key" in i else i["nestedKey"]): float(i["valueJson"]) for i in items}
