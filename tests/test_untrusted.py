@@ -214,7 +214,7 @@ def test_a_model_of_absurd_size_is_not_built(size: dict[str, Any], tmp_path: Pat
 def test_a_hostile_tokenizer_is_one_sentence(text: str, tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=r"^path: ") as raised:
+    with pytest.raises(UserError, match=r"^(path|.*tokenizer_config\.json): ") as raised:
         read_tokenizer(str(tmp_path), where="path")
     assert "\n" not in str(raised.value)
 
