@@ -27,6 +27,7 @@ from tinyvlm_cli.config.build import paper_dir
 from tinyvlm_cli.config.commands import Import
 from tinyvlm_cli.config.schema import Split
 from tinyvlm_cli.data.check import check_before_training
+from tinyvlm_cli.data.image_store import ImageStore
 from tinyvlm_cli.demo import easyvqa, easyvqa_files
 from tinyvlm_cli.evaluate.sources import read_answers
 from tinyvlm_cli.report.page import disagreements
@@ -241,7 +242,7 @@ def test_images(tmp_path: Path) -> None:
     split = Split(annotations="", images=str(tmp_path / "copy"), count=1, source="here")
 
     def read(_: Path) -> None:
-        check_before_training(["a.png"], split)
+        check_before_training(["a.png"], split, ImageStore(tmp_path / "copy"))
 
     assert faults(tmp_path / "images", "a.png", EVERY, read, tmp_path) == []
 

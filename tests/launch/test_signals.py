@@ -114,11 +114,11 @@ def test_a_stopped_rank_of_torchrun_is_an_interruption(monkeypatch: pytest.Monke
 def test_checkpoints_are_deleted_after_a_kill_between_done_and_their_removal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("open_images", "warn_if_changed"):
+    for name in ("open_all_images", "warn_if_changed"):
         monkeypatch.setattr(f"tinyvlm_cli.cli.commands.train.{name}", lambda *_, **__: None)
     (tmp_path / "checkpoints/step-2").mkdir(parents=True)
     (tmp_path / "DONE").touch()
-    job: Any = SimpleNamespace(folder=tmp_path, engine=SimpleNamespace(gpus=None), split=None, results=None)
+    job: Any = SimpleNamespace(folder=tmp_path, engine=SimpleNamespace(gpus=None), sources=None, results=None)
     run: Any = None
     train_one(run, job)
     assert not (tmp_path / "checkpoints").exists()

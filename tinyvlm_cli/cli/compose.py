@@ -255,6 +255,7 @@ def _conclude(command: Command, outcomes: list[Outcome]) -> int:
     """Report the cells that failed and return the exit code. If there is only one cell, raise its error."""
     for path in Path(_scratch().name).glob("*_results.yaml") if _scratch.cache_info().currsize else ():
         log.info("%s", " ".join(path.read_text(encoding="utf-8").split()))  # of a search, with the best settings
+        path.unlink()
     failed = [outcome for outcome in outcomes if outcome.error]
     if len(outcomes) == 1 and outcomes[0].error:
         raise outcomes[0].error

@@ -17,12 +17,13 @@ def as_llava(raw: Any, columns: Columns) -> Any:
 
     The text can be a list of messages {from, value}, which is LLaVA's own format and returned unchanged, or
     {role, content}, where the content is a string or a list of text and image parts; a list of turns {user, assistant};
-    or a caption. A caption, and turns without any image placeholder, follow the images.
+    or a caption in another column than `conversations`. The images precede a caption, and turns without placeholders.
     """
     if not isinstance(raw, Mapping):
         return raw
     text = raw.get(columns.text)
-    is_other = isinstance(text, str) or any(key in message for message in _messages(text)[:1] for key in OTHER_FORMS)
+    is_caption = isinstance(text, str) and columns.text != LLAVA.text  # a string in `conversations` is a mistake
+    is_other = is_caption or any(key in message for message in _messages(text)[:1] for key in OTHER_FORMS)
     if columns == LLAVA and not is_other:
         return raw
     images = raw.get(columns.images) if columns.images else None
@@ -31,7 +32,7 @@ def as_llava(raw: Any, columns: Columns) -> Any:
         record["id"] = name
     record["image"] = images
     count = len(images) if isinstance(images, list) else int(bool(images))
-    record["conversations"] = _conversation(text, MARK * count)
+    record["conversations"] = text if isinstance(text, str) and not is_caption else _conversation(text, MARK * count)
     return record
 
 
