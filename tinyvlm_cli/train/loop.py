@@ -226,17 +226,8 @@ def _take_steps(
         meter = Meter(
             job.folder, name=job.name, first=first, last=steps, tracker=job.tracker, settings=job.identity
         )  # fmt: skip
-
-    def is_scored(step: int) -> bool:
-        """Evaluate the model if it is time, and return whether training may continue."""
-        with engine.peak_excluded():
-            scores = scorer(engine.model, step, stops=engine.wants_stop) if scorer else {}
-        if scores and meter:
-            meter.scores(step, scores)
-        return scores is not None
-
     with meter or nullcontext(), closing(batches):
-        if first and not is_scored(first):
+        if first and not _is_scored(engine, scorer, first, meter):
             raise StoppedError(f"{job.name}: stopped after step {first}")
         asked = time.perf_counter()
         for batch in batches:
@@ -246,23 +237,13 @@ def _take_steps(
             torch.manual_seed(int(mixed[0]))
             lr = lr_at(batch.step, steps, peak=stage.lr, warmup_ratio=job.optim.warmup_ratio)
             loss = float(
-                engine.step(
-                    batch.micros, lr=lr, supervised_tokens=batch.work.supervised, num_sources=len(sources)
-                )
-            )  # fmt: skip
+                engine.step(batch.micros, lr=lr, supervised_tokens=batch.work.supervised, num_sources=len(sources))
+            )
             if batch.step == first:
                 check.finish()
             done = batch.step + 1
             grad_norm = engine.grad_norm
-            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-                what = "gradient" if math.isfinite(loss) else "loss"
-                numbers = [int(number) for number in plan.samples(batch.step)]
-                ids = ", ".join(plan.index.sample(number).id for number in numbers[:20])
-                raise UserError(
-                    f"{job.name}: the {what} of step {done} is not finite; its samples are {ids}"
-                    f"{' ...' if len(numbers) > 20 else ''}; inspect them, or lower recipe.stages.{job.name}.lr. "
-                    "The last checkpoint was kept"
-                )
+            _check_finite(job, plan, batch.step, loss=loss, grad_norm=grad_norm)
             if meter:
                 meter.step(
                     step=done, loss=loss, lr=lr, grad_norm=grad_norm, samples=stage.samples_per_step,
@@ -273,7 +254,7 @@ def _take_steps(
             saves = stops or (done % job.engine.save_every == 0 and done < steps)
             if saves:
                 engine.save(checkpoints, done)
-            if not stops and not is_scored(done):
+            if not stops and not _is_scored(engine, scorer, done, meter):
                 stops = True
                 if not saves:
                     engine.save(checkpoints, done)
@@ -284,6 +265,29 @@ def _take_steps(
             note_progress()
             asked = time.perf_counter()
     end_progress()
+
+
+def _is_scored(engine: Engine, scorer: Scorer | None, step: int, meter: Meter | None) -> bool:
+    """Evaluate the model if it is time, and return whether training may continue."""
+    with engine.peak_excluded():
+        scores = scorer(engine.model, step, stops=engine.wants_stop) if scorer else {}
+    if scores and meter:
+        meter.scores(step, scores)
+    return scores is not None
+
+
+def _check_finite(job: StageJob, plan: StagePlan, step: int, *, loss: float, grad_norm: float) -> None:
+    """Raise UserError, with the samples of the step, if the loss or the gradient is not finite."""
+    if math.isfinite(loss) and math.isfinite(grad_norm):
+        return
+    what = "gradient" if math.isfinite(loss) else "loss"
+    numbers = [int(number) for number in plan.samples(step)]
+    ids = ", ".join(plan.index.sample(number).id for number in numbers[:20])
+    raise UserError(
+        f"{job.name}: the {what} of step {step + 1} is not finite; its samples are {ids}"
+        f"{' ...' if len(numbers) > 20 else ''}; inspect them, or lower recipe.stages.{job.name}.lr. "
+        "The last checkpoint was kept"
+    )
 
 
 def _short(number: int) -> str:
