@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet
@@ -21,6 +22,7 @@ from tinyvlm_cli.data.image_store import ImageStore, missing_files, open_images
 from tinyvlm_cli.data.reading import read_records, records_hash
 from tinyvlm_cli.data.records import FaultError, Kind, Record
 from tinyvlm_cli.data.sources import places
+from tinyvlm_cli.data.sources.parquet import rows
 from tinyvlm_cli.data.sources.places import Method
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.folder import Results
@@ -344,3 +346,10 @@ def test_a_column_of_bytes_and_one_of_paths(tmp_path: Path) -> None:
         records = [record for _, record in read_records(split, "", images)]
         sources = [images.source(record.images[0]) for record in records if isinstance(record, Record)]
         assert sources == ([PICTURE, OTHER] if root is None else [tmp_path / "images/x.png"] * 2)
+
+
+def test_a_text_that_is_not_utf8_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"text": pa.array([b"\x81"], pa.binary()).view(pa.string())}), path)
+    with pytest.raises(UserError, match=r"a\.parquet: damaged"):
+        list(rows(path, ["text"]))

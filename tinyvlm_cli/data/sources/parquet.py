@@ -48,7 +48,7 @@ def rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     try:
         for batch in file.iter_batches(BATCH, columns=list(columns)):
             yield from batch.to_pylist()
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged ({error}); download it again") from None
 
 
@@ -141,7 +141,7 @@ def image_places(path: Path, shard: str, number: int, column: str) -> Iterator[t
                         cell += len(images)
                         row += 1
                     bar.advance(len(batch))
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged ({error}); download it again") from None
 
 
