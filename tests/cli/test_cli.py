@@ -94,6 +94,11 @@ def test_help_lists_the_groups_that_a_command_reads(
         ("train -m llm=tiny,phi2 --cfg job", "--cfg: shows one configuration; remove -m"),
         ("train -m llm=tiny,phi2,tiny", "llm=tiny,phi2,tiny: tiny is given 2 times; give it once"),
         ("train llm=null", "llm=null: expected a name; choose from gemma, phi2"),
+        (
+            "train llm=tiny evaluate.benchmarks=[popes]",
+            "evaluate.benchmarks: 'popes' does not exist; did you mean 'pope'?",
+        ),
+        ("score benchmark=pope answers=a.jsonl", "data_dir: not set; add data_dir=..."),
         ("train connector={depth:1}", "connector={depth:1}: expected a name; choose from identity"),
         ("train recipe.stages.finetune.lora.rnk=8", "did you mean recipe.stages.finetune.lora.rank?"),
         ("train recipe.stages.finetune.lora={rank:x}", "recipe.stages.finetune.lora.rank: Value 'x'"),

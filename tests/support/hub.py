@@ -57,104 +57,117 @@ def etag_of(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+class HubServer(ThreadingHTTPServer):
+    """A server on the loopback address, and what it serves."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.hub = Hub(f"http://127.0.0.1:{self.server_address[1]}")
+        self.closing = Event()
+
+    def handle_error(self, *_: Any) -> None:
+        """Ignore a client that has been killed."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers requests from a `HubServer`."""
+
+    server: "HubServer"
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
+
+    def answer(self) -> None:
+        path = unquote(self.path.partition("?")[0])
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        self.server.hub.requests.append((self.command, path, {k.lower(): v for k, v in self.headers.items()}))
+        fault = self.server.hub.faults.get(path)
+        if fault is not None and self.headers.get("Range") != "bytes=0-0":
+            fault.times -= 1
+            if fault.times <= 0:
+                del self.server.hub.faults[path]
+            if fault.status != 200:
+                return self.send(fault.status, b"", fault.headers)
+        if path.startswith("/api/") or path.endswith("/info/lfs/objects/batch"):
+            return self.send_json(*describe(self.server.hub, self.command, path, body))
+        if path.startswith("/upload/"):
+            self.server.hub.lfs[path.rpartition("/")[2]] = body
+            return self.send(200, b"")
+        found = re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path)
+        if found:
+            return self.resolve(*found.groups(), fault)
+        content = self.server.hub.files.get(path)
+        self.send_range(content, fault, {"ETag": f'"{etag_of(content or b"")}"'})
+
+    def resolve(self, repo: str, revision: str, name: str, fault: Fault | None) -> None:
+        content = self.server.hub.repos.get(repo, {}).get(name)
+        if content is None:
+            code = "EntryNotFound" if repo in self.server.hub.repos else "RepoNotFound"
+            return self.send(404, b"", {"X-Error-Code": code, "X-Repo-Commit": REVISION})
+        headers = {"X-Repo-Commit": REVISION, "ETag": f'"{etag_of(content)}"'}
+        if len(content) > LFS_BYTES:  # content is on another address, as on the hub
+            self.server.hub.files[f"/cdn/{etag_of(content)}"] = content
+            cdn = f"{self.server.hub.url.replace('127.0.0.1', 'localhost')}/cdn"
+            linked = {"X-Linked-Etag": f'"{etag_of(content)}"', "X-Linked-Size": str(len(content))}
+            return self.send(302, b"", {**headers, **linked, "Location": f"{cdn}/{etag_of(content)}"})
+        self.send_range(content, fault, headers)
+
+    def send_range(self, content: bytes | None, fault: Fault | None, headers: dict[str, str]) -> None:
+        if content is None:
+            return self.send(404, b"not found")
+        start, wanted = 0, re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        status, stop = 200, len(content)
+        if wanted and self.headers.get("If-Range", headers["ETag"]) == headers["ETag"]:
+            start, stop = int(wanted[1]), min(int(wanted[2] or stop) + bool(wanted[2]), stop)
+            if start >= len(content):
+                return self.send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+            status, headers = 206, {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"}
+        self.send(status, content[start:stop], headers, fault)
+
+    def send(
+        self, status: int, content: bytes, headers: dict[str, str] | None = None, fault: Fault | None = None
+    ) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        cut = fault.cut_after if fault else None
+        sent = content if cut is None else content[:cut]
+        size = 1024 if fault and fault.pause_s else max(1, len(sent))
+        for start in range(0, len(sent), size):
+            self.wfile.write(sent[start : start + size])
+            if fault and fault.pause_s and self.server.closing.wait(fault.pause_s):
+                break
+        if len(sent) < len(content):
+            self.close_connection = True
+
+    def send_json(self, status: int, value: Any) -> None:
+        headers = {"Content-Type": "application/json"}
+        if status == 404:
+            headers["X-Error-Code"] = "RepoNotFound"
+        self.send(status, json.dumps(value).encode(), headers)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
 @contextmanager
 def hub_server() -> Iterator[Hub]:
     """Run the server until the block ends."""
-    closing = Event()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            self.answer()
-
-        do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
-
-        def answer(self) -> None:
-            path = unquote(self.path.partition("?")[0])
-            length = int(self.headers.get("Content-Length") or 0)
-            body = self.rfile.read(length)
-            running.requests.append((self.command, path, {k.lower(): v for k, v in self.headers.items()}))
-            fault = running.faults.get(path)
-            if fault is not None and self.headers.get("Range") != "bytes=0-0":
-                fault.times -= 1
-                if fault.times <= 0:
-                    del running.faults[path]
-                if fault.status != 200:
-                    return self.send(fault.status, b"", fault.headers)
-            if path.startswith("/api/") or path.endswith("/info/lfs/objects/batch"):
-                return self.send_json(*describe(running, self.command, path, body))
-            if path.startswith("/upload/"):
-                running.lfs[path.rpartition("/")[2]] = body
-                return self.send(200, b"")
-            found = re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path)
-            if found:
-                return self.resolve(*found.groups(), fault)
-            content = running.files.get(path)
-            self.send_range(content, fault, {"ETag": f'"{etag_of(content or b"")}"'})
-
-        def resolve(self, repo: str, revision: str, name: str, fault: Fault | None) -> None:
-            content = running.repos.get(repo, {}).get(name)
-            if content is None:
-                code = "EntryNotFound" if repo in running.repos else "RepoNotFound"
-                return self.send(404, b"", {"X-Error-Code": code, "X-Repo-Commit": REVISION})
-            headers = {"X-Repo-Commit": REVISION, "ETag": f'"{etag_of(content)}"'}
-            if len(content) > LFS_BYTES:  # content is on another address, as on the hub
-                running.files[f"/cdn/{etag_of(content)}"] = content
-                cdn = f"{running.url.replace('127.0.0.1', 'localhost')}/cdn"
-                linked = {"X-Linked-Etag": f'"{etag_of(content)}"', "X-Linked-Size": str(len(content))}
-                return self.send(302, b"", {**headers, **linked, "Location": f"{cdn}/{etag_of(content)}"})
-            self.send_range(content, fault, headers)
-
-        def send_range(self, content: bytes | None, fault: Fault | None, headers: dict[str, str]) -> None:
-            if content is None:
-                return self.send(404, b"not found")
-            start, wanted = 0, re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-            status, stop = 200, len(content)
-            if wanted and self.headers.get("If-Range", headers["ETag"]) == headers["ETag"]:
-                start, stop = int(wanted[1]), min(int(wanted[2] or stop) + bool(wanted[2]), stop)
-                if start >= len(content):
-                    return self.send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
-                status, headers = 206, {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"}
-            self.send(status, content[start:stop], headers, fault)
-
-        def send(
-            self, status: int, content: bytes, headers: dict[str, str] | None = None, fault: Fault | None = None
-        ) -> None:
-            self.send_response(status)
-            for key, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
-                self.send_header(key, value)
-            self.end_headers()
-            if self.command == "HEAD":
-                return
-            cut = fault.cut_after if fault else None
-            sent = content if cut is None else content[:cut]
-            size = 1024 if fault and fault.pause_s else max(1, len(sent))
-            for start in range(0, len(sent), size):
-                self.wfile.write(sent[start : start + size])
-                if fault and fault.pause_s and closing.wait(fault.pause_s):
-                    break
-            if len(sent) < len(content):
-                self.close_connection = True
-
-        def send_json(self, status: int, value: Any) -> None:
-            headers = {"Content-Type": "application/json"}
-            if status == 404:
-                headers["X-Error-Code"] = "RepoNotFound"
-            self.send(status, json.dumps(value).encode(), headers)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a killed client has gone
-    running = Hub(f"http://127.0.0.1:{server.server_address[1]}")
+    server = HubServer()
     Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     try:
-        yield running
+        yield server.hub
     finally:
-        closing.set()
+        server.closing.set()
         server.shutdown()
         server.server_close()
 

@@ -52,7 +52,7 @@ def read_arguments(arguments: list[str], schema: type) -> tuple[list[str], list[
             # Hydra would run a single job per sweep file and ignore the grids in the files.
             raise UserError(f"{setting}: only one sweep per command is supported; run the command once for each sweep")
         key, _, value = setting.partition("=")
-        if key == group and re.match(r"(null|\{.*)$", value) and (options := _options(key)):
+        if key == group and re.match(r"(null|\{.*)$", value) and (options := group_options(key)):
             raise UserError(f"{setting}: expected a name; choose from {', '.join(options)}")
         if key in allowed and allowed[key].metadata.get("text"):
             is_plain = value in ("", "null") or (len(value) > 1 and value[0] + value[-1] in ("''", '""', "[]"))
@@ -116,7 +116,7 @@ def _is_text(schema: Any, key: str) -> bool:
     return hint is str or (str in get_args(hint) and get_origin(hint) in (Union, UnionType))
 
 
-def _options(group: str) -> list[str]:
+def group_options(group: str) -> list[str]:
     """Return the options of a configuration group, those of the user included; none if `group` is no group."""
     return sorted({path.stem for folder in (conf_dir(), Path("conf")) for path in (folder / group).glob("*.yaml")})
 
@@ -158,11 +158,11 @@ def explain(error: Exception, schema: type, settings: list[str]) -> str:  # noqa
         for setting in settings:
             group, *entry = setting.lstrip("+").partition("=")[0].split(".")
             if entry[:1] == [key]:
-                if _options(group):
+                if group_options(group):
                     return f"{group}.{key}: '{key}' is not selected; add {group}={key}"
                 return f"{group}.{key}: not an entry; add it in a copy of conf/{group}.yaml in ./conf"
     text = _first_line(cause)
-    if match := re.match(r"MissingMandatoryValue while resolving .*: Missing mandatory value: (\S+)", text):
+    if match := re.match(r"MissingMandatoryValue .*: Missing mandatory value: (\S+)", text):
         return f"{match[1]}: not set; add {match[1]}=..."
     if match := re.match(r"Cannot merge DictConfig|Invalid (type|value) assigned: \w+ is not a", text):
         is_list = match[1] == "value" or any(re.match(rf"\W*{re.escape(key)}=\{{", setting) for setting in settings)

@@ -11,8 +11,9 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tinyvlm_cli.cli.config_files import TinyvlmSearchPath
+from tinyvlm_cli.cli.explain import group_options
 from tinyvlm_cli.config.build import conf_dir
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import UserError, suggest
 
 
 @cache
@@ -33,6 +34,9 @@ def insert_benchmarks(composed: DictConfig) -> None:
     chosen = list(names) if isinstance(names, ListConfig) else [names]
     if not chosen or not all(isinstance(name, str) for name in chosen):
         raise UserError("evaluate.benchmarks: expected null, a name or a list of names, as in [pope,textvqa]")
+    known = group_options("benchmark")
+    if unknown := [name for name in chosen if name not in known]:
+        raise UserError(f"evaluate.benchmarks: '{unknown[0]}' does not exist; {suggest(unknown[0], known)}")
     composed.evaluate.benchmarks = _benchmarks(tuple(chosen), composed.evaluate.eval_dir)
 
 

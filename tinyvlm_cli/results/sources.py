@@ -14,7 +14,7 @@ FILE = "sources.json"
 
 @dataclass(frozen=True)
 class SourceCounts:
-    """What a stage takes from one source of a mixture."""
+    """Number of samples and tokens that a stage takes from one source of a mixture."""
 
     name: str
     records: int  # in the files
