@@ -33,8 +33,8 @@ class SourceCounts:
         """Return the counts in words."""
         most = "" if self.is_counted else "at most "
         tokens = "" if self.tokens is None else f", {self.tokens / 1e6:,.3g} million tokens"
-        used = f"{self.times:.3g} times {most}{self.usable:,} of {self.records:,} records"
-        return f"{self.name}: {self.share:.1%}, {self.samples:,} samples ({used}){tokens}"
+        used = f"{self.times:.3g} epochs of {most}{self.usable:,} selected records out of {self.records:,}"
+        return f"{self.name}: {self.share:.1%} of the samples, {self.samples:,} ({used}){tokens}"
 
 
 def write_sources(stage_dir: Path, counts: Sequence[SourceCounts]) -> None:
