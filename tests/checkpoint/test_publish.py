@@ -1,10 +1,12 @@
 """`tinyvlm export hub=USER/NAME` uploads the whole folder, and says what is wrong before a model is loaded."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import constants
 from PIL import Image
 from support.hub import Fault, Hub, hub_server
@@ -63,10 +65,30 @@ def test_the_cards_code_runs(study: Path, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out
 
 
-def test_without_a_card_nothing_is_added(study: Path) -> None:
-    assert main(["export", "run=small", "format=parts", "output=out"]) == 0
+def test_an_export_runs_once_and_gets_a_card_later(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["export", "run=small", "format=parts", "output=out"]
+    assert main(words) == 0
     assert not (study / "out" / CARD).exists()
-    assert main(["export", "run=small", "format=parts", "output=out", "card=true"]) == 2  # another folder
+    files = read_all(study / "out")
+    assert main(words) == main([*words, "card=true"]) == 0
+    assert capsys.readouterr().err.count("out: already exported") == 2
+    assert {name: content for name, content in read_all(study / "out").items() if name != CARD} == files
+    assert (study / "out" / CARD).exists()
+    record = json.loads(files["tinyvlm.json"])
+    assert (record["stage"], record["packages"]["torch"]) == ("finetune", torch.__version__)
+
+
+def test_an_export_of_something_else_is_not_overwritten(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["export", "run=small", "format=parts", "output=out"]
+    assert main(words) == 0
+    assert main([*words, "precision=bf16"]) == main([*words, "format=llava"]) == 2
+    stage = next((study / "results/stages").glob("finetune*/stage.yaml"))
+    stage.write_text(stage.read_text(encoding="utf-8").replace("sha256: ", "sha256: 0"), encoding="utf-8")
+    capsys.readouterr()
+    assert main(words) == 2  # trained again
+    (study / "out/tinyvlm.json").write_text("[", encoding="utf-8")
+    assert main(words) == 2
+    assert capsys.readouterr().err.count("already exists; move or delete it") == 2
 
 
 @pytest.mark.parametrize(

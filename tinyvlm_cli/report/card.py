@@ -1,13 +1,10 @@
 """The model card of an exported run: a README.md with components, data, recipe, scores, limits and provenance."""
 
-import hashlib
-import json
 import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader
@@ -41,7 +38,6 @@ class Card:
     place: str  # name of the repository, or of the folder
     is_llava: bool
     is_lossy: bool
-    digest: str  # see `digest_of`
 
     def text(self) -> str:
         """Return the card as Markdown."""
@@ -96,7 +92,6 @@ class Card:
             tags=["tinyvlm", "vision-language-model"],
             model_name=name if results else None,
             eval_results=results or None,
-            tinyvlm_weights=self.digest,
         )
         return str(data.to_yaml()).rstrip() + "\n"
 
@@ -205,22 +200,6 @@ class Card:
         records = [record for folder in self.found.stage_dirs if (record := Results.read_stage(folder))]
         made = [*(record.made_with for record in records), self.found.run.made_with, {"command": " ".join(sys.argv)}]
         return dict.fromkeys(str(one["command"]) for one in made if one.get("command"))
-
-
-def digest_of(found: TrainedModel, **settings: Any) -> str:
-    """Return a hash of the weights of all stages and the settings of the export."""
-    records = [Results.read_stage(folder) for folder in found.stage_dirs]
-    weights = [
-        record.weights or folder.name for record, folder in zip(records, found.stage_dirs, strict=True) if record
-    ]
-    text = json.dumps([weights, settings], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def is_card_of(folder: Path, digest: str) -> bool:
-    """Return whether `folder` contains the card of an export with this digest."""
-    path = folder / CARD
-    return path.is_file() and f"tinyvlm_weights: {digest}\n" in path.read_text(encoding="utf-8", errors="replace")
 
 
 def _number(row: ScoreRow) -> str:

@@ -1,8 +1,11 @@
 """Export a trained run in a format that other software reads."""
 
+import hashlib
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tinyvlm_cli.config.build import paper_dir
 from tinyvlm_cli.config.commands import Export, ExportFormat
@@ -10,12 +13,16 @@ from tinyvlm_cli.config.saved import from_yaml, to_yaml
 from tinyvlm_cli.config.schema import Exif, Train
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import new_folder, write_text
-from tinyvlm_cli.report.card import CARD, Card, digest_of, is_card_of
+from tinyvlm_cli.report.card import CARD, Card
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import TrainedModel, find_model
+from tinyvlm_cli.results.records import provenance
 from tinyvlm_cli.results.weights import check_weights
+from tinyvlm_cli.untrusted import read_json
 
 log = logging.getLogger(__name__)
+
+RECORD = "tinyvlm.json"  # in the exported folder: what was exported, and with which versions
 
 
 def run(config: Export) -> int:
@@ -30,38 +37,55 @@ def run(config: Export) -> int:
     else:
         stage = "" if found.stage == list(found.run.stages)[-1] else f"-{found.stage}"
         output = Path(config.exports_dir) / f"{found.run.folder.name}{stage}-{config.format.value}"
-    digest = digest_of(found, format=config.format.value, precision=str(config.precision), lossy=config.lossy)
-    has_card = config.card or config.hub is not None
-    is_there = has_card and is_card_of(output, digest)
+    trained = from_yaml(Train, found.run.folder / "config.yaml")
+    record = _record(config, found, trained)
+    is_there = _is_export(output, record)
     if output.exists() and not is_there:
         raise UserError(f"output={output}: already exists; move or delete it, or choose another output")
-    trained = from_yaml(Train, found.run.folder / "config.yaml")
     if config.hub is not None:
         from tinyvlm_cli.checkpoint.publish import check_repository, upload
 
         check_repository(config.hub)
-    if not is_there:
-        _write(config, found, trained, output, digest)
+    if is_there:
+        log.info("%s: already exported", output)
+    else:
+        _write(config, found, trained, output, record)
         log.info("exported to %s", output)
-    else:  # with the latest scores
-        write_text(output / CARD, _card(config, found, trained, output, digest))
-        log.info("%s: already exported; the model card was updated", output)
+    if config.card or config.hub is not None:  # also for an existing export, with the latest scores
+        write_text(output / CARD, _card(config, found, trained, output))
     if config.hub is not None:
         address = upload(output, config.hub, private=config.private, message=f"tinyvlm export run={found.run.name}")
         log.info("uploaded to %s", address)
     return 0
 
 
-def _card(config: Export, found: TrainedModel, trained: Train, output: Path, digest: str) -> str:
+def _record(config: Export, found: TrainedModel, trained: Train) -> dict[str, Any]:
+    """Return what determines the exported files: the weights of all stages, and the settings of the export."""
+    records = [Results.read_stage(folder) for folder in found.stage_dirs]
+    weights = [one.weights or folder.name for one, folder in zip(records, found.stage_dirs, strict=True) if one]
+    digest = hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
+    precision = (config.precision or trained.engine.precision).value
+    return {"weights": digest, "format": config.format.value, "precision": precision, "lossy": config.lossy}
+
+
+def _is_export(folder: Path, record: dict[str, Any]) -> bool:
+    """Return whether `folder` was exported from the same weights with the same settings."""
+    try:
+        found = read_json(folder / RECORD, "choose another output")
+    except UserError:
+        return False
+    return isinstance(found, dict) and all(found.get(name) == value for name, value in record.items())
+
+
+def _card(config: Export, found: TrainedModel, trained: Train, output: Path) -> str:
     """Return the model card."""
     return Card(
         found, trained, Results(config.results_dir).scores(), paper_dir() / "published_scores.csv",
         place=config.hub or output.name, is_llava=config.format is ExportFormat.llava, is_lossy=config.lossy,
-        digest=digest,
     ).text()  # fmt: skip
 
 
-def _write(config: Export, found: TrainedModel, trained: Train, output: Path, digest: str) -> None:
+def _write(config: Export, found: TrainedModel, trained: Train, output: Path, record: dict[str, Any]) -> None:
     """Write the folder atomically."""
     check_weights(found.stage_dirs)
 
@@ -84,7 +108,6 @@ def _write(config: Export, found: TrainedModel, trained: Train, output: Path, di
     )
     if trained.data.exif is Exif.upright:
         log.warning("data.exif=upright: an exported model does not turn photos; turn them before asking")
-    text = _card(config, found, trained, output, digest) if config.card or config.hub else None
     processor = None
     if config.format is ExportFormat.llava:
         processor = check_llava(meta_model(trained.llm, trained.vision, trained.connector), source, lossy=config.lossy)
@@ -96,5 +119,6 @@ def _write(config: Export, found: TrainedModel, trained: Train, output: Path, di
         else:
             llm, vision = write_parts(source, draft, output)
             write_text(draft / "config.yaml", to_yaml(replace(trained, llm=llm, vision=vision)))
-        if text is not None:
-            write_text(draft / CARD, text)
+        made_with = {name: value for name, value in provenance().items() if name in ("python", "packages", "commit")}
+        record |= {"run": found.run.folder.name, "stage": found.stage, **made_with}
+        write_text(draft / RECORD, json.dumps(record, indent=2) + "\n")
