@@ -55,7 +55,14 @@ def test_extended_adds_twelve_benchmarks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "name"), [("vqav2_testdev", "vqav2"), ("mmbench_test", "mmbench"), ("vizwiz_test", "vizwiz")]
+    ("override", "name"),
+    [
+        ("vqav2_testdev", "vqav2"),
+        ("mmbench_test", "mmbench"),
+        ("vizwiz_test", "vizwiz"),
+        ("docvqa_test", "docvqa"),
+        ("infovqa_test", "infovqa"),
+    ],
 )
 def test_a_server_split_replaces_its_benchmark(override: str, name: str) -> None:
     node = composed("eval", f"benchmark={override}", "run=all").benchmark[name]

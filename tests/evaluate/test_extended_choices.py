@@ -211,7 +211,7 @@ CN = {
 
 
 @pytest.mark.parametrize("folder", ["cn", "data"])
-def test_mmbench_cn(folder: str, tmp_path: Path) -> None:
+def test_mmbench_cn(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{**CN, "index": 5}, {**CN, "index": 1_000_005, "A": CN["B"], "B": CN["A"], "answer": "B"}]
     others = [{**one, "index": one["index"] + 1} for one in rows]
     write_parquet(tmp_path / f"{folder}/dev-00000-0123abcd.parquet", [*rows, *others])
@@ -223,6 +223,8 @@ def test_mmbench_cn(folder: str, tmp_path: Path) -> None:
     texts = {"5": "A", "1000005": "\u72d7\u4e0d\u662f\uff0cB", "6": "A.", "1000006": "\u732b"}
     score = bench.score([Answer(key, "", text) for key, text in texts.items()])
     assert (score.value, score.details["undecided_rows"]) == (50, 0)  # "B" after a full-width comma is no word
+    monkeypatch.setattr("tinyvlm_cli.evaluate.benchmarks.mmbench.ROTATION", 10**12)  # without rotations
+    assert from_conf("mmbench_cn", tmp_path).score([Answer(key, "", text) for key, text in texts.items()]).value == 75
     marks = ("A\u3002", "\uff08A\uff09", "\u9009A", "\u7b54\u6848\uff1aA")
     assert [bench.read(mark, bench.known_items["5"]) for mark in marks] == [None] * 4
 

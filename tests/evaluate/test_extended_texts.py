@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.extended import Case, lines, rows_of
+from support.extended import Case, image, lines, rows_of, write_parquet
 from support.from_conf import SUFFIX, findings, from_conf, headline_of
 
+from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate import reading
 from tinyvlm_cli.results.records import Answer
 
@@ -191,6 +192,37 @@ def test_chartqa_in_its_original_layout(tmp_path: Path) -> None:
         )
     images, points = score_of("chartqa", tmp_path, {"0": "7", "1": "X"})
     assert (images, points) == (["ChartQA Dataset/test/png/1.png"] * 2, [1, 1])
+
+
+def test_chartqa_with_the_columns_of_huggingfacem4(tmp_path: Path) -> None:
+    case = CASES["chartqa"]
+    rows = [
+        {
+            "image": row["image"], "query": row["question"], "label": [row["answer"]],
+            "human_or_machine": {"human_test": 0, "augmented_test": 1}[row["type"]],
+        }
+        for row in case.files["data/test-0.parquet"]
+    ]  # fmt: skip
+    write_parquet(tmp_path / "data/test-0.parquet", rows)
+    score = from_conf("chartqa", tmp_path).score(case.given())
+    assert list(score.per_question.values()) == case.points["pix2struct"]
+    assert case.details.items() <= score.details.items()
+
+
+@pytest.mark.parametrize("name", ["docvqa", "infovqa"])
+def test_docvqa_uploads_all_questions_of_the_test_split(name: str, tmp_path: Path) -> None:
+    rows = [{"questionId": str(n), "question": "What?", "answers": None, "image": image("a")} for n in (7, 9)]
+    folder = {"docvqa": "DocVQA", "infovqa": "InfographicVQA"}[name]
+    write_parquet(tmp_path / folder / "test-0.parquet", rows)
+    changes = {"server": "rrc", "split": "test", "parquet": f"**/{folder}/test-*.parquet"}
+    bench = from_conf(name, tmp_path, **changes)
+    assert findings(bench) == ""
+    bench.export([Answer("9", "", " Acme\n")], tmp_path / "up.json")
+    assert json.loads((tmp_path / "up.json").read_text()) == [
+        {"questionId": 7, "answer": ""}, {"questionId": 9, "answer": "Acme"}
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="layout"):  # without the truths, a split cannot be scored here
+        from_conf(name, tmp_path, **{**changes, "server": ""}).score([Answer("7", "", "x"), Answer("9", "", "x")])
 
 
 def test_docvqa_and_infovqa_in_their_original_layouts(tmp_path: Path) -> None:

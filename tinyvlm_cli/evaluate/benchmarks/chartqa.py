@@ -33,9 +33,13 @@ class ChartQA(MeanBenchmark):
         """Yield the questions in row order, numbered over all files."""
         rows = []
         if self.parquet_files():
-            for row in self.rows("type", "question", "answer", optional=("image",)):
-                kind = row["type"].removesuffix("_test")
-                rows.append((kind, row["question"], row["answer"], row.get("image"), ""))
+            names = ("type", "question", "answer", "human_or_machine", "query", "label")
+            for row in self.rows(optional=(*names, "image")):
+                if "query" in row:  # HuggingFaceM4/ChartQA
+                    kind, question, answer = KINDS[row["human_or_machine"]], row["query"], row["label"]
+                else:  # lmms-lab/ChartQA
+                    kind, question, answer = row["type"].removesuffix("_test"), row["question"], row["answer"]
+                rows.append((kind, question, answer, row.get("image"), ""))
         else:
             for kind, path in zip(KINDS, self.files(), strict=True):
                 for row in read_json(self.need(path)):
