@@ -95,6 +95,10 @@ def test_the_official_rule_asks_a_judge_about_all_questions(folder: Path) -> Non
     assert (score.metric, score.value, score.details["protocol"]) == ("aAcc", 75, "tinyvlm")
     assert (score.details["fAcc"], score.details["qAcc"]) == (pytest.approx(50), pytest.approx(60))
     assert headline_of(score) == 75
+    with endpoint(reply) as server:  # the same without the question about no image
+        score = from_conf("hallusionbench", folder, rule="lmms", judge=server.judge(folder)).score(GIVEN)
+    assert (score.metric, score.n, score.value) == ("aAcc", 7, pytest.approx(500 / 7))
+    assert not server.prompts  # the replies are cached
 
 
 def test_the_official_prompt_is_read_from_its_file(folder: Path) -> None:
@@ -119,7 +123,7 @@ def test_a_failing_judge_leaves_answers_pending(folder: Path) -> None:
 
 def test_rules_are_compared_although_their_questions_differ(folder: Path) -> None:
     compared = compare_rules(from_conf("hallusionbench", folder), GIVEN[:4] + GIVEN[5:], partial=False)
-    assert list(compared.scores) == ["vlmevalkit"] and "7 of 8 questions" in compared.failures["official"]
+    assert list(compared.scores) == ["vlmevalkit", "lmms"] and "7 of 8 questions" in compared.failures["official"]
 
 
 def test_the_original_layout(tmp_path: Path) -> None:

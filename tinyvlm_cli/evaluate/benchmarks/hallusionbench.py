@@ -2,7 +2,7 @@
 
 aAcc is the accuracy. fAcc is the share of figures with only correct answers, and qAcc the share of questions that are
 answered correctly for all figures of a set. Most tables use VLMEvalKit's rule, which looks for the words yes and no.
-The official rule asks a judge, and includes 178 questions without an image.
+The official rule asks a judge, and includes 178 questions without an image, which lmms-eval's rule leaves out.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,6 +27,7 @@ Reference answer: {}
 Prediction: {}
 Word: """
 OFFICIAL = "official"
+JUDGED = (OFFICIAL, "lmms")
 
 
 class Truth(NamedTuple):
@@ -42,7 +43,7 @@ class Truth(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class HallusionBench(Graded):
-    """The headline is the mean of aAcc, fAcc and qAcc, or aAcc under the official rule."""
+    """The headline is the mean of aAcc, fAcc and qAcc, or aAcc under the rules with a judge."""
 
     parquet_text: str  # glob pattern of the parquet files without images, for the official rule
     metric: ClassVar[str] = "mean of aAcc, fAcc and qAcc"
@@ -56,7 +57,7 @@ class HallusionBench(Graded):
         return found + sorted(self.folder.glob(self.parquet_text)) if found and self.rule == OFFICIAL else found
 
     def wanted(self) -> list[str]:
-        return super().wanted() if self.rule == OFFICIAL else []
+        return super().wanted() if self.rule in JUDGED else []
 
     def items(self) -> Iterator[Item]:
         """Yield the questions, of which only the official rule includes those without an image."""
@@ -81,14 +82,14 @@ class HallusionBench(Graded):
 
     def read(self, text: str, item: Item) -> str | None:
         """Return "1" for yes, "0" for no, or the text itself for the judge."""
-        if self.rule == OFFICIAL:
+        if self.rule in JUDGED:
             return text.strip() or None
         words = set(without_punctuation(text.lower(), VLMEVALKIT.period).split()) & {"yes", "no"}
         return {"yes": "1", "no": "0"}[words.pop()] if len(words) == 1 else None
 
     def headline(self, results: Sequence[Result]) -> Score:
         """Return the score, with the accuracies of each category and subcategory."""
-        if self.rule == OFFICIAL:
+        if self.rule in JUDGED:
             return replace(super().headline(results), metric="aAcc")
         return self._score(results, [result.meaning == result.item.truth.answer for result in results])
 
@@ -117,10 +118,10 @@ class HallusionBench(Graded):
         details |= {name: _accuracies(members)[0]["qAcc"] for name, members in parts.items()}
         points = {item.key: float(right) for item, right in rows}
         # Sums over the questions of a set give the headline, and sets are independent of each other.
-        values = points if self.rule == OFFICIAL else weights
+        values = points if self.rule in JUDGED else weights
         tallies = {item.key: Tally(item.category, "", values[item.key]) for item, _ in rows}
         shown = [number for number in overall.values() if number is not None]
-        value = overall["aAcc"] if self.rule == OFFICIAL else sum(shown) / len(shown) if shown else None
+        value = overall["aAcc"] if self.rule in JUDGED else sum(shown) / len(shown) if shown else None
         return self.scored(value, results, points, details, tallies=tallies)
 
 
