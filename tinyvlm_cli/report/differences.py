@@ -1,7 +1,7 @@
 """Differences between our runs: marks in ablation tables, and the comparison of two runs on each benchmark."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import isnan
@@ -13,13 +13,12 @@ import pandas as pd
 from tinyvlm_cli.config.commands import Table
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.report.scores import CHOICES, DIFFERENCE, fits, in_columns, typed
-from tinyvlm_cli.report.sheet import BETTER, WORSE, Cell, Kind, Row, Sheet, finish
+from tinyvlm_cli.report.sheet import BETTER, SIGNIFICANCE, WORSE, Cell, Compared, Kind, Row, Sheet, finish
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import REAL, Run
 from tinyvlm_cli.statistics.intervals import INTERVALS, PAIRED, SEEDS, Difference, difference, holm, interval
 from tinyvlm_cli.statistics.questions import FILE, Questions
 
-SIGNIFICANCE = 0.05  # a difference is significant if its corrected p value is lower
 HOLM = (
     "Holm: p value corrected for the number of rows (Holm 1979); significant differences, with "
     f"a corrected p value below {SIGNIFICANCE}, are bold"
@@ -33,38 +32,45 @@ class Marks:
     marks: dict[tuple[int, str], str]  # (row number, benchmark) -> mark
     notes: list[str]
     records: pd.DataFrame
+    compared: list[Compared]
 
 
-def compare_rows(table: Table, own: pd.DataFrame, benchmarks: Sequence[str], results: Results) -> Marks:
+def compare_rows(table: Table, own: pd.DataFrame, benchmarks: Mapping[str, str], results: Results) -> Marks:
     """Compare each row with its reference row, which differs only in having the settings of `table.against`.
 
-    own: our scores with their row number (`row`).
+    own: our scores with their row number (`row`). benchmarks: name -> label.
     """
-    found: dict[tuple[int, str], Difference] = {}
-    records: list[dict[str, Any]] = []
+    found: dict[tuple[int, str], Compared] = {}
     missing: list[str] = []
     groups: dict[tuple[int, str], list[Any]] = defaultdict(list)
     real: list[Any] = list(own[own["images"] == REAL].itertuples())
     for score in real:
         groups[score.row, score.benchmark].append(score)
     ablations = _ablations(table, own)
-    for benchmark in benchmarks:
+    of_ablations = own[own["row"].isin([row for pair in ablations for row in pair])]
+    varying = [choice for choice in CHOICES if choice not in table.against and of_ablations[choice].nunique() > 1]
+    for benchmark, column in benchmarks.items():
         for reference, other in ablations:
             a, b = groups[reference, benchmark], groups[other, benchmark]
             if not is_comparable(a, b):
                 continue
             try:
-                one = found[other, benchmark] = between(a, b, results)
+                one = between(a, b, results)
             except UserError:  # show the table without this comparison
                 missing += [score.run for score in (*a, *b)]
                 continue
-            records.append(_record(f"{b[0].shown} - {a[0].shown}", benchmark, one))
+            changed = [choice for choice in table.against if getattr(a[0], choice) != getattr(b[0], choice)]
+            first, second = (" ".join(getattr(side[0], choice) for choice in changed) for side in (a, b))
+            context = " ".join(getattr(a[0], choice) for choice in varying)
+            runs = tuple(dict.fromkeys(score.run for score in b))
+            found[other, benchmark] = Compared(
+                f"{second} - {first}", context, a[0].shown, b[0].shown, runs, benchmark, column, one, one.p
+            )
     corrected = holm([one.p for one in found.values()])
-    marks = {
-        cell: BETTER if one.change > 0 else WORSE
-        for (cell, one), p in zip(found.items(), corrected, strict=True)
-        if p < SIGNIFICANCE
-    }
+    compared = [replace(one, p=p) for one, p in zip(found.values(), corrected, strict=True)]
+    words = {"better": BETTER, "worse": WORSE}
+    marks = {cell: words[one.verdict] for cell, one in zip(found, compared, strict=True) if one.verdict}
+    records = [_record(f"{one.b} - {one.a}", one.benchmark, one.difference) for one in compared]
     settings = " ".join(f"{choice}={value}" for choice, value in table.against.items())
     notes = []
     if found:
@@ -72,7 +78,7 @@ def compare_rows(table: Table, own: pd.DataFrame, benchmarks: Sequence[str], res
             f"{BETTER} {WORSE}: significantly better or worse than the otherwise identical row with {settings}, with "
             f"p < {SIGNIFICANCE} after Holm's correction (1979) for the {len(found)} differences in this table. "
             "Unmarked differences may be noise",
-            *_methods(list(found.values())),
+            *_methods([one.difference for one in compared]),
         ]
     elif settings and not missing and own["row"].nunique() > 1:
         notes = [f"No score is marked, as there is no otherwise identical row to compare with {settings}"]
@@ -81,7 +87,7 @@ def compare_rows(table: Table, own: pd.DataFrame, benchmarks: Sequence[str], res
             "Not compared, as questions.json is missing or contains different questions: "
             f"{', '.join(dict.fromkeys(missing))}; run `tinyvlm eval` again for these runs"
         )
-    return Marks(marks, notes, typed(records))
+    return Marks(marks, notes, typed(records), compared)
 
 
 def compare_runs(name: str, table: Table, scores: pd.DataFrame, results: Results) -> Sheet:
@@ -115,8 +121,12 @@ def compare_runs(name: str, table: Table, scores: pd.DataFrame, results: Results
         )
     corrected = holm([one.p for one in found.values()])
 
-    rows = []
+    rows, compared = [], []
     for (label, one), corrected_p in zip(found.items(), corrected, strict=True):
+        name_of = {column.label: column.benchmark for column in table.columns}[label]
+        runs_of_b = tuple(run.folder.name for run in b)
+        texts = (f"{titles[1]} - {titles[0]}", "", titles[0], titles[1])
+        compared.append(Compared(*texts, runs_of_b, name_of, label, one, corrected_p))
         scores_and_change = [(f"{one.a:.1f}", one.a), (f"{one.b:.1f}", one.b), (f"{one.change:+.1f}", one.change)]
         bounds = (f"{one.low:+.1f} to {one.high:+.1f}", None)
         ps = [(f"{p:.3f}" if p >= 0.001 else "< 0.001", p) for p in (one.p, corrected_p)]
@@ -130,6 +140,7 @@ def compare_runs(name: str, table: Table, scores: pd.DataFrame, results: Results
         notes=[*table.footnotes, *_methods(list(found.values()), [INTERVALS, PAIRED]), HOLM, *notes],
         records=[own[own["run"].isin(folders)], typed(records)],
         runs=folders,
+        compared=compared,
     )
     is_real = pd.Series(corrected) < SIGNIFICANCE
     return replace(sheet, ranks=sheet.ranks.assign(**{"b - a": is_real.map({True: "best", False: ""})}))
@@ -170,7 +181,7 @@ def _paths(scores: Sequence[Any], results: Results) -> list[Path]:
     return [folder / FILE for folder in folders]
 
 
-@lru_cache(maxsize=16)  # one row is compared with several others
+@lru_cache(maxsize=80)  # one row is compared with several others; 24 rows with 3 seeds
 def _read(path: Path) -> Questions:
     return Questions.read(path)
 

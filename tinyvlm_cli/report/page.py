@@ -43,7 +43,7 @@ def page(sheets: Sequence[Sheet], runs: Sequence[Run], *, charts: Iterable[tuple
         values = [(place, title, sorted(set(headers[title]))) for place, title in enumerate(sheet.headers)]
         filters = [one for one in values if one[0] and len(one[2]) > 1]  # headers with several values, except the first
         tables.append((sheet, _blocks(sheet), filters))
-    text = environment.get_template("page.html.j2").render(
+    text = environment.get_template("web/page.html.j2").render(
         sheets=tables,
         charts=list(charts),
         # In a script element, "</script" ends the element and "<!--<script" hides its end.

@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import pandas as pd
@@ -16,8 +16,10 @@ from rich.text import Text
 from tinyvlm_cli.config.commands import Format, Table
 from tinyvlm_cli.console import Screen, printable
 from tinyvlm_cli.report.scores import RECORD, typed
+from tinyvlm_cli.statistics.intervals import Difference
 
 DASH = "-"  # no score
+SIGNIFICANCE = 0.05  # a difference is significant if its corrected p value is lower
 PLUS_MINUS, BETTER, WORSE = "\u00b1", "\u2191", "\u2193"
 SUFFIXES = {Format.terminal: "txt", Format.markdown: "md", Format.latex: "tex", Format.csv: "csv"}
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
@@ -52,6 +54,30 @@ class Row:
     section: int  # sections are separated by a rule
     headers: list[str]  # [H]
     cells: list[Cell]  # [C]
+    runs: Sequence[str] = ()  # run folders of our scores in this row
+    tips: Sequence[str] = ()  # [C] numbers of questions, intervals and rules of our scores; may be omitted
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The difference between a row and its reference row on one benchmark, or between two runs."""
+
+    label: str  # the settings that differ, such as "phi2 - tinyllama"
+    context: str  # the choices that both rows share and other compared rows do not, such as "siglip"
+    a: str  # displayed name of the reference row
+    b: str
+    runs: tuple[str, ...]  # run folders of b
+    benchmark: str
+    column: str  # label of the benchmark
+    difference: Difference
+    p: float  # corrected for all differences of the table (Holm)
+
+    @property
+    def verdict(self) -> str:
+        """Return "better" or "worse" if the difference is significant, else ""."""
+        if self.p >= SIGNIFICANCE:
+            return ""
+        return "better" if self.difference.change > 0 else "worse"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +96,14 @@ class Sheet:
     notes: list[str]
     records: pd.DataFrame  # raw scores with the columns of scores.RECORD
     runs: list[str]  # run folders whose scores are shown
+    row_runs: list[list[str]]  # [L] run folders of our rows; [] for other rows
+    tips: list[list[str]]  # [L, C] what a score is computed from; "" if there is nothing to say
+    compared: list[Compared] = field(default_factory=list)  # differences that are tested
 
 
 def finish(
     name: str, table: Table, rows: Sequence[Row], columns: list[str], *,
-    notes: Iterable[str], records: Sequence[pd.DataFrame], runs: Iterable[str],
+    notes: Iterable[str], records: Sequence[pd.DataFrame], runs: Iterable[str], compared: Sequence[Compared] = (),
 ) -> Sheet:  # fmt: skip
     """Return a table of these rows, with the best and second-best value of each column marked; ties share a rank.
 
@@ -99,6 +128,9 @@ def finish(
         notes=list(dict.fromkeys(notes)),
         records=pd.concat([typed([]), *(frame for frame in records if len(frame))]).assign(table=name)[list(RECORD)],
         runs=list(dict.fromkeys(runs)),
+        row_runs=[list(row.runs) for row in rows],
+        tips=[list(row.tips) or [""] * len(columns) for row in rows],
+        compared=list(compared),
     )
 
 

@@ -41,7 +41,8 @@ def build(name: str, table: Table, scores: pd.DataFrame, results: Results, *, ve
     columns = _columns(table, own)
     cited = _cited(table, scores, columns)
     shown = in_columns(own, columns)
-    compared = compare_rows(table, own, [column.benchmark for column in columns if not column.detail], results)
+    benchmarks = {column.benchmark: column.label for column in columns if not column.detail}
+    compared = compare_rows(table, own, benchmarks, results)
     limited = wanted[wanted["limit"].notna()]
     return finish(
         name,
@@ -52,6 +53,7 @@ def build(name: str, table: Table, scores: pd.DataFrame, results: Results, *, ve
         # Omit scores whose details have no entry for the column: they have neither a value nor a state.
         records=[cited, shown[shown["value"].notna() | (shown["state"] != "")], compared.records],
         runs=own["run"],
+        compared=compared.compared,
     )
 
 
@@ -166,7 +168,10 @@ def _rows(table: Table, columns: Sequence[Column], cited: pd.DataFrame, own: pd.
     def add_own(row: int, section: int, suffix: str) -> None:
         scores = rest.pop(row)
         shown = scores["shown"].iloc[0] + suffix
-        rows.append(Row(Kind.ours, section, headers(scores, shown), cells[row, Kind.ours]))
+        real = scores[scores["images"] == REAL]
+        tips = [_tip(real[real["benchmark"] == column.benchmark]) for column in columns]
+        runs = list(scores["run"].unique())
+        rows.append(Row(Kind.ours, section, headers(scores, shown), cells[row, Kind.ours], runs, tips))
         if table.intervals:
             add(Kind.interval, section, "95% interval", cells[row, Kind.interval])
         if SHUFFLED in set(scores["images"]):
@@ -192,6 +197,19 @@ def _rows(table: Table, columns: Sequence[Column], cited: pd.DataFrame, own: pd.
     for row in list(rest):
         add_own(row, 1, suffix)
     return rows
+
+
+def _tip(scores: pd.DataFrame) -> str:
+    """Return the number of questions, the interval or the scores of the seeds, and the rule of one benchmark."""
+    if scores.empty:
+        return ""
+    first = scores.iloc[0]
+    texts = [f"n = {first['n']:,}"]
+    if len(scores) > 1:
+        texts.append("; ".join(f"seed {s}: {v:.1f}" for s, v in zip(scores["seed"], scores["value"], strict=True)))
+    elif not isnan(first["low"]):
+        texts.append(f"95% interval {first['low']:.1f} to {first['high']:.1f}")
+    return "; ".join([*texts, f"{first['metric']} on {first['split']}", f"follows {first['follows']}"])
 
 
 def _own_cells(
