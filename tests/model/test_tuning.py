@@ -71,6 +71,14 @@ def test_merged_updates_answer_like_the_model_that_learned_them(tmp_path: Path) 
     assert not torch.allclose(small_vlm("full")(micros[0]), learned(micros[0]), rtol=1e-3)
 
 
+def test_equal_updates_give_equal_files(tmp_path: Path) -> None:
+    files = set()
+    for _ in range(20):
+        save_part(tmp_path, "llm", {"layer.lora_A.default.weight": torch.ones(2, 2)}, scale=2.0)
+        files.add((tmp_path / "llm.lora.safetensors").read_bytes())
+    assert len(files) == 1
+
+
 def test_updates_older_than_whole_weights_are_in_them_already(tmp_path: Path) -> None:
     stages = [tmp_path / name for name in "ab"]
     for folder in stages:

@@ -38,7 +38,8 @@ def save_part(stage_dir: Path, part: str, state: dict[str, Tensor], *, scale: fl
             f"{broken[0]}, and were not saved; lower the learning rate or check the weights it started from"
         )
     path = stage_dir / (f"{part}.safetensors" if scale is None else f"{part}{ADAPTERS}")
-    metadata = {"format": "pt"} | ({} if scale is None else {"scale": str(scale)})
+    # One entry only: safetensors writes several in random order, so equal weights would have different hashes.
+    metadata = {"format": "pt"} if scale is None else {"scale": str(scale)}
     with replaced(path) as draft:
         save_file({key: tensor.contiguous() for key, tensor in state.items()}, draft, metadata=metadata)
 
