@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tinyvlm_cli.config.evaluation import Tracker
-from tinyvlm_cli.train.meter import Meter
+from tinyvlm_cli.train.meter import CostMeter, Meter
 
 SETTINGS = {"seed": 1, "stage": {"lr": 0.5}}
 KEYS = ["grad_norm", "loss", "lr", "samples_per_s", "score/pope", "tflops_per_s", "tokens_per_s"]
@@ -17,10 +17,19 @@ KEYS = ["grad_norm", "loss", "lr", "samples_per_s", "score/pope", "tflops_per_s"
 
 def train(folder: Path, tracker: Tracker | None, *, first: int, last: int) -> None:
     """Record steps with the loss 10 - step, and a score after the last one."""
-    with Meter(folder, name="s", first=first, last=last, tracker=tracker, settings=SETTINGS) as meter:
+    cost = CostMeter(folder, device="H100", processes=4)
+    with Meter(folder, name="s", first=first, last=last, tracker=tracker, settings=SETTINGS, cost=cost) as meter:
         for step in range(first + 1, last + 1):
             meter.step(
-                step=step, loss=10.0 - step, lr=0.5, grad_norm=1.0, samples=2, tokens=20, tflops=1.0, waited_s=0.0
+                step=step,
+                loss=10.0 - step,
+                lr=0.5,
+                grad_norm=1.0,
+                samples=2,
+                tokens=20,
+                tflops=1.0,
+                waited_s=0.0,
+                peak_bytes=step * 2**30,
             )
         meter.scores(last, {"score/pope": 50.0})
 

@@ -41,7 +41,6 @@ BATCH = 64  # questions per batch of a model folder
 AHEAD = 64  # images that are loaded in advance
 T = TypeVar("T")
 R = TypeVar("R")
-
 log = logging.getLogger(__name__)
 
 
@@ -91,7 +90,7 @@ class Answerer(ABC):
 def load_answerer(
     run: Run, stage: str, stage_dirs: Sequence[Path], *,
     device: torch.device | None = None, dtype: torch.dtype | None = None,
-) -> Answerer:  # fmt: skip
+) -> "RunAnswerer | FolderAnswerer":  # fmt: skip
     """Load the model that a run's stages (first to last) trained, or the one in a run's model folder.
 
     device: None for this rank's GPU, or the CPU if there is no GPU. dtype: None for that of the run or folder.

@@ -31,6 +31,7 @@ from tinyvlm_cli.evaluate.benchmark import Benchmark, Image, Question, all_of
 from tinyvlm_cli.evaluate.sources import StoredImage
 from tinyvlm_cli.files import file_state, is_unchanged, write_text
 from tinyvlm_cli.heartbeat import end_progress
+from tinyvlm_cli.results.costs import Speed
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import SHUFFLED, Answer
 from tinyvlm_cli.results.weights import check_weights
@@ -208,7 +209,8 @@ def answer_all(job: EvalJob) -> None:
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    from tinyvlm_cli.evaluate.answerer import load_answerer
+    from tinyvlm_cli.evaluate.answerer import RunAnswerer, load_answerer
+    from tinyvlm_cli.model.pretrained import device_name
 
     shared, rank, _ = next(iter(rendezvous("env://")))
     store = PrefixStore(f"{job.run_dir} {job.stage}", shared)  # one process may answer for several runs
@@ -217,6 +219,10 @@ def answer_all(job: EvalJob) -> None:
     run, stage_dirs = Results.read_run(Path(job.run_dir)), [Path(folder) for folder in job.stage_dirs]
     checked = ThreadPoolExecutor(1).submit(check_weights, stage_dirs, hashed=rank == 0)
     answerer = load_answerer(run, job.stage, stage_dirs)
+    if isinstance(answerer, RunAnswerer):
+        _ = answerer.decoder  # compiles the model, which is not part of the time for the first benchmark
+    parameters = sum(one.numel() for one in answerer.model.parameters())
+    tokens_per_image = getattr(answerer.model, "tokens_per_image", None)
     benchmarks: dict[str, Benchmark] = {}  # the blind control has the same questions
     with ProgressDisplay(shown=rank == 0) as progress:
         for number, task in enumerate(job.tasks):
@@ -233,10 +239,14 @@ def answer_all(job: EvalJob) -> None:
                 answerer, questions, partial(store.add, f"claimed {number}"), done=done,
                 max_new_tokens=benchmark.max_new_tokens,
             )  # fmt: skip
+            began, waited_s, num_given = time.perf_counter(), 0.0, 0
             for given in written_together(answers):
+                num_given += len(given)
+                paused = time.perf_counter()
                 checked.result()
                 store.set(f"checked by {rank}", "")
                 store.wait(["checked by 0"], CHECK_TIMEOUT)
+                waited_s += time.perf_counter() - paused
                 records = [Answer(q.question_id, q.text, text, q.key) for q, text in given]
                 Results.append_answers(
                     folder, rank, records, model_id=run.folder.name, max_new_tokens=benchmark.max_new_tokens,
@@ -244,6 +254,11 @@ def answer_all(job: EvalJob) -> None:
                 )  # fmt: skip
                 count = len(done) + store.add(f"answered {number}", len(given))
                 bar.advance(min(count, len(questions)) - bar.done)
+            if num_given:
+                seconds = round(time.perf_counter() - began - waited_s, 4)
+                Speed(num_given, seconds, device_name(answerer.device), parameters, tokens_per_image).write(
+                    folder, rank
+                )
             end_progress()
 
 

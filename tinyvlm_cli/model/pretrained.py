@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from tinyvlm_cli.config.schema import LLM, Precision, SecondEncoder, Vision
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.results.costs import CPU
 from tinyvlm_cli.untrusted import check_model_folder
 
 # Errors of transformers for damaged files: those of JSON files with other types are Python's own.
@@ -24,6 +25,11 @@ MAX_SIZES = {
     "num_key_value_heads": 10_000, "vocab_size": 10_000_000, "image_size": 10_000, "patch_size": 10_000,
 }  # fmt: skip
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
+
+
+def device_name(device: torch.device) -> str:
+    """Return the GPU type, or CPU, as recorded with costs and measurements."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else CPU
 
 
 def part_config(spec: LLM | Vision | SecondEncoder, *, where: str, planned: bool) -> PretrainedConfig:

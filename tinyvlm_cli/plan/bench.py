@@ -24,7 +24,7 @@ from tinyvlm_cli.data.loader import StagePlan, prepare_loaders, step_batches
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.model.attention.packed import register
 from tinyvlm_cli.model.flops import training_flops
-from tinyvlm_cli.model.pretrained import DTYPES
+from tinyvlm_cli.model.pretrained import DTYPES, device_name
 from tinyvlm_cli.model.tuning import choose_trained
 from tinyvlm_cli.model.vlm import VLM, meta_model, random_model
 from tinyvlm_cli.plan.cost import RESULT, Result, trains
@@ -75,7 +75,7 @@ def bench_train(folder: Path) -> None:
         stage=config.stage,
         split=job.stage.split,
         trains=trains(job.stage),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        device=device_name(device),
         gpus=gpus,
         zero=config.engine.zero,
         micro_tokens=layout.micro_tokens,

@@ -26,7 +26,7 @@ from tinyvlm_cli.evaluate.decoder import ROWS, Decoder
 from tinyvlm_cli.evaluate.spans import Group, Prompt
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.model.flops import Flops, training_flops
-from tinyvlm_cli.model.pretrained import DTYPES
+from tinyvlm_cli.model.pretrained import DTYPES, device_name
 from tinyvlm_cli.model.vlm import random_model
 from tinyvlm_cli.plan.bench import IMAGES, NUM_IMAGES, matmul_ceiling
 from tinyvlm_cli.plan.cost import EVAL_RESULT, EvalRate, EvalResult
@@ -104,7 +104,7 @@ def bench_eval(folder: Path) -> None:
     if rank == 0:
         result = EvalResult(
             llm=config.llm.name, vision=config.vision.name, connector=config.connector["name"],
-            device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU", gpus=ranks,
+            device=device_name(device), gpus=ranks,
             ceiling_tflops=flops_per_s / 1e12, read_gb_per_s=bytes_per_s / 1e9, first_answer_s=first_answer_s,
             memory_gib=torch.cuda.max_memory_reserved(device) / 2**30 if device.type == "cuda" else 0.0,
             rates=rates, made_with=provenance(),

@@ -41,7 +41,7 @@ import yaml
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import append_jsonl, file_hash, locked, read_jsonl, write_text
-from tinyvlm_cli.results.records import REAL, Answer, Run, ScoreRow, Stage, StepScore, now, read_record
+from tinyvlm_cli.results.records import ADDED_LATER, REAL, Answer, Run, ScoreRow, Stage, StepScore, now, read_record
 from tinyvlm_cli.untrusted import JSON_ERRORS, check_file, check_name, link_out_of, read_text, read_yaml
 
 WEIGHT_FILES = (".safetensors", ".json", ".model", ".txt")  # files that from_pretrained reads
@@ -213,7 +213,7 @@ class Results:
     def append_score(run: Run, row: ScoreRow) -> None:
         """Add `row` to the run's scores.jsonl, to which evaluations of other benchmarks may write at the same time."""
         path = run.folder / "scores.jsonl"
-        record = {name: value for name, value in asdict(row).items() if value or name != "warnings"}
+        record = {name: value for name, value in asdict(row).items() if value or name not in ADDED_LATER}
         with locked(path):
             append_jsonl(path, record)
 

@@ -22,6 +22,8 @@ PERCENTAGES = (  # metrics of at most 100
 )  # fmt: skip
 HIGHEST = {"perception": 2000, "points": 1000}  # maxima of the other metrics, of MME and OCRBench
 REAL, SHUFFLED = "real", "shuffled"  # with the right images, or with shuffled ones: the blind control
+# Fields of ScoreRow that are left out if they are empty.
+ADDED_LATER = ("warnings", "answers_per_s", "processes", "device", "parameters", "tokens_per_image")
 MODEL_STAGE = "model"  # stage name in the scores of a model folder that was trained elsewhere
 R = TypeVar("R")
 RECORDED_PACKAGES = ("tinyvlm", "torch", "transformers", "deepspeed", "hydra-core", "pillow", "numpy")
@@ -103,6 +105,12 @@ class ScoreRow:
     created: str = ""  # UTC, ISO 8601
     interval: list[float] | None = None  # 95% confidence interval of `value`; None in rows from older versions
     warnings: list[str] = field(default_factory=list)  # of the stages that trained the model
+    # Of the last evaluation that answered any of the questions, see results/costs.py. None in older rows.
+    answers_per_s: float | None = None  # of all processes together
+    processes: int | None = None
+    device: str | None = None  # GPU type, or CPU
+    parameters: int | None = None  # of the model
+    tokens_per_image: int | None = None
 
     def __post_init__(self) -> None:
         if self.interval is not None and len(self.interval) != 2:

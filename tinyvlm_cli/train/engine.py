@@ -123,6 +123,7 @@ class Engine:
         dist.all_reduce(totals)
         self.stops = totals[1] > 0
         self.source_losses = of_sources[0] / of_sources[1]
+        self.note_peak()
         return totals[0] / supervised_tokens
 
     @property

@@ -27,7 +27,7 @@ from tinyvlm_cli.heartbeat import end_progress, note_progress
 from tinyvlm_cli.model.attention.packed import register
 from tinyvlm_cli.model.flops import Flops, training_flops
 from tinyvlm_cli.model.llm import load_tokenizer
-from tinyvlm_cli.model.pretrained import DTYPES, part_config
+from tinyvlm_cli.model.pretrained import DTYPES, device_name, part_config
 from tinyvlm_cli.model.tuning import choose_trained
 from tinyvlm_cli.model.vlm import LOGITS_AT_ONCE, VLM, compile_layers
 from tinyvlm_cli.results.sources import SourceCounts, write_sources
@@ -36,7 +36,7 @@ from tinyvlm_cli.train.checkpoint import Checkpoints
 from tinyvlm_cli.train.engine import Engine, start_process_group
 from tinyvlm_cli.train.layout import Layout
 from tinyvlm_cli.train.memory import fit
-from tinyvlm_cli.train.meter import Meter
+from tinyvlm_cli.train.meter import CostMeter, Meter
 from tinyvlm_cli.train.optim import GradientCheck, count, lr_at
 from tinyvlm_cli.train.stages import StageJob
 
@@ -57,6 +57,7 @@ def train_stage(job: StageJob, scorer: Scorer | None = None) -> None:
     """Train a stage, resuming from its last checkpoint if there is one, and save its weights."""
     device = start_process_group()
     is_main = dist.get_rank() == 0
+    cost = CostMeter(job.folder, device=device_name(device), processes=dist.get_world_size()) if is_main else None
     stage = job.stage
     if num_loaders(job.engine):
         prepare_loaders()
@@ -74,14 +75,7 @@ def train_stage(job: StageJob, scorer: Scorer | None = None) -> None:
     choose_trained(model, stage)
     flops = training_flops(model)  # before the engine wraps and, with ZeRO-3, partitions the model
     if is_main:
-        sizes = {part: [_short(number) for number in reversed(count(getattr(model, part)))] for part in PARTS}
-        parts = "  ".join(f"{part} {trained} of {every}" for part, (trained, every) in sizes.items())
-        log.info("%s: trained parameters: %s", job.folder.name, parts)
-        log.info(
-            "%s: %d steps of %d samples on %d %s, %s, ZeRO-%d",
-            job.name, steps, stage.samples_per_step, dist.get_world_size(),
-            "GPU(s)" if torch.cuda.is_available() else "CPU process(es)", job.engine.precision.value, job.engine.zero,
-        )  # fmt: skip
+        _log_sizes(job, model, steps)
         if isinstance(index, MixedIndex):
             write_sources(job.folder, counts := count_sources(plan, index, steps))
             for one in counts:
@@ -100,16 +94,32 @@ def train_stage(job: StageJob, scorer: Scorer | None = None) -> None:
         engine.wants_stop = lambda: stop.is_made
         _take_steps(
             job, engine, plan, checkpoints, scorer,
-            first=first, steps=steps, micro_tokens=layout.micro_tokens, flops=flops,
+            cost=cost, first=first, steps=steps, micro_tokens=layout.micro_tokens, flops=flops,
         )  # fmt: skip
+    peak = torch.tensor(engine.peak_bytes, device=device)
+    dist.all_reduce(peak, dist.ReduceOp.MAX)
     if device.type == "cuda" and is_main:
-        engine.note_peak()
-        log.info("%s: peak GPU memory %.1f GiB", job.name, engine.peak_bytes / 2**30)
+        log.info("%s: peak GPU memory %.1f GiB", job.name, int(peak) / 2**30)
     for part in stage.trained_parts:
         is_adapted = part in stage.adapted_parts
         state = engine.part_state(part, adapters_only=is_adapted)
         if is_main:
             save_part(job.folder, part, state, scale=stage.lora.scale if stage.lora and is_adapted else None)
+    if cost:
+        cost.peak_bytes = int(peak)
+        cost.write()
+
+
+def _log_sizes(job: StageJob, model: VLM, steps: int) -> None:
+    """Log the parameters that the stage trains, its steps and the number of processes."""
+    sizes = {part: [_short(number) for number in reversed(count(getattr(model, part)))] for part in PARTS}
+    parts = "  ".join(f"{part} {trained} of {every}" for part, (trained, every) in sizes.items())
+    log.info("%s: trained parameters: %s", job.folder.name, parts)
+    log.info(
+        "%s: %d steps of %d samples on %d %s, %s, ZeRO-%d",
+        job.name, steps, job.stage.samples_per_step, dist.get_world_size(),
+        "GPU(s)" if torch.cuda.is_available() else "CPU process(es)", job.engine.precision.value, job.engine.zero,
+    )  # fmt: skip
 
 
 def start_engine(job: StageJob, model: VLM, device: torch.device) -> tuple[Engine, Layout]:
@@ -207,7 +217,7 @@ def num_loaders(settings: EngineSettings) -> int:
 
 def _take_steps(
     job: StageJob, engine: Engine, plan: StagePlan, checkpoints: Checkpoints, scorer: Scorer | None, *,
-    first: int, steps: int, micro_tokens: int, flops: Flops,
+    cost: CostMeter | None, first: int, steps: int, micro_tokens: int, flops: Flops,
 ) -> None:  # fmt: skip
     """Run the optimizer steps from `first` to `steps` - 1.
 
@@ -222,9 +232,9 @@ def _take_steps(
     check = GradientCheck(engine.model)
     sources = list(job.sources) if plan.order is not None else []
     meter = None
-    if rank == 0:
+    if cost:
         meter = Meter(
-            job.folder, name=job.name, first=first, last=steps, tracker=job.tracker, settings=job.identity
+            job.folder, name=job.name, first=first, last=steps, tracker=job.tracker, settings=job.identity, cost=cost
         )  # fmt: skip
     with meter or nullcontext(), closing(batches):
         if first and not _is_scored(engine, scorer, first, meter):
@@ -248,7 +258,7 @@ def _take_steps(
                 meter.step(
                     step=done, loss=loss, lr=lr, grad_norm=grad_norm, samples=stage.samples_per_step,
                     tokens=batch.work.tokens, tflops=flops.of(batch.work) / ranks / 1e12, waited_s=waited_s,
-                    losses=dict(zip(sources, engine.source_losses.tolist(), strict=True)),
+                    peak_bytes=engine.peak_bytes, losses=dict(zip(sources, engine.source_losses.tolist(), strict=True)),
                 )  # fmt: skip
             stops = bool(engine.stops)
             saves = stops or (done % job.engine.save_every == 0 and done < steps)
@@ -269,8 +279,11 @@ def _take_steps(
 
 def _is_scored(engine: Engine, scorer: Scorer | None, step: int, meter: Meter | None) -> bool:
     """Evaluate the model if it is time, and return whether training may continue."""
+    began = time.perf_counter()
     with engine.peak_excluded():
         scores = scorer(engine.model, step, stops=engine.wants_stop) if scorer else {}
+    if meter:
+        meter.cost.evaluated_s += time.perf_counter() - began
     if scores and meter:
         meter.scores(step, scores)
     return scores is not None

@@ -21,6 +21,7 @@ from tinyvlm_cli.evaluate.runner import EvalJob, Task, answered, asked_questions
 from tinyvlm_cli.files import locked
 from tinyvlm_cli.launch import workers as launch
 from tinyvlm_cli.launch.workers import this_node
+from tinyvlm_cli.results.costs import answering, forget_speeds
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import find_runs_to_score, model_of
 from tinyvlm_cli.results.records import REAL, SHUFFLED, Run, ScoreRow, now
@@ -113,6 +114,8 @@ def _evaluate(
     if before := waiting():
         folder = Path(min(before))  # locked, so no other evaluation writes its job there
         replace(job, tasks=[task for task in job.tasks if task.folder in before]).write(folder)
+        for name in before:
+            forget_speeds(Path(name))
         launch.run("eval", folder, gpus=gpus)
         if after := waiting():
             lacking = ", ".join(f"{Path(folder).name}: {count:,}" for folder, count in after.items())
@@ -159,6 +162,7 @@ def _score(benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Re
             **{name: getattr(run, name) for name in ("name", "llm", "vision", "connector", "data", "recipe", "seed")},
             **{name: getattr(benchmark, name) for name in ("follows", "version", "split")},
             **{name: getattr(score, name) for name in ("metric", "value", "n", "valid", "judge")},
+            **answering(folder),
         )
         before = known.get(row.cell)
         if before is None or replace(before, created=row.created) != row:

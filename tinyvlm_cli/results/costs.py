@@ -1,0 +1,154 @@
+"""What a stage's training took (cost.json in the stage folder), and how fast a benchmark was answered.
+
+cost.json is written while a stage is training, so a session that was killed is counted too.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.files import read_jsonl, write_text
+from tinyvlm_cli.results.records import read_record
+from tinyvlm_cli.untrusted import read_json, read_yaml
+
+FILE = "cost.json"
+CPU = "CPU"  # device of processes without a GPU
+ADVICE = "delete it to show the cost as unknown"
+
+
+@dataclass(frozen=True)
+class Session:
+    """The processes that trained a stage together until it was complete or interrupted."""
+
+    device: str  # GPU type, or CPU; "" in what is derived from records of earlier versions
+    processes: int  # one per GPU
+    seconds: float  # from loading the model to saving the weights, without evaluations during training
+    first: int  # steps that were complete before
+    last: int  # the last step of this session; steps after the last checkpoint are repeated by the next session
+    # Peak memory allocated on the GPU that needed most, or on the first GPU if interrupted; None on a CPU.
+    peak_gib: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.processes >= 1 and math.isfinite(self.seconds) and self.seconds >= 0):
+            raise ValueError(f"{self.processes} processes and {self.seconds} seconds")
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """The cost of training a stage."""
+
+    samples: int  # in all steps, each step counted once
+    tokens: int | None  # in these samples, including image tokens, without padding; None if unknown
+    sessions: list[Session]  # in order; empty if unknown
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Number of processes times hours, over all sessions, including steps that were repeated; None if unknown."""
+        hours = [one.processes * one.seconds / 3600 for one in self.sessions]
+        return sum(hours) if hours else None
+
+    @property
+    def peak_gib(self) -> float | None:
+        """Peak memory allocated on one GPU in any session; None if unknown."""
+        return max((one.peak_gib for one in self.sessions if one.peak_gib is not None), default=None)
+
+    @property
+    def devices(self) -> list[str]:
+        """Types of the devices, without duplicates."""
+        return list(dict.fromkeys(one.device for one in self.sessions if one.device))
+
+    def with_session(self, session: Session, *, samples: int, tokens: int) -> "StageCost":
+        """Return the cost with another session. samples, tokens: in all steps up to the end of this session."""
+        return replace(self, samples=samples, tokens=tokens, sessions=[*self.sessions, session])
+
+    def write(self, stage_dir: Path) -> None:
+        """Replace the stage's cost.json."""
+        write_text(stage_dir / FILE, json.dumps(asdict(self)) + "\n")
+
+
+def read_cost(stage_dir: Path) -> StageCost | None:
+    """Return the cost of a stage, or None if it has neither a cost.json nor a train.jsonl with which to estimate it.
+
+    Raises UserError if a file is invalid.
+    """
+    path = stage_dir / FILE
+    if not path.is_file():
+        return _from_steps(stage_dir)
+    record = read_json(path, ADVICE)
+    sessions = record.get("sessions") if isinstance(record, dict) else None
+    if not isinstance(sessions, list):
+        raise UserError(f"{path}: not the cost of a stage; {ADVICE}")
+    found = [read_record(Session, session, path, ADVICE) for session in sessions]
+    return read_record(StageCost, {**record, "sessions": found}, path, ADVICE)
+
+
+def _from_steps(stage_dir: Path) -> StageCost | None:
+    """Return what the records of an earlier version say about a stage's cost.
+
+    The number of processes is known only if engine.gpus was set. The time is that of the steps that were not repeated.
+    """
+    steps = stage_dir / "train.jsonl"
+    if not steps.is_file():
+        return None
+    config: Any = read_yaml(path, ADVICE) if (path := stage_dir / "config.yaml").is_file() else {}
+    stage: Any = read_yaml(path, ADVICE) if (path := stage_dir / "stage.yaml").is_file() else {}
+    samples, tokens, seconds, before = 0.0, 0.0, 0.0, 0.0
+    try:
+        per_step = stage["identity"]["stage"]["samples_per_step"]
+        for record in read_jsonl(steps):
+            samples += per_step
+            tokens += per_step * record["tokens_per_s"] / record["samples_per_s"]
+            elapsed = float(record["elapsed_s"])  # starts at zero in each session
+            seconds += elapsed - before if elapsed > before else elapsed
+            before = elapsed
+        gpus = config.get("engine", {}).get("gpus")
+        known = isinstance(gpus, int) and gpus >= 1
+        return StageCost(round(samples), round(tokens), [Session("", gpus, seconds, 0, 0)] if known else [])
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError):
+        return None  # records of an even earlier version
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast one process answered a benchmark in the last evaluation that answered any of its questions."""
+
+    answers: int
+    seconds: float  # spent on answering, without loading the model
+    device: str  # GPU type, or CPU
+    parameters: int  # of the model
+    tokens_per_image: int | None  # None if it depends on the image or is unknown
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.seconds) and self.seconds > 0):
+            raise ValueError(f"seconds is {self.seconds}")
+
+    def write(self, answers_dir: Path, rank: int) -> None:
+        """Write the speed of this rank next to its answers."""
+        write_text(answers_dir / f"speed-{rank}.json", json.dumps(asdict(self)) + "\n")
+
+
+def read_speeds(answers_dir: Path) -> list[Speed]:
+    """Return the speed of each process of the last evaluation; none if it is unknown."""
+    paths = sorted(answers_dir.glob("speed-*.json"))
+    return [read_record(Speed, read_json(path, "delete it"), path, "delete it") for path in paths]
+
+
+def forget_speeds(answers_dir: Path) -> None:
+    """Delete the speeds of the last evaluation, before another one answers further questions."""
+    for path in answers_dir.glob("speed-*.json"):
+        path.unlink()
+
+
+def answering(answers_dir: Path) -> dict[str, Any]:
+    """Return the fields of a score row that describe how its questions were answered; none if that is unknown."""
+    speeds = read_speeds(answers_dir)
+    if not speeds:
+        return {}
+    return {
+        "answers_per_s": round(sum(one.answers / one.seconds for one in speeds), 3),
+        "processes": len(speeds),
+        **{name: getattr(speeds[0], name) for name in ("device", "parameters", "tokens_per_image")},
+    }
