@@ -126,11 +126,12 @@ class Published:
 
 @dataclass
 class Column:
-    """A column of scores."""
+    """A column of scores, or of a cost of the models."""
 
-    benchmark: str = MISSING
+    benchmark: str = ""
     label: str = MISSING  # column title
     detail: list[str] = field(default_factory=list)  # path of keys into the score's details; empty: the headline score
+    cost: str = ""  # instead of `benchmark`: gpu_hours, parameters or another cost, see docs/report.md
 
 
 @dataclass
@@ -142,7 +143,7 @@ class Table:
     runs: dict[str, Any] = MISSING  # score field -> required value, or list of allowed values; null: any
     headers: dict[str, str] = MISSING  # score field that describes a table row -> column title
     columns: list[Column] = MISSING
-    own_benchmarks: bool = False  # show the benchmarks for which the user's runs have scores, and no others
+    own_benchmarks: bool = False  # show the benchmarks and costs that the user's runs have, and no others
     # Setting -> baseline value. Rows are compared with the otherwise equal baseline row; empty: no comparison.
     against: dict[str, str] = field(default_factory=dict)
     between: list[str | None] | None = None  # two runs to compare, with one row per benchmark; null: one row per run

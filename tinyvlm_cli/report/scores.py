@@ -15,7 +15,7 @@ from tinyvlm_cli.config.commands import Column, Table
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.records import REAL, ScoreRow
 
-PUBLISHED, OURS, DIFFERENCE = "published", "ours", "difference"  # values of the column "origin"
+PUBLISHED, OURS, DIFFERENCE, COST = "published", "ours", "difference", "cost"  # values of the column "origin"
 CHOICES = ["llm", "vision", "connector", "data", "recipe"]  # configuration groups that define a model
 PUBLISHED_COLUMNS = ["table", "model", *CHOICES, "size", "resolution", "benchmark", "value", "seen_in_training",
                      "source", "caveat", "note"]  # fmt: skip
@@ -31,8 +31,12 @@ RECORD = {
     "n": "Int64", "split": "str", "follows": "str", "version": "Int64", "judge": "str", "seen_in_training": "str",
     "source": "str", "note": "str", "caveat": "str", "valid": "float64",
 }  # fmt: skip
-# Our scores also have the maximum number of questions (`limit`) a dictionary `details` and a list `warnings`.
-SCORE = {**RECORD, "limit": "Int64", "details": "object", "warnings": "object"}
+# Our scores also have the maximum number of questions (`limit`), a dictionary `details`, a list `warnings`, and the
+# fields of `ScoreRow` about how the model answered.
+SCORE = {
+    **RECORD, "limit": "Int64", "details": "object", "warnings": "object", "answers_per_s": "float64",
+    "processes": "Int64", "device": "str", "parameters": "Int64", "tokens_per_image": "Int64",
+}  # fmt: skip
 
 
 def typed(records: Iterable[dict[str, Any]], columns: dict[str, str] = RECORD) -> pd.DataFrame:

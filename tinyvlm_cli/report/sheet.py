@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -44,6 +44,17 @@ class Kind(StrEnum):
 MAIN = (Kind.published, Kind.ours, Kind.benchmark)  # a row of another kind belongs to the row above it
 COMPARED = (Kind.published, Kind.ours)  # rows considered for a column's best and second-best value
 STYLES = {Kind.interval: "dim", Kind.blind: "dim", Kind.difference: "dim italic"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A cost of a model."""
+
+    value: float
+    device: str = ""  # GPU type or CPU that it was measured on; "" if it does not depend on the device or is unknown
+
+
+Costs = Mapping[tuple[str, str], Mapping[str, Measured]]  # (run folder, stage) -> cost -> value, if known
 
 
 @dataclass(frozen=True)
@@ -99,20 +110,26 @@ class Sheet:
     row_runs: list[list[str]]  # [L] run folders of our rows; [] for other rows
     tips: list[list[str]]  # [L, C] what a score is computed from; "" if there is nothing to say
     compared: list[Compared] = field(default_factory=list)  # differences that are tested
+    # Our scores in the columns, with `row`, `shown` (row name) and `column` (label).
+    own: pd.DataFrame = field(default_factory=pd.DataFrame)
+    costs: Costs = field(default_factory=dict)
+    cost_columns: list[str] = field(default_factory=list)  # columns that show costs instead of scores
 
 
 def finish(
     name: str, table: Table, rows: Sequence[Row], columns: list[str], *,
     notes: Iterable[str], records: Sequence[pd.DataFrame], runs: Iterable[str], compared: Sequence[Compared] = (),
+    own: pd.DataFrame | None = None, costs: Costs | None = None, cost_columns: Sequence[str] = (),
 ) -> Sheet:  # fmt: skip
-    """Return a table of these rows, with the best and second-best value of each column marked; ties share a rank.
+    """Return a table of these rows, with the best and second-best score of each column marked; ties share a rank.
 
-    records: data frames of raw scores; empty data frames may lack columns.
+    records: data frames of raw scores; empty data frames may lack columns. own, costs, cost_columns: see `Sheet`.
     """
     headers = list(table.headers.values())
     values = pd.DataFrame([[value for _, value in row.cells] for row in rows], columns=columns, dtype="float64")
     is_compared = [row.kind in COMPARED for row in rows]
     places = values[is_compared].rank(method="dense", ascending=False).reindex(values.index)
+    places[list(cost_columns)] = float("nan")
     return Sheet(
         name=name,
         title=table.title,
@@ -131,6 +148,9 @@ def finish(
         row_runs=[list(row.runs) for row in rows],
         tips=[list(row.tips) or [""] * len(columns) for row in rows],
         compared=list(compared),
+        own=pd.DataFrame() if own is None else own,
+        costs=costs or {},
+        cost_columns=list(cost_columns),
     )
 
 

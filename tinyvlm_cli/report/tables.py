@@ -16,10 +16,11 @@ import pandas as pd
 
 from tinyvlm_cli.config.commands import Column, Table
 from tinyvlm_cli.errors import raise_findings
+from tinyvlm_cli.report.costs import COSTS, cost_cell, cost_notes, cost_records, mean_cost, model_costs, short
 from tinyvlm_cli.report.differences import Marks, compare_rows, interval_of_mean
 from tinyvlm_cli.report.notes import footnotes
 from tinyvlm_cli.report.scores import CHOICES, OURS, PUBLISHED, SCORE, fits, in_columns
-from tinyvlm_cli.report.sheet import DASH, PLUS_MINUS, Cell, Kind, Row, Sheet, finish
+from tinyvlm_cli.report.sheet import DASH, PLUS_MINUS, Cell, Costs, Kind, Row, Sheet, finish
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import REAL, SHUFFLED, ScoreRow
 
@@ -38,22 +39,38 @@ def build(name: str, table: Table, scores: pd.DataFrame, results: Results, *, ve
     _check(name, table, scores)
     wanted = scores[fits(table, scores)]
     own = _with_rows(wanted[wanted["limit"].isna()])
-    columns = _columns(table, own)
+    costs = model_costs(own, results)
+    columns = _columns(table, own, costs)
+    priced = [column for column in columns if column.cost]
     cited = _cited(table, scores, columns)
     shown = in_columns(own, columns)
-    benchmarks = {column.benchmark: column.label for column in columns if not column.detail}
+    benchmarks = {column.benchmark: column.label for column in columns if column.benchmark and not column.detail}
     compared = compare_rows(table, own, benchmarks, results)
     limited = wanted[wanted["limit"].notna()]
     return finish(
         name,
         table,
-        _rows(table, columns, cited, own, _own_cells(table, columns, shown, compared, results)),
+        _rows(table, columns, cited, own, _own_cells(table, columns, shown, results, compared=compared, costs=costs)),
         [column.label for column in columns],
-        notes=[*footnotes(name, table, columns, cited, shown, limited, verbose=verbose), *compared.notes],
+        notes=[
+            *footnotes(name, table, columns, cited, shown, limited, verbose=verbose),
+            *cost_notes(
+                priced, costs, dict(zip(zip(own["run"], own["stage"], strict=True), own["shown"], strict=True))
+            ),
+            *compared.notes,
+        ],
         # Omit scores whose details have no entry for the column: they have neither a value nor a state.
-        records=[cited, shown[shown["value"].notna() | (shown["state"] != "")], compared.records],
+        records=[
+            cited,
+            shown[shown["value"].notna() | (shown["state"] != "")],
+            cost_records(priced, own, costs),
+            compared.records,
+        ],
         runs=own["run"],
         compared=compared.compared,
+        own=shown,
+        costs=costs,
+        cost_columns=[column.label for column in priced],
     )
 
 
@@ -91,6 +108,7 @@ def _check(name: str, table: Table, scores: pd.DataFrame) -> None:
     tables = list(dict.fromkeys(published["table"]))
     filters = [field.name for field in fields(ScoreRow) if SCORE.get(field.name, "object") != "object"]
     asked: list[tuple[str, Iterable[str], Sequence[str]]] = [
+        ("columns", [column.cost for column in table.columns if column.cost], list(COSTS)),
         ("headers", table.headers, HEADERS),
         ("runs", table.runs, filters),
         ("against", table.against, CHOICES),
@@ -105,6 +123,11 @@ def _check(name: str, table: Table, scores: pd.DataFrame) -> None:
         for setting, values, allowed in asked
         for found in values
         if found not in allowed
+    ]
+    findings += [
+        f"table.{name}.columns: '{column.label}' must have either a benchmark or a cost"
+        for column in table.columns
+        if bool(column.benchmark) == bool(column.cost)
     ]
     titles = Counter([*table.headers.values(), *(column.label for column in table.columns)])
     findings += [
@@ -125,15 +148,19 @@ def _with_rows(own: pd.DataFrame) -> pd.DataFrame:
     return found.assign(row=[order[row] for row in number])
 
 
-def _columns(table: Table, own: pd.DataFrame) -> list[Column]:
-    """Return the score columns; for a table of all benchmarks, one for each benchmark that our scores cover."""
+def _columns(table: Table, own: pd.DataFrame, costs: Costs) -> list[Column]:
+    """Return the columns; for a table of all benchmarks, one for each benchmark and cost that our scores cover.
+
+    A table without our scores has no cost columns, as the costs of published models are unknown.
+    """
     if not table.own_benchmarks:
-        return table.columns
+        return [column for column in table.columns if not column.cost or len(own)]
+    priced = [column for column in table.columns if any(column.cost in known for known in costs.values())]
     found = set(own["benchmark"])
     listed = [column for column in table.columns if column.benchmark in found]
     others = sorted(found - {column.benchmark for column in listed})
     taken = {*table.headers.values(), *(column.label for column in listed)}
-    return [*listed, *(Column(name, f"'{name}'" if name in taken else name) for name in others)]
+    return [*listed, *(Column(name, f"'{name}'" if name in taken else name) for name in others), *priced]
 
 
 def _cited(table: Table, scores: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
@@ -159,7 +186,7 @@ def _rows(table: Table, columns: Sequence[Column], cited: pd.DataFrame, own: pd.
     def headers(scores: pd.DataFrame, shown: str) -> list[str]:
         first = scores.iloc[0]
         seeds = ", ".join(str(seed) for seed in sorted(scores["seed"].dropna().unique()))
-        special = {"name": shown, "seed": seeds}
+        special = {"name": shown, "seed": seeds, "size": first["size"] or _size(scores["parameters"].max())}
         return [special[field] if field in special else str(first[field]) for field in table.headers]
 
     def add(kind: Kind, section: int, title: str, texts: list[Cell]) -> None:
@@ -199,6 +226,13 @@ def _rows(table: Table, columns: Sequence[Column], cited: pd.DataFrame, own: pd.
     return rows
 
 
+def _size(parameters: Any) -> str:
+    """Return the size of a model in the form of published sizes, such as 1.4B, or "" if it is unknown."""
+    if pd.isna(parameters):
+        return ""
+    return f"{parameters / 1e9:.1f}B" if parameters >= 1e8 else short(parameters)
+
+
 def _tip(scores: pd.DataFrame) -> str:
     """Return the number of questions, the interval or the scores of the seeds, and the rule of one benchmark."""
     if scores.empty:
@@ -213,18 +247,22 @@ def _tip(scores: pd.DataFrame) -> str:
 
 
 def _own_cells(
-    table: Table, columns: Sequence[Column], shown: pd.DataFrame, compared: Marks, results: Results
+    table: Table, columns: Sequence[Column], shown: pd.DataFrame, results: Results, *, compared: Marks, costs: Costs
 ) -> Cells:
     """Return the cells of our rows: scores, their intervals, and scores with shuffled images.
 
     A score cell shows a value, a mean and standard deviation over seeds, or the reason why there is no score.
     """
     groups: dict[tuple[int, str, str], list[Any]] = defaultdict(list)  # one data frame per cell would be slow
+    models: dict[int, dict[tuple[str, str], None]] = defaultdict(dict)
     every: list[Any] = list(shown.itertuples())
     for one in every:
         groups[one.row, one.column, one.images].append(one)
+        models[one.row][one.run, one.stage] = None
 
     def score(row: int, column: Column, images: str) -> Cell:
+        if column.cost:
+            return cost_cell(mean_cost(models[row], column.cost, costs)) if images == REAL else (DASH, None)
         scores = groups[row, column.label, images]
         values = [one.value for one in scores if not isnan(one.value)]
         if not values:

@@ -5,7 +5,9 @@ cost.json is written while a stage is training, so a session that was killed is 
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from tinyvlm_cli.files import read_jsonl, write_text
 from tinyvlm_cli.results.records import read_record
 from tinyvlm_cli.untrusted import read_json, read_yaml
 
-FILE = "cost.json"
+FILE, SINGLE = "cost.json", "single.json"
+LLM_SETTINGS = ("path", "architecture", "max_length")
+VISION_SETTINGS = ("path", "architecture", "feature_layer", "tokens", "unused", "image_size", "second")
 CPU = "CPU"  # device of processes without a GPU
 ADVICE = "delete it to show the cost as unknown"
 
@@ -152,3 +156,55 @@ def answering(answers_dir: Path) -> dict[str, Any]:
         "processes": len(speeds),
         **{name: getattr(speeds[0], name) for name in ("device", "parameters", "tokens_per_image")},
     }
+
+
+@dataclass(frozen=True)
+class Single:
+    """How a model answers one question at a time, as measured by `tinyvlm bench eval` (single.json)."""
+
+    device: str  # GPU type, or CPU
+    first_token_s: float  # from the preprocessed image and question to the first token of the answer, median
+    memory_gib: float  # peak memory of the weights and one question
+    created: str  # UTC, ISO 8601
+
+    def write(self, folder: Path) -> None:
+        """Write the measurement to its folder."""
+        write_text(folder / SINGLE, json.dumps(asdict(self), indent=1) + "\n")
+
+
+def latest_single(bench_dir: Path, run_dir: Path) -> Single | None:
+    """Return the latest measurement of the model of a run, whatever its components are called; None without one.
+
+    Measurements are compared with the run by the settings of their resolved configurations.
+    """
+    paths = sorted(bench_dir.glob(f"*/{SINGLE}"))
+    model = _settings(run_dir / "config.yaml") if paths else None
+    found = [
+        read_record(Single, read_json(path, ADVICE), path, ADVICE)
+        for path in paths
+        if model is not None and _settings(path.with_name("config.yaml")) == model
+    ]
+    return max(found, key=lambda single: single.created, default=None)
+
+
+def model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a resolved configuration that determine a model's sizes and speed.
+
+    Raises TypeError, AttributeError or KeyError if the configuration is invalid.
+    """
+    llm, vision = config["llm"], config["vision"]
+    return {
+        "llm": {name: llm.get(name) for name in LLM_SETTINGS},
+        "vision": {name: vision.get(name) for name in VISION_SETTINGS},
+        "connector": {name: value for name, value in config["connector"].items() if name not in ("name", "label")},
+    }
+
+
+@cache
+def _settings(path: Path) -> dict[str, Any] | None:
+    """Return the settings of the model in a config.yaml, or None if there is no valid one."""
+    try:
+        config: Any = read_yaml(path, ADVICE) if path.is_file() else {}
+        return {**model_settings(config), "precision": config["engine"]["precision"]}
+    except (UserError, TypeError, AttributeError, KeyError):
+        return None

@@ -1,0 +1,251 @@
+"""What the models of a table cost, next to their scores: cost columns, and the Pareto front of a score and a cost.
+
+Costs come from records of training (cost.json), evaluation (scores.jsonl) and `tinyvlm bench eval` (single.json).
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import hypot, isnan, nan
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+
+from tinyvlm_cli.config.commands import Column
+from tinyvlm_cli.report.differences import interval_of_mean
+from tinyvlm_cli.report.scores import CHOICES, COST, typed
+from tinyvlm_cli.report.sheet import DASH, Cell, Costs, Measured, Sheet
+from tinyvlm_cli.results.costs import StageCost, latest_single, read_cost
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.records import REAL, Run
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A kind of cost. The keys of COSTS are those of `cost` in a table's columns."""
+
+    label: str  # axis title
+    how: str  # how it is measured, for a footnote
+    higher_is_better: bool = False
+
+
+COSTS = {
+    "parameters": Cost("parameters", "parameters of the whole model: vision encoder, connector and LLM"),
+    "visual_tokens": Cost("visual tokens per image", "tokens that an image takes in the LLM's input"),
+    "gpu_hours": Cost(
+        "training GPU-hours",
+        "number of GPUs (or CPU processes) times the hours from loading the model to saving the weights, over all "
+        "stages of a run, interrupted sessions included; a stage that several runs share counts in full for each",
+    ),
+    "train_tokens": Cost(
+        "training tokens", "tokens in all training steps of all stages, including image tokens, without padding"
+    ),
+    "train_memory_gib": Cost(
+        "training memory in GiB", "peak memory in GiB that training allocated on one GPU, in any stage"
+    ),
+    "answers_per_s": Cost(
+        "answers/s", "answers per second and GPU (or CPU process) while `tinyvlm eval` answered", higher_is_better=True
+    ),
+    "first_token_ms": Cost(
+        "time to first token in ms",
+        "median time in ms from the preprocessed image and question to the first token of the answer, at batch size 1, "
+        "measured by `tinyvlm bench eval`",
+    ),
+    "memory_gib": Cost(
+        "memory at batch size 1 in GiB",
+        "peak memory in GiB that the weights and one question take, measured by `tinyvlm bench eval`",
+    ),
+}
+
+
+def model_costs(own: pd.DataFrame, results: Results) -> Costs:
+    """Return the costs of the models that our scores are from.
+
+    Training costs cover all stages up to the one that was evaluated, and are unknown if one of the stages is unknown,
+    as after `tinyvlm import`. The rate of answers is that over the benchmarks for which all models have one, because
+    benchmarks differ in the length of their questions and answers.
+    """
+    stages: dict[Path, StageCost | None] = {}
+    measured = own[(own["images"] == REAL) & own["limit"].isna() & own["answers_per_s"].notna()]
+    common = set.intersection(
+        *(set(rows["benchmark"]) for _, rows in measured.groupby(["run", "stage"])), *([] if len(measured) else [set()])
+    )
+    found: dict[tuple[str, str], dict[str, Measured]] = {}
+    for (name, stage), rows in own.groupby(["run", "stage"], sort=False):
+        costs: dict[str, Measured] = {}
+        folder = results.run_dir(str(name))
+        run = results.read_run(folder) if (folder / "run.yaml").is_file() else None
+        for key, column in (("parameters", "parameters"), ("visual_tokens", "tokens_per_image")):
+            if len(values := rows[column].dropna()):
+                costs[key] = Measured(float(values.iloc[-1]))
+        rated = rows[rows.index.isin(measured.index) & rows["benchmark"].isin(common)]
+        if len(rated):
+            seconds = rated["n"] / (rated["answers_per_s"] / rated["processes"])
+            costs["answers_per_s"] = Measured(float(rated["n"].sum() / seconds.sum()), _together(rated["device"]))
+        if run is not None:
+            for stage_dir in (dirs := _stage_dirs(run, str(stage), results)):
+                if stage_dir not in stages:
+                    stages[stage_dir] = read_cost(stage_dir)
+            costs |= _training([stages[stage_dir] for stage_dir in dirs])
+            single = latest_single(results.bench_dir, run.folder)
+            if single is not None:
+                costs["first_token_ms"] = Measured(1000 * single.first_token_s, single.device)
+                costs["memory_gib"] = Measured(single.memory_gib, single.device)
+        found[str(name), str(stage)] = costs
+    return found
+
+
+def _stage_dirs(run: Run, stage: str, results: Results) -> list[Path]:
+    """Return the folders of the stages that trained the model of a run after `stage`; none if it has no such stage."""
+    if stage not in run.stages:
+        return []
+    names = list(run.stages)
+    own = [run.stages[name] for name in names[: names.index(stage) + 1]]
+    return [results.stage_dir(folder) for folder in (*run.before, *own)]
+
+
+def _training(stages: Sequence[StageCost | None]) -> dict[str, Measured]:
+    """Return the costs of training these stages, without those that are unknown for any of them."""
+    known = [stage for stage in stages if stage is not None]
+    if not stages or len(known) < len(stages):
+        return {}
+    device = _together(device for stage in known for device in stage.devices)
+    costs = {}
+    if len(hours := [one.gpu_hours for one in known if one.gpu_hours is not None]) == len(stages):
+        costs["gpu_hours"] = Measured(sum(hours), device)
+    if len(tokens := [one.tokens for one in known if one.tokens is not None]) == len(stages):
+        costs["train_tokens"] = Measured(float(sum(tokens)))
+    if len(peaks := [one.peak_gib for one in known if one.peak_gib is not None]) == len(stages):
+        costs["train_memory_gib"] = Measured(max(peaks), device)
+    return costs
+
+
+def _together(devices: Iterable[Any]) -> str:
+    """Return the types of devices that something was measured on, in words."""
+    return " and ".join(dict.fromkeys(device for device in devices if isinstance(device, str) and device))
+
+
+def mean_cost(models: Iterable[tuple[str, str]], cost: str, costs: Costs) -> float:
+    """Return the mean cost of models that differ only in the seed, or NaN if it is unknown for one of them."""
+    values = [costs[model][cost].value if cost in costs[model] else nan for model in models]
+    return fmean(values) if values else nan
+
+
+def cost_cell(value: float) -> Cell:
+    """Return the cell of a cost with three significant digits, such as 1.41B, 576 or 0.0213."""
+    if isnan(value):
+        return DASH, None
+    return short(value), value
+
+
+def short(value: float) -> str:
+    """Return a number of at least zero with three significant digits, and with k, M, B or T from ten thousand on."""
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if value >= 10_000 and float(f"{value:.3g}") >= size:
+            number = float(f"{value:.3g}") / size
+            return f"{number:.{max(0, 2 - len(str(int(number))) + 1)}f}{unit}"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def cost_notes(columns: Sequence[Column], costs: Costs, shown: Mapping[tuple[str, str], str]) -> list[str]:
+    """Return a footnote for each cost column: how the cost was measured, and on which devices.
+
+    shown: (run folder, stage) -> name in the table.
+    """
+    notes = []
+    for column in columns:
+        where: dict[str, dict[str, None]] = defaultdict(dict)
+        for model, name in shown.items():
+            if column.cost in costs[model]:
+                where[costs[model][column.cost].device][name] = None
+        where.pop("", None)
+        text = f"{column.label}: {COSTS[column.cost].how}"
+        if len(where) == 1:
+            text += f". Measured on {next(iter(where))}"
+        elif where:
+            parts = [f"{device}: {', '.join(names)}" for device, names in where.items()]
+            text += f". Measured on different devices, so not comparable: {'; '.join(parts)}"
+        notes.append(text)
+    return notes
+
+
+def cost_records(columns: Sequence[Column], own: pd.DataFrame, costs: Costs) -> pd.DataFrame:
+    """Return the costs in a table's columns as records of the data frame of scores, one per run and stage."""
+    kept = ["name", *CHOICES, "run", "seed", "stage"]
+    return typed(
+        {
+            **{str(name): value for name, value in row.items()},
+            "origin": COST,
+            "metric": column.cost,
+            "value": one.value,
+            "note": one.device,
+        }
+        for row in own.drop_duplicates(["run", "stage"])[kept].to_dict("records")
+        for column in columns
+        if (one := costs[row["run"], row["stage"]].get(column.cost)) is not None
+    )
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model of a table in a plot of a score against a cost."""
+
+    name: str  # as in the table
+    runs: tuple[str, ...]  # run folders, one per seed
+    cost: float  # mean over seeds
+    score: float  # mean over seeds
+    low: float  # 95% interval of the score; NaN if unknown
+    high: float
+    on_front: bool = False
+    beyond_noise: bool = False
+
+
+def points(sheet: Sheet, column: str, cost: str, results: Results) -> list[Point]:
+    """Return the models of a table that have a score in the column with this title and a cost, from cheap to expensive.
+
+    A model is on the Pareto front if no other model is at most as expensive and scores at least as high, with one of
+    the two strictly better. It is where it is, on the front or off it, beyond noise if its score differs from that of
+    its rival by more than the two 95% intervals allow; the rival is the highest score among the other models that are
+    at most as expensive. The difference must exceed the root of the sum of the squares of the intervals' halves that
+    face each other. This treats the scores as independent, which is conservative for models that answered the same
+    questions: the paired tests of the tables find smaller differences. A model without a rival is on the front beyond
+    noise. For answers/s, fewer is more expensive.
+    """
+    found = []
+    own = sheet.own
+    scores = own[(own["column"] == column) & (own["images"] == REAL) & own["value"].notna()] if len(own) else own
+    for _, rows in scores.groupby("row") if len(scores) else ():
+        models = list(zip(rows["run"], rows["stage"], strict=True))
+        value = mean_cost(models, cost, sheet.costs)
+        if isnan(value):
+            continue
+        low, high = float(rows["low"].iloc[0]), float(rows["high"].iloc[0])
+        if len(rows) > 1:
+            is_headline = (rows["detail"] == "").all()
+            low, high = (is_headline and interval_of_mean(list(rows.itertuples()), results)) or (nan, nan)
+        runs = tuple(run for run, _ in models)
+        found.append(Point(rows["shown"].iloc[0], runs, value, float(rows["value"].mean()), low, high))
+    return pareto(found, higher_is_better=COSTS[cost].higher_is_better)
+
+
+def pareto(found: Iterable[Point], *, higher_is_better: bool = False) -> list[Point]:
+    """Return the points from cheap to expensive, each with its place relative to the Pareto front; see `points`."""
+    sign = -1 if higher_is_better else 1
+    ordered = sorted(found, key=lambda one: (sign * one.cost, -one.score))
+    placed = []
+    for one in ordered:
+        rivals = [other for other in ordered if other is not one and sign * other.cost <= sign * one.cost]
+        rival = max(rivals, key=lambda other: other.score, default=None)
+        on_front = not any(
+            other.score >= one.score and (other.score, other.cost) != (one.score, one.cost) for other in rivals
+        )
+        beyond = rival is None
+        if rival is not None:
+            above, below = (one, rival) if one.score > rival.score else (rival, one)
+            beyond = above.score - below.score > hypot(above.score - above.low, below.high - below.score)
+        placed.append(Point(**{**vars(one), "on_front": on_front, "beyond_noise": beyond}))
+    return placed
