@@ -45,6 +45,7 @@ TORCH_FREE = (
     "cli/compose.py",
     "cli/commands/score.py",
     "cli/commands/report.py",
+    "cli/commands/status.py",
 )
 
 

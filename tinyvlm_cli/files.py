@@ -77,14 +77,14 @@ def locked(path: Path) -> Iterator[None]:
         log.info("%s: in use by %s; waiting until it finishes", path.name, _holder(place))
         lock.acquire()
     try:
-        _set_holder(place, {"pid": os.getpid(), "user": _user(), "host": socket.gethostname()})
+        _set_holder(place, {"pid": os.getpid(), "user": user_name(), "host": socket.gethostname()})
         yield
     finally:
         _set_holder(place, None)
         lock.release()
 
 
-def _user() -> str:
+def user_name() -> str:
     """Return the name of the current user, or the user ID if it has no name, as in some containers."""
     try:
         return getpass.getuser()

@@ -182,6 +182,7 @@ _RULES: tuple[tuple[str, str, Rule], ...] = (  # commands, settings, rule
     ("bench", r"images|workloads(?:\..+)?", _bench("eval")),
     ("bench", r"engine\.(?:zero|micro_tokens|recompute|compile)", _bench("train")),
     ("ask", r"seed", _greedy),
+    ("status", r"every_s", lambda config, *_: None if config.watch else "watch is false"),
     ("eval", r"seed", lambda config, *_: None if config.blind else "it only shuffles the images of blind=true"),
     ("eval", r"judge\..+", lambda config, *_: None if config.judge.model else "judge.model is not set"),
     ("score", r"judge\..+", lambda config, *_: None if config.judge.model else "judge.model is not set"),

@@ -219,6 +219,22 @@ class Plan(Train):
     assumed: Assumed = field(default_factory=Assumed)
 
 
+class StatusFormat(Enum):
+    """Output formats of `tinyvlm status`."""
+
+    terminal = "terminal"
+    json = "json"
+
+
+@dataclass
+class Status(Train):
+    """Settings of `tinyvlm status`."""
+
+    watch: bool = MISSING  # refresh until interrupted
+    every_s: float = number(0.1, default=MISSING)  # seconds between refreshes
+    format: StatusFormat = MISSING
+
+
 @dataclass
 class Bench(Train):
     """Settings of `tinyvlm bench train`, `bench data` and `bench eval`."""

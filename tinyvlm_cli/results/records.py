@@ -232,4 +232,4 @@ def _has_type(value: Any, kind: Any) -> bool:
         return isinstance(value, dict) and all(_has_type(item, parts[1]) for item in value.values())
     if kind is Any:
         return True
-    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+    return isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) <= (kind is bool)

@@ -34,6 +34,7 @@ class StepRecord:
     tflops_per_s: float  # per GPU, counting only required operations (flops.py)
     data_wait_s: float  # time that the step waited for input
     elapsed_s: float  # since this process started training
+    steps: int | None = None  # of the whole stage; None in records of earlier versions
     losses: dict[str, float] | None = None  # by source of a mixture, without sources that the step has no tokens of
     tokens: int | None = None  # in the step over all GPUs, including image tokens; None in records of earlier versions
 
@@ -134,6 +135,7 @@ class Meter:
             tflops_per_s=round(tflops / took, 2),
             data_wait_s=round(waited_s, 4),
             elapsed_s=round(now - self.started, 3),
+            steps=self.last,
             losses={name: round(own, 6) for name, own in losses.items() if not math.isnan(own)} if losses else None,
             tokens=tokens,
         )

@@ -41,6 +41,8 @@ _COMMANDS = (
     Command("report", "print tables of all scores next to the published ones", "commands:Report"),
     Command("plan", "show what `train` would do with the same arguments, and what it would cost", "commands:Plan",
             function="run_together", takes_grid=True),
+    Command("status", "show which runs are done, running, failed or to do, and the time left", "commands:Status",
+            function="run_together", takes_grid=True),
     Command("data", "fetch data sets, benchmarks and models, check that they are complete, or prepare indexes",
             "commands:DataCommand", actions=("get", "check", "prepare")),
     Command("ask", "ask a trained model questions about images", "commands:Ask"),

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from tinyvlm_cli.evaluate.runner import EvalJob, Task, answered, asked_questions
 from tinyvlm_cli.files import locked
 from tinyvlm_cli.launch import workers as launch
 from tinyvlm_cli.launch.workers import this_node
+from tinyvlm_cli.results.attempts import EVAL, Attempt, recorded
 from tinyvlm_cli.results.costs import answering, forget_speeds
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import find_runs_to_score, model_of
@@ -76,8 +77,12 @@ def evaluate(config: Eval) -> list[ScoreRow]:
     raise_findings(findings)
     scores: list[ScoreRow] = []
     for one, job in zip(runs, jobs, strict=True):
-        with _locked(job):
-            rows = _evaluate(benchmarks, one, job, results, gpus=config.gpus)
+        unknown = {Path(task.folder).name: [0, 0] for task in job.tasks}
+        attempt = Attempt(one.folder.name, one.name, EVAL, one.stages, job.stage, waits=True, questions=unknown)
+        is_main = not launch.is_rank() or os.environ["RANK"] == "0"
+        with recorded(results.root, attempt if is_main else None) as note, _locked(job):
+            note(waits=False)
+            rows = _evaluate(benchmarks, one, job, results, note, gpus=config.gpus)
         if rows:
             _show(one, job, rows)
         scores += rows
@@ -103,15 +108,24 @@ def _locked(job: EvalJob) -> Iterator[None]:
 
 
 def _evaluate(
-    benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Results, *, gpus: int | None
-) -> list[ScoreRow]:
-    """Answer the unanswered questions and return the score rows. Raises WorkerError if questions stay unanswered."""
+    benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Results, note: Callable[..., None], *,
+    gpus: int | None,
+) -> list[ScoreRow]:  # fmt: skip
+    """Answer the unanswered questions and return the score rows. Raises WorkerError if questions stay unanswered.
+
+    note: see `recorded`.
+    """
 
     def waiting() -> dict[str, int]:
         counts = {task.folder: unanswered(task, benchmarks[task.benchmark["name"]], job) for task in job.tasks}
         return {folder: count for folder, count in counts.items() if count}
 
     if before := waiting():
+        counts = {}
+        for task in job.tasks:
+            total = len(asked_questions(task, benchmarks[task.benchmark["name"]], job))
+            counts[Path(task.folder).name] = [total, total - before.get(task.folder, 0)]
+        note(questions=counts, started=now())
         folder = Path(min(before))  # locked, so no other evaluation writes its job there
         replace(job, tasks=[task for task in job.tasks if task.folder in before]).write(folder)
         for name in before:

@@ -4,8 +4,12 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from tinyvlm_cli.config.build import build, check
 from tinyvlm_cli.config.commands import Eval
@@ -19,6 +23,7 @@ from tinyvlm_cli.files import locked
 from tinyvlm_cli.launch import workers as launch
 from tinyvlm_cli.launch.workers import POLL_S, announced, await_first_node, this_node
 from tinyvlm_cli.model.tuning import untrainable
+from tinyvlm_cli.results.attempts import TRAIN, Attempt, recorded
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.losses import final_loss
 from tinyvlm_cli.results.records import mean_headline
@@ -36,13 +41,21 @@ def run(config: Train) -> tuple[int, float | None]:
     the final loss if no benchmark is chosen. It is None if there is no score.
     """
     job = resolve(config)
-    raise_findings([*findings(job), *evaluation_findings(job)])
-    for stage in job.stages:
-        train_one(job, stage)
-        for warning in Results.warnings([stage.folder]) if this_node().is_first else ():
-            log.warning("%s", warning)
-    if os.environ["RANK"] == "0" if launch.is_rank() else this_node().is_first:
-        job.write()
+    is_main = os.environ["RANK"] == "0" if launch.is_rank() else this_node().is_first
+    found = [*findings(job), *evaluation_findings(job)]
+    is_cell = HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+    if not is_cell:
+        raise_findings(found)  # without a record, because the user sees them at once
+    stages = {stage.name: stage.folder.name for stage in job.stages}
+    attempt = Attempt(job.folder.name, job.name, TRAIN, stages) if is_main else None
+    with recorded(Path(config.results_dir), attempt) as note:
+        raise_findings(found)
+        for stage in job.stages:
+            train_one(job, stage, note)
+            for warning in Results.warnings([stage.folder]) if this_node().is_first else ():
+                log.warning("%s", warning)
+        if is_main:
+            job.write()
     evaluation = config.evaluate
     if evaluation is None or not evaluation.benchmarks:
         log.info("%s is trained; evaluate it with: tinyvlm eval run=%s", job.name, job.folder.name)
@@ -69,8 +82,8 @@ def run(config: Train) -> tuple[int, float | None]:
     return exit_code(rows), mean_headline(rows)
 
 
-def train_one(run: RunJob, job: StageJob) -> None:
-    """Train one stage, unless this run or another one has already trained it."""
+def train_one(run: RunJob, job: StageJob, note: Callable[..., None]) -> None:
+    """Train one stage, unless this run or another one has already trained it. note: see `recorded`."""
     folder, gpus = job.folder, job.engine.gpus
     if Results.is_done(folder):
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # if the process was killed after writing DONE
@@ -82,7 +95,9 @@ def train_one(run: RunJob, job: StageJob) -> None:
         if await_first_node(folder, Results.is_done):
             launch.run("train", folder, gpus=gpus, node=this_node())
     else:
+        note(stage=folder.name, waits=True)
         with locked(folder):
+            note(waits=False)
             if Results.is_done(folder):
                 log.info("%s: trained by another process", folder.name)
                 return
