@@ -20,6 +20,7 @@ results/
     eval/<stage>/<benchmark>/benchmark.yaml           the benchmark's resolved configuration, including data_dir
     eval/<stage>/<benchmark>.shuffled/...             the blind control: images shuffled between questions
     scores.jsonl               one ScoreRow per line; a later row replaces an earlier one with the same `cell`
+  attempts/                    records of processes that work, failed or were killed: see attempts.py
   index/                       tokenised training sets, and the skip lists of `tinyvlm data check`
   bench/                       measurements of `tinyvlm bench`
   judge/                       the judge's replies

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.tiny_study import TINY, TRAIN, finish, write_study
+from support.tiny_study import TRAIN, assert_no_temporary_files, finish, write_study
 
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.results.attempts import TRAIN as KIND
@@ -66,7 +66,8 @@ def test_a_training_is_shown_while_it_runs_after_it_was_killed_and_when_it_is_do
     capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
     write_study(folder)
-    words = [*TRAIN, "recipe.stages.pretrain.max_steps=400"]
+    longer = [word.replace("pretrain.max_steps=6", "pretrain.max_steps=400") for word in TRAIN[1:]]
+    words = ["train", *longer, "recipe.stages.pretrain.epochs=20"]
     process = subprocess.Popen(
         [sys.executable, "-m", "tinyvlm_cli", *words], cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL, start_new_session=True,
@@ -79,13 +80,14 @@ def test_a_training_is_shown_while_it_runs_after_it_was_killed_and_when_it_is_do
     assert f"process {process.pid} of " in running and "runs: 1 running" in running and " of 400, loss " in running
     process.send_signal(signal.SIGKILL)
     process.wait()
-    selected = shown(capsys, *TRAIN[1:], "recipe.stages.pretrain.max_steps=400")
+    selected = shown(capsys, *words[1:])
     for text in (shown(capsys), selected):
         assert "interrupted; resumes after step " in text and "runs: 1 interrupted" in text
         assert "no process is working" in text
-    finish([*TRAIN[:1], *TINY, *TRAIN[4:], "results_dir=results2"], folder)
-    assert "runs: 1 done" in shown(capsys, "results_dir=results2")
-    assert not list(folder.glob("results2/attempts/*"))
+    finish([*TRAIN, "results_dir=other"], folder)
+    assert "runs: 1 done" in shown(capsys, "results_dir=other")
+    assert not list(folder.glob("other/attempts/*"))
+    assert_no_temporary_files(folder)
 
 
 @pytest.mark.e2e
