@@ -30,7 +30,7 @@ from tinyvlm_cli.data.check import check_before_training
 from tinyvlm_cli.data.image_store import ImageStore
 from tinyvlm_cli.demo import easyvqa, easyvqa_files
 from tinyvlm_cli.evaluate.sources import read_answers
-from tinyvlm_cli.report.page import disagreements
+from tinyvlm_cli.report.answers import samples
 from tinyvlm_cli.report.scores import all_scores
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.statistics.questions import Questions
@@ -166,7 +166,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "run.yaml": lambda folder: Results(folder).runs(),
     "questions.json": lambda folder: Questions.read(folder / EVAL / "questions.json"),
     "per_question.json": lambda folder: Results.read_per_question(folder / EVAL),
-    "page": lambda folder: disagreements(Results(folder).runs()),
+    "page": lambda folder: samples(Results(folder).runs()),
     "answers-0.jsonl": lambda folder: read_answers(folder / EVAL / "answers-0.jsonl"),
 }
 LINES = (

@@ -37,7 +37,7 @@ from tinyvlm_cli.data.records import FaultError, Record
 from tinyvlm_cli.demo import easyvqa, easyvqa_files
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.sources import read_answers
-from tinyvlm_cli.report.page import disagreements
+from tinyvlm_cli.report.answers import samples
 from tinyvlm_cli.report.scores import all_scores
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import find_model
@@ -248,7 +248,7 @@ def test_results_folders(data: st.DataObject, study: Path, tmp_path: Path) -> No
     path.write_bytes(data.draw(versions(content)))
     results = Results(folder)
     tried(lambda: all_scores(results.scores(), paper_dir() / "published_scores.csv"))
-    tried(lambda: disagreements(results.runs()))
+    tried(lambda: samples(results.runs()))
     tried(lambda: find_model(results, path.parents[0].name, stage=None))
     tried(lambda: from_yaml(Train, folder / "runs" / path.relative_to(folder).parts[1] / "config.yaml"))
     if data.draw(st.integers(0, 9)) == 0:

@@ -1,127 +1,77 @@
-"""Charts and training curves."""
+"""Figures for papers."""
 
-from math import nan
+import struct
 from pathlib import Path
 
 import pytest
-from support.score_rows import built, row
+from support.answered_runs import write_run
+from support.score_rows import PAPER, built, table
 
-from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.report.charts import (
-    CURVES,
-    MAX_COLOURS,
-    Curve,
-    draw_charts,
-    draw_curve,
-    draw_step_scores,
-    read_curve,
-    read_step_scores,
-    running_mean,
-)
+from tinyvlm_cli.report.charts import COLUMN, PAGE, draw_curve, draw_forest, draw_scatter
+from tinyvlm_cli.report.curves import CURVES, Line
+from tinyvlm_cli.report.scatter import Estimate, Model
+from tinyvlm_cli.report.scores import all_scores
+from tinyvlm_cli.report.sheet import Sheet
+from tinyvlm_cli.report.tables import build
 from tinyvlm_cli.results.folder import Results
-from tinyvlm_cli.results.records import Run, StepScore
 
-LOSS, BY_SOURCE, THROUGHPUT = CURVES
-
-
-def run(folder: str, **stages: str) -> Run:
-    return Run(Path(folder), "same name", "l", "v", "c", "d", "r", 0, stages, {})
+STRANGE = r"$x^$ \$ \x1b[2J $\frac{a}$ <b>"
 
 
-def trained(results: Path, stage: str, text: str = '{"loss": 1.0}\n') -> None:
-    folder = results / "stages" / stage
-    folder.mkdir(parents=True)
-    (folder / "train.jsonl").write_text(text, encoding="utf-8")
+@pytest.fixture(scope="module")
+def sheet(tmp_path_factory: pytest.TempPathFactory) -> Sheet:
+    """Return a table with differences on two benchmarks, of which one is significant."""
+    folder = tmp_path_factory.mktemp("results")
+    for llm, level in (("tinyllama", 0.5), (STRANGE, 0.7)):
+        fixed = {"vision": "clip", "connector": "mlp", "data": "llava15", "recipe": "base"}
+        write_run(folder, f"run-{level}", {"gqa": level, "pope": 0.5}, llm=llm, **fixed)
+    scores = all_scores(Results(folder).scores(), PAPER)
+    return build("llm", table("variants", published=[], against={"llm": "tinyllama"}), scores, Results(folder))
 
 
-def test_charts_need_scores_and_are_the_same_files_twice(tmp_path: Path) -> None:
-    assert draw_charts(built("variants", [], published=[]), tmp_path) == []
-    rows = [row(benchmark=name, value=50.0 + i) for i, name in enumerate(("gqa", "pope", "textvqa"))]
-    table = built("variants", rows, published=[])
-    drawn = draw_charts(table, tmp_path)
-    assert [path.name for path in drawn] == [
-        "variants-bars.png", "variants-bars.svg", "variants-radar.png", "variants-radar.svg"
-    ]  # fmt: skip
-    first = [path.read_bytes() for path in drawn]
-    assert [path.read_bytes() for path in draw_charts(table, tmp_path)] == first
+def width(path: Path, side: int = 0) -> float:
+    """Return the width of a PNG in inches, or with side=1 its height."""
+    return float(struct.unpack(">II", path.read_bytes()[16:24])[side]) / 200
 
 
-def test_a_dollar_in_a_name_is_text(tmp_path: Path) -> None:
-    rows = [row(benchmark=name, name=r"$x^$ \$ \x1b[2J $\frac{a}$") for name in ("gqa", "pope", "textvqa")]
-    assert len(draw_charts(built("variants", rows, published=[]), tmp_path)) == 4
-    assert "\x1b" not in (tmp_path / "variants-bars.svg").read_text("utf-8")
-    curve = {"$x^$": {"$y^$ $": [1.0, 2.0]}}
-    assert draw_curve(LOSS, curve, [tmp_path / "curve.svg"]) == [tmp_path / "curve.svg"]
+def test_a_forest_plot_has_a_row_for_each_pair(sheet: Sheet, tmp_path: Path) -> None:
+    paths = [tmp_path / f"deep/a.{suffix}" for suffix in ("png", "svg", "pdf")]
+    names = {run: run for run in sheet.runs}
+    assert draw_forest(sheet, paths, names) == paths
+    assert width(paths[0]) == PAGE and paths[2].read_bytes().startswith(b"%PDF")
+    text = paths[1].read_text("utf-8")
+    assert "n = 800" in text and "\x1b" not in text and "percentage points" in text
+    first = [path.read_bytes() for path in paths]
+    assert [path.read_bytes() for path in draw_forest(sheet, paths, names)] == first  # the same files
+    assert draw_forest(built("variants", [], published=[]), paths, {}) == []
 
 
-def test_two_benchmarks_have_no_radar(tmp_path: Path) -> None:
-    rows = [row(benchmark=name) for name in ("gqa", "pope")]
-    drawn = draw_charts(built("variants", rows, published=[]), tmp_path, ["svg"])
-    assert [path.name for path in drawn] == ["variants-bars.svg"]
+def test_a_scatter_chart_has_all_models_in_its_legend(tmp_path: Path) -> None:
+    def score(value: float, low: float | None = None) -> dict[str, Estimate]:
+        return {"gqa": Estimate(value, low, None if low is None else value + 1, 10, 1, "accuracy")}
 
-
-def test_seeds_of_one_name_have_a_curve_each_and_a_shared_stage_has_one(tmp_path: Path) -> None:
-    for stage in ("p", "f1", "f2"):
-        trained(tmp_path, stage)
-    runs = [run("r-s1", pretrain="p", finetune="f1"), run("r-s2", pretrain="p", finetune="f2")]
-    curves = read_curve(LOSS, runs, Results(tmp_path))
-    assert {stage: list(labels) for stage, labels in curves.items()} == {
-        "pretrain": ["r-s1\nr-s2"],
-        "finetune": ["r-s1", "r-s2"],
-    }
-
-
-@pytest.mark.parametrize("text", ['{"step": 1}\n', '[1]\n{"loss": 1.0}\n', 'x\n{"loss": 1.0}\n'])
-def test_a_broken_line_of_a_training_is_named(tmp_path: Path, text: str) -> None:
-    trained(tmp_path, "p", text)
-    with pytest.raises(UserError, match=r"p/train\.jsonl"):
-        read_curve(LOSS, [run("r", pretrain="p")], Results(tmp_path))
-
-
-def test_a_curve_is_a_field_of_every_step_of_a_stage_that_was_trained_here(tmp_path: Path) -> None:
-    trained(tmp_path, "p", '{"loss": 2.0, "tokens_per_s": 7}\n{"loss": 1.0, "tokens_per_s": 9}\n')
-    runs = [run("r", pretrain="p", finetune="not there")]
-    assert read_curve(THROUGHPUT, runs, Results(tmp_path)) == {"pretrain": {"r": [7.0, 9.0]}}
-
-
-def test_the_loss_of_each_source_of_a_mixture_has_a_panel(tmp_path: Path) -> None:
-    trained(tmp_path, "p")
-    trained(tmp_path, "f", '{"loss": 2.0, "losses": {"a": 3.0}}\n{"loss": 1.5, "losses": {"a": 2.0, "b": 1.0}}\n')
-    found = read_curve(BY_SOURCE, [run("r", pretrain="p", finetune="f")], Results(tmp_path))
-    assert str(found) == str({"finetune: a": {"r": [3.0, 2.0]}, "finetune: b": {"r": [nan, 1.0]}})
-    (path,) = draw_curve(BY_SOURCE, found, [tmp_path / "c.svg"])
-    assert "finetune: b" in path.read_text(encoding="utf-8")
-
-
-def test_a_running_mean_is_over_the_last_values() -> None:
-    assert running_mean([4.0, 2.0]) == [4.0, 2.0]
-    assert running_mean([float(i) for i in range(100)])[-1] == 98.5
+    models = [
+        Model(f"{STRANGE} {n}", [str(n)], score(50.0 + n, 49.0 if n % 2 else None), {"gpu_hours": 1.0 + n})
+        for n in range(24)
+    ]
+    paths = [tmp_path / "a.png", tmp_path / "a.svg"]
+    assert draw_scatter(models, "gpu_hours", paths, cost_label="GPU-hours", labels={"gqa": "GQA"}) == paths
+    height = width(paths[0], side=1)
+    assert width(paths[0]) == COLUMN and all(f"{n} -->" in paths[1].read_text("utf-8") for n in range(24))
+    draw_scatter(models[:2], "gpu_hours", paths, cost_label="GPU-hours", labels={})
+    assert height - width(paths[0], side=1) > 22 * 0.15  # the legend has a line for each model
+    assert draw_scatter(models, "unknown", paths, cost_label="", labels={}) == []
 
 
 @pytest.mark.parametrize("curve", CURVES, ids=lambda curve: curve.name)
-def test_an_svg_of_a_large_study_stays_small(tmp_path: Path, curve: Curve) -> None:
-    many = {str(i): [1.0, 0.5] * 2000 for i in range(MAX_COLOURS + 2)}
+def test_an_svg_of_a_large_study_stays_small(tmp_path: Path, curve: object) -> None:
+    assert isinstance(curve, type(CURVES[0]))
+    values = [1.0, 0.5] * 2000
+    lines = [Line((str(n),), list(range(1, 4001)), values) for n in range(9)]
+    panels = {"$pretrain$": [Line(("0", "1"), [1, 2, 3], [3.0, 2.0, 1.0])], "finetune": lines}
     paths = [tmp_path / f"deep/curve.{suffix}" for suffix in ("png", "svg")]
-    assert draw_curve(curve, {"pretrain": {"a": [3.0, 2.0, 1.0]}, "finetune": many}, paths) == paths
-    assert paths[0].read_bytes().startswith(b"\x89PNG")
-    assert "<svg" in paths[1].read_text("utf-8") and paths[1].stat().st_size < 400_000
-    assert draw_curve(curve, {}, paths) == []
-
-
-def test_scores_during_training_have_a_panel_per_stage_and_benchmark(tmp_path: Path) -> None:
-    for stage, steps in {"p": [2], "f1": [4, 2, 4], "f2": [2]}.items():
-        trained(tmp_path, stage)
-        for number, step in enumerate(steps):
-            for name in ("pope", "gqa"):
-                score = StepScore(step, name, "accuracy", float(number), 10, 1.0, 1, "test", 10, 0.5)
-                Results.append_step_score(tmp_path / "stages" / stage, score)
-    runs = [run("r-s1", pretrain="p", finetune="f1"), run("r-s2", pretrain="p", finetune="f2")]
-    panels = read_step_scores(runs, Results(tmp_path))
-    assert sorted(panels) == ["finetune, gqa", "finetune, pope", "pretrain, gqa", "pretrain, pope"]
-    assert panels["finetune, pope"] == {"r-s1": {2: 1.0, 4: 2.0}, "r-s2": {2: 0.0}}
-    assert panels["pretrain, gqa"] == {"r-s1\nr-s2": {2: 0.0}}
-    assert draw_step_scores(panels, [tmp_path / "scores.svg"]) == [tmp_path / "scores.svg"]
-    assert draw_step_scores({}, [tmp_path / "none.svg"]) == []
-    (tmp_path / "stages/f2/scores.jsonl").write_text('{"step": "x"}\n', encoding="utf-8")
-    with pytest.raises(UserError, match=r"scores\.jsonl"):
-        read_step_scores(runs, Results(tmp_path))
+    assert draw_curve(curve, panels, paths, {str(n): f"model {n}" for n in range(9)}) == paths
+    assert width(paths[0]) == PAGE
+    text = paths[1].read_text("utf-8")
+    assert len(text) < 400_000 and all(f"model {n}" in text for n in range(9)) and "shared by several models" in text
+    assert draw_curve(curve, {}, paths, {}) == []

@@ -1,24 +1,28 @@
-"""The page is one file that needs nothing else, whatever the answers contain."""
+"""The page is one file that needs nothing else, whatever the results folder contains."""
 
-import base64
-import io
-import json
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
-from PIL import Image
-from support.from_conf import node_of
-from support.page_run import write_mmvet, write_run
-from support.score_rows import built, row
+from support.answered_runs import write_run as write_answered
+from support.page_run import data_of, write_run
+from support.score_rows import PAPER, built, row, table
 
-from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.report.page import configuration, disagreements, page
+from tinyvlm_cli.report.conclusions import conclusions
+from tinyvlm_cli.report.page import FOLDER, VENDOR, Content, configuration, page, summary
+from tinyvlm_cli.report.scores import all_scores
+from tinyvlm_cli.report.sheet import Sheet
+from tinyvlm_cli.report.tables import build
+from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Run
 
-NASTY = "</script><b>bold</b> & \u2028 \U0001f600"
+NASTY = "</script><b>bold</b> <!--<script> & \u2028 \U0001f600"
+
+
+def content(sheets: list[Sheet], runs: list[Run], **changes: Any) -> Content:
+    return Content(**{"sheets": sheets, "runs": runs, "results": Results("nowhere"), **changes})
 
 
 @pytest.fixture
@@ -29,85 +33,78 @@ def runs(tmp_path: Path) -> list[Run]:
     ]
 
 
+@pytest.fixture(scope="module")
+def ablation(tmp_path_factory: pytest.TempPathFactory) -> Content:
+    """Return an ablation of two LLMs with each of two encoders on two benchmarks; only GQA differs."""
+    folder = tmp_path_factory.mktemp("results")
+    for llm, level in (("tinyllama", 0.5), ("phi2", 0.7)):
+        for vision in ("clip", "siglip"):
+            fixed = {"connector": "mlp", "data": "llava15", "recipe": "base"}
+            write_answered(folder, f"{llm}-{vision}", {"gqa": level, "pope": 0.5}, llm=llm, vision=vision, **fixed)
+    results = Results(folder)
+    sheet = build("llm", table("variants", against={"llm": "tinyllama"}), all_scores(results.scores(), PAPER), results)
+    return content([sheet], results.runs(), results=results, labels={"gqa": "GQA", "pope": "POPE"})
+
+
 def test_the_page_is_self_contained_and_escapes_answers(runs: list[Run]) -> None:
-    sheet = built("variants", [row(value=58.4, name="<i>mine</i>")], published=[])
-    text = page([sheet], runs, charts=[("a chart", "<svg></svg>")])
+    text = page(content([built("variants", [row(value=58.4, name="<i>mine</i>")], published=[])], runs))
     assert not re.search(r'(?:src|href)="(?!#|data:)', text)
-    assert text.count("</script>") == 2 and "<b>bold" not in text.split('id="data">')[0]
-    assert "&lt;i&gt;mine&lt;/i&gt;" in text and "<svg></svg>" in text
-    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
-    assert data["questions"]["gqa"][0]["runs"]["one"] == [1.0, NASTY]
+    assert text.count("</script>") == 3 and "<b>bold" not in text and "&lt;i&gt;mine&lt;/i&gt;" in text
+    assert "default-src 'none'" in text and "unsafe-inline'; img-src data:" in text
+    (sample,) = data_of(text)["answers"]
+    assert sample["questions"][0]["texts"] == [[NASTY, ""]]
 
 
-def test_disagreements_are_questions_that_both_answered(runs: list[Run]) -> None:
-    (question,) = disagreements(runs)[0]["gqa"]
-    assert (question["key"], question["prompt"]) == ("1", "What is 1?")
-    assert {name: score for name, (score, _) in question["runs"].items()} == {"one": 1.0, "two": 0.0}
+def test_the_vendored_files_are_the_ones_that_were_recorded() -> None:
+    listed = (FOLDER / "vendor/README.md").read_text("utf-8")
+    for name in VENDOR:
+        assert hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() in listed
+    assert {path.name for path in (FOLDER / "vendor").glob("*.LICENSE")} == {"d3.LICENSE", "plot.LICENSE"}
 
 
-def test_questions_on_one_image_share_a_picture_and_a_missing_image_has_none(tmp_path: Path) -> None:
-    node = write_mmvet(tmp_path / "mm-vet", {"v1_0": "a.png", "v1_1": "a.png", "v1_2": "b.png"}, there=["a.png"])
-    runs = [
-        write_run(tmp_path, name, dict.fromkeys(("v1_0", "v1_1", "v1_2"), score), says="", benchmark="mmvet", node=node)
-        for name, score in (("one", 1.0), ("two", 0.0))
-    ]
-    questions, pictures = disagreements(runs)
-    assert {one["key"]: one["picture"] for one in questions["mmvet"]} == {"v1_0": 0, "v1_1": 0, "v1_2": None}
-    (picture,) = pictures
-    image = Image.open(io.BytesIO(base64.b64decode(picture.removeprefix("data:image/jpeg;base64,"))))
-    assert (image.format, image.size) == ("JPEG", (112, 84))
+def test_each_difference_has_its_interval_and_the_look_of_its_model(ablation: Content) -> None:
+    found = data_of(page(ablation))
+    gqa = [one for one in found["forests"]["llm"] if one["column"] == "GQA"]
+    assert [(one["label"], one["context"], one["verdict"]) for one in gqa] == [
+        ("phi2 - tinyllama", "clip", "better"), ("phi2 - tinyllama", "siglip", "better")
+    ]  # fmt: skip
+    assert all(one["low"] < one["change"] < one["high"] and one["n"] == 800 for one in gqa)
+    assert {one["model"] for one in gqa} <= set(found["models"])
 
 
-@pytest.mark.parametrize(
-    "node",
-    [
-        None,
-        "no mapping",
-        node_of("mmvet", Path("not there")),
-        {**node_of("mmvet", Path("not there")), "suffix": "unknown here"},
-        {"_target_": "subprocess.Popen", "args": "false"},
-    ],
-)
-def test_a_results_folder_without_its_data_has_no_pictures(tmp_path: Path, node: Any) -> None:
-    runs = [
-        write_run(tmp_path, name, {"v1_0": score}, says="", benchmark="mmvet", node=node)
-        for name, score in (("one", 1.0), ("two", 0.0))
-    ]
-    with patch("subprocess.Popen", side_effect=AssertionError):
-        questions, pictures = disagreements(runs)
-    assert ([one["picture"] for one in questions["mmvet"]], pictures) == ([None], [])
+def test_a_conclusion_counts_the_significant_differences(ablation: Content) -> None:
+    (one,) = conclusions(ablation.sheets)
+    assert (one.label, one.num_pairs, one.verdict) == ("phi2 - tinyllama", 2, "better in 2 of 4")
+    assert (one.benchmarks("better"), one.benchmarks("")) == ({"GQA": 2}, {"POPE": 2})
+    assert one.verdict in page(ablation)
+
+
+def test_the_summary_says_what_was_compared_on_what(ablation: Content) -> None:
+    compared, questions, tested = summary(ablation)
+    assert compared == "4 models in 4 runs (1 per model), which differ in llm (phi2, tinyllama); vision (clip, siglip)."
+    assert questions == "2 benchmarks with 1,600 questions: GQA (800), POPE (800)."
+    assert tested.startswith("2 of 4 tested differences")
+    assert len(summary(content([], []))) == 1
+
+
+def test_the_best_of_our_rows_is_marked_next_to_better_published_ones(ablation: Content) -> None:
+    text = page(ablation)
+    ours = [line for line in text.splitlines() if 'class="best"' in line and "n = 800" in line]
+    assert ours and 'value="ours">ours' in text
 
 
 def test_a_table_is_filtered_by_the_headers_that_differ() -> None:
     rows = [row(value=50.0, run=llm, llm=llm) for llm in ("phi2", "tinyllama")]
-    text = page([built("variants", rows, published=[])], [], charts=[])
-    (select,) = re.findall(r"<select.*?</select>", text)
+    text = page(content([built("variants", rows, published=[])], []))
+    (select,) = re.findall(r"<select data-place.*?</select>", text)
     assert re.findall(r"<option.*?>(.*?)</option>", select) == ["all", "phi2", "tinyllama"]
 
 
-def test_no_answer_ends_or_hides_the_data_of_the_page(tmp_path: Path) -> None:
-    says = "<!--<script> </script> ]]> \u2028"
-    runs = [write_run(tmp_path, name, {"1": score}, says=says) for name, score in (("one", 1.0), ("two", 0.0))]
-    text = page([], runs, charts=[])
-    (data,) = re.findall(r'<script type="application/json" id="data">(.*)</script>', text)
-    assert "<" not in data
-    assert says in json.dumps(json.loads(data)["questions"], ensure_ascii=False)
-
-
-def test_a_configuration_has_dotted_names(runs: list[Run]) -> None:
+def test_runs_share_the_values_of_their_configurations(runs: list[Run]) -> None:
     assert configuration(runs[0]) == {"llm.name": "one", "llm.sizes": "[1, 2]", "made_with.python": "3"}
-
-
-@pytest.mark.parametrize(("name", "text"), [("per_question.json", "[1]"), ("per_question.json", '{"1": "x"}')])
-def test_damaged_results_are_an_error_with_the_file(runs: list[Run], name: str, text: str) -> None:
-    path = runs[0].folder / "eval/finetune/gqa" / name
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=name):
-        disagreements(runs)
-
-
-def test_a_line_of_answers_that_was_cut_off_is_left_out(runs: list[Run]) -> None:
-    path = runs[0].folder / "eval/finetune/gqa/answers-0.jsonl"
-    path.write_text('{"prompt": "p", "key": "1", "te', encoding="utf-8")
-    (question,) = disagreements(runs)[0]["gqa"]
-    assert question["runs"]["one"] == (1.0, "") and question["prompt"] == "What is 1?"
+    found = data_of(page(content([], runs)))
+    shown = {
+        run: dict(zip(found["settings"], [found["values"][place] for place in places], strict=True))
+        for run, places in found["configurations"].items()
+    }
+    assert shown == {run.folder.name: configuration(run) for run in runs}

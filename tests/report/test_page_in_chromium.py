@@ -1,107 +1,156 @@
 """The page in a browser: a script drives a copy of it and writes what it saw into the page, which Chromium prints."""
 
+import base64
+import hashlib
 import html
 import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from support.answered_runs import write_run as write_answered
 from support.page_run import write_mmvet, write_run
-from support.score_rows import built, row
+from support.score_rows import PAPER, table
 
-from tinyvlm_cli.report.page import page
+from tinyvlm_cli.report.curves import CURVES, Line
+from tinyvlm_cli.report.page import Content, page
+from tinyvlm_cli.report.scatter import estimates
+from tinyvlm_cli.report.scores import all_scores
+from tinyvlm_cli.report.tables import build
+from tinyvlm_cli.results.folder import Results
 
+pytestmark = pytest.mark.e2e
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-CATCH = """<script>
-const errors = [];
+DRIVER = Path(__file__).parents[1] / "support/page_driver.js"
+CATCH = """const errors = [];
 addEventListener("error", (event) => errors.push(event.message));
-console.error = (...words) => errors.push(words.join(" "));
-</script>"""
-DRIVE = """<script>
-const saw = {errors};
-const all = (selector) => [...document.querySelectorAll(selector)];
-const change = (element, value) => {
-  element.value = value;
-  for (const kind of ["input", "change"]) element.dispatchEvent(new Event(kind, {bubbles: true}));
-};
-const names = () => all("table.sortable tbody").filter((block) => block.checkVisibility())
-  .map((block) => block.rows[0].cells[0].textContent);
-const gqa = all("button.sort").find((button) => button.textContent === "GQA");
-gqa.click();
-saw.descending = names();
-gqa.click();
-saw.ascending = names();
-const [words, [llm, vision]] = [document.querySelector(".filters input"), all(".filters select")];
-change(llm, "phi2");
-saw.of_llm = names();
-change(vision, "siglip");
-saw.of_groups = names();
-change(vision, "all");
-change(words, "small");
-saw.of_both = names();
-saw.shown = document.querySelector(".shown").textContent;
-change(llm, "all");
-saw.of_words = names();
-change(document.getElementById("a"), "three");
-change(document.getElementById("b"), "one");
-saw.settings = all("#settings tr").map((line) => [...line.cells].map((cell) => cell.textContent));
-saw.questions = all("#questions tr").map((line) => [...line.cells].map((cell) => cell.textContent));
-const image = document.querySelector("#questions img");
-(image ? image.decode() : Promise.reject("no image")).catch((error) => errors.push(String(error))).finally(() => {
-  saw.image = image && [image.naturalWidth, image.naturalHeight, image.alt];
-  document.body.append(Object.assign(document.createElement("pre"), {id: "saw", textContent: JSON.stringify(saw)}));
-});
-</script>"""
+addEventListener("unhandledrejection", (event) => errors.push(String(event.reason)));
+console.error = (...words) => errors.push(words.join(" "));"""
+HOSTILE = "<img src=x onerror='hacked=1'></script><script>hacked=2</script>"
+
+
+def content(folder: Path) -> Content:
+    """Return the content of a page with three runs, of which one has a hostile name and all have hostile answers."""
+    node = write_mmvet(folder / "mm-vet", {f"v1_{number}": "a.png" for number in range(4)}, there=["a.png"])
+    file = folder / "mm-vet/mm-vet.json"
+    items = json.loads(file.read_text("utf-8"))
+    items["v1_3"]["capability"] = ["ocr"]
+    file.write_text(json.dumps(items), encoding="utf-8")
+    results = Results(folder / "results")
+    groups = {
+        "one": ("phi2", "clip", "small"),
+        "two": ("phi2", "siglip", f"large{HOSTILE}"),
+        "three": ("tinyllama", "siglip", "small"),
+    }
+    levels = {"one": 0.5, "two": 0.7, "three": 0.6}
+    runs = []
+    for name, (llm, vision, size) in groups.items():
+        fixed = {"connector": "mlp", "data": "llava15", "recipe": "base", "name": f"{llm}-{size}"}
+        write_answered(results.root, name, {"gqa": levels[name]}, llm=llm, vision=vision, **fixed)
+        scores = {"v1_0": float(name != "three"), "v1_1": 1.0, "v1_2": 0.0, "v1_3": float(name == "three")}
+        write_run(results.root / "runs", name, scores, says=f"{name} {HOSTILE}", benchmark="mmvet", node=node)
+        made = {"command": f"tinyvlm train llm={llm}", "commit": "abc+", "time": "2026-11-01"}
+        runs.append(replace(results.read_run(results.run_dir(name)), made_with=made))
+    sheet = build(
+        "variants", table("variants", published=[], against={"llm": "tinyllama"}),
+        all_scores(results.scores(), PAPER), results,
+    )  # fmt: skip
+    costs = {name: {"gpu_hours": 10.0 * level} for name, level in levels.items()}
+    lines = [Line((name,), list(range(1, 11)), [3.0 - 0.1 * step for step in range(10)]) for name in levels]
+    return Content(
+        sheets=[sheet], runs=runs, results=results, labels={"gqa": "GQA", "mmvet": "MM-Vet"},
+        models=estimates(sheet.records, runs, results, costs), costs={"gpu_hours": "training GPU-hours"},
+        curves={CURVES[0]: {"finetune": lines}},
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def saw(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Return what the script found in a page of three runs."""
+    """Return what the script found in the page."""
     if CHROMIUM is None:
         pytest.skip("needs Chromium, which is not installed here")
     folder = tmp_path_factory.mktemp("page")
-    node = write_mmvet(folder / "mm-vet", {"v1_0": "a.png"}, there=["a.png"])
-    runs = [
-        write_run(folder, name, {"v1_0": score}, says=f"{name} says </script>", benchmark="mmvet", node=node)
-        for name, score in (("one", 1.0), ("two", 1.0), ("three", 0.25))
-    ]
-    rows = [
-        row(run="one", llm="phi2", vision="clip", name="phi2-small", value=50.0),
-        row(run="two", llm="phi2", vision="siglip", name="phi2-large", value=70.0),
-        row(run="three", llm="tinyllama", vision="siglip", name="tinyllama-small", value=60.0),
-    ]
-    text = page([built("variants", rows, published=[])], runs, charts=[])
+    text = page(content(folder))
+    driver = DRIVER.read_text("utf-8")
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in (CATCH, driver)]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    text = text.replace("script-src ", f"script-src {allowed} ", 1)
+    text = text.replace("<title>", f"<script>{CATCH}</script><title>", 1)
     driven = folder / "page.html"
-    driven.write_text(text.replace("<head>", f"<head>{CATCH}").replace("</body>", f"{DRIVE}</body>"), encoding="utf-8")
-    words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
-    profile = f"--user-data-dir={folder / 'profile'}"
+    driven.write_text(text.replace("</body>", f"<script>{driver}</script></body>"), encoding="utf-8")
+    words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom"]
+    profile = [f"--user-data-dir={folder / 'profile'}", "--window-size=1300,1000"]
     done = subprocess.run(
-        [CHROMIUM, *words, profile, driven.as_uri()], capture_output=True, text=True, check=True, timeout=120
+        [CHROMIUM, *words, *profile, driven.as_uri()], capture_output=True, text=True, check=True, timeout=120
     )
     found = re.search(r'<pre id="saw">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, done.stderr
     return json.loads(html.unescape(found[1]))
 
 
-@pytest.mark.e2e
 def test_a_click_sorts_and_another_reverses_the_order(saw: Any) -> None:
-    order = ["phi2-large", "tinyllama-small", "phi2-small"]
+    order = [f"phi2-large{HOSTILE}", "tinyllama-small", "phi2-small"]
     assert (saw["descending"], saw["ascending"]) == (order, order[::-1])
 
 
-@pytest.mark.e2e
 def test_a_row_is_shown_where_filters_and_words_agree(saw: Any) -> None:
-    assert set(saw["of_llm"]) == {"phi2-small", "phi2-large"}
-    assert saw["of_groups"] == ["phi2-large"]
-    assert saw["of_both"] == ["phi2-small"] and saw["shown"] == "1 of 3 shown"
-    assert set(saw["of_words"]) == {"phi2-small", "tinyllama-small"}
+    assert set(saw["ofLlm"]) == {"phi2-small", f"phi2-large{HOSTILE}"}
+    assert saw["ofGroups"] == [f"phi2-large{HOSTILE}"]
+    assert saw["ofBoth"] == ["phi2-small"] and saw["shown"] == "1 of 3 rows shown"
+    assert set(saw["ofWords"]) == {"phi2-small", "tinyllama-small"}
 
 
-@pytest.mark.e2e
-def test_two_runs_have_their_settings_and_a_disagreement_with_its_image(saw: Any) -> None:
-    assert saw["settings"] == [["llm.name", "three", "one"]]
-    assert saw["questions"] == [["", "What is v1_0?", "0.25", "three says </script>", "1", "one says </script>"]]
-    assert saw["image"] == [112, 84, "image of question v1_0"]
-    assert saw["errors"] == []
+def test_hovering_shows_values_and_numbers_of_questions(saw: Any) -> None:
+    assert "n = 800" in saw["cellTip"]
+    assert saw["panels"] == ["GQA n = 800"] and saw["numbers"] == ["phi2 - tinyllama"]
+    for text in ("n = 800 questions", "95% interval", "Holm", "percentage points"):
+        assert text in saw["forestTip"]
+    assert "GPU-hours" in saw["scatterTip"] and "n = 800" in saw["scatterTip"]
+    assert re.search(r"step \d", saw["curveTip"])
+
+
+def test_a_click_in_the_legend_hides_a_model(saw: Any) -> None:
+    assert saw["points"] == [3, 2, "false"]
+
+
+def test_the_answer_browser_filters_by_result_category_and_words(saw: Any) -> None:
+    assert saw["cards"] == ["v1_0", "v1_1", "v1_2", "v1_3"]
+    for text in ("What is v1_0?", f"three {HOSTILE}", f"one {HOSTILE}", "a truth", "category rec"):
+        assert text in saw["card"]
+    assert saw["kinds"] == {
+        "right": ["v1_1", "v1_3"], "wrong": ["v1_0", "v1_2"], "differ": ["v1_0", "v1_3"], "gained": ["v1_0"],
+        "lost": ["v1_3"], "both": ["v1_2"],
+    }  # fmt: skip
+    assert (saw["ofCategory"], saw["ofSearch"]) == (["v1_3"], ["v1_1"])
+    assert saw["ofOneRun"] == 1 and saw["show"] == ["all", "right", "wrong"]
+    assert saw["image"] == [160, 120, saw["image"][2]] and saw["image"][2].startswith("image of question v1_")
+
+
+def test_keys_move_between_questions_with_a_visible_focus(saw: Any) -> None:
+    assert saw["focus"] == [0, 1, 0, 0, 1]
+    assert saw["outline"] == "solid" and saw["search"] == "words"
+
+
+def test_two_runs_have_their_different_settings(saw: Any) -> None:
+    assert ["llm.name", "three", "one"] in saw["settings"]
+    assert saw["allSettings"] > len(saw["settings"])
+
+
+def test_provenance_has_the_commands_of_a_table(saw: Any) -> None:
+    for line in ("git checkout abc", "tinyvlm train llm=phi2", "tinyvlm eval run=one", "tinyvlm report table=variants"):
+        assert line in saw["commands"]
+    assert "2026-11-01" in saw["origins"]
+
+
+def test_the_button_changes_the_theme_and_no_text_is_small(saw: Any) -> None:
+    assert saw["themes"] == ["rgb(255, 255, 255)", "rgb(22, 24, 28)"]
+    assert saw["small"] == []
+
+
+def test_nothing_is_loaded_and_no_foreign_script_runs(saw: Any) -> None:
+    assert (saw["errors"], saw["loaded"], saw["hacked"]) == ([], [], None)
+    assert saw["fetched"] == "refused" and saw["violations"] == 1  # only that of the test

@@ -10,8 +10,8 @@ import pytest
 from support.composed import composed
 from support.score_rows import PAPER, texts
 
-from tinyvlm_cli.report.charts import CURVES, read_curve
-from tinyvlm_cli.report.page import disagreements
+from tinyvlm_cli.report.answers import samples
+from tinyvlm_cli.report.curves import read_curves
 from tinyvlm_cli.report.scores import all_scores
 from tinyvlm_cli.report.sheet import Sheet
 from tinyvlm_cli.report.tables import build, fitting
@@ -39,8 +39,8 @@ def test_runs_and_their_stages_are_read() -> None:
         stages = [RESULTS.read_stage(folder) for folder in model.stage_dirs]
         assert [stage.stage for stage in stages if stage] == list(run.stages) and model.stage == "finetune"
         assert RESULTS.read_config(run)["recipe"]["name"] == run.recipe
-        curves = {curve.field: read_curve(curve, [run], RESULTS) for curve in CURVES}
-        assert {field: len(next(iter(found["pretrain"].values()))) for field, found in curves.items() if found} == {
+        curves = read_curves([run], RESULTS)
+        assert {curve.field: len(panels["pretrain"][0].values) for curve, panels in curves.items()} == {
             "loss": 5, "tokens_per_s": 5,
         }  # fmt: skip
 
@@ -57,8 +57,8 @@ def test_answers_and_per_question_results_are_read() -> None:
     asked = {key: answer.prompt for key, answer in found.items()}
     assert RESULTS.read_answers(folder, asked, max_new_tokens=1024) == found
     assert found["1"].text == "A"
-    questions, _ = disagreements(RESULTS.runs())
-    assert set(questions) == {"scienceqa"}
+    (sample,) = samples(RESULTS.runs())
+    assert (sample.benchmark, sample.num_questions, len(sample.runs)) == ("scienceqa", 60, 3)
 
 
 def test_scores_are_read() -> None:

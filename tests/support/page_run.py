@@ -1,5 +1,7 @@
-"""A run's folder with the files that the page reads, and the data of a benchmark whose images it shows."""
+"""A run's folder with the files that the page reads, the data of a benchmark with images, and the data of a page."""
 
+import base64
+import gzip
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,10 +36,16 @@ def write_mmvet(folder: Path, images: dict[str, str], there: Iterable[str]) -> d
     """
     (folder / "images").mkdir(parents=True)
     items = {
-        key: {"imagename": image, "question": f"What is {key}?", "answer": "a", "capability": ["rec"]}
+        key: {"imagename": image, "question": f"What is {key}?", "answer": "a truth", "capability": ["rec"]}
         for key, image in images.items()
     }
     (folder / "mm-vet.json").write_text(json.dumps(items), encoding="utf-8")
     for name in there:
         Image.new("RGB", (320, 240), "red").save(folder / "images" / name)
     return node_of("mmvet", folder)
+
+
+def data_of(page: str) -> Any:
+    """Return the data in a page's HTML."""
+    packed = page.split('id="data">')[1].split("</script>", maxsplit=1)[0]
+    return json.loads(gzip.decompress(base64.b64decode(packed)))

@@ -64,8 +64,9 @@ def compare_rows(table: Table, own: pd.DataFrame, benchmarks: Mapping[str, str],
             context = " ".join(getattr(a[0], choice) for choice in varying)
             runs = tuple(dict.fromkeys(score.run for score in b))
             found[other, benchmark] = Compared(
-                f"{second} - {first}", context, a[0].shown, b[0].shown, runs, benchmark, column, one, one.p
-            )
+                label=f"{second} - {first}", context=context, a=a[0].shown, b=b[0].shown, runs=runs,
+                benchmark=benchmark, column=column, difference=one, p=one.p, metric=a[0].metric,
+            )  # fmt: skip
     corrected = holm([one.p for one in found.values()])
     compared = [replace(one, p=p) for one, p in zip(found.values(), corrected, strict=True)]
     words = {"better": BETTER, "worse": WORSE}
@@ -103,14 +104,21 @@ def compare_runs(name: str, table: Table, scores: pd.DataFrame, results: Results
     ]
     folders = [run.folder.name for run in (*a, *b)]
     own = in_columns(scores[fits(table, scores) & scores["limit"].isna()], table.columns)
-    found: dict[str, Difference] = {}
+    found: list[Compared] = []
     notes, records = [], []
     for column in [column for column in table.columns if not column.detail]:
         of_column = own[own["column"] == column.label]
         sides = [of_column[of_column["run"].isin([run.folder.name for run in side])] for side in (a, b)]
         first, second = (list[Any](side.itertuples()) for side in sides)
         if is_comparable(first, second):
-            one = found[column.label] = between(first, second, results)
+            one = between(first, second, results)
+            found.append(
+                Compared(
+                    label=f"{titles[1]} - {titles[0]}", context="", a=titles[0], b=titles[1],
+                    runs=tuple(run.folder.name for run in b), benchmark=column.benchmark, column=column.label,
+                    difference=one, p=one.p, metric=first[0].metric,
+                )
+            )  # fmt: skip
             records.append(_record(f"{titles[1]} - {titles[0]}", column.benchmark, one))
         elif first and second and not any(isnan(score.value) for score in (*first, *second)):
             notes.append(f"{column.label}: omitted, as the runs were scored with different rules, splits or judges")
@@ -119,25 +127,23 @@ def compare_runs(name: str, table: Table, scores: pd.DataFrame, results: Results
             f"table.{name}: {titles[0]} and {titles[1]} have no benchmark in common; "
             "evaluate both on the same benchmarks with `tinyvlm eval run=RUN`"
         )
-    corrected = holm([one.p for one in found.values()])
+    corrected = holm([one.p for one in found])
+    compared = [replace(one, p=p) for one, p in zip(found, corrected, strict=True)]
 
-    rows, compared = [], []
-    for (label, one), corrected_p in zip(found.items(), corrected, strict=True):
-        name_of = {column.label: column.benchmark for column in table.columns}[label]
-        runs_of_b = tuple(run.folder.name for run in b)
-        texts = (f"{titles[1]} - {titles[0]}", "", titles[0], titles[1])
-        compared.append(Compared(*texts, runs_of_b, name_of, label, one, corrected_p))
+    rows = []
+    for tested in compared:
+        one = tested.difference
         scores_and_change = [(f"{one.a:.1f}", one.a), (f"{one.b:.1f}", one.b), (f"{one.change:+.1f}", one.change)]
         bounds = (f"{one.low:+.1f} to {one.high:+.1f}", None)
-        ps = [(f"{p:.3f}" if p >= 0.001 else "< 0.001", p) for p in (one.p, corrected_p)]
+        ps = [(f"{p:.3f}" if p >= 0.001 else "< 0.001", p) for p in (one.p, tested.p)]
         cells: list[Cell] = [*scores_and_change, bounds, *ps, (f"{one.num_questions:,}", one.num_questions)]
-        rows.append(Row(Kind.benchmark, 0, [label], cells))
+        rows.append(Row(Kind.benchmark, 0, [tested.column], cells))
     sheet = finish(
         name,
         replace(table, title=f"{table.title}: a = {titles[0]}, b = {titles[1]}"),
         rows,
         ["a", "b", "b - a", "95% interval", "p", "Holm", "questions"],
-        notes=[*table.footnotes, *_methods(list(found.values()), [INTERVALS, PAIRED]), HOLM, *notes],
+        notes=[*table.footnotes, *_methods([one.difference for one in found], [INTERVALS, PAIRED]), HOLM, *notes],
         records=[own[own["run"].isin(folders)], typed(records)],
         runs=folders,
         compared=compared,
@@ -181,9 +187,19 @@ def _paths(scores: Sequence[Any], results: Results) -> list[Path]:
     return [folder / FILE for folder in folders]
 
 
-@lru_cache(maxsize=80)  # one row is compared with several others; 24 rows with 3 seeds
+@lru_cache(maxsize=1000)  # one row is compared with several others, in several tables
 def _read(path: Path) -> Questions:
-    return Questions.read(path)
+    found = Questions.read(path)
+    known = _shared_keys(len(found.keys), *found.keys[:1], *found.keys[-1:])
+    if not known:
+        known += found.keys
+    return replace(found, keys=known) if known == found.keys else found
+
+
+@lru_cache(maxsize=100)
+def _shared_keys(*_: Any) -> list[str]:
+    """Return a list for the keys of a benchmark, which its runs share to save memory and time."""
+    return []
 
 
 def _ablations(table: Table, own: pd.DataFrame) -> list[tuple[int, int]]:

@@ -16,6 +16,7 @@ from rich.text import Text
 from tinyvlm_cli.config.commands import Format, Table
 from tinyvlm_cli.console import Screen, printable
 from tinyvlm_cli.report.scores import RECORD, typed
+from tinyvlm_cli.results.records import HIGHEST
 from tinyvlm_cli.statistics.intervals import Difference
 
 DASH = "-"  # no score
@@ -82,6 +83,12 @@ class Compared:
     column: str  # label of the benchmark
     difference: Difference
     p: float  # corrected for all differences of the table (Holm)
+    metric: str
+
+    @property
+    def unit(self) -> str:
+        """Return the unit of the difference."""
+        return "points" if self.metric in HIGHEST else "percentage points"
 
     @property
     def verdict(self) -> str:

@@ -195,8 +195,8 @@ def _rows(table: Table, columns: Sequence[Column], cited: pd.DataFrame, own: pd.
     def add_own(row: int, section: int, suffix: str) -> None:
         scores = rest.pop(row)
         shown = scores["shown"].iloc[0] + suffix
-        real = scores[scores["images"] == REAL]
-        tips = [_tip(real[real["benchmark"] == column.benchmark]) for column in columns]
+        real = dict(list(scores[scores["images"] == REAL].groupby("benchmark")))
+        tips = [_tip(real.get(column.benchmark, scores[:0])) for column in columns]
         runs = list(scores["run"].unique())
         rows.append(Row(Kind.ours, section, headers(scores, shown), cells[row, Kind.ours], runs, tips))
         if table.intervals:

@@ -303,9 +303,9 @@ class Results:
         found = {}
         for path in sorted(answers_dir.glob("answers-*.jsonl")):
             check_file(path)
-            with path.open("rb") as file:
-                lines = [line for line in file if (match := ANSWER_KEY.search(line)) and match[1] in wanted]
-            for line in lines:
+            data = path.read_bytes()
+            ends = [match.end() for match in ANSWER_KEY.finditer(data) if match[1] in wanted]
+            for line in (data[data.rfind(b"\n", 0, end) + 1 : data.find(b"\n", end) + 1 or None] for end in ends):
                 with suppress(*JSON_ERRORS, KeyError):  # incomplete line of a killed process
                     record = json.loads(line)
                     prompt, text = str(record.get("prompt", "")), str(record.get("text", ""))

@@ -124,17 +124,18 @@ def summed(runs: Sequence[Questions]) -> Sums:
     Raises UserError if the runs have no questions in common or use different formulas.
     """
     first = runs[0]
-    common = set(first.keys).intersection(*(run.keys for run in runs))
+    is_same = all(run.keys is first.keys or run.keys == first.keys for run in runs)
+    common = set(first.keys) if is_same else set(first.keys).intersection(*(run.keys for run in runs))
     if not common or len({run.formula for run in runs}) > 1:
         raise UserError("questions.json: the scores have no questions in common; compare scores on the same split")
+    is_common = slice(None) if is_same else [key in common for key in first.keys]
+    images, groups = (_recoded(column[is_common]) for column in (first.images, first.groups))
     keys = [key for key in first.keys if key in common]
-    is_common = [key in common for key in first.keys]
-    images, groups = _codes(first.images[is_common].tolist()), _codes(first.groups[is_common].tolist())
     shape = (images.max() + 1, groups.max() + 1)
     parts = []
     for run in runs:
-        places = {key: place for place, key in enumerate(run.keys)}
-        chosen = [places[key] for key in keys]
+        places = {} if is_same else {key: place for place, key in enumerate(run.keys)}
+        chosen = slice(None) if is_same else [places[key] for key in keys]
         values, references = run.values[chosen], run.references[chosen]
         match first.formula:
             case Formula.f1:
@@ -176,6 +177,14 @@ def headline(formula: Formula, sums: NDArray[np.float64]) -> NDArray[np.float64]
         values, wholes = np.moveaxis(sums.sum(axis=-2), -1, 0)
         found = 100 * share(values, wholes)
     return found
+
+
+def _recoded(codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the codes as 0, 1, 2, ... in order of first appearance."""
+    _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    ranks = np.empty(len(first), dtype=np.int64)
+    ranks[np.argsort(first)] = np.arange(len(first))
+    return ranks[inverse]
 
 
 def _codes(names: Sequence[Any]) -> NDArray[np.int64]:

@@ -28,10 +28,11 @@ def test_a_real_difference_is_marked_and_noise_is_not(results: Path, capsys: pyt
     assert "Noreen 1989" in shown and "Holm 1979" in shown
 
 
-def test_a_comparison_has_no_charts(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_comparison_has_a_forest_plot(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "table=compare", "a=first", "b=second", "output=out"]) == 0
     written = [Path(line).name for line in capsys.readouterr().out.splitlines()]
-    assert written == [f"compare.{suffix}" for suffix in ("txt", "md", "tex", "csv")]
+    tables = [f"compare.{suffix}" for suffix in ("txt", "md", "tex", "csv")]
+    assert written == [*tables, *(f"compare-differences.{suffix}" for suffix in ("png", "svg", "pdf"))]
 
 
 def test_the_csv_has_both_scores_and_the_difference(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

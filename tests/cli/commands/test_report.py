@@ -67,7 +67,7 @@ def test_output_gets_every_format(folder: Path, capsys: pytest.CaptureFixture[st
     training = folder / "results/stages/p/train.jsonl"
     training.parent.mkdir(parents=True)
     training.write_text('{"loss": 2.0, "tokens_per_s": 700.0}\n', encoding="utf-8")
-    charts = [f"-{chart}.{kind}" for chart in ("bars", "radar", "loss", "throughput") for kind in ("png", "svg")]
+    charts = [f"-{chart}.{kind}" for chart in ("loss", "throughput") for kind in ("png", "svg", "pdf")]
     names = {
         f"{table}{end}" for table in ("variants", "comparison") for end in (".txt", ".md", ".tex", ".csv", *charts)
     }

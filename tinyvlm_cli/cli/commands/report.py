@@ -2,31 +2,24 @@
 
 import logging
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 
 from tinyvlm_cli.config.build import paper_dir
 from tinyvlm_cli.config.commands import Format, Report
 from tinyvlm_cli.console import Screen
 from tinyvlm_cli.files import write_text
-from tinyvlm_cli.report.charts import (
-    CURVES,
-    FORMATS,
-    SCORES_TITLE,
-    draw_charts,
-    draw_curve,
-    draw_step_scores,
-    read_curve,
-    read_step_scores,
-)
+from tinyvlm_cli.report.charts import FORMATS, draw_curve, draw_forest, draw_scatter
+from tinyvlm_cli.report.curves import read_curves
 from tinyvlm_cli.report.differences import compare_runs
-from tinyvlm_cli.report.page import page
-from tinyvlm_cli.report.scores import OURS, all_scores
+from tinyvlm_cli.report.looks import models
+from tinyvlm_cli.report.page import Content, page
+from tinyvlm_cli.report.scatter import estimates
+from tinyvlm_cli.report.scores import OURS, all_scores, typed
 from tinyvlm_cli.report.sheet import SUFFIXES, Sheet, csv_text, render, show
 from tinyvlm_cli.report.tables import build, fitting
 from tinyvlm_cli.results.folder import Results
-from tinyvlm_cli.results.records import Run
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +29,11 @@ def run(config: Report) -> int:
     results = Results(config.results_dir)
     sheets = _sheets(config, results)
     if config.format is Format.html:
-        print(_write_page(sheets, Path(config.output or config.results_dir), results))
+        path = Path(config.output or config.results_dir) / "report.html"
+        write_text(path, page(_content(config, sheets, results)))
+        print(path)
     elif config.output is not None:
-        for path in _write(sheets, Path(config.output), results):
+        for path in _write(_content(config, sheets, results), Path(config.output)):
             print(path)
     elif config.format is Format.csv:
         print(csv_text(sheets), end="")
@@ -71,42 +66,39 @@ def _sheets(config: Report, results: Results) -> list[Sheet]:
     ]
 
 
-def _write(sheets: list[Sheet], folder: Path, results: Results) -> list[Path]:
-    """Write each table in all formats, with charts and the training curves of its runs. Returns the paths."""
+def _write(content: Content, folder: Path) -> list[Path]:
+    """Write each table in all formats, with its differences and the training curves of its runs. Returns the paths."""
+    names = models(content.runs)
+
+    def paths(name: str) -> list[Path]:
+        return [folder / f"{name}.{suffix}" for suffix in FORMATS]
+
     written = []
-    for sheet in sheets:
+    for sheet in content.sheets:
         for kind, suffix in SUFFIXES.items():
             written.append(folder / f"{sheet.name}.{suffix}")
             write_text(written[-1], render(sheet, kind))
-        written += draw_charts(sheet, folder)
-        for curve in CURVES:
-            paths = [folder / f"{sheet.name}-{curve.name}.{suffix}" for suffix in FORMATS]
-            written += draw_curve(curve, read_curve(curve, _runs([sheet], results), results), paths)
-        paths = [folder / f"{sheet.name}-scores.{suffix}" for suffix in FORMATS]
-        written += draw_step_scores(read_step_scores(_runs([sheet], results), results), paths)
+        written += draw_forest(sheet, paths(f"{sheet.name}-differences"), names)
+        runs = [run for run in content.runs if run.folder.name in sheet.runs]
+        for curve, panels in read_curves(runs, content.results).items():
+            written += draw_curve(curve, panels, paths(f"{sheet.name}-{curve.name}"), names)
+    for cost, label in content.costs.items():
+        found = draw_scatter(content.models, cost, paths(f"scores-{cost}"), cost_label=label, labels=content.labels)
+        written += found
     return written
 
 
-def _write_page(sheets: list[Sheet], folder: Path, results: Results) -> Path:
-    """Write the tables, charts and training curves as one HTML file. Returns its path."""
-    runs = _runs(sheets, results)
-    with TemporaryDirectory() as scratch:
-        paths = [(sheet.title, path) for sheet in sheets for path in draw_charts(sheet, Path(scratch), ["svg"])]
-        for curve in CURVES:
-            drawn = draw_curve(curve, read_curve(curve, runs, results), [Path(scratch) / f"{curve.name}.svg"])
-            paths += [(curve.title, path) for path in drawn]
-        drawn = draw_step_scores(read_step_scores(runs, results), [Path(scratch) / "scores.svg"])
-        paths += [(SCORES_TITLE, path) for path in drawn]
-        texts = [(title, path.read_text(encoding="utf-8")) for title, path in paths]
-    # Drop the XML declaration, which is not valid inside HTML.
-    charts = [(title, text[text.index("<svg") :]) for title, text in texts]
-    path = folder / "report.html"
-    write_text(path, page(sheets, runs, charts=charts))
-    return path
-
-
-def _runs(sheets: list[Sheet], results: Results) -> list[Run]:
-    """Return the runs in the tables that have a run folder."""
-    names = dict.fromkeys(name for sheet in sheets for name in sheet.runs)
-    folders = [results.run_dir(name) for name in names]
-    return [results.read_run(folder) for folder in folders if folder.is_dir()]
+def _content(config: Report, sheets: list[Sheet], results: Results) -> Content:
+    """Return what the page and the charts show: the tables and their runs."""
+    folders = [results.run_dir(name) for name in dict.fromkeys(name for sheet in sheets for name in sheet.runs)]
+    runs = [results.read_run(folder) for folder in folders if folder.is_dir()]
+    labels: dict[str, str] = {}
+    for table in config.table.values():
+        for column in table.columns:
+            if not column.detail:
+                labels.setdefault(column.benchmark, column.label)
+    records = pd.concat([typed([]), *(sheet.records for sheet in sheets if len(sheet.records))])
+    return Content(
+        sheets=sheets, runs=runs, results=results, labels=labels, models=estimates(records, runs, results, {}),
+        curves=read_curves(runs, results),
+    )  # fmt: skip
