@@ -213,10 +213,12 @@ def _blocks(sheet: Sheet) -> list[list[dict[str, Any]]]:
     The best values are marked separately for our rows and for the published ones.
     """
     ranks = sheet.ranks.copy()
+    scores = [title for title in sheet.columns if title not in sheet.cost_columns]
     for kind in (Kind.ours, Kind.published):
         is_kind = [one is kind for one in sheet.kinds]
-        places = sheet.values[is_kind].rank(method="dense", ascending=False)
-        ranks[is_kind] = places.map(lambda place: {1: "best", 2: "second"}.get(place, "")) if any(is_kind) else ""
+        if any(is_kind):
+            places = sheet.values.loc[is_kind, scores].rank(method="dense", ascending=False)
+            ranks.loc[is_kind, scores] = places.map(lambda place: {1: "best", 2: "second"}.get(place, ""))
     blocks: list[list[dict[str, Any]]] = []
     rows = zip(sheet.kinds, sheet.text.to_numpy(), sheet.values.to_numpy(), ranks.to_numpy(), sheet.tips, strict=True)
     width = len(sheet.headers)

@@ -64,7 +64,7 @@ def test_a_table_takes_filters_and_references_from_the_command_line(
     own = ["table.variants.against.recipe=base", "table.variants.runs.seed=0", "table.variants.runs.run=[first,third]"]
     assert main(["report", *own, "format=markdown"]) == 0
     shown = capsys.readouterr().out
-    assert "| third" in shown and "\u2191" in shown and "second" not in shown and "fourth" not in shown
+    assert "| third" in shown and "\u2191" in shown and "| second" not in shown and "fourth" not in shown
 
 
 @pytest.mark.parametrize(

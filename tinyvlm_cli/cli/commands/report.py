@@ -95,7 +95,7 @@ def _content(config: Report, sheets: list[Sheet], results: Results) -> Content:
     labels: dict[str, str] = {}
     for table in config.table.values():
         for column in table.columns:
-            if not column.detail:
+            if column.benchmark and not column.detail:
                 labels.setdefault(column.benchmark, column.label)
     records = pd.concat([typed([]), *(sheet.records for sheet in sheets if len(sheet.records))])
     return Content(
