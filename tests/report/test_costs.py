@@ -11,7 +11,7 @@ import pytest
 from support.score_rows import built, row, table, texts
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.report.costs import COSTS, Point, pareto, points, short
+from tinyvlm_cli.report.costs import COSTS, Point, pareto, points, run_costs, short
 from tinyvlm_cli.report.sheet import csv_text
 from tinyvlm_cli.results.costs import Session, Single, StageCost
 from tinyvlm_cli.results.folder import Results
@@ -140,6 +140,15 @@ def test_shipped_tables_show_costs_of_our_runs_only() -> None:
     shown = texts(built("variants", [row(**ANSWERS)]), "TinyLLaVA-base-C-TL, ours")
     assert (shown["GPU-h"], shown["answers/s"]) == ("-", "15")
     assert "1.4B" in set(built("variants", [row(**ANSWERS)]).text["size"])
+
+
+def test_the_costs_of_a_run_are_those_after_its_last_evaluated_stage(tmp_path: Path) -> None:
+    rows = [row(), row(stage="pretrain")]
+    write_run(tmp_path, rows[0], {"pretrain-1": 1.0, "finetune-2": 2.0})
+    runs = Results(tmp_path).runs()
+    assert run_costs([built("runs", rows, tmp_path)], runs)["r1"]["gpu_hours"] == 6.0
+    assert run_costs([built("runs", rows[1:], tmp_path)], runs)["r1"]["gpu_hours"] == 2.0
+    assert run_costs([built("runs", [], tmp_path)], runs) == {}
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,21 @@ from typing import Any
 
 import pytest
 import yaml
+from support.composed import composed
 
+from tinyvlm_cli.config.saved import to_yaml
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.results.costs import Session, Speed, StageCost, answering, forget_speeds, read_cost
+from tinyvlm_cli.files import write_text
+from tinyvlm_cli.results.costs import (
+    Session,
+    Single,
+    Speed,
+    StageCost,
+    answering,
+    forget_speeds,
+    latest_single,
+    read_cost,
+)
 from tinyvlm_cli.train.meter import CostMeter
 
 
@@ -93,3 +105,25 @@ def test_the_rate_of_an_evaluation_adds_up_over_processes(tmp_path: Path) -> Non
     }  # fmt: skip
     forget_speeds(tmp_path)
     assert answering(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "is_same"),
+    [
+        ([], True),
+        (["recipe=share", "data=sharegpt4v", "seed=7", "engine.gpus=2"], True),
+        (["connector=linear"], False),
+        (["llm=tinyllama"], False),
+        (["vision=siglip"], False),
+        (["engine.precision=fp32"], False),
+    ],
+)
+def test_a_measurement_belongs_to_the_runs_with_the_same_model(tmp_path: Path, words: list[str], is_same: bool) -> None:
+    """The configurations of `train` and `bench eval` are compared as they are written."""
+    parts = ["llm=phi2", "vision=clip"]
+    bench = composed("bench", "action=eval", *parts)
+    write_text(tmp_path / "bench/x/config.yaml", to_yaml(bench))
+    single = Single("H100", 0.05, 6.5, "2026-01-01")
+    single.write(tmp_path / "bench/x")
+    write_text(tmp_path / "run/config.yaml", to_yaml(composed("train", *parts, *words)))
+    assert latest_single(tmp_path / "bench", tmp_path / "run") == (single if is_same else None)

@@ -203,6 +203,16 @@ class Workload:
 
 
 @dataclass
+class SingleQuestion:
+    """The question about one image with which `tinyvlm bench eval` measures the time to first token."""
+
+    # Defaults serve measurements of earlier versions, which have no such settings.
+    prompt_tokens: int = integer(1, default=0)  # after the image
+    answer_tokens: int = integer(1, default=0)
+    repeats: int = integer(1, 10_000, default=0)  # timed answers, after three warm-up answers
+
+
+@dataclass
 class Assumed:
     """Assumed properties of a GPU, for stages that `tinyvlm bench train` has not measured."""
 
@@ -245,6 +255,7 @@ class Bench(Train):
     mixes: dict[str, Mix] = MISSING  # split -> sample lengths
     # Defaults serve measurements of earlier versions, which have no such settings.
     workloads: dict[str, Workload] = field(default_factory=dict)  # name -> benchmark to measure; for `bench eval`
+    single: SingleQuestion = field(default_factory=SingleQuestion)  # for `bench eval`
     images: int = integer(1, default=0)  # images per benchmark that `bench eval` measures, at most
     image_sizes: list[list[int]] = integer(
         1, 10_000, length=2

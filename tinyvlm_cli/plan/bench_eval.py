@@ -1,21 +1,26 @@
 """Measure the speed of evaluation with the real decoder and sizes, random weights and synthetic questions.
 
-Each benchmark is measured with its number of questions per image and its prompt and answer lengths. The floor is the
-time of the required operations at the rate of a large matrix product, plus the time to read the weights and the cache
-once per decoding step.
+One question at a time gives the time to first token and the memory at batch size 1, without compilation. Then each
+benchmark is measured with its number of questions per image and its prompt and answer lengths. The floor is the time of
+the required operations at the rate of a large matrix product, plus the time to read the weights and the cache once per
+decoding step.
 """
 
 import json
+import resource
+import sys
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
-from tinyvlm_cli.config.commands import Bench, Workload
+from tinyvlm_cli.config.commands import Bench, SingleQuestion, Workload
 from tinyvlm_cli.config.saved import from_yaml
 from tinyvlm_cli.config.schema import ImageMode, Vision
 from tinyvlm_cli.data.batch import Work
@@ -23,14 +28,16 @@ from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.data.images import open_image, pixels, write_jpegs
 from tinyvlm_cli.evaluate.answerer import ahead
 from tinyvlm_cli.evaluate.decoder import ROWS, Decoder
+from tinyvlm_cli.evaluate.generation import Decoding, generate, generation_config
 from tinyvlm_cli.evaluate.spans import Group, Prompt
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.model.flops import Flops, training_flops
 from tinyvlm_cli.model.pretrained import DTYPES, device_name
-from tinyvlm_cli.model.vlm import random_model
-from tinyvlm_cli.plan.bench import IMAGES, NUM_IMAGES, matmul_ceiling
+from tinyvlm_cli.model.vlm import VLM, random_model
+from tinyvlm_cli.plan.bench import IMAGES, NUM_IMAGES, WARM_UP, matmul_ceiling
 from tinyvlm_cli.plan.cost import EVAL_RESULT, EvalRate, EvalResult
-from tinyvlm_cli.results.records import provenance
+from tinyvlm_cli.results.costs import Single
+from tinyvlm_cli.results.records import now, provenance
 from tinyvlm_cli.train.engine import start_process_group
 from tinyvlm_cli.train.stages import stage_job
 
@@ -64,22 +71,26 @@ class Floor:
 
 
 def bench_eval(folder: Path) -> None:
-    """Measure every workload of `folder`/config.yaml and write eval.json next to it. Runs in every worker process."""
+    """Measure `folder`/config.yaml and write eval.json and single.json next to it. Runs in every worker process."""
     started = time.perf_counter()
     device = start_process_group()
     rank, ranks = dist.get_rank(), dist.get_world_size()
     config = from_yaml(Bench, folder / "config.yaml")
     job = stage_job(config, config.stage)
     torch.manual_seed(config.seed)
-    flops_per_s, bytes_per_s = matmul_ceiling(device) * 1e12, read_rate(device)
+    peak_before = peak_bytes(device)
     model = random_model(
         job.llm, job.vision, job.connector, device, dtype=DTYPES[config.engine.precision], attention="sdpa"
     ).eval()
     model.requires_grad_(False)
-    decoder = Decoder(model, (), image_size=job.vision.image_size)
     if rank == 0:
         write_jpegs(folder / IMAGES, config.image_sizes, count=NUM_IMAGES, seed=config.seed)
+        image = pixels(open_image(folder / IMAGES / "0.jpg"), job.vision, job.stage.image_mode)
+        first_token_s, peak = one_question(model, image, config.single, seed=config.seed)
+        Single(device_name(device), first_token_s, (peak - peak_before) / 2**30, now()).write(folder)
     dist.barrier()
+    flops_per_s, bytes_per_s = matmul_ceiling(device) * 1e12, read_rate(device)
+    decoder = Decoder(model, (), image_size=job.vision.image_size)
     floor = Floor(
         training_flops(model), flops_per_s, bytes_per_s, model.tokens_per_image,
         sum(p.numel() * p.element_size() for p in model.llm.parameters()), decoder.cache.bytes_per_token,
@@ -110,6 +121,43 @@ def bench_eval(folder: Path) -> None:
             rates=rates, made_with=provenance(),
         )  # fmt: skip
         write_text(folder / EVAL_RESULT, json.dumps(asdict(result), indent=1) + "\n")
+
+
+def one_question(model: VLM, image: NDArray[np.uint8], settings: SingleQuestion, *, seed: int) -> tuple[float, int]:
+    """Return the median time in seconds to the first token of an answer, and the peak memory of a whole answer.
+
+    The time is from the preprocessed image, [3, S, S], and the token ids in the CPU's memory to the id of the answer's
+    first token there. See `peak_bytes` for the memory.
+    """
+    device = model.llm.device
+    draw, vocabulary = np.random.default_rng(seed), model.llm.config.vocab_size
+    before, after = (draw.integers(3, vocabulary, count) for count in (SYSTEM_TOKENS, settings.prompt_tokens))
+    ids = np.concatenate([before, [IMAGE], after]).astype(np.int32)
+
+    def answer(max_new_tokens: int) -> float:
+        """Answer the question and return the time it took; `generate` waits until the token ids are on the CPU."""
+        decoding = Decoding(max_new_tokens, temperature=0, top_p=1, num_beams=1, seed=seed)
+        config = generation_config(decoding, (), pad=0)
+        began = time.perf_counter()
+        given = generate(model, ids, image[None], config=config)
+        seconds = time.perf_counter() - began
+        assert len(given) == max_new_tokens
+        return seconds
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # building the model may have taken more
+    answer(settings.answer_tokens)
+    peak = peak_bytes(device)
+    seconds = [answer(1) for _ in range(WARM_UP + settings.repeats)]
+    return median(seconds[WARM_UP:]), peak
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the peak of the memory that PyTorch allocated on a GPU, or of this process's resident memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def group_of(

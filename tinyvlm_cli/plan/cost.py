@@ -14,6 +14,7 @@ from tinyvlm_cli.config.commands import Assumed, Bench, Mix, Plan
 from tinyvlm_cli.config.saved import from_yaml
 from tinyvlm_cli.config.schema import Engine, Precision, Stage
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.results.costs import model_settings
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.sources import SourceCounts
 from tinyvlm_cli.results.weights import check_weights, done_before
@@ -321,14 +322,9 @@ def _measured(path: Path) -> tuple[StageJob, dict[str, Mix]] | None:
 
 def _work(job: StageJob, mix: Mix | None) -> tuple[Any, ...]:
     """Return the settings that determine a stage's training time. mix: sample lengths; None to ignore them."""
-    return (*_model(job), job.stage.split, mix)
+    return (_model(job), job.stage.split, mix)
 
 
-def _model(job: StageJob) -> tuple[Any, ...]:
+def _model(job: StageJob) -> dict[str, Any]:
     """Return the settings that determine a model's sizes and speed."""
-    llm, vision = asdict(job.llm), asdict(job.vision)
-    return (
-        [llm[key] for key in ("path", "architecture", "max_length")],
-        [vision[key] for key in ("path", "architecture", "feature_layer", "tokens", "unused", "image_size", "second")],
-        {key: value for key, value in job.connector.items() if key not in ("name", "label")},
-    )
+    return model_settings({"llm": asdict(job.llm), "vision": asdict(job.vision), "connector": job.connector})

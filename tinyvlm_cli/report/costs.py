@@ -19,7 +19,7 @@ from tinyvlm_cli.report.scores import CHOICES, COST, typed
 from tinyvlm_cli.report.sheet import DASH, Cell, Costs, Measured, Sheet
 from tinyvlm_cli.results.costs import StageCost, latest_single, read_cost
 from tinyvlm_cli.results.folder import Results
-from tinyvlm_cli.results.records import REAL, Run
+from tinyvlm_cli.results.records import MODEL_STAGE, REAL, Run
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,18 @@ def model_costs(own: pd.DataFrame, results: Results) -> Costs:
                 costs["first_token_ms"] = Measured(1000 * single.first_token_s, single.device)
                 costs["memory_gib"] = Measured(single.memory_gib, single.device)
         found[str(name), str(stage)] = costs
+    return found
+
+
+def run_costs(sheets: Iterable[Sheet], runs: Iterable[Run]) -> dict[str, dict[str, float]]:
+    """Return the costs of each run after the last of its stages that is in a table: run folder -> cost -> value."""
+    known = {model: costs for sheet in sheets for model, costs in sheet.costs.items()}
+    found = {}
+    for run in runs:
+        stages = [stage for stage in (*run.stages, MODEL_STAGE) if (run.folder.name, stage) in known]
+        if stages:
+            costs = known[run.folder.name, stages[-1]]
+            found[run.folder.name] = {key: costs[key].value for key in COSTS if key in costs}
     return found
 
 

@@ -164,12 +164,18 @@ class Single:
 
     device: str  # GPU type, or CPU
     first_token_s: float  # from the preprocessed image and question to the first token of the answer, median
-    memory_gib: float  # peak memory of the weights and one question
+    # Peak memory of the weights and one question and its answer: allocated on the GPU, or added to that of the process.
+    memory_gib: float
     created: str  # UTC, ISO 8601
 
     def write(self, folder: Path) -> None:
         """Write the measurement to its folder."""
         write_text(folder / SINGLE, json.dumps(asdict(self), indent=1) + "\n")
+
+
+def read_single(path: Path) -> Single:
+    """Return the measurement in a file. Raises UserError if it is invalid."""
+    return read_record(Single, read_json(path, ADVICE), path, ADVICE)
 
 
 def latest_single(bench_dir: Path, run_dir: Path) -> Single | None:
@@ -180,9 +186,7 @@ def latest_single(bench_dir: Path, run_dir: Path) -> Single | None:
     paths = sorted(bench_dir.glob(f"*/{SINGLE}"))
     model = _settings(run_dir / "config.yaml") if paths else None
     found = [
-        read_record(Single, read_json(path, ADVICE), path, ADVICE)
-        for path in paths
-        if model is not None and _settings(path.with_name("config.yaml")) == model
+        read_single(path) for path in paths if model is not None and _settings(path.with_name("config.yaml")) == model
     ]
     return max(found, key=lambda single: single.created, default=None)
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tinyvlm_cli.cli.main import main
+from tinyvlm_cli.results.costs import read_cost
 
 TINY = ["llm=tiny", "vision=tiny", "data=easyvqa"]
 SHORT = [f"recipe.stages.{stage}.max_steps=3" for stage in ("pretrain", "finetune")]
@@ -94,6 +95,11 @@ def test_a_stopped_stage_writes_a_checkpoint_and_resumes_exactly(study: Path) ->
     assert losses(broken) == losses(whole)
     weights = [(folder / "connector.safetensors").read_bytes() for folder in (broken, whole)]
     assert weights[0] == weights[1] and not (broken / "checkpoints").exists()
+    parts, at_once = read_cost(broken), read_cost(whole)
+    assert parts is not None and at_once is not None
+    assert (parts.samples, parts.tokens) == (at_once.samples, at_once.tokens) == (80 * 24, at_once.tokens)
+    assert [(one.first, one.last) for one in parts.sessions] == [(0, steps[0]), (steps[0], steps[1]), (steps[1], 80)]
+    assert parts.devices == ["CPU"] and all(one.processes == 1 and one.seconds > 0 for one in parts.sessions)
 
 
 @pytest.mark.e2e
@@ -132,7 +138,9 @@ def test_train_eval_ask_report(study: Path) -> None:
     again = tinyvlm(*words, folder=study)
     assert "all questions are already answered" in again.stderr
     (run,) = (study / "path/runs").iterdir()
-    assert len((run / "scores.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    scored = [json.loads(line) for line in (run / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(scored) == 2 and all(one["answers_per_s"] > 0 and one["device"] == "CPU" for one in scored)
+    assert {(one["processes"], one["tokens_per_image"]) for one in scored} == {(1, 16)} and scored[0]["parameters"] > 0
     node = yaml.safe_load((run / "eval/finetune/mmvet/benchmark.yaml").read_text(encoding="utf-8"))
     assert (node["name"], node["data_dir"]) == ("mmvet", "data/easyvqa/eval/mm-vet")
     image = next((study / "data/easyvqa/images").rglob("*.png"))

@@ -16,6 +16,7 @@ from tinyvlm_cli.launch.workers import this_node
 from tinyvlm_cli.model.tuning import untrainable
 from tinyvlm_cli.plan.bench import IMAGES, bench_data
 from tinyvlm_cli.plan.cost import EVAL_RESULT, RESULT, read_eval_result, read_result
+from tinyvlm_cli.results.costs import SINGLE, read_single
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.train.stages import stage_job
 from tinyvlm_cli.untrusted import check_name
@@ -75,9 +76,10 @@ def _train(config: Bench, folder: Path) -> tuple[str, dict[str, str]]:
 
 def _eval(config: Bench, folder: Path) -> tuple[str, dict[str, str]]:
     """Measure evaluation in worker processes. Returns the title and rows of the table to print."""
-    _measure("bench_eval", config, folder, EVAL_RESULT)
+    _measure("bench_eval", config, folder, EVAL_RESULT, SINGLE)
     found = read_eval_result(folder / EVAL_RESULT)
     assert found is not None
+    single = read_single(folder / SINGLE)
     width = max(map(len, found.rates))
     shown = [
         f"{name:{width}}{rate.per_s:9,.1f}{rate.per_s / rate.floor_per_s:8.0%}{rate.seconds:11,.0f} s"
@@ -91,17 +93,19 @@ def _eval(config: Bench, folder: Path) -> tuple[str, dict[str, str]]:
         "large copy, in the same process",
         "peak memory": f"{found.memory_gib:.1f} GiB per GPU" if found.memory_gib else "not measured on a CPU",
         "time to first answer": f"{found.first_answer_s:.0f} s",
-        "result": str(folder / EVAL_RESULT),
+        "one question at a time": f"{1000 * single.first_token_s:.3g} ms to the first token, "
+        f"{single.memory_gib:.3g} GiB for the weights and the question",
+        "result": f"{folder / EVAL_RESULT}, {SINGLE}",
     }
 
 
-def _measure(job: str, config: Bench, folder: Path, result: str) -> None:
-    """Run a worker job that writes the file `result`, which replaces the previous one in `folder`."""
+def _measure(job: str, config: Bench, folder: Path, *written: str) -> None:
+    """Run a worker job that writes these files, which replace the previous ones in `folder`."""
     draft = folder / "draft"  # so that an interrupted measurement does not replace the previous one
     try:
         write_text(draft / "config.yaml", to_yaml(config))
         launch.run(job, draft, gpus=config.engine.gpus)
-        for name in ("config.yaml", result):
+        for name in ("config.yaml", *written):
             (draft / name).replace(folder / name)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
