@@ -38,6 +38,8 @@ HOLDERS = {
     "Column": "column",
     "Table": "table",
     "Mix": "mix",
+    "Expected": "expected",
+    "Noise": "noise|assumed",
     "Assumed": "assumed",
 }
 BY_NAME = {"Parts": "self.train", "Rates": "self.part_lr"}  # read with getattr, by the name of a part of the model

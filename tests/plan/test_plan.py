@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -65,6 +66,17 @@ def test_crossed_shares_connector_pretraining_over_data_and_recipes(
     assert f"optimizer steps 219,348 {18 * 2180:,} 180,108 0 180,108" in shown
     assert "GPU-hours of 42 stages not measured: assuming 60% of 780 TFLOP/s" in shown
     assert not list(tmp_path.iterdir())
+
+
+def test_power_follows_the_grid(capsys: pytest.CaptureFixture[str]) -> None:
+    grid = ["-m", *TINY, "recipe=demo,demo_share", "seed=0,1,2", "power=2"]
+    shown = planned(capsys, *grid, "evaluate.benchmarks=[pope,mme]")
+    assert "demo: 1 difference from rows with recipe=demo connector=mlp on 2 benchmarks" in shown
+    assert re.search(r"^pope \S+ \S+ 2 \d+ \S+ assumed$", shown, re.MULTILINE) and "Welch" in shown
+    assert re.search(r"^mme \S+ \S+ 40 ", shown, re.MULTILINE)
+    assert "find:" not in planned(capsys, *grid[:-1])
+    assert main(["plan", *TINY, "power=1"]) == 0
+    assert "power: has no effect" in capsys.readouterr().err
 
 
 def test_tokens_operations_memory_and_disk_are_those_of_a_hand_computation(capsys: pytest.CaptureFixture[str]) -> None:

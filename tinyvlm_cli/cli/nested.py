@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -13,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from tinyvlm_cli.cli.config_files import TinyvlmSearchPath
 from tinyvlm_cli.cli.explain import group_options
 from tinyvlm_cli.config.build import conf_dir
+from tinyvlm_cli.config.commands import Table
 from tinyvlm_cli.errors import UserError, suggest
 
 
@@ -47,6 +48,14 @@ def _benchmarks(names: tuple[str, ...], eval_dir: str) -> Any:
     with _hydra():
         node = hydra.compose(None, [f"+benchmark=[{','.join(names)}]", f"+eval_dir={quoted}"])
         return OmegaConf.to_container(node.benchmark, resolve=True)
+
+
+def default_tables() -> dict[str, Table]:
+    """Return the tables from which `tinyvlm report` chooses by default."""
+    with _hydra():
+        node = hydra.compose(None, ["+table=auto"]).table
+    schema = OmegaConf.structured(Table)
+    return {name: cast("Table", OmegaConf.to_object(OmegaConf.merge(schema, one))) for name, one in node.items()}
 
 
 @contextmanager

@@ -222,9 +222,34 @@ class Assumed:
 
 
 @dataclass
+class Expected:
+    """Assumed size and scores of a benchmark."""
+
+    formula: str = MISSING  # of the headline: mean, f1 (POPE) or pairs (MME)
+    groups: dict[str, int] = MISSING  # group -> number of questions
+    images: int = integer(1)
+    accuracy: float = number(above=0, below=1)  # share of right answers
+    seeds: float = number(0)  # standard deviation of the headline between seeds, in points
+
+
+@dataclass
+class Noise:
+    """Assumed noise of scores, for benchmarks without earlier results."""
+
+    between_settings: float = number(0, below=1)  # correlation of a question's scores between models
+    between_seeds: float = number(0, below=1)  # the same between seeds of one model, which cannot be lower
+    within_image: float = number(0, below=1)  # correlation of a model's scores of questions on the same image
+    benchmarks: dict[str, Expected] = MISSING
+
+
+@dataclass
 class Plan(Train):
     """Settings of `tinyvlm plan`."""
 
+    power: float | None = number(
+        above=0, default=None
+    )  # difference to find, in percent of a score's maximum; null: none
+    noise: Noise = field(default_factory=Noise)
     mixes: dict[str, Mix] = MISSING  # split -> sample lengths
     assumed: Assumed = field(default_factory=Assumed)
 

@@ -46,7 +46,7 @@ def compare_rows(table: Table, own: pd.DataFrame, benchmarks: Mapping[str, str],
     real: list[Any] = list(own[own["images"] == REAL].itertuples())
     for score in real:
         groups[score.row, score.benchmark].append(score)
-    ablations = _ablations(table, own)
+    ablations = reference_pairs(table, own)
     of_ablations = own[own["row"].isin([row for pair in ablations for row in pair])]
     varying = [choice for choice in CHOICES if choice not in table.against and of_ablations[choice].nunique() > 1]
     for benchmark, column in benchmarks.items():
@@ -202,7 +202,7 @@ def _shared_keys(*_: Any) -> list[str]:
     return []
 
 
-def _ablations(table: Table, own: pd.DataFrame) -> list[tuple[int, int]]:
+def reference_pairs(table: Table, own: pd.DataFrame) -> list[tuple[int, int]]:
     """Return pairs of a reference row, with the settings of `table.against`, and an otherwise identical row."""
     kept = [choice for choice in CHOICES if choice not in table.against]
     found = []

@@ -38,7 +38,7 @@ def build(name: str, table: Table, scores: pd.DataFrame, results: Results, *, ve
     """
     _check(name, table, scores)
     wanted = scores[fits(table, scores)]
-    own = _with_rows(wanted[wanted["limit"].isna()])
+    own = with_rows(wanted[wanted["limit"].isna()])
     costs = model_costs(own, results)
     columns = _columns(table, own, costs)
     priced = [column for column in columns if column.cost]
@@ -138,7 +138,7 @@ def _check(name: str, table: Table, scores: pd.DataFrame) -> None:
     raise_findings(findings)
 
 
-def _with_rows(own: pd.DataFrame) -> pd.DataFrame:
+def with_rows(own: pd.DataFrame) -> pd.DataFrame:
     """Return our scores with row number (`row`), row name (`shown`), and whether runs share their name (`clash`)."""
     clash = own.groupby(["name", "stage", "seed"])["run"].transform("nunique") > 1
     found = own.assign(shown=own["run"].where(clash, own["name"]), clash=clash)

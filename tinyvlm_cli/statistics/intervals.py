@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from tinyvlm_cli.statistics.questions import Questions, Sums, headline, summed
 
-DRAWS = 2000
+DRAWS = 2000  # of the bootstrap
+SWAPS = 20_000  # of the randomization test: its smallest p value must stay below 0.05 after Holm's correction
 SEED = 0
 LEVEL = 0.95
 TINY = 1e-9  # rounding error of a headline score, in the score's unit
@@ -23,7 +24,7 @@ INTERVALS = (
 )
 PAIRED = (
     "Differences: on the questions that both runs answered; mid-p value of a paired randomization test (Noreen 1989) "
-    "that randomly swaps the two runs' answers for each image, 2,000 times"
+    "that randomly swaps the two runs' answers for each image, 20,000 times"
 )
 SEEDS = (
     "Means over seeds and their differences: variance clustered by image and seed (Cameron, Gelbach and Miller "
@@ -67,6 +68,7 @@ def difference(a: Sequence[Questions], b: Sequence[Questions], *, draws: int = D
     """Compare two runs that answered the same questions, or two groups of runs that differ only in the seed.
 
     a, b: the questions of each seed. If one side has a single seed, only the first seed of the other side is used.
+    draws: of the bootstrap, which does not affect the p value.
     """
     num_seeds = min(len(a), len(b))
     if num_seeds == 1:
@@ -78,7 +80,7 @@ def difference(a: Sequence[Questions], b: Sequence[Questions], *, draws: int = D
         low, high, p = _over_seeds(sums, {-1: slice(len(a)), 1: slice(len(a), None)})
     else:
         low, high = _bootstrap(sums, lambda headlines: headlines[1] - headlines[0], draws)
-        p = _randomization_p(sums, mean_b - mean_a, draws)
+        p = _randomization_p(sums, mean_b - mean_a)
     return Difference(mean_a, mean_b, low, high, p, sums.num_questions, num_seeds)
 
 
@@ -108,7 +110,7 @@ def _bootstrap(
     return float(low), float(high)
 
 
-def _randomization_p(sums: Sums, observed: float, draws: int) -> float:
+def _randomization_p(sums: Sums, observed: float) -> float:
     """Return the p value of a difference between two runs whose answers to an image are exchangeable under the null.
 
     Draws that equal the observed difference count half (mid-p, Fagerland et al. 2013): with few images there are many
@@ -118,29 +120,26 @@ def _randomization_p(sums: Sums, observed: float, draws: int) -> float:
         return 1.0
     random = np.random.default_rng(SEED)
     a, b = sums.sums
-    lead = (b - a).reshape(len(sums.strata), -1)
+    # Of n images with the same effect of a swap, the number that is swapped has a binomial distribution.
+    lead, counts = np.unique((b - a).reshape(len(sums.strata), -1), axis=0, return_counts=True)
     extreme = 0.0
-    for size in _batches(len(sums.strata), draws):
-        swap = random.integers(0, 2, (size, len(sums.strata))).astype(np.float64)
-        moved = (swap @ lead).reshape(size, *a.shape[1:])
+    for size in _batches(len(counts), SWAPS):
+        swapped = random.binomial(counts, 0.5, (size, len(counts)))
+        moved = (swapped @ lead).reshape(size, *a.shape[1:])
         changes = headline(sums.formula, b.sum(axis=0) - moved) - headline(sums.formula, a.sum(axis=0) + moved)
         excess = np.abs(changes) - abs(observed)
         extreme += float((excess > TINY).sum() + (np.abs(excess) <= TINY).sum() / 2)
-    return (extreme + 1) / (draws + 1)
+    return (extreme + 1) / (SWAPS + 1)
 
 
 def _over_seeds(sums: Sums, sides: dict[int, slice]) -> tuple[float, float, float]:
     """Return the 95% interval of a mean over seeds, or of the difference of two such means, and its p value against 0.
 
     sides: sign of each side in the difference -> the slice of its runs in `sums`.
-
-    Both images and seeds are sampled, so the variance is the sum of the variance over images and the variance over
-    seeds, minus the variance of single answers, which both terms contain.
     """
     from scipy import stats  # takes half a second to import, and is only needed for several seeds
 
-    headlines = sums.headlines()[:, 0]
-    influence = np.einsum("rigk,rgk->ri", sums.sums, sums.gradients())  # [R, I] influence of an image on a headline
+    headlines, influence = sums.headlines()[:, 0], sums.influence()
     center, of_answers = 0.0, 0.0
     of_images = np.zeros(len(sums.strata))
     of_seeds, freedom = [], []
@@ -151,20 +150,30 @@ def _over_seeds(sums: Sums, sides: dict[int, slice]) -> tuple[float, float, floa
         of_seeds.append(float(own.var(ddof=1)) / len(own))
         freedom.append(len(own) - 1)
         of_answers += float(((images - images.mean(axis=0)) ** 2).sum()) / (len(own) - 1) / len(own)
-    excess = max(0.0, sum(of_seeds) - of_answers)  # variance between seeds beyond that of single answers
-    clustered = 0.0  # variance of a sum over images, with a fixed number of images per stratum
-    for stratum in range(sums.strata.max() + 1):
-        members = of_images[sums.strata == stratum]
-        if len(members) > 1:
-            clustered += len(members) * float(members.var(ddof=1))
-    variance = clustered + excess
-    if variance < TINY**2:
+    error, degrees = error_over_seeds(sums.variance(of_images), np.array(of_seeds), of_answers, np.array(freedom))
+    if error < TINY:
         return center, center, 1.0 if abs(center) < TINY else 0.0
-    scatter = sum(part**2 / own for part, own in zip(of_seeds, freedom, strict=True))
-    student = stats.t(variance**2 / scatter if excess else np.inf)
-    error = variance**0.5
-    half = float(student.ppf((1 + LEVEL) / 2)) * error
+    student = stats.t(float(degrees))
+    half = float(student.ppf((1 + LEVEL) / 2) * error)
     return center - half, center + half, 2 * float(student.sf(abs(center) / error))
+
+
+def error_over_seeds(
+    of_images: NDArray[np.float64] | float, of_seeds: NDArray[np.float64], of_answers: float, freedom: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the standard error of a sum or difference of means over seeds, and Welch's degrees of freedom.
+
+    Both images and seeds are sampled, so the variance is the sum of the variance over images and the variance over
+    seeds, minus the variance of single answers, which both terms contain.
+
+    of_images, of_answers: these variances. of_seeds: [..., S] variance of each side's mean over its seeds.
+    freedom: [S] number of seeds minus 1.
+    """
+    excess = np.maximum(0.0, of_seeds.sum(axis=-1) - of_answers)  # variance between seeds beyond that of single answers
+    variance = of_images + excess
+    with np.errstate(divide="ignore", invalid="ignore"):
+        welch = variance**2 / (of_seeds**2 / freedom).sum(axis=-1)
+    return np.sqrt(variance), np.where(excess > 0, welch, np.inf)
 
 
 def _batches(num_images: int, draws: int) -> Iterator[int]:

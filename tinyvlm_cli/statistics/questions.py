@@ -117,6 +117,20 @@ class Sums:
             found[:, *place] = (headline(self.formula, above) - headline(self.formula, below)) / (2 * step)
         return found
 
+    def influence(self) -> NDArray[np.float64]:
+        """Return the first-order influence [R, I] of each image on each run's headline."""
+        found: NDArray[np.float64] = np.einsum("rigk,rgk->ri", self.sums, self.gradients())
+        return found
+
+    def variance(self, influence: NDArray[np.float64]) -> float:
+        """Return the sampling variance of a sum of influences [I], with a fixed number of images per stratum."""
+        found = 0.0
+        for stratum in range(self.strata.max() + 1):
+            members = influence[self.strata == stratum]
+            if len(members) > 1:
+                found += len(members) * float(members.var(ddof=1))
+        return found
+
 
 def summed(runs: Sequence[Questions]) -> Sums:
     """Return the results of the runs on the questions that they have in common, summed by image.

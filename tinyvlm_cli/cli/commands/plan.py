@@ -5,6 +5,7 @@ saved by sharing stages.
 """
 
 import gc
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,12 +14,16 @@ from rich.text import Text
 from rich.tree import Tree
 
 from tinyvlm_cli.cli.compose import Cell, Outcome
+from tinyvlm_cli.config.commands import Plan
 from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.console import Screen
 from tinyvlm_cli.errors import MISTAKE, UserError
 from tinyvlm_cli.plan.cost import DONE, EvalRate, PlannedRun, PlannedStage, plan_run
+from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.sources import read_sources
 from tinyvlm_cli.train.layout import GIB
+
+log = logging.getLogger(__name__)
 
 MISFIT = "does not fit"
 SHARED = "shared"
@@ -34,9 +39,12 @@ def run_together(cells: Iterator[Cell]) -> list[Outcome]:
 
         models = Models()
         grid: list[PlannedCell] = []
+        power_of: Plan | None = None
         for cell in cells:
             try:
-                grid.append((cell.overrides, plan_run(cell.config(), models)))
+                config: Plan = cell.config()
+                power_of = config if config.power is not None else None
+                grid.append((cell.overrides, plan_run(config, models)))
             except UserError as error:
                 grid.append((cell.overrides, error))
     finally:
@@ -44,8 +52,14 @@ def run_together(cells: Iterator[Cell]) -> list[Outcome]:
         gc.enable()
     if len(grid) > 1:
         print_grid(grid)
+        if power_of is not None:
+            print_power([planned for _, planned in grid if isinstance(planned, PlannedRun)], power_of)
     elif isinstance(planned := grid[0][1], PlannedRun):
         print_run(planned)
+        if power_of is not None:
+            log.warning(
+                "power: has no effect on a single run, because it concerns differences between the runs of a grid"
+            )
     errors = [(overrides, found if isinstance(found, UserError) else None) for overrides, found in grid]
     return [Outcome(overrides, MISTAKE if error else 0, error) for overrides, error in errors]
 
@@ -205,6 +219,33 @@ def print_grid(cells: Sequence[PlannedCell]) -> None:
         *_evaluations(runs),
     ]
     Screen().print("\n".join(lines), soft_wrap=True)
+
+
+def print_power(runs: Sequence[PlannedRun], config: Plan) -> None:
+    """Print the true differences that the report would find in the results of a grid, and the cost of more seeds."""
+    from tinyvlm_cli.cli.nested import default_tables
+    from tinyvlm_cli.report.planned_power import PlannedCell, power_rows
+
+    cells = [
+        PlannedCell(
+            folder=planned.run.folder.name,
+            name=planned.run.name,
+            choices={
+                "llm": one.llm.name, "vision": one.vision.name, "connector": one.connector["name"],
+                "data": one.data.name, "recipe": planned.run.recipe,
+            },
+            seed=one.seed,
+            stage=planned.stages[-1].job.name,
+            hours={stage.job.folder.name: stage.gpu_hours for stage in planned.stages},
+            evaluation_hours=_evaluation_hours(planned) if planned.evaluation else None,
+        )
+        for planned in runs
+        for one in [planned.run.config]
+    ]  # fmt: skip
+    chosen = list(config.evaluate.benchmarks or ()) if config.evaluate else []
+    assert config.power is not None
+    rows = power_rows(cells, chosen, config.power, config.noise, default_tables(), Results(config.results_dir))
+    Screen().print("\n".join(["", *_aligned(list(rows))]), soft_wrap=True)
 
 
 def _rows(cells: Sequence[PlannedCell], runs: Sequence[PlannedRun]) -> list[list[str]]:
