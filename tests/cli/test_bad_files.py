@@ -32,6 +32,7 @@ from tinyvlm_cli.demo import easyvqa, easyvqa_files
 from tinyvlm_cli.evaluate.sources import read_answers
 from tinyvlm_cli.report.answers import samples
 from tinyvlm_cli.report.scores import all_scores
+from tinyvlm_cli.results.costs import Session, Single, Speed, StageCost, read_cost, read_single, read_speeds
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.statistics.questions import Questions
 
@@ -150,6 +151,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study") / "results"
     for number in (0, 1):
         write_run(folder, CELLS[0], number, 0.001, draws=20)
+    StageCost(8, 100, [Session("H100", 2, 60.0, 0, 1)]).write(folder / "stages/finetune-x")
+    Speed(10, 1.5, "H100", 1000, 4).write(folder / EVAL, 0)
+    Single("H100", 0.05, 3.0, "2026-01-01").write(folder / "bench/x")
     return folder
 
 
@@ -168,6 +172,9 @@ READERS: dict[str, Callable[[Path], object]] = {
     "per_question.json": lambda folder: Results.read_per_question(folder / EVAL),
     "page": lambda folder: samples(Results(folder).runs()),
     "answers-0.jsonl": lambda folder: read_answers(folder / EVAL / "answers-0.jsonl"),
+    "cost.json": lambda folder: read_cost(folder / "stages/finetune-x"),
+    "speed-0.json": lambda folder: read_speeds(folder / EVAL),
+    "single.json": lambda folder: read_single(folder / "bench/x/single.json"),
 }
 LINES = (
     EVERY
@@ -181,6 +188,9 @@ SCORES = (  # reader, file, kinds; a last line without its end was cut off by a 
     ("per_question.json", f"{EVAL}/per_question.json", EVERY - {"object"}),
     ("page", f"{EVAL}/per_question.json", EVERY - {"object"} - ABSENT),
     ("answers-0.jsonl", f"{EVAL}/answers-0.jsonl", EVERY),
+    ("cost.json", "stages/finetune-x/cost.json", EVERY - ABSENT),
+    ("speed-0.json", f"{EVAL}/speed-0.json", EVERY - {"missing"}),
+    ("single.json", "bench/x/single.json", EVERY),
 )
 
 

@@ -21,6 +21,8 @@ from tinyvlm_cli.results.costs import (
     latest_single,
     read_cost,
 )
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.records import Run
 from tinyvlm_cli.train.meter import CostMeter
 
 
@@ -125,5 +127,6 @@ def test_a_measurement_belongs_to_the_runs_with_the_same_model(tmp_path: Path, w
     write_text(tmp_path / "bench/x/config.yaml", to_yaml(bench))
     single = Single("H100", 0.05, 6.5, "2026-01-01")
     single.write(tmp_path / "bench/x")
-    write_text(tmp_path / "run/config.yaml", to_yaml(composed("train", *parts, *words)))
-    assert latest_single(tmp_path / "bench", tmp_path / "run") == (single if is_same else None)
+    write_text(tmp_path / "runs/r/config.yaml", to_yaml(composed("train", *parts, *words)))
+    run = Run(tmp_path / "runs/r", "r", "phi2", "clip", "mlp", "llava15", "base", 0, {}, {})
+    assert latest_single(Results(tmp_path), run) == (single if is_same else None)

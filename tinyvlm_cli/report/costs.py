@@ -6,8 +6,8 @@ Costs come from records of training (cost.json), evaluation (scores.jsonl) and `
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import hypot, isnan, nan
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -20,6 +20,8 @@ from tinyvlm_cli.report.sheet import DASH, Cell, Costs, Measured, Sheet
 from tinyvlm_cli.results.costs import StageCost, latest_single, read_cost
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import MODEL_STAGE, REAL, Run
+
+MODEL = ["run", "stage"]  # columns that identify a model
 
 
 @dataclass(frozen=True)
@@ -67,34 +69,48 @@ def model_costs(own: pd.DataFrame, results: Results) -> Costs:
     as after `tinyvlm import`. The rate of answers is that over the benchmarks for which all models have one, because
     benchmarks differ in the length of their questions and answers.
     """
-    stages: dict[Path, StageCost | None] = {}
-    measured = own[(own["images"] == REAL) & own["limit"].isna() & own["answers_per_s"].notna()]
-    common = set.intersection(
-        *(set(rows["benchmark"]) for _, rows in measured.groupby(["run", "stage"])), *([] if len(measured) else [set()])
-    )
-    found: dict[tuple[str, str], dict[str, Measured]] = {}
-    for (name, stage), rows in own.groupby(["run", "stage"], sort=False):
-        costs: dict[str, Measured] = {}
-        folder = results.run_dir(str(name))
-        run = results.read_run(folder) if (folder / "run.yaml").is_file() else None
-        for key, column in (("parameters", "parameters"), ("visual_tokens", "tokens_per_image")):
-            if len(values := rows[column].dropna()):
-                costs[key] = Measured(float(values.iloc[-1]))
-        rated = rows[rows.index.isin(measured.index) & rows["benchmark"].isin(common)]
-        if len(rated):
-            seconds = rated["n"] / (rated["answers_per_s"] / rated["processes"])
-            costs["answers_per_s"] = Measured(float(rated["n"].sum() / seconds.sum()), _together(rated["device"]))
-        if run is not None:
-            for stage_dir in (dirs := _stage_dirs(run, str(stage), results)):
-                if stage_dir not in stages:
-                    stages[stage_dir] = read_cost(stage_dir)
-            costs |= _training([stages[stage_dir] for stage_dir in dirs])
-            single = latest_single(results.bench_dir, run.folder)
-            if single is not None:
-                costs["first_token_ms"] = Measured(1000 * single.first_token_s, single.device)
-                costs["memory_gib"] = Measured(single.memory_gib, single.device)
-        found[str(name), str(stage)] = costs
+    measured = own[(own["images"] == REAL) & own["limit"].isna() & own["answers_per_s"].notna() & (own["n"] > 0)]
+    covered = [set(rows["benchmark"]) for _, rows in measured.groupby(MODEL)]
+    is_common = measured["benchmark"].isin(set.intersection(*covered) if covered else set())
+    rated = measured[is_common].assign(seconds=measured["n"] * measured["processes"] / measured["answers_per_s"])
+    rates = {model: (rows["n"].sum() / rows["seconds"].sum(), rows["device"]) for model, rows in rated.groupby(MODEL)}
+    found = {}
+    sizes = own.groupby(MODEL, sort=False)[["parameters", "tokens_per_image"]].max()
+    for (name, stage), parameters, tokens in zip(sizes.index, *(sizes[column] for column in sizes), strict=True):
+        costs = dict(_recorded(results, name, stage))
+        costs |= {
+            key: Measured(float(size))
+            for key, size in (("parameters", parameters), ("visual_tokens", tokens))
+            if not pd.isna(size)
+        }
+        if (name, stage) in rates:
+            rate, devices = rates[name, stage]
+            costs["answers_per_s"] = Measured(float(rate), _together(devices))
+        found[name, stage] = costs
     return found
+
+
+@cache  # the same runs are in several tables; a `Results` object is the key, so another one reads the files again
+def _recorded(results: Results, name: str, stage: str) -> dict[str, Measured]:
+    """Return the costs of a run after a stage from the records of its training and of `tinyvlm bench eval`."""
+    folder = results.run_dir(name)
+    if not (folder / "run.yaml").is_file():
+        return {}
+    run = results.read_run(folder)
+    costs = {}
+    if stage in run.stages:
+        names = list(run.stages)
+        own = [run.stages[one] for one in names[: names.index(stage) + 1]]
+        costs = _training([_stage_cost(results, one) for one in (*run.before, *own)])
+    if (single := latest_single(results, run)) is not None:
+        costs["first_token_ms"] = Measured(1000 * single.first_token_s, single.device)
+        costs["memory_gib"] = Measured(single.memory_gib, single.device)
+    return costs
+
+
+@cache
+def _stage_cost(results: Results, folder: str) -> StageCost | None:
+    return read_cost(results.stage_dir(folder))
 
 
 def run_costs(sheets: Iterable[Sheet], runs: Iterable[Run]) -> dict[str, dict[str, float]]:
@@ -109,19 +125,10 @@ def run_costs(sheets: Iterable[Sheet], runs: Iterable[Run]) -> dict[str, dict[st
     return found
 
 
-def _stage_dirs(run: Run, stage: str, results: Results) -> list[Path]:
-    """Return the folders of the stages that trained the model of a run after `stage`; none if it has no such stage."""
-    if stage not in run.stages:
-        return []
-    names = list(run.stages)
-    own = [run.stages[name] for name in names[: names.index(stage) + 1]]
-    return [results.stage_dir(folder) for folder in (*run.before, *own)]
-
-
 def _training(stages: Sequence[StageCost | None]) -> dict[str, Measured]:
     """Return the costs of training these stages, without those that are unknown for any of them."""
     known = [stage for stage in stages if stage is not None]
-    if not stages or len(known) < len(stages):
+    if len(known) < len(stages):
         return {}
     device = _together(device for stage in known for device in stage.devices)
     costs = {}

@@ -6,6 +6,7 @@ cost.json is written while a stage is training, so a session that was killed is 
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import read_jsonl, write_text
-from tinyvlm_cli.results.records import read_record
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.records import Run, read_record
 from tinyvlm_cli.untrusted import read_json, read_yaml
 
 FILE, SINGLE = "cost.json", "single.json"
@@ -178,16 +180,14 @@ def read_single(path: Path) -> Single:
     return read_record(Single, read_json(path, ADVICE), path, ADVICE)
 
 
-def latest_single(bench_dir: Path, run_dir: Path) -> Single | None:
+def latest_single(results: Results, run: Run) -> Single | None:
     """Return the latest measurement of the model of a run, whatever its components are called; None without one.
 
     Measurements are compared with the run by the settings of their resolved configurations.
     """
-    paths = sorted(bench_dir.glob(f"*/{SINGLE}"))
-    model = _settings(run_dir / "config.yaml") if paths else None
-    found = [
-        read_single(path) for path in paths if model is not None and _settings(path.with_name("config.yaml")) == model
-    ]
+    paths = sorted(results.bench_dir.glob(f"*/{SINGLE}"))
+    model = _settings(results.read_config(run)) if paths else None
+    found = [read_single(path) for path in paths if model is not None and _measured_settings(path) == model]
     return max(found, key=lambda single: single.created, default=None)
 
 
@@ -204,11 +204,17 @@ def model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-@cache
-def _settings(path: Path) -> dict[str, Any] | None:
-    """Return the settings of the model in a config.yaml, or None if there is no valid one."""
+def _settings(config: Any) -> dict[str, Any] | None:
+    """Return the settings of a model and its precision, or None if the configuration is invalid."""
     try:
-        config: Any = read_yaml(path, ADVICE) if path.is_file() else {}
         return {**model_settings(config), "precision": config["engine"]["precision"]}
-    except (UserError, TypeError, AttributeError, KeyError):
+    except (TypeError, AttributeError, KeyError):
         return None
+
+
+@cache
+def _measured_settings(path: Path) -> dict[str, Any] | None:
+    """Return the settings that the measurement in a file was made with, or None if they are invalid."""
+    with suppress(UserError):
+        return _settings(read_yaml(path.with_name("config.yaml"), ADVICE))
+    return None

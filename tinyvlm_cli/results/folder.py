@@ -7,6 +7,7 @@ results/
     config.yaml                the resolved configuration of the run that trained it
     train.jsonl                one line per optimizer step
     scores.jsonl               one StepScore per benchmark and evaluated step, see `evaluate.every`
+    cost.json                  GPU-hours, tokens, samples and peak memory of its training, see results/costs.py
     sources.json               what the stage takes from each source, if its training set is a mixture
     <part>.safetensors         the parts that this stage trained
     checkpoints/               while it trains
@@ -15,6 +16,7 @@ results/
     config.yaml                the resolved configuration
     run.yaml                   displayed name, group choices, stage folders in order, versions
     eval/<stage>/<benchmark>/answers-<rank>.jsonl     LLaVA's format
+    eval/<stage>/<benchmark>/speed-<rank>.json        how fast this rank answered
     eval/<stage>/<benchmark>/per_question.json        Question.key -> 0..1
     eval/<stage>/<benchmark>/questions.json           input of the headline formula: see statistics/questions.py
     eval/<stage>/<benchmark>/benchmark.yaml           the benchmark's resolved configuration, including data_dir
@@ -34,6 +36,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -196,10 +199,9 @@ class Results:
 
     @staticmethod
     def read_config(run: Run) -> dict[str, Any]:
-        """Return the run's resolved configuration as plain data, or an empty dict if the run has none."""
+        """Return the run's resolved configuration as plain data, or an empty dict without one. Do not change it."""
         path = run.folder / "config.yaml"
-        config = read_yaml(path, "restore the file or delete it") if path.is_file() else {}
-        return config if isinstance(config, dict) else {}
+        return _read_config(path, path.stat().st_mtime_ns) if path.is_file() else {}
 
     def scores(self) -> list[ScoreRow]:
         """Return the latest row of every cell of all runs, in order of first appearance."""
@@ -312,6 +314,13 @@ class Results:
                     key = _text_of(record, "key")
                     found[key] = Answer(record.get("question_id", ""), prompt, text, key)
         return found
+
+
+@cache
+def _read_config(path: Path, changed_ns: int) -> dict[str, Any]:
+    """Return a resolved configuration, which takes 40 ms to read. changed_ns: time of its last change."""
+    config = read_yaml(path, "restore the file or delete it")
+    return config if isinstance(config, dict) else {}
 
 
 def _text_of(record: dict[str, Any], name: str) -> Any:

@@ -115,6 +115,9 @@ class ScoreRow:
     def __post_init__(self) -> None:
         if self.interval is not None and len(self.interval) != 2:
             raise ValueError(f"interval is {self.interval!r}, not two numbers")
+        for name in ("processes", "parameters", "tokens_per_image"):
+            if isinstance(number := getattr(self, name), int) and not 0 < number < 2**63:
+                raise ValueError(f"{name} is {number}; expected a positive number")
         limits = {"value": 100.0 if self.metric in PERCENTAGES else math.inf, "valid": 1.0}
         for name, limit in limits.items():
             number = getattr(self, name)
