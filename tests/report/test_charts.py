@@ -55,12 +55,12 @@ def test_a_scatter_chart_has_all_models_in_its_legend(tmp_path: Path) -> None:
         for n in range(24)
     ]
     paths = [tmp_path / "a.png", tmp_path / "a.svg"]
-    assert draw_scatter(models, "gpu_hours", paths, cost_label="GPU-hours", labels={"gqa": "GQA"}) == paths
+    assert draw_scatter(models, "gpu_hours", paths, {"gqa": "GQA"}) == paths
     height = width(paths[0], side=1)
     assert width(paths[0]) == COLUMN and all(f"{n} -->" in paths[1].read_text("utf-8") for n in range(24))
-    draw_scatter(models[:2], "gpu_hours", paths, cost_label="GPU-hours", labels={})
+    draw_scatter(models[:2], "gpu_hours", paths, {})
     assert height - width(paths[0], side=1) > 22 * 0.15  # the legend has a line for each model
-    assert draw_scatter(models, "unknown", paths, cost_label="", labels={}) == []
+    assert draw_scatter(models, "parameters", paths, {}) == []
 
 
 @pytest.mark.parametrize("curve", CURVES, ids=lambda curve: curve.name)

@@ -1,11 +1,12 @@
 """Scores against costs."""
 
+from math import isnan
 from pathlib import Path
 
 from support.answered_runs import write_run
 from support.score_rows import PAPER, table
 
-from tinyvlm_cli.report.scatter import Estimate, Model, estimates, front
+from tinyvlm_cli.report.scatter import Estimate, Model, estimates, placed
 from tinyvlm_cli.report.scores import all_scores
 from tinyvlm_cli.report.tables import build
 from tinyvlm_cli.results.folder import Results
@@ -24,10 +25,13 @@ def test_a_models_score_is_the_mean_over_its_seeds_with_an_interval(tmp_path: Pa
     assert (b.scores["gqa"].low, b.scores["gqa"].n, set(b.scores), b.costs) == (68.0, 800, {"gqa", "pope"}, {})
 
 
-def test_the_front_has_the_models_that_no_cheaper_one_beats() -> None:
-    def model(name: str, cost: float, value: float) -> Model:
-        return Model(name, [], {"gqa": Estimate(value, None, None, 1, 1, "accuracy")}, {"c": cost})
-
-    values = {"worse": (3, 50), "cheap": (1, 40), "best": (4, 70), "tie": (4, 60), "mid": (2, 55)}
-    points = [model(name, *point) for name, point in values.items()]
-    assert [one.name for one in front([*points, Model("no cost", [], {})], "c", "gqa")] == ["cheap", "mid", "best"]
+def test_models_without_the_cost_or_a_score_have_no_place() -> None:
+    score = {"gqa": Estimate(50.0, None, 52.0, 1, 1, "accuracy")}
+    models = [
+        Model("a", ["r"], score, {"gpu_hours": 2.0}),
+        Model("b", [], score),
+        Model("c", [], {}, {"gpu_hours": 1.0}),
+    ]
+    (one,) = placed(models, "gpu_hours", "gqa")
+    assert (one.name, one.runs, one.cost, one.score, one.high, one.on_front) == ("a", ("r",), 2.0, 50.0, 52.0, True)
+    assert isnan(one.low)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from support.from_conf import node_of
 from support.score_rows import row
+from tinyvlm_cli.results.costs import Session, StageCost
 from tinyvlm_cli.statistics.intervals import interval
 from tinyvlm_cli.statistics.questions import Formula, Questions, Tally, summed
 
@@ -42,6 +43,8 @@ GAINS = {
     "share": 0.0,
 }  # of the share of right answers
 COSTS = {"tinyllama": 1.0, "stablelm2": 1.4, "phi2": 2.4}  # relative training time
+PARAMETERS = {"tinyllama": 1.1e9, "stablelm2": 1.6e9, "phi2": 2.8e9, "clip": 3.1e8, "siglip": 4.3e8}
+TOKENS = {"clip": 576, "siglip": 729}
 WORDS = ("red", "dog", "man", "table", "near", "two", "holding", "blue", "street", "white", "cup", "left", "behind")
 MADE = {
     "time": "2026-11-01T10:00:00+00:00", "python": "3.11.7", "commit": "0" * 39 + "1",
@@ -94,6 +97,10 @@ def write_run(results: Path, cell: tuple[str, ...], seed: int, share: float, *, 
         "seed": seed,
     }
     lines = []
+    costs = {
+        "answers_per_s": 90 / COSTS[llm], "processes": 1, "device": "NVIDIA A100",
+        "parameters": round(PARAMETERS[llm] + PARAMETERS[vision]), "tokens_per_image": TOKENS[vision],
+    }  # fmt: skip
     level = 0.5 + sum(GAINS.get(choice, 0.0) for choice in cell) + random.normal(0, 0.004)
     for place, benchmark in enumerate(SIZES):
         answered = questions(benchmark, random, level + 0.02 * (place % 4), share)
@@ -113,7 +120,7 @@ def write_run(results: Path, cell: tuple[str, ...], seed: int, share: float, *, 
         bounds = interval([answered], draws=draws)
         metric = "perception" if benchmark == "mme" else "accuracy"
         told = {"benchmark": benchmark, "metric": metric, "value": value, "interval": bounds and list(bounds)}
-        lines.append(row(**more, **told, n=len(scores)))
+        lines.append(row(**more, **told, n=len(scores), **costs))
     (folder / "scores.jsonl").write_text("".join(json.dumps(asdict(one)) + "\n" for one in lines), encoding="utf-8")
     config = {"llm": {"name": llm}, "vision": {"name": vision}, "data": {"name": data}, "recipe": {"name": recipe}}
     (folder / "config.yaml").write_text(json.dumps({**config, "seed": seed}))
@@ -155,6 +162,8 @@ def write_stage(folder: Path, stage: str, before: list[str], cost: float, steps:
         "made_with": MADE,
         "weights": weights,
     }
+    session = Session("NVIDIA A100", 8, steps * cost * 6.5, 0, steps, 30.0 + 6 * cost)
+    StageCost(128 * steps, 128 * 800 * steps, [session]).write(folder)
     (folder / "stage.yaml").write_text(json.dumps(stored), encoding="utf-8")
     (folder / "DONE").write_text(f"{MADE['time']}\n", encoding="utf-8")
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tinyvlm_cli.console import printable
+from tinyvlm_cli.report.costs import COSTS
 from tinyvlm_cli.report.curves import Curve, Line, Panels
 from tinyvlm_cli.report.looks import COLOURS, DASHES, MARKERS, Look, looks
-from tinyvlm_cli.report.scatter import Model, front
+from tinyvlm_cli.report.scatter import Model, placed
 from tinyvlm_cli.report.sheet import Compared, Sheet
 
 FORMATS = ("png", "svg", "pdf")
@@ -72,32 +73,37 @@ def draw_forest(sheet: Sheet, paths: Sequence[Path], names: Mapping[str, str]) -
 
 
 def draw_scatter(
-    models: Sequence[Model], cost: str, paths: Sequence[Path], *, cost_label: str, labels: Mapping[str, str]
+    models: Sequence[Model], cost: str, paths: Sequence[Path], labels: Mapping[str, str]
 ) -> list[Path]:  # fmt: skip
     """Draw the scores of the models against a cost with the Pareto front: a panel per benchmark.
 
     labels: benchmark -> label. Returns the paths, or [] if no model has the cost and a score.
     """
-    points = [model for model in models if cost in model.costs and model.scores]
-    benchmarks = [name for name in dict.fromkeys(chain.from_iterable(one.scores for one in points))]
+    shown = [model for model in models if cost in model.costs and model.scores]
+    benchmarks = list(dict.fromkeys(chain.from_iterable(one.scores for one in shown)))
     if not benchmarks:
         return []
     known = looks([model.name for model in models])
-    made = _figure(f"pareto-{cost}", len(benchmarks), 2.0, legend=[model.name for model in points])
+    made = _figure(f"scores-{cost}", len(benchmarks), 2.0, legend=[model.name for model in shown])
     for panel, benchmark in zip(made.panels, benchmarks, strict=True):
-        best = front(points, cost, benchmark)
-        xs, ys = [one.costs[cost] for one in best], [one.scores[benchmark].value for one in best]
-        panel.step(xs, ys, where="post", color="0.6", linewidth=1, zorder=1)
-        for model in (one for one in points if benchmark in one.scores):
-            score, look = model.scores[benchmark], known[model.name]
-            x, colour = model.costs[cost], COLOURS[look.colour]
-            if score.low is not None and score.high is not None:
-                panel.plot([x, x], [score.low, score.high], color=colour, linewidth=1, alpha=0.75, zorder=2)
-            panel.plot(x, score.value, MARKERS[look.style], color=colour, markersize=4.5, zorder=3)
+        points = placed(shown, cost, benchmark)
+        best = [one for one in points if one.on_front]
+        panel.step([one.cost for one in best], [one.score for one in best], where="post", color="0.6", linewidth=1)
+        for one in points:
+            look = known[one.name]
+            colour, alpha = COLOURS[look.colour], 1.0 if one.beyond_noise else 0.5
+            panel.plot([one.cost, one.cost], [one.low, one.high], color=colour, linewidth=1, alpha=alpha, zorder=2)
+            face = colour if one.on_front else "white"
+            panel.plot(
+                one.cost, one.score, MARKERS[look.style], color=colour, markerfacecolor=face, markersize=4.5,
+                alpha=alpha, zorder=3,
+            )  # fmt: skip
         panel.set_title(_text(labels.get(benchmark, benchmark)), fontsize=FONT)
-        panel.set(xlabel=_text(cost_label))
+        panel.set(xlabel=_text(COSTS[cost].label))
         panel.grid(alpha=0.3)
-    _legend(made, {model.name: known[model.name] for model in points}, has_lines=False)
+        if COSTS[cost].higher_is_better:
+            panel.invert_xaxis()
+    _legend(made, {model.name: known[model.name] for model in shown}, has_lines=False)
     return _save(made.figure, paths)
 
 

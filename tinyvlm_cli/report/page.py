@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from tinyvlm_cli.report.answers import Sample, samples
 from tinyvlm_cli.report.conclusions import conclusions
+from tinyvlm_cli.report.costs import COSTS
 from tinyvlm_cli.report.curves import Curve, Panels
 from tinyvlm_cli.report.looks import COLOURS, DARK_COLOURS, DASHES, SYMBOLS, looks, models
 from tinyvlm_cli.report.scatter import Model
@@ -43,7 +44,6 @@ class Content:
     results: Results
     labels: Mapping[str, str] = field(default_factory=dict)  # benchmark -> label
     models: Sequence[Model] = ()
-    costs: Mapping[str, str] = field(default_factory=dict)  # cost -> label with unit, in the order of the menu
     curves: Mapping[Curve, Panels] = field(default_factory=dict)
 
 
@@ -64,7 +64,7 @@ def page(content: Content) -> str:
         conclusions=conclusions(content.sheets),
         sheets=[(sheet, _blocks(sheet), _filters(sheet)) for sheet in content.sheets],
         forests=[sheet for sheet in content.sheets if sheet.compared],
-        has_scatter=bool(content.costs) and any(model.costs and model.scores for model in content.models),
+        has_scatter=any(model.costs and model.scores for model in content.models),
         curves=list(content.curves),
         has_answers=bool(sampled),
         runs=content.runs,
@@ -141,7 +141,7 @@ def _data(content: Content, sampled: Sequence[Sample]) -> dict[str, Any]:
         "dashes": [" ".join(map(str, dash)) for dash in DASHES],
         "forests": {sheet.name: [_difference(one, names) for one in sheet.compared] for sheet in content.sheets},
         "scatter": {
-            "costs": content.costs,
+            "costs": {key: asdict(cost) for key, cost in COSTS.items()},
             "labels": content.labels,
             "models": [
                 {**asdict(model), "scores": {name: asdict(one) for name, one in model.scores.items()}}

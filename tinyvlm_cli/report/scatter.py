@@ -1,13 +1,15 @@
-"""Scores of each model against its costs, and the models that no other one beats at the same or a lower cost."""
+"""Scores of each model against its costs, and its place relative to the Pareto front."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
+from tinyvlm_cli.report.costs import COSTS, Point, pareto
 from tinyvlm_cli.report.differences import interval_of_mean
 from tinyvlm_cli.report.looks import models
 from tinyvlm_cli.report.scores import OURS
@@ -74,11 +76,16 @@ def estimates(
     return found
 
 
-def front(models: Iterable[Model], cost: str, benchmark: str) -> list[Model]:
-    """Return the Pareto front, from low to high cost: no other model has a higher score at the same or a lower cost."""
-    points = [model for model in models if cost in model.costs and benchmark in model.scores]
-    found: list[Model] = []
-    for model in sorted(points, key=lambda one: (one.costs[cost], -one.scores[benchmark].value)):
-        if not found or model.scores[benchmark].value > found[-1].scores[benchmark].value:
-            found.append(model)
-    return found
+def placed(models: Iterable[Model], cost: str, benchmark: str) -> list[Point]:
+    """Return the models that have this cost and a score on the benchmark, and their places relative to the front."""
+    return pareto(
+        [
+            Point(
+                one.name, tuple(one.runs), one.costs[cost], score.value,
+                nan if score.low is None else score.low, nan if score.high is None else score.high,
+            )
+            for one in models
+            if cost in one.costs and (score := one.scores.get(benchmark)) is not None
+        ],
+        higher_is_better=COSTS[cost].higher_is_better,
+    )  # fmt: skip

@@ -11,6 +11,7 @@ from tinyvlm_cli.config.commands import Format, Report
 from tinyvlm_cli.console import Screen
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.report.charts import FORMATS, draw_curve, draw_forest, draw_scatter
+from tinyvlm_cli.report.costs import COSTS, run_costs
 from tinyvlm_cli.report.curves import read_curves
 from tinyvlm_cli.report.differences import compare_runs
 from tinyvlm_cli.report.looks import models
@@ -67,7 +68,10 @@ def _sheets(config: Report, results: Results) -> list[Sheet]:
 
 
 def _write(content: Content, folder: Path) -> list[Path]:
-    """Write each table in all formats, with its differences and the training curves of its runs. Returns the paths."""
+    """Write each table in all formats, with its differences and training curves, and scores against each known cost.
+
+    Returns the paths.
+    """
     names = models(content.runs)
 
     def paths(name: str) -> list[Path]:
@@ -82,9 +86,8 @@ def _write(content: Content, folder: Path) -> list[Path]:
         runs = [run for run in content.runs if run.folder.name in sheet.runs]
         for curve, panels in read_curves(runs, content.results).items():
             written += draw_curve(curve, panels, paths(f"{sheet.name}-{curve.name}"), names)
-    for cost, label in content.costs.items():
-        found = draw_scatter(content.models, cost, paths(f"scores-{cost}"), cost_label=label, labels=content.labels)
-        written += found
+    for cost in COSTS:
+        written += draw_scatter(content.models, cost, paths(f"scores-{cost}"), content.labels)
     return written
 
 
@@ -99,6 +102,6 @@ def _content(config: Report, sheets: list[Sheet], results: Results) -> Content:
                 labels.setdefault(column.benchmark, column.label)
     records = pd.concat([typed([]), *(sheet.records for sheet in sheets if len(sheet.records))])
     return Content(
-        sheets=sheets, runs=runs, results=results, labels=labels, models=estimates(records, runs, results, {}),
-        curves=read_curves(runs, results),
+        sheets=sheets, runs=runs, results=results, labels=labels, curves=read_curves(runs, results),
+        models=estimates(records, runs, results, run_costs(sheets, runs)),
     )  # fmt: skip

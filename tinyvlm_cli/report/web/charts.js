@@ -62,38 +62,58 @@ function fillDifferences(table, found) {
   table.replaceChildren(element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows));
 }
 
-/** Return the points of the Pareto front, from low to high cost. */
-function paretoFront(points) {
-  const found = [];
-  for (const point of [...points].sort((one, other) => one.x - other.x || other.y - one.y)) {
-    if (!found.length || point.y > found.at(-1).y) found.push(point);
-  }
-  return found;
+/**
+ * Return the points from cheap to expensive with their place relative to the Pareto front, as in report/costs.py.
+ * A place is beyond noise if the score differs from the best other score at the same or a lower cost by more than both
+ * intervals allow.
+ */
+function pareto(points, higherIsBetter) {
+  const sign = higherIsBetter ? -1 : 1;
+  const ordered = [...points].sort((one, other) => sign * (one.x - other.x) || other.y - one.y);
+  return ordered.map((one) => {
+    const rivals = ordered.filter((other) => other !== one && sign * other.x <= sign * one.x);
+    const rival = d3.greatest(rivals, (other) => other.y);
+    const onFront = !rivals.some((other) => other.y >= one.y && (other.y !== one.y || other.x !== one.x));
+    if (!rival) return { ...one, onFront, isBeyond: true };
+    const [above, below] = one.y > rival.y ? [one, rival] : [rival, one];
+    const isKnown = above.low !== null && below.high !== null;
+    return { ...one, onFront, isBeyond: isKnown && above.y - below.y > Math.hypot(above.y - above.low, below.high - below.y) };
+  });
 }
 
 /** Draw scores on one benchmark against a cost. */
 function drawScatter(host, scatter, choice, looks) {
-  const points = scatter.models
+  const cost = scatter.costs[choice.cost];
+  const shown = scatter.models
     .filter((one) => Object.hasOwn(one.scores, choice.score) && Object.hasOwn(one.costs, choice.cost) && looks.isShown([one.name]))
     .map((one) => ({ name: one.name, x: one.costs[choice.cost], y: one.scores[choice.score].value, ...one.scores[choice.score] }));
+  const points = pareto(shown, cost.higher_is_better);
   const bounded = points.filter((one) => one.low !== null);
   const isLog = choice.log && points.every((one) => one.x > 0);
-  const front = paretoFront(points);
-  const [score, cost] = [scatter.labels[choice.score] ?? choice.score, scatter.costs[choice.cost]];
+  const score = scatter.labels[choice.score] ?? choice.score;
+  const strength = (one) => (one.isBeyond ? 1 : 0.5);
   host.replaceChildren(Plot.plot({
     width: Math.min(host.clientWidth, 900), height: 420, marginLeft: 52, marginBottom: 42, style: FONT, inset: 12,
-    ariaLabel: `${score} against ${cost}`,
-    x: { label: cost, labelAnchor: "center", labelArrow: "none", type: isLog ? "log" : "linear", ticks: 6, tickFormat: isLog ? "~s" : undefined },
+    ariaLabel: `${score} against ${cost.label}`,
+    x: {
+      label: cost.label, labelAnchor: "center", labelArrow: "none", type: isLog ? "log" : "linear", ticks: 6,
+      tickFormat: "~s", reverse: cost.higher_is_better,
+    },
     y: { label: score, labelArrow: "none", ticks: 6 },
     marks: [
       Plot.gridX({ stroke: "var(--line)", strokeOpacity: 1 }), Plot.gridY({ stroke: "var(--line)", strokeOpacity: 1 }),
-      Plot.line(front, { x: "x", y: "y", curve: "step-after", stroke: "var(--quiet)", strokeWidth: 1.5 }),
-      Plot.link(bounded, { x1: "x", x2: "x", y1: "low", y2: "high", stroke: (one) => looks.colour(one.name), strokeWidth: 1.5, strokeOpacity: 0.75 }),
-      Plot.dot(points, { x: "x", y: "y", r: 5, symbol: (one) => looks.symbol(one.name), fill: (one) => looks.colour(one.name) }),
+      Plot.line(points.filter((one) => one.onFront), { x: "x", y: "y", curve: "step-after", stroke: "var(--quiet)", strokeWidth: 1.5 }),
+      Plot.link(bounded, {
+        x1: "x", x2: "x", y1: "low", y2: "high", stroke: (one) => looks.colour(one.name), strokeWidth: 1.5, strokeOpacity: strength,
+      }),
+      Plot.dot(points, {
+        x: "x", y: "y", r: 5, symbol: (one) => looks.symbol(one.name), stroke: (one) => looks.colour(one.name), strokeWidth: 2,
+        fill: (one) => (one.onFront ? looks.colour(one.name) : "var(--back)"), strokeOpacity: strength, fillOpacity: strength,
+      }),
       tip(points, { x: "x", y: "y" }, (one) => [
         one.name, `${score}: ${one.y.toFixed(1)}${one.low === null ? "" : ` [${one.low.toFixed(1)}, ${one.high.toFixed(1)}]`}`,
-        `${cost}: ${d3.format(".4~g")(one.x)}`, `n = ${one.n.toLocaleString("en")} questions, ${plural(one.num_seeds, "seed")}`,
-        ...(front.includes(one) ? ["on the Pareto front"] : []),
+        `${cost.label}: ${d3.format(".4~g")(one.x)}`, `n = ${one.n.toLocaleString("en")} questions, ${plural(one.num_seeds, "seed")}`,
+        `${one.onFront ? "on" : "below"} the Pareto front, ${one.isBeyond ? "beyond noise" : "which may be noise"}`,
       ].join("\n")),
     ],
   }));
@@ -137,7 +157,12 @@ function startCharts(data, looks) {
   if (costs) {
     const scored = Object.keys(data.scatter.labels).filter((name) => data.scatter.models.some((one) => Object.hasOwn(one.scores, name)));
     options(costs.score, scored.map((name) => [name, data.scatter.labels[name]]));
-    options(costs.cost, Object.entries(data.scatter.costs).filter(([key]) => data.scatter.models.some((one) => Object.hasOwn(one.costs, key))));
+    const values = (key) => data.scatter.models.filter((one) => Object.hasOwn(one.costs, key)).map((one) => one.costs[key]);
+    const known = Object.keys(data.scatter.costs).filter((key) => values(key).length);
+    options(costs.cost, known.map((key) => [key, data.scatter.costs[key].label]), known.includes("gpu_hours") ? "gpu_hours" : known[0]);
+    const scale = () => { costs.log.checked = d3.min(values(costs.cost.value)) > 0 && d3.max(values(costs.cost.value)) > 20 * d3.min(values(costs.cost.value)); };
+    costs.cost.addEventListener("change", scale);
+    scale();
     for (const input of Object.values(costs)) input.addEventListener("change", scatter);
     looks.legend(byId("costs").querySelector(".legend"));
   }
