@@ -139,6 +139,7 @@ def test_shipped_tables_show_costs_of_our_runs_only() -> None:
     assert "GPU-h" not in built("variants", []).columns and "GPU-h" not in built("runs", [row()]).columns
     shown = texts(built("variants", [row(**ANSWERS)]), "TinyLLaVA-base-C-TL, ours")
     assert (shown["GPU-h"], shown["answers/s"]) == ("-", "15")
+    assert any("GPU-h (recorded by `tinyvlm train`)" in note for note in built("variants", [row(**ANSWERS)]).notes)
     assert "1.4B" in set(built("variants", [row(**ANSWERS)]).text["size"])
 
 

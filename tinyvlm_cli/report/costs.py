@@ -29,35 +29,41 @@ class Cost:
     """A kind of cost. The keys of COSTS are those of `cost` in a table's columns."""
 
     label: str  # axis title
+    command: str  # that records it
     how: str  # how it is measured, for a footnote
     higher_is_better: bool = False
 
 
+TRAIN, EVAL, BENCH = "tinyvlm train", "tinyvlm eval", "tinyvlm bench eval"
 COSTS = {
-    "parameters": Cost("parameters", "parameters of the whole model: vision encoder, connector and LLM"),
-    "visual_tokens": Cost("visual tokens per image", "tokens that an image takes in the LLM's input"),
+    "parameters": Cost("parameters", EVAL, "parameters of the whole model: vision encoder, connector and LLM"),
+    "visual_tokens": Cost("visual tokens per image", EVAL, "tokens that an image takes in the LLM's input"),
     "gpu_hours": Cost(
         "training GPU-hours",
+        TRAIN,
         "number of GPUs (or CPU processes) times the hours from loading the model to saving the weights, over all "
         "stages of a run, interrupted sessions included; a stage that several runs share counts in full for each",
     ),
     "train_tokens": Cost(
-        "training tokens", "tokens in all training steps of all stages, including image tokens, without padding"
+        "training tokens", TRAIN, "tokens in all training steps of all stages, including image tokens, without padding"
     ),
     "train_memory_gib": Cost(
-        "training memory in GiB", "peak memory in GiB that training allocated on one GPU, in any stage"
+        "training memory in GiB", TRAIN, "peak memory in GiB that training allocated on one GPU, in any stage"
     ),
     "answers_per_s": Cost(
-        "answers/s", "answers per second and GPU (or CPU process) while `tinyvlm eval` answered", higher_is_better=True
+        "answers/s",
+        EVAL,
+        "answers per second and GPU (or CPU process) while questions were answered, over the benchmarks for which all "
+        "models have a rate",
+        higher_is_better=True,
     ),
     "first_token_ms": Cost(
         "time to first token in ms",
-        "median time in ms from the preprocessed image and question to the first token of the answer, at batch size 1, "
-        "measured by `tinyvlm bench eval`",
+        BENCH,
+        "median time in ms from the preprocessed image and question to the first token of the answer, at batch size 1",
     ),
     "memory_gib": Cost(
-        "memory at batch size 1 in GiB",
-        "peak memory in GiB that the weights and one question take, measured by `tinyvlm bench eval`",
+        "memory at batch size 1 in GiB", BENCH, "peak memory in GiB that the weights and one question take"
     ),
 }
 
@@ -176,20 +182,26 @@ def cost_notes(columns: Sequence[Column], costs: Costs, shown: Mapping[tuple[str
     shown: (run folder, stage) -> name in the table.
     """
     notes = []
+    missing: dict[str, list[str]] = defaultdict(list)
     for column in columns:
+        cost = COSTS[column.cost]
         where: dict[str, dict[str, None]] = defaultdict(dict)
         for model, name in shown.items():
             if column.cost in costs[model]:
                 where[costs[model][column.cost].device][name] = None
+        if not where:
+            missing[cost.command].append(column.label)
+            continue
         where.pop("", None)
-        text = f"{column.label}: {COSTS[column.cost].how}"
+        text = f"{column.label}: {cost.how}"
         if len(where) == 1:
             text += f". Measured on {next(iter(where))}"
         elif where:
             parts = [f"{device}: {', '.join(names)}" for device, names in where.items()]
             text += f". Measured on different devices, so not comparable: {'; '.join(parts)}"
         notes.append(text)
-    return notes
+    unknown = [f"{', '.join(labels)} (recorded by `{command}`)" for command, labels in missing.items()]
+    return [*notes, f"Unknown for all models: {'; '.join(unknown)}"] if unknown else notes
 
 
 def cost_records(columns: Sequence[Column], own: pd.DataFrame, costs: Costs) -> pd.DataFrame:

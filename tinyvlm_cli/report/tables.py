@@ -216,8 +216,8 @@ def _rows(table: Table, columns: Sequence[Column], cited: pd.DataFrame, own: pd.
             add_own(row, 0, ", ours")
             # Subtract the values as shown, so that readers get the same result. Adding zero turns -0.0 into 0.0.
             changes: list[Cell] = [
-                (DASH if a is None or b is None else f"{round(b - a, 1) + 0.0:+.1f}", None)
-                for (_, a), (_, b) in zip(published, cells[row, Kind.ours], strict=True)
+                ("" if column.cost else DASH if a is None or b is None else f"{round(b - a, 1) + 0.0:+.1f}", None)
+                for column, (_, a), (_, b) in zip(columns, published, cells[row, Kind.ours], strict=True)
             ]
             add(Kind.difference, 0, "ours - published", changes)
     suffix = ", ours" if rows else ""
@@ -262,7 +262,7 @@ def _own_cells(
 
     def score(row: int, column: Column, images: str) -> Cell:
         if column.cost:
-            return cost_cell(mean_cost(models[row], column.cost, costs)) if images == REAL else (DASH, None)
+            return cost_cell(mean_cost(models[row], column.cost, costs)) if images == REAL else ("", None)
         scores = groups[row, column.label, images]
         values = [one.value for one in scores if not isnan(one.value)]
         if not values:
@@ -273,6 +273,8 @@ def _own_cells(
         return f"{mark}{' ' if mark else ''}{fmean(values):.1f}{deviation}", round(fmean(values), 1)
 
     def interval(row: int, column: Column) -> Cell:
+        if column.cost:
+            return "", None
         # Scores from `details` and scores written by older versions have no interval.
         scores = [one for one in groups[row, column.label, REAL] if not isnan(one.low)]
         bounds = (scores[0].low, scores[0].high) if len(scores) == 1 else None
