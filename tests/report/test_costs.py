@@ -11,7 +11,7 @@ import pytest
 from support.score_rows import built, row, table, texts
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.report.costs import COSTS, Point, pareto, points, run_costs, short
+from tinyvlm_cli.report.costs import COSTS, Point, pareto, run_costs, short
 from tinyvlm_cli.report.sheet import csv_text
 from tinyvlm_cli.results.costs import Session, Single, StageCost
 from tinyvlm_cli.results.folder import Results
@@ -206,22 +206,3 @@ def test_the_front_and_its_noise(
 def test_equal_models_are_both_on_the_front() -> None:
     found = pareto([Point(name, (), 1.0, 50.0, 49.0, 51.0) for name in "ab"])
     assert [one.on_front for one in found] == [True, True] and not any(one.beyond_noise for one in found)
-
-
-def test_points_are_the_rows_of_a_table(tmp_path: Path) -> None:
-    rows = [
-        row(value=60.0, interval=[58.0, 62.0]),
-        row(run="r2", name="B", value=70.0, interval=[68.0, 72.0]),
-        row(run="r3", name="C", value=65.0, interval=[63.0, 67.0]),
-        row(run="r4", name="D", value=99.0),  # unknown cost
-        row(run="r5", name="E", benchmark="pope"),  # no score
-    ]
-    for one, hours in zip(rows, (1.0, 2.0, 3.0, None, 1.0), strict=True):
-        write_run(tmp_path, one, {f"finetune-{one.run}": hours})
-    found = points(built("runs", rows, tmp_path), "GQA", "gpu_hours", Results(tmp_path))
-    assert [(one.name, one.cost, one.score, one.low, one.high, one.on_front, one.beyond_noise) for one in found] == [
-        ("TinyLLaVA-base-C-TL", 2.0, 60.0, 58.0, 62.0, True, True),
-        ("B", 4.0, 70.0, 68.0, 72.0, True, True),
-        ("C", 6.0, 65.0, 63.0, 67.0, False, True),
-    ]
-    assert points(built("runs", rows, tmp_path), "GQA", "first_token_ms", Results(tmp_path)) == []

@@ -14,7 +14,6 @@ from typing import Any
 import pandas as pd
 
 from tinyvlm_cli.config.commands import Column
-from tinyvlm_cli.report.differences import interval_of_mean
 from tinyvlm_cli.report.scores import CHOICES, COST, typed
 from tinyvlm_cli.report.sheet import DASH, Cell, Costs, Measured, Sheet
 from tinyvlm_cli.results.costs import StageCost, latest_single, read_cost
@@ -223,9 +222,9 @@ def cost_records(columns: Sequence[Column], own: pd.DataFrame, costs: Costs) -> 
 
 @dataclass(frozen=True)
 class Point:
-    """A model of a table in a plot of a score against a cost."""
+    """A model in a plot of a score against a cost."""
 
-    name: str  # as in the table
+    name: str  # displayed name
     runs: tuple[str, ...]  # run folders, one per seed
     cost: float  # mean over seeds
     score: float  # mean over seeds
@@ -235,36 +234,18 @@ class Point:
     beyond_noise: bool = False
 
 
-def points(sheet: Sheet, column: str, cost: str, results: Results) -> list[Point]:
-    """Return the models of a table that have a score in the column with this title and a cost, from cheap to expensive.
-
-    A model is on the Pareto front if no other model is at most as expensive and scores at least as high, with one of
-    the two strictly better. It is where it is, on the front or off it, beyond noise if its score differs from that of
-    its rival by more than the two 95% intervals allow; the rival is the highest score among the other models that are
-    at most as expensive. The difference must exceed the root of the sum of the squares of the intervals' halves that
-    face each other. This treats the scores as independent, which is conservative for models that answered the same
-    questions: the paired tests of the tables find smaller differences. A model without a rival is on the front beyond
-    noise. For answers/s, fewer is more expensive.
-    """
-    found = []
-    own = sheet.own
-    scores = own[(own["column"] == column) & (own["images"] == REAL) & own["value"].notna()] if len(own) else own
-    for _, rows in scores.groupby("row") if len(scores) else ():
-        models = list(zip(rows["run"], rows["stage"], strict=True))
-        value = mean_cost(models, cost, sheet.costs)
-        if isnan(value):
-            continue
-        low, high = float(rows["low"].iloc[0]), float(rows["high"].iloc[0])
-        if len(rows) > 1:
-            is_headline = (rows["detail"] == "").all()
-            low, high = (is_headline and interval_of_mean(list(rows.itertuples()), results)) or (nan, nan)
-        runs = tuple(run for run, _ in models)
-        found.append(Point(rows["shown"].iloc[0], runs, value, float(rows["value"].mean()), low, high))
-    return pareto(found, higher_is_better=COSTS[cost].higher_is_better)
-
-
 def pareto(found: Iterable[Point], *, higher_is_better: bool = False) -> list[Point]:
-    """Return the points from cheap to expensive, each with its place relative to the Pareto front; see `points`."""
+    """Return the points from cheap to expensive, each with its place relative to the Pareto front.
+
+    A model is on the front if no other model is at most as expensive and scores at least as high, with one of the two
+    strictly better. It is where it is, on the front or off it, beyond noise if its score differs from that of its rival
+    by more than the two 95% intervals allow; the rival is the highest score among the other models that are at most as
+    expensive. The difference must exceed the root of the sum of the squares of the intervals' halves that face each
+    other. This treats the scores as independent, which is conservative for models that answered the same questions: the
+    paired tests of the tables find smaller differences. A model without a rival is on the front beyond noise.
+
+    higher_is_better: of the cost, as for answers/s, where fewer is more expensive.
+    """
     sign = -1 if higher_is_better else 1
     ordered = sorted(found, key=lambda one: (sign * one.cost, -one.score))
     placed = []
