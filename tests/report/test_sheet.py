@@ -2,16 +2,13 @@
 
 import csv
 import re
-import shutil
-import subprocess
-from pathlib import Path
 from unittest.mock import ANY
 
 import pytest
 from support.score_rows import built, row
 
 from tinyvlm_cli.config.commands import Format
-from tinyvlm_cli.report.sheet import Sheet, escape, render
+from tinyvlm_cli.report.sheet import Sheet, render
 
 ODD = "50%_of & <i>a|b</i> $x$ \\y ^~#{z}\nline"
 
@@ -40,23 +37,6 @@ def test_the_star_of_a_seen_benchmark_is_not_markdown() -> None:
     assert any(line.startswith(r"- \* ") for line in text.splitlines())
 
 
-def test_latex_is_booktabs_with_a_rule_between_sections(sheet: Sheet) -> None:
-    text = render(sheet, Format.latex)
-    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1 and text.count(r"\midrule") == 2
-    assert r"\textbf{70.0}" in text and r"\underline{62.0}" in text
-    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert len(rows) == 1 + len(sheet.text)
-    assert len({len(re.findall(r"(?<!\\)&", line)) for line in rows}) == 1
-    before, after = text.split(r"\end{tabular}")
-    assert "footnotesize" in after and after.rstrip().endswith(r"\end{table}") and "footnotesize" not in before
-
-
-def test_latex_prints_every_character() -> None:
-    assert escape("50% of a_b & c \u00b1 1") == r"50\% of a\_b \& c $\pm$ 1"
-    assert escape("\\^~{}") == r"\textbackslash{}\textasciicircum{}\textasciitilde{}\{\}"
-    assert escape("a\nb") == "a b"
-
-
 HOSTILE = {
     "terminal": "\x1b[2J\x9b31m\u202e", "csv": '=HYPERLINK("http://x")', "at": "@SUM(A1)", "plus": "+1",
     "minus": "-1+cmd",
@@ -80,15 +60,6 @@ def test_a_name_is_text_in_every_format(case: str) -> None:
 def test_numbers_stay_numbers_in_csv() -> None:
     record = next(csv.DictReader(render(built("variants", [row(value=-1.5)]), Format.csv).splitlines()))
     assert float(record["value"]) and not record["value"].startswith("'")
-
-
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")
-def test_latex_compiles(sheet: Sheet, tmp_path: Path) -> None:
-    text = render(sheet, Format.latex)
-    whole = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n" + text + "\\end{document}\n"
-    (tmp_path / "t.tex").write_text(whole, encoding="utf-8")
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
-    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("kind", [Format.terminal, Format.markdown, Format.latex, Format.csv])

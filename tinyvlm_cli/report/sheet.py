@@ -23,10 +23,6 @@ DASH = "-"  # no score
 SIGNIFICANCE = 0.05  # a difference is significant if its corrected p value is lower
 PLUS_MINUS, BETTER, WORSE = "\u00b1", "\u2191", "\u2193"
 SUFFIXES = {Format.terminal: "txt", Format.markdown: "md", Format.latex: "tex", Format.csv: "csv"}
-LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", PLUS_MINUS: r"$\pm$",
-    BETTER: r"$\uparrow$", WORSE: r"$\downarrow$", "\n": " ", "\r": " ",
-}  # fmt: skip
 
 Cell = tuple[str, float | None]  # text, and the value rounded to one decimal as shown (None: no score)
 
@@ -168,7 +164,9 @@ def render(sheet: Sheet, kind: Format) -> str:
     if kind is Format.markdown:
         return _markdown(sheet)
     if kind is Format.latex:
-        return _latex(sheet)
+        from tinyvlm_cli.report.latex import latex
+
+        return latex(sheet)
     file = io.StringIO()
     show(sheet, Screen(file=file, width=1, color_system=None))
     return file.getvalue()
@@ -220,26 +218,6 @@ def _markdown(sheet: Sheet) -> str:
         "\n".join([f"### {markdown(sheet.title)}", "", *rows, "", *(f"- {markdown(note)}" for note in sheet.notes)])
         + "\n"
     )
-
-
-def _latex(sheet: Sheet) -> str:
-    commands = sheet.ranks.replace({"best": "textbf:--rwrap", "second": "underline:--rwrap"})
-    styler = sheet.text.style.format(escape).format_index(escape, axis="columns").hide(axis="index")
-    styler.apply(lambda _: commands.reindex(columns=sheet.text.columns, fill_value=""), axis=None)
-    widths = "l" * len(sheet.headers) + "r" * len(sheet.columns)
-    text = styler.to_latex(column_format=widths, caption=escape(sheet.title), hrules=True)
-    lines = text.splitlines()
-    first = lines.index(r"\midrule") + 1
-    for place in reversed(sheet.rules):
-        lines.insert(first + place, r"\midrule")
-    notes = [rf"\par\footnotesize {escape(note)}" for note in sheet.notes]
-    return "\n".join([r"% needs \usepackage{booktabs}", *lines[:-1], *notes, lines[-1]]) + "\n"
-
-
-def escape(text: object) -> str:
-    """Return the text with special characters escaped for LaTeX."""
-    text = printable(re.sub(r"[\r\n]", " ", str(text)))
-    return "".join(LATEX.get(character, character) for character in text)
 
 
 def csv_text(sheets: Iterable[Sheet]) -> str:
