@@ -49,6 +49,15 @@ def test_all_sessions_of_a_stage_count_and_each_step_counts_once(tmp_path: Path)
     assert [(one.first, one.last, one.processes) for one in cost.sessions] == [(0, 7, 4), (5, 10, 4)]
 
 
+def test_a_stage_that_an_earlier_version_began_has_unknown_hours_and_tokens(tmp_path: Path) -> None:
+    cost = CostMeter(tmp_path, device="H100", processes=4)
+    cost.resume(3, [{}, {}, {}])
+    cost.step(step=4, samples=8, tokens=100, peak_bytes=0)
+    cost.write()
+    found = read_cost(tmp_path)
+    assert found is not None and (found.samples, found.tokens, found.gpu_hours) == (32, None, None)
+
+
 def test_evaluations_during_training_are_not_training(tmp_path: Path) -> None:
     cost = CostMeter(tmp_path, device="CPU", processes=1)
     cost.step(step=1, samples=8, tokens=100, peak_bytes=0)

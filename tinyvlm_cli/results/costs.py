@@ -53,8 +53,9 @@ class StageCost:
     @property
     def gpu_hours(self) -> float | None:
         """Number of processes times hours, over all sessions, including steps that were repeated; None if unknown."""
-        hours = [one.processes * one.seconds / 3600 for one in self.sessions]
-        return sum(hours) if hours else None
+        if not self.sessions or self.sessions[0].first > 0:  # an earlier version trained the first steps
+            return None
+        return sum(one.processes * one.seconds / 3600 for one in self.sessions)
 
     @property
     def peak_gib(self) -> float | None:
@@ -66,7 +67,7 @@ class StageCost:
         """Types of the devices, without duplicates."""
         return list(dict.fromkeys(one.device for one in self.sessions if one.device))
 
-    def with_session(self, session: Session, *, samples: int, tokens: int) -> "StageCost":
+    def with_session(self, session: Session, *, samples: int, tokens: int | None) -> "StageCost":
         """Return the cost with another session. samples, tokens: in all steps up to the end of this session."""
         return replace(self, samples=samples, tokens=tokens, sessions=[*self.sessions, session])
 

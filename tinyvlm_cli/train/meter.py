@@ -54,17 +54,19 @@ class CostMeter:
         self.before = read_cost(stage_dir) or StageCost(0, 0, [])
         self.started = self.written_at = time.perf_counter()
         self.evaluated_s = 0.0  # spent on evaluations during training, which are not counted
-        self.first = self.last = self.samples = self.tokens = self.peak_bytes = 0
+        self.first = self.last = self.samples = self.peak_bytes = 0
+        self.tokens: int | None = 0  # None if an earlier version trained the first steps
 
     def resume(self, first: int, records: Iterable[Mapping[str, Any]]) -> None:
         """Count the steps that earlier sessions have completed. records: their lines of train.jsonl."""
         self.first = self.last = first
-        self.tokens = sum(one.get("tokens") or 0 for one in records)
+        tokens: list[Any] = [one.get("tokens") for one in records]
+        self.tokens = None if None in tokens else sum(tokens)
 
     def step(self, *, step: int, samples: int, tokens: int, peak_bytes: int) -> None:
         """Count a completed step. samples, tokens: in this step. peak_bytes: of GPU memory; 0 on a CPU."""
         self.last, self.samples, self.peak_bytes = step, step * samples, peak_bytes
-        self.tokens += tokens
+        self.tokens = None if self.tokens is None else self.tokens + tokens
         if time.perf_counter() - self.written_at > WRITE_COST_EVERY_S:
             self.write()
 
