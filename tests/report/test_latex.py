@@ -118,7 +118,7 @@ def test_a_caption_states_questions_judges_seeds_and_tests() -> None:
 def test_a_caption_states_the_test_its_correction_and_level(seeds: list[int], expected: str) -> None:
     sheet = built("runs", [row()])
     differences = [Difference(50.0, 52.0, 1.0, 3.0, p=0.01, num_questions=100, num_seeds=number) for number in seeds]
-    compared = [Compared("b - a", "", "a", "b", ("r1",), "gqa", "GQA", one, 0.02) for one in differences]
+    compared = [Compared("b - a", "", "a", "b", ("r1",), "gqa", "GQA", one, 0.02, "accuracy") for one in differences]
     text = caption(replace(sheet, compared=compared))
     assert "mark significant differences from the reference row" in text and expected in text
 

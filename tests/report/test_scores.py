@@ -20,6 +20,23 @@ def test_published_scores_come_first_and_a_field_that_a_score_lacks_is_empty() -
     assert (first["run"], last["size"], last["state"], last["judge"]) == ("", "", "not judged", "")
 
 
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("Bunny-v1.1-4B", {"vqav2": 81.7, "mmbench": 74.1, "mmmu": 40.2, "seedbench": 71.7}),
+        ("bunny-phi-1.5-eva", {"gqa": 60.4, "mme": 1213.7}),
+        ("FastVLM-0.5B", {"textvqa": 64.5, "ocrbench": 639.0}),  # published as 63.9 of 100
+        ("FastVLM-1.5B", {"mmmu": 37.8, "docvqa": 88.3}),
+        ("NanoVLM speedrun", {"mme": 948.75, "gqa": 41.84}),  # published as shares; MME is the perception score
+    ],
+)
+def test_small_models_are_quoted_from_a_source(model: str, expected: dict[str, float]) -> None:
+    scores = read_published(PAPER)
+    own = scores[scores["name"] == model]
+    assert dict(zip(own["benchmark"], own["value"], strict=True)).items() >= expected.items()
+    assert (own["source"] != "").all() and (own["note"] != "").all()
+
+
 def test_two_tables_are_one_csv_with_every_raw_score() -> None:
     sheets = [built("variants", [row()]), built("demo", [row(benchmark="vqav2", data="easyvqa")])]
     records = list(csv.DictReader(io.StringIO(csv_text(sheets))))
