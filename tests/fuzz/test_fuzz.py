@@ -38,7 +38,9 @@ from tinyvlm_cli.demo import easyvqa, easyvqa_files
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.sources import read_answers
 from tinyvlm_cli.report.answers import samples
-from tinyvlm_cli.report.scores import all_scores
+from tinyvlm_cli.report.costs import model_costs
+from tinyvlm_cli.report.scores import OURS, all_scores
+from tinyvlm_cli.results.costs import Session, Single, StageCost
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import find_model
 from tinyvlm_cli.results.records import Answer
@@ -234,6 +236,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_run(folder, CELLS[0], number, 0.001, draws=20)
     for one in (folder / "runs").iterdir():
         shutil.copy(example / "config.yaml", one / "config.yaml")
+    for stage in Results(folder).runs()[0].stages.values():
+        StageCost(8, 100, [Session("H100", 2, 60.0, 0, 1)]).write(folder / "stages" / stage)
+    Single("H100", 0.05, 3.0, "2026-01-01").write(folder / "bench/x")
+    shutil.copy(example / "config.yaml", folder / "bench/x/config.yaml")
     return folder
 
 
@@ -247,7 +253,12 @@ def test_results_folders(data: st.DataObject, study: Path, tmp_path: Path) -> No
         content = json.dumps(yaml.safe_load(content)).encode()
     path.write_bytes(data.draw(versions(content)))
     results = Results(folder)
-    tried(lambda: all_scores(results.scores(), paper_dir() / "published_scores.csv"))
+
+    def read_costs() -> None:
+        scores = all_scores(results.scores(), paper_dir() / "published_scores.csv")
+        model_costs(scores[scores["origin"] == OURS], results)
+
+    tried(read_costs)
     tried(lambda: samples(results.runs()))
     tried(lambda: find_model(results, path.parents[0].name, stage=None))
     tried(lambda: from_yaml(Train, folder / "runs" / path.relative_to(folder).parts[1] / "config.yaml"))
