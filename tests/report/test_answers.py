@@ -34,6 +34,13 @@ def test_a_question_has_the_answers_and_scores_of_all_runs(runs: list[Run]) -> N
     assert found["3"].given == [0, -1] and found["1"].prompt == "What is 1?"
 
 
+def test_answers_that_are_not_judged_are_shown_without_scores(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "one", {"1": 1.0}, says="x")
+    (run.folder / "eval/finetune/gqa/per_question.json").write_text("{}", encoding="utf-8")
+    (sample,) = samples([run])
+    assert [(one.key, one.texts, one.scores) for one in sample.questions] == [("1", [("x", "")], [None])]
+
+
 def test_two_thirds_of_a_sample_are_questions_on_which_runs_differ(tmp_path: Path, monkeypatch: Any) -> None:
     scores = {str(number): 0.0 for number in range(100)}
     runs = [

@@ -46,7 +46,7 @@ class Asked:
     picture: str  # data URI, or "" without one
     texts: list[tuple[str, str]]  # distinct answers, each with what the scorer read from it
     given: list[int]  # [R] index in `texts`, or -1 for a run without an answer
-    scores: list[float | None]  # [R] 0 to 1
+    scores: list[float | None]  # [R] 0 to 1; None for a question that is not scored
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,8 @@ def _sample(benchmark: str, folders: Mapping[str, Path], budget: float) -> Sampl
         if of_run.keys() != union.keys():
             union.update(dict.fromkeys(of_run))
     everything = list(union)
+    if not everything:  # not judged
+        everything = list(dict.fromkeys(key for folder in folders.values() for key in Results.find_answers(folder)))
     values = np.full((len(scores), len(everything)), np.nan)  # [R, Q]
     for line, of_run in zip(values, scores, strict=True):
         is_same = list(of_run) == everything  # reading values in order is several times as fast

@@ -299,14 +299,17 @@ class Results:
             raise UserError(f"{path}: not valid per-question results; delete it and run `tinyvlm eval` again") from None
 
     @staticmethod
-    def find_answers(answers_dir: Path, keys: Iterable[str]) -> dict[str, Answer]:
-        """Return the answers with these keys, without parsing the other lines, which are usually far more."""
-        wanted = {json.dumps(key, ensure_ascii=False).encode() for key in keys}
+    def find_answers(answers_dir: Path, keys: Iterable[str] | None = None) -> dict[str, Answer]:
+        """Return the answers with these keys, without parsing the other lines, which are usually far more.
+
+        keys: None for all answers.
+        """
+        wanted = None if keys is None else {json.dumps(key, ensure_ascii=False).encode() for key in keys}
         found = {}
         for path in sorted(answers_dir.glob("answers-*.jsonl")):
             check_file(path)
             data = path.read_bytes()
-            ends = [match.end() for match in ANSWER_KEY.finditer(data) if match[1] in wanted]
+            ends = [match.end() for match in ANSWER_KEY.finditer(data) if wanted is None or match[1] in wanted]
             for line in (data[data.rfind(b"\n", 0, end) + 1 : data.find(b"\n", end) + 1 or None] for end in ends):
                 with suppress(*JSON_ERRORS, KeyError):  # incomplete line of a killed process
                     record = json.loads(line)

@@ -43,11 +43,11 @@ function startAnswers(data) {
     const places = [a.value, b.value].filter(Boolean).map((run) => sample.runs.indexOf(run));
     const wanted = words.value.toLowerCase().split(/\s+/);
     const test = SHOWN[show.value][1];
-    const known = places.includes(-1) ? [] : sample.questions.filter((one) => places.every((place) => one.scores[place] !== null));
+    const known = places.includes(-1) ? [] : sample.questions.filter((one) => places.some((place) => one.given[place] >= 0));
     const found = known.filter((one) => {
       const text = [one.key, one.prompt, one.truth, ...places.map((place) => (one.texts[one.given[place]] ?? [""])[0])].join(" ").toLowerCase();
       return (!category.value || one.category === category.value) && wanted.every((word) => text.includes(word))
-        && test(...places.map((place) => one.scores[place]));
+        && (show.value === "all" || (places.every((place) => one.scores[place] !== null) && test(...places.map((place) => one.scores[place]))));
     });
     byId("count").textContent = places.includes(-1)
       ? `${sample.runs.includes(a.value) ? b.value : a.value} was not evaluated on ${sample.label}.`
