@@ -146,7 +146,7 @@ def read_speeds(answers_dir: Path) -> list[Speed]:
 def forget_speeds(answers_dir: Path) -> None:
     """Delete the speeds of the last evaluation, before another one answers further questions."""
     for path in answers_dir.glob("speed-*.json"):
-        path.unlink()
+        path.unlink(missing_ok=True)  # several ranks may do this at once
 
 
 def answering(answers_dir: Path) -> dict[str, Any]:
