@@ -263,6 +263,7 @@ def test_results_folders(data: st.DataObject, study: Path, tmp_path: Path) -> No
     tried(lambda: find_model(results, path.parents[0].name, stage=None))
     tried(lambda: from_yaml(Train, folder / "runs" / path.relative_to(folder).parts[1] / "config.yaml"))
     if data.draw(st.integers(0, 9)) == 0:
+        run("status", f"results_dir={folder}")
         run("report", f"results_dir={folder}", "format=html", f"output={tmp_path / 'page'}")
         run("report", f"results_dir={folder}", f"format={data.draw(st.sampled_from(['terminal', 'csv', 'latex']))}")
 

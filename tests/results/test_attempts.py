@@ -106,7 +106,15 @@ def test_an_evaluation_deletes_the_failures_of_its_own_benchmarks(benchmark: str
 
 @pytest.mark.parametrize(
     "changes",
-    [{"pid": 0}, {"pid": -1}, {"questions": {"pope": [1]}}, {"questions": {"pope": [10**400, 0]}}, {"later": 1}],
+    [
+        {"pid": 0},
+        {"pid": -1},
+        {"questions": {"pope": [1]}},
+        {"questions": {"pope": [10**400, 0]}},
+        {"questions": 1.5},
+        {"run": "../x"},
+        {"later": 1},
+    ],
 )
 def test_records_of_others_are_only_data(changes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), recorded(tmp_path, ONE):

@@ -167,7 +167,8 @@ class Reader:
         error = one.error or (last.error if last and not own and not is_done else "")
         waits_for = ""
         if own:
-            waits_for = own.stage if own.waits and any(self._trains(own.stage)) else ""
+            is_trained = own.stage in one.stages.values() and any(self._trains(own.stage))
+            waits_for = own.stage if own.waits and is_trained else ""
             state = WAITING if waits_for else RUNNING
         elif is_done or error:
             state = DONE if is_done else FAILED

@@ -20,7 +20,7 @@ from pathlib import Path
 from tinyvlm_cli.errors import UserError, WorkerError, system_error
 from tinyvlm_cli.files import user_name, write_text
 from tinyvlm_cli.results.records import now, read_record
-from tinyvlm_cli.untrusted import read_json
+from tinyvlm_cli.untrusted import name_fault, read_json
 
 BEAT_S = 30.0
 SILENT_S = 300.0  # a process that has not touched its file for this long is considered dead
@@ -57,11 +57,6 @@ class Attempt:
     host: str = field(default_factory=socket.gethostname)
     pids: str = field(default_factory=_pid_namespace)
 
-    def __post_init__(self) -> None:
-        counts = self.questions.values()
-        if self.pid < 1 or not all(len(pair) == 2 and all(0 <= one < 2**31 for one in pair) for pair in counts):
-            raise ValueError(f"pid is {self.pid}, questions are {self.questions}")
-
     @property
     def file_name(self) -> str:
         """File name, unique to the process, the run and the kind of work."""
@@ -94,7 +89,13 @@ def read_attempts(root: Path) -> dict[Path, Attempt]:
     found = {}
     for path in sorted(root.glob("attempts/*.json")):
         with suppress(UserError):
-            found[path] = read_record(Attempt, read_json(path, ""), path, "")
+            one = read_record(Attempt, read_json(path, ""), path, "")
+            names = (one.run, *one.stages, *one.stages.values(), *one.questions)
+            counts = all(
+                len(pair) == 2 and all(0 <= count < 2**31 for count in pair) for pair in one.questions.values()
+            )
+            if one.pid > 0 and counts and not any(map(name_fault, names)):
+                found[path] = one
     return found
 
 

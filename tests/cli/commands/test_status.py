@@ -48,7 +48,7 @@ def test_an_invalid_cell_is_shown_with_its_error(capsys: pytest.CaptureFixture[s
 def test_names_and_errors_of_others_cannot_control_the_terminal(
     capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
-    hostile = Attempt("run", "name\x1b[2J[red]", KIND, {"stage\x1b[2J": "stage-x"}, user="\x1b]0;x\x07")
+    hostile = Attempt("run", "name\x1b[2J[red]", KIND, {"stage": "stage-x"}, user="\x1b]0;x\x07")
     with pytest.raises(RuntimeError), recorded(folder / "results", hostile):
         raise RuntimeError("no\x1b[2J\nmore")
     text = shown(capsys)
