@@ -173,7 +173,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "page": lambda folder: samples(Results(folder).runs()),
     "answers-0.jsonl": lambda folder: read_answers(folder / EVAL / "answers-0.jsonl"),
     "cost.json": lambda folder: read_cost(folder / "stages/finetune-x"),
-    "speed-0.json": lambda folder: read_speeds(folder / EVAL),
+    "speed-0.jsonl": lambda folder: read_speeds(folder / EVAL),
     "single.json": lambda folder: read_single(folder / "bench/x/single.json"),
 }
 LINES = (
@@ -189,7 +189,7 @@ SCORES = (  # reader, file, kinds; a last line without its end was cut off by a 
     ("page", f"{EVAL}/per_question.json", EVERY - {"object"} - ABSENT),
     ("answers-0.jsonl", f"{EVAL}/answers-0.jsonl", EVERY),
     ("cost.json", "stages/finetune-x/cost.json", EVERY - ABSENT),
-    ("speed-0.json", f"{EVAL}/speed-0.json", EVERY - {"missing"}),
+    ("speed-0.jsonl", f"{EVAL}/speed-0.jsonl", LINES - {"cut", "missing"}),
     ("single.json", "bench/x/single.json", EVERY),
 )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.files import read_jsonl, write_text
+from tinyvlm_cli.files import append_jsonl, read_jsonl, write_text
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Run, read_record
 from tinyvlm_cli.untrusted import read_json, read_yaml
@@ -134,18 +134,18 @@ class Speed:
 
     def write(self, answers_dir: Path, rank: int) -> None:
         """Write the speed of this rank next to its answers."""
-        write_text(answers_dir / f"speed-{rank}.json", json.dumps(asdict(self)) + "\n")
+        append_jsonl(answers_dir / f"speed-{rank}.jsonl", asdict(self))
 
 
 def read_speeds(answers_dir: Path) -> list[Speed]:
     """Return the speed of each process of the last evaluation; none if it is unknown."""
-    paths = sorted(answers_dir.glob("speed-*.json"))
-    return [read_record(Speed, read_json(path, "delete it"), path, "delete it") for path in paths]
+    paths = sorted(answers_dir.glob("speed-*.jsonl"))
+    return [read_record(Speed, one, path, ADVICE) for path in paths for one in list(read_jsonl(path))[-1:]]
 
 
 def forget_speeds(answers_dir: Path) -> None:
     """Delete the speeds of the last evaluation, before another one answers further questions."""
-    for path in answers_dir.glob("speed-*.json"):
+    for path in answers_dir.glob("speed-*.jsonl"):
         path.unlink(missing_ok=True)  # several ranks may do this at once
 
 

@@ -16,7 +16,7 @@ results/
     config.yaml                the resolved configuration
     run.yaml                   displayed name, group choices, stage folders in order, versions
     eval/<stage>/<benchmark>/answers-<rank>.jsonl     LLaVA's format
-    eval/<stage>/<benchmark>/speed-<rank>.json        how fast this rank answered
+    eval/<stage>/<benchmark>/speed-<rank>.jsonl       how fast this rank answered
     eval/<stage>/<benchmark>/per_question.json        Question.key -> 0..1
     eval/<stage>/<benchmark>/questions.json           input of the headline formula: see statistics/questions.py
     eval/<stage>/<benchmark>/benchmark.yaml           the benchmark's resolved configuration, including data_dir
