@@ -1,4 +1,4 @@
-"""What the models of a table cost, next to their scores: cost columns, and the Pareto front of a score and a cost.
+"""Costs of the models in a table: the cost columns, and the Pareto front of a score and a cost.
 
 Costs come from records of training (cost.json), evaluation (scores.jsonl) and `tinyvlm bench eval` (single.json).
 """
@@ -68,7 +68,7 @@ COSTS = {
 
 
 def model_costs(own: pd.DataFrame, results: Results) -> Costs:
-    """Return the costs of the models that our scores are from.
+    """Return the costs of the models that have our scores.
 
     Training costs cover all stages up to the one that was evaluated, and are unknown if one of the stages is unknown,
     as after `tinyvlm import`. The rate of answers is that over the benchmarks for which all models have one, because
@@ -238,8 +238,8 @@ def pareto(found: Iterable[Point], *, higher_is_better: bool = False) -> list[Po
     """Return the points from cheap to expensive, each with its place relative to the Pareto front.
 
     A model is on the front if no other model is at most as expensive and scores at least as high, with one of the two
-    strictly better. It is where it is, on the front or off it, beyond noise if its score differs from that of its rival
-    by more than the two 95% intervals allow; the rival is the highest score among the other models that are at most as
+    strictly better. Its place, on or off the front, is beyond noise if its score differs from that of its rival by
+    more than the two 95% intervals allow; the rival is the highest score among the other models that are at most as
     expensive. The difference must exceed the root of the sum of the squares of the intervals' halves that face each
     other. This treats the scores as independent, which is conservative for models that answered the same questions: the
     paired tests of the tables find smaller differences. A model without a rival is on the front beyond noise.

@@ -1,4 +1,4 @@
-"""What a stage's training took (cost.json in the stage folder), and how fast a benchmark was answered.
+"""Records of the cost of training a stage (cost.json), and of the speed of answering (speed-RANK.jsonl, single.json).
 
 cost.json is written while a stage is training, so a session that was killed is counted too.
 """
@@ -77,7 +77,7 @@ class StageCost:
 
 
 def read_cost(stage_dir: Path) -> StageCost | None:
-    """Return the cost of a stage, or None if it has neither a cost.json nor a train.jsonl with which to estimate it.
+    """Return the cost of a stage, or None if it has neither a cost.json nor a usable train.jsonl.
 
     Raises UserError if a file is invalid.
     """
@@ -93,7 +93,7 @@ def read_cost(stage_dir: Path) -> StageCost | None:
 
 
 def _from_steps(stage_dir: Path) -> StageCost | None:
-    """Return what the records of an earlier version say about a stage's cost.
+    """Return the cost of a stage as far as it follows from the records of an earlier version.
 
     The number of processes is known only if engine.gpus was set. The time is that of the steps that were not repeated.
     """
@@ -120,7 +120,7 @@ def _from_steps(stage_dir: Path) -> StageCost | None:
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast one process answered a benchmark in the last evaluation that answered any of its questions."""
+    """Speed of one process in the last evaluation that answered any questions of a benchmark (speed-RANK.jsonl)."""
 
     answers: int
     seconds: float  # spent on answering, without loading the model
@@ -163,7 +163,7 @@ def answering(answers_dir: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Single:
-    """How a model answers one question at a time, as measured by `tinyvlm bench eval` (single.json)."""
+    """A measurement of `tinyvlm bench eval` at batch size 1 (single.json)."""
 
     device: str  # GPU type, or CPU
     first_token_s: float  # from the preprocessed image and question to the first token of the answer, median
@@ -182,9 +182,9 @@ def read_single(path: Path) -> Single:
 
 
 def latest_single(results: Results, run: Run) -> Single | None:
-    """Return the latest measurement of the model of a run, whatever its components are called; None without one.
+    """Return the latest measurement of the model of a run, or None if there is none.
 
-    Measurements are compared with the run by the settings of their resolved configurations.
+    The settings of the resolved configurations are compared; names of components do not matter.
     """
     paths = sorted(results.bench_dir.glob(f"*/{SINGLE}"))
     model = _settings(results.read_config(run)) if paths else None
