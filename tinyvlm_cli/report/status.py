@@ -1,6 +1,6 @@
 """The state of runs, of their stages and of their evaluations, read from small files of a results folder.
 
-A process counts as working as described in results/attempts.py. Only the ends of long files are read.
+results/attempts.py describes how dead processes are recognized. Only the ends of long files are read.
 """
 
 import datetime
@@ -85,7 +85,7 @@ class Status:
 
 @dataclass
 class Reader:
-    """Reads the state of a results folder at one time."""
+    """Reader of a results folder at one point in time."""
 
     results: Results
     now: float = field(default_factory=time.time)
@@ -139,7 +139,7 @@ class Reader:
         )
 
     def _all_runs(self) -> list[Wanted]:
-        """Return the runs that are trained, then those with an attempt, then a run for each stage that no run has."""
+        """Return the trained runs, then those with an attempt, then the other incomplete stages."""
         found = {
             run.folder.name: Wanted(run.folder.name, run.name, run.stages, is_trained=True)
             for run in self.results.runs()

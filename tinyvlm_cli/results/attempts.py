@@ -30,7 +30,7 @@ TRAIN, EVAL = "train", "eval"
 
 @cache
 def _pid_namespace() -> str:
-    """Return an identifier of the processes that this process can see; containers of one host may differ in it."""
+    """Return the ID of this process's PID namespace, in which containers on one host may differ."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -64,9 +64,9 @@ class Attempt:
         return f"{self.kind}-{digest}-{self.pid}.json"
 
     def is_alive(self, path: Path) -> bool:
-        """Return whether the process still works. path: of its record.
+        """Return whether the process is still running. path: of its record.
 
-        It does not if its process ID no longer exists on this machine, or if it has been silent for SILENT_S.
+        It is not if its process ID no longer exists on this machine, or if it has been silent for SILENT_S.
         """
         try:
             age_s = time.time() - path.stat().st_mtime
@@ -101,10 +101,10 @@ def read_attempts(root: Path) -> dict[Path, Attempt]:
 
 @contextmanager
 def recorded(root: Path, attempt: Attempt | None) -> Iterator[Callable[..., None]]:
-    """Record the work of the block, and the error that ends it. Yields a function that changes fields of the record.
+    """Record the process while the block runs, and the error that ends it. Yields a function that changes the record.
 
-    root: the results folder. attempt: None records nothing, for all ranks but the first. Errors of the file system are
-    ignored, because the work does not depend on the record.
+    root: the results folder. attempt: None records nothing, for ranks other than the first. Errors of the file system
+    are ignored, because the work does not depend on the record.
     """
     if attempt is None:
         yield lambda **_: None

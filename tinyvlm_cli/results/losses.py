@@ -56,7 +56,7 @@ def describe_rise(losses: Sequence[float]) -> str:
 
 @dataclass(frozen=True)
 class Trace:
-    """The last steps of a stage that were recorded, in order; of the last process only."""
+    """The last recorded steps of a stage, in order, without those of earlier processes."""
 
     records: list[dict[str, float]]
 
@@ -99,7 +99,7 @@ class Trace:
 
     @property
     def samples_per_s(self) -> float | None:
-        """Mean training speed of the last steps, without the time between steps, as for evaluations."""
+        """Mean training speed in the last steps, excluding evaluations between steps."""
         return fmean(record["samples_per_s"] for record in self.records[-NUM_SHOWN:]) if self.records else None
 
     @property

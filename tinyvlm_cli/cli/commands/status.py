@@ -81,7 +81,7 @@ def _wanted(config: Settings) -> Wanted:
 
 
 def _watch(results: Results, chosen: Sequence[Wanted] | None, every_s: float) -> None:
-    """Show the state until the user interrupts: in place on a terminal, else one block of text after the other."""
+    """Show the state until interrupted: in place on a terminal, otherwise as one block of text per refresh."""
     screen = Screen()
     try:
         with Live(console=screen, auto_refresh=False, vertical_overflow="crop") as live:
@@ -108,7 +108,7 @@ def _print(status: Status, screen: Screen) -> None:
 
 
 def _parts(status: Status) -> list[Table | Text]:
-    """Return the table of runs, lines on the work in progress and on failures, and the totals."""
+    """Return the table of runs, lines about running and failed work, and the totals."""
     names = [run.name for run in status.runs]
     titles = names if len(set(names)) == len(names) else [run.run for run in status.runs]
     longest_first = sorted(status.runs, key=lambda run: -len(run.stages))  # keeps the stages in order
@@ -159,7 +159,7 @@ def _evaluation(works: Sequence[Work]) -> Text:
 
 
 def _line(title: str, run: RunStatus, work: Work) -> Text | None:
-    """Return a line on a stage or evaluation that is running, has failed or was interrupted, or None."""
+    """Return a line about a stage or evaluation that is running, failed or interrupted, or None for other states."""
     unit = "step" if work in run.stages else "answer"
     where = f"{title}, {work.name}: "
     if work.state == FAILED:
@@ -193,7 +193,7 @@ def _totals(status: Status) -> list[Text]:
     if status.seconds_left:
         lines.append(f"left: {duration(status.seconds_left)} of one process, at the measured speeds")
     if status.unknown:
-        unknown = " and ".join(f"{number} {kind}" for kind, number in status.unknown.items())
+        unknown = " and ".join(f"{n} {kind if n > 1 else kind[:-1]}" for kind, n in status.unknown.items())
         lines.append(f"not included: {unknown}, as nothing similar has been measured yet")
     if status.expected_end:
         seconds = (
