@@ -197,7 +197,7 @@ def test_only_the_end_of_a_long_file_is_read(tmp_path: Path) -> None:
     write_steps(tmp_path, 20_000, steps=20_000)
     trace = Trace.read(tmp_path)
     assert (tmp_path / "train.jsonl").stat().st_size > 20 * END_BYTES
-    assert (trace.step, trace.steps, trace.step_s) == (20_000, 20_000, 2.0) and len(trace.records) < 1_000
+    assert (trace.step, trace.steps, trace.step_s) == (20_000, 20_000, 2.0) and len(trace.records) < 300
 
 
 @pytest.mark.parametrize(

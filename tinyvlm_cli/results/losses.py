@@ -14,7 +14,7 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import read_jsonl
 from tinyvlm_cli.untrusted import JSON_ERRORS, check_file
 
-END_BYTES = 2**16  # of train.jsonl: about 250 steps
+END_BYTES = 2**14  # of train.jsonl: about 60 steps
 NUM_SHOWN = 20  # last steps whose mean loss and speed are shown
 
 
@@ -104,7 +104,7 @@ class Trace:
 
     @property
     def step_s(self) -> float | None:
-        """Seconds per step, including evaluations and checkpoints, or None after fewer than two steps."""
+        """Seconds per step, including what is done between steps, or None after fewer than two steps."""
         if len(self.records) < 2:
             return None
         first, last = self.records[0], self.records[-1]
