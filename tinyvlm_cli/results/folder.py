@@ -49,7 +49,7 @@ from tinyvlm_cli.results.records import ADDED_LATER, REAL, Answer, Run, ScoreRow
 from tinyvlm_cli.untrusted import JSON_ERRORS, check_file, check_name, link_out_of, read_text, read_yaml
 
 WEIGHT_FILES = (".safetensors", ".json", ".model", ".txt")  # files that from_pretrained reads
-ANSWER_KEY = re.compile(rb'"key": ("(?:[^"\\\\]|\\\\.)*")')  # in a line of an answers file
+ANSWER_KEY = re.compile(rb'"key": ("[^"\\]*+(?:\\.[^"\\]*+)*+")')  # in a line of an answers file
 ANSWER_FIELDS = ("question_id", "prompt", "text", "key")
 
 
@@ -304,7 +304,10 @@ class Results:
 
         keys: None for all answers.
         """
-        wanted = None if keys is None else {json.dumps(key, ensure_ascii=False).encode() for key in keys}
+        wanted = None
+        if keys is not None:  # other programs escape characters beyond ASCII
+            texts = (json.dumps(key, ensure_ascii=is_ascii) for key in keys for is_ascii in (False, True))
+            wanted = {text.encode("utf-8", "surrogatepass") for text in texts}
         found = {}
         for path in sorted(answers_dir.glob("answers-*.jsonl")):
             check_file(path)
