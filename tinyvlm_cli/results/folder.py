@@ -11,6 +11,7 @@ results/
     sources.json               what the stage takes from each source, if its training set is a mixture
     <part>.safetensors         the parts that this stage trained
     checkpoints/               while it trains
+    STOPPED                    it was stopped early, see stops.py
     DONE                       written last
   runs/<run>/
     config.yaml                the resolved configuration
@@ -96,8 +97,7 @@ class Results:
     def same_stage(self, stage: str, digest: str) -> str | None:
         """Return the name of the stage's folder whose hash is `digest`, or None if it does not exist.
 
-        Only the hash is compared, because earlier versions and renamed components result in other folder names. If
-        several folders match, a completed stage is preferred.
+        Only the hash is compared, as earlier versions have other names. A completed stage is preferred.
         """
         found = sorted(self.root.glob(f"stages/{glob.escape(stage)}-*{digest}"))
         return max(found, key=self.is_done).name if found else None
