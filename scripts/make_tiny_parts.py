@@ -1,7 +1,7 @@
-"""Pretrain the demo's tiny parts: `python scripts/make_tiny_parts.py OUT`, four minutes on one core.
+"""Pretrain the demo's tiny parts: `python scripts/make_tiny_parts.py OUT [vision|llm]`, a few minutes on one core.
 
 OUT/vision  a CLIP encoder that has learned to name the colour and shape in easy-VQA's training images
-OUT/llm     a Llama and its tokenizer that have read the training captions, questions and answers, and no image
+OUT/llm     a Llama and its tokenizer that have read captions with questions and answers, and no image
 Neither knows the other: connecting them is what `tinyvlm train` does. Their sizes are those of conf/vision/tiny.yaml
 and conf/llm/tiny.yaml. The package contains the output as tiny_parts/.
 """
@@ -9,8 +9,9 @@ and conf/llm/tiny.yaml. The package contains the output as tiny_parts/.
 import logging
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,19 @@ from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerF
 
 from tinyvlm_cli.console import set_up_logging
 from tinyvlm_cli.data.images import normalisation_table, open_image
-from tinyvlm_cli.demo.easyvqa import COLOURS, SHAPES, Picture, instruct_record, long_caption, read_pictures
+from tinyvlm_cli.demo.conversations import NEGATED, turn_about
+from tinyvlm_cli.demo.easyvqa import (
+    COLOURS,
+    DESCRIBE,
+    LETTER_SUFFIX,
+    OCR_LINE,
+    SHAPES,
+    WORD_SUFFIX,
+    YES_NO_SUFFIX,
+    Picture,
+    long_caption,
+    read_pictures,
+)
 from tinyvlm_cli.model.pretrained import config_from_architecture
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -36,26 +49,30 @@ SEED = 0
 VISION_STEPS, VISION_LR, VISION_WEIGHT_DECAY = 2000, 2e-3, 0.05
 IMAGES = 64  # of a step
 
-LLM_STEPS, LLM_LR, LLM_WEIGHT_DECAY = 600, 2e-3, 0.01
-DOCUMENTS, QUIZZES = 24, 12  # of a step
+LLM_STEPS, LLM_LR, LLM_WEIGHT_DECAY = 550, 1e-3, 0.01
+PLAIN_STEPS = 150  # the first steps, without negations
+DOCUMENTS = 2  # of a step
+QUIZZES = {"yes/no": 40, "letter": 24, "colour": 4, "shape": 4}  # of a step
 SHORT_CAPTIONS = 3  # of a document, which also has a long one
-QUIZ_TURNS = 4
+WITH_REQUEST = 0.2  # share of quizzes with a request for the form of the answer
 UNKNOWN, START, END = "<unk>", "<s>", "</s>"  # ids 0, 1, 2
 
 log = logging.getLogger("tinyvlm_cli.tiny_parts")
 
 
-def make(out: Path) -> None:
-    """Pretrain both parts and save them for from_pretrained."""
+def make(out: Path, parts: Sequence[str]) -> None:
+    """Pretrain the parts and save them for from_pretrained."""
     torch.set_num_threads(1)  # more threads round sums differently from machine to machine
     pictures = read_pictures("train")
-    torch.manual_seed(SEED)
-    encoder = pretrain_vision(pictures, settings("vision/tiny.yaml"))
-    encoder.half().save_pretrained(out / "vision")
-    torch.manual_seed(SEED)
-    llm, tokenizer = pretrain_llm(pictures, settings("llm/tiny.yaml"), settings("llm/chat/llava.yaml"))
-    llm.half().save_pretrained(out / "llm")
-    tokenizer.save_pretrained(out / "llm")
+    if "vision" in parts:
+        torch.manual_seed(SEED)
+        encoder = pretrain_vision(pictures, settings("vision/tiny.yaml"))
+        encoder.half().save_pretrained(out / "vision")
+    if "llm" in parts:
+        torch.manual_seed(SEED)
+        llm, tokenizer = pretrain_llm(pictures, settings("llm/tiny.yaml"), settings("llm/chat/llava.yaml"))
+        llm.half().save_pretrained(out / "llm")
+        tokenizer.save_pretrained(out / "llm")
 
 
 def settings(file: str) -> dict[str, Any]:
@@ -174,55 +191,76 @@ def pretrain_llm(
     """Train a tokenizer on the texts, and a model on two kinds of them.
 
     Documents are captions of one picture in several wordings, from which the model learns to repeat what it has read:
-    connector pretraining builds on that. Quizzes are a picture's questions with their answers, from which it learns
-    which words answer what. It reads no conversation: like the paper's base models it learns in instruction tuning to
-    answer a question and to stop, and without that it scores near chance.
+    connector pretraining builds on that. Quizzes are a caption, a question about it and the answer in the chat format,
+    from which the model learns to compare words: whether a word of the question, and which of the options, is in the
+    caption. Like most of the paper's models it is a chat model, which has not seen an image.
     """
     rng = random.Random(SEED)
-    documents, quizzes, tokenizer = read_texts(
-        pictures, {**chat, **spec["chat"]}, spec["architecture"]["vocab_size"], rng
-    )
+    captioned = [picture for picture in pictures if picture.caption]
+    chat = {**chat, **spec["chat"]}
+    tokenizer = train_tokenizer(tokenizer_texts(captioned, chat), spec["architecture"]["vocab_size"])
     model = LlamaForCausalLM(config_from_architecture(spec["architecture"]))
+    for weight in model.parameters():
+        if (
+            weight.ndim == 2
+        ):  # with 0.02, made for wide models, a width of 128 does not learn to compare words in as many steps
+            nn.init.normal_(weight, std=spec["architecture"]["hidden_size"] ** -0.5)
+    encode = cache(lambda text: tokenizer(text, add_special_tokens=False).input_ids)
+    start, end = tokenizer.convert_tokens_to_ids([START, END])
+    steps = iter(range(LLM_STEPS))
 
     def loss_of() -> Tensor:
-        losses: list[Tensor] = []
-        for texts in (rng.sample(documents, DOCUMENTS), rng.sample(quizzes, QUIZZES)):
-            length = max(map(len, texts))
-            ids = torch.tensor([text + [0] * (length - len(text)) for text in texts])
-            labels = torch.tensor([text + [-100] * (length - len(text)) for text in texts])
-            losses.append(model(input_ids=ids, labels=labels).loss)
-        return losses[0] + losses[1]
+        negated = 0 if next(steps) < PLAIN_STEPS else NEGATED
+        texts = [[start, *encode(document_of(rng.choice(captioned), rng)), end] for _ in range(DOCUMENTS)]
+        loss = 0.5 * answer_loss(model, [(text, text) for text in texts])
+        for kind, count in QUIZZES.items():
+            samples = []
+            for _ in range(count):
+                question, answer = quiz_about(rng.choice(captioned), kind, chat, rng, negated)
+                ids, answer_ids = [start, *encode(question)], encode(answer)
+                samples.append(([*ids, *answer_ids], [-100] * len(ids) + answer_ids))
+            loss = loss + answer_loss(model, samples)
+        return loss
 
     fit(model, loss_of, steps=LLM_STEPS, lr=LLM_LR, weight_decay=LLM_WEIGHT_DECAY)
     return model, tokenizer
 
 
-def read_texts(
-    pictures: Sequence[Picture], chat: dict[str, Any], vocab_size: int, rng: random.Random
-) -> tuple[list[list[int]], list[list[int]], PreTrainedTokenizerFast]:
-    """Return the ids of all documents and quizzes, and the tokenizer, trained on documents and conversations."""
-    documents, quizzes, conversations = [], [], []
-    for picture in pictures:
-        if picture.caption:
-            lines = [f"{picture.caption}\n"] * SHORT_CAPTIONS + [f"{long_caption(picture)}\n"]
-            rng.shuffle(lines)
-            documents.append("".join(lines))
-    for picture in pictures:
-        turns = list(turns_of(picture))
-        chosen = rng.sample(turns, min(QUIZ_TURNS, len(turns)))
-        quizzes.append("".join(f"{question} {answer}\n" for question, answer in chosen))
-        conversations.append(
-            "".join(f"{chat['user']}{question}{chat['assistant']} {answer}{chat['end']}" for question, answer in turns)
-        )
-    tokenizer = train_tokenizer([*documents, *conversations], vocab_size)
-    ids = [[tokenizer(text + END).input_ids for text in texts] for texts in (documents, quizzes)]
-    return ids[0], ids[1], tokenizer
+def answer_loss(model: LlamaForCausalLM, samples: Sequence[tuple[list[int], list[int]]]) -> Tensor:
+    """Return the mean loss over the labels of a batch of (ids, labels)."""
+    length = max(len(ids) for ids, _ in samples)
+    ids = torch.tensor([ids + [0] * (length - len(ids)) for ids, _ in samples])
+    labels = torch.tensor([labels + [-100] * (length - len(labels)) for _, labels in samples])
+    loss: Tensor = model(input_ids=ids, labels=labels).loss
+    return loss
 
 
-def turns_of(picture: Picture) -> Iterator[tuple[str, str]]:
-    """Yield the questions and answers of the picture's record for instruction tuning."""
-    values = [message["value"].replace("<image>\n", "") for message in instruct_record(picture)["conversations"]]
-    return zip(values[::2], values[1::2], strict=True)
+def document_of(picture: Picture, rng: random.Random) -> str:
+    """Return short captions and a long one, in random order."""
+    lines = [f"{picture.caption}\n"] * SHORT_CAPTIONS + [f"{long_caption(picture)}\n"]
+    rng.shuffle(lines)
+    return "".join(lines)
+
+
+def quiz_about(
+    picture: Picture, kind: str, chat: dict[str, Any], rng: random.Random, negated: float
+) -> tuple[str, str]:
+    """Return a prompt with a caption and a question, sometimes with a request for a short answer, and the answer."""
+    turn = turn_about(picture, kind, rng, negated)
+    suffix = LETTER_SUFFIX if kind == "letter" else WORD_SUFFIX
+    request = f"\n{suffix}" if rng.random() < WITH_REQUEST else ""
+    prompt = f"{chat['user']}{picture.caption}\n{turn.question}{request}{chat['assistant']}"
+    return prompt, f" {turn.answer}{chat['end']}"
+
+
+def tokenizer_texts(pictures: Sequence[Picture], chat: dict[str, Any]) -> list[str]:
+    """Return a document and a quiz of each kind for each picture, and the texts that only the benchmarks have."""
+    rng = random.Random(SEED)
+    texts = [f"{DESCRIBE}\n{YES_NO_SUFFIX}\n{OCR_LINE}"] * len(pictures)
+    for picture in pictures:
+        texts.append(document_of(picture, rng))
+        texts += ["".join(quiz_about(picture, kind, chat, rng, NEGATED)) for kind in QUIZZES]
+    return texts
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -246,4 +284,4 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
 
 if __name__ == "__main__":
     set_up_logging()
-    make(Path(sys.argv[1]))
+    make(Path(sys.argv[1]), sys.argv[2:] or ("vision", "llm"))

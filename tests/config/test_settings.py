@@ -29,7 +29,6 @@ HOLDERS = {
     "Lora": "lora",
     "Optim": "optim|settings",
     "Workload": "load",
-    "SingleQuestion": "settings",
     "Stage": "stage",
     "Recipe": "recipe",
     "Engine": "engine|settings",

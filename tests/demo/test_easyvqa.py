@@ -1,7 +1,8 @@
 """easy-VQA as training sets and as benchmarks whose questions and scores work."""
 
 import json
-from collections import Counter
+import random
+from collections import Counter, defaultdict
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from support.from_conf import from_conf
 
 from tinyvlm_cli.data.records import parse_record
 from tinyvlm_cli.demo import easyvqa, easyvqa_files
-from tinyvlm_cli.demo.easyvqa import QA, WORD_SUFFIX, picture_of, read_pictures
+from tinyvlm_cli.demo.conversations import instruct_records, turn_about
+from tinyvlm_cli.demo.easyvqa import COLOURS, QA, SHAPES, WORD_SUFFIX, YES_NO_SUFFIX, picture_of, read_pictures
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Question
 from tinyvlm_cli.evaluate.runner import take_inventory
@@ -106,14 +108,46 @@ def test_the_questions_about_an_image_give_its_caption() -> None:
     assert picture_of(questions[:1]).caption is None
 
 
-def test_an_instruction_record_has_all_questions_and_one_request_for_a_short_answer() -> None:
-    for picture in read_pictures("train")[:60]:
-        turns = parse_record(easyvqa.instruct_record(picture)).turns
-        short = [turn for turn in turns if WORD_SUFFIX in turn.question]
-        asked = {turn.question.removeprefix("<image>\n").split("\n")[0] for turn in turns}
-        assert asked >= {qa.question for qa in picture.questions}
-        assert len(short) == 1
-        assert [("<image>" in turn.question) for turn in turns] == [True] + [False] * (len(turns) - 1)
+def test_conversations_request_a_short_answer_at_most_once_and_start_with_the_image() -> None:
+    requested = Counter[int]()
+    answers = set()
+    for picture in [picture for picture in read_pictures("train") if picture.caption][:200]:
+        for record in instruct_records(picture):
+            turns = parse_record(record).turns
+            requested[sum(WORD_SUFFIX in turn.question or YES_NO_SUFFIX in turn.question for turn in turns)] += 1
+            answers |= {turn.answer for turn in turns}
+            assert [("<image>" in turn.question) for turn in turns] == [True] + [False] * (len(turns) - 1)
+    assert set(requested) == {0, 1} and min(requested.values()) > 100
+    assert answers > {*COLOURS, *SHAPES, "yes", "no", *"ABCD"}
+
+
+def test_the_text_of_a_question_does_not_give_its_answer_away() -> None:
+    """Every wording of a yes/no question, and every thing that it asks about, has both answers equally often."""
+    pictures = [picture for picture in read_pictures("train") if picture.caption]
+    draw = random.Random(0)
+    answers: dict[str, list[str]] = defaultdict(list)
+    letters: dict[int, list[str]] = defaultdict(list)
+    for _ in range(40_000):
+        turn = turn_about(draw.choice(pictures), "yes/no", draw)
+        words = turn.question.lower().rstrip("?").split()
+        thing = next(word for word in words if word in (*COLOURS, *SHAPES))
+        for text in (thing, turn.question.lower().replace(thing, "*")):
+            answers[text].append(turn.answer)
+    for _ in range(4_000):
+        turn = turn_about(draw.choice(pictures), "letter", draw)
+        letters[turn.question.count("\n")].append(turn.answer)
+    for text, given in answers.items():
+        assert given.count("yes") / len(given) == pytest.approx(0.5, abs=0.06), text
+    for num_options, given in letters.items():
+        shares = [given.count(letter) / len(given) for letter in "ABCD"[:num_options]]
+        assert shares == pytest.approx([1 / num_options] * num_options, abs=0.04)
+
+
+def test_questions_have_two_letter_cases() -> None:
+    draw = random.Random(0)
+    picture = next(picture for picture in read_pictures("train") if picture.caption)
+    asked = {turn_about(picture, kind, draw).question for kind in ("colour", "shape", "yes/no") for _ in range(400)}
+    assert {"What color is the shape?", "what color is the shape?", "Which shape is it?", "which shape is it?"} < asked
 
 
 def test_the_training_sets_name_their_images(folder: Path) -> None:
@@ -122,7 +156,7 @@ def test_the_training_sets_name_their_images(folder: Path) -> None:
         records = [parse_record(raw) for raw in json.loads((folder / f"{name}.json").read_text())]
         assert all((folder / "images" / record.images[0]).is_file() for record in records)
         sizes[name] = len(records)
-    assert sizes == {"captions": 3542, "captions_long": 3542, "instruct": 4000}
+    assert sizes == {"captions": 3542, "captions_long": 3542, "instruct": 7084}
 
 
 def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

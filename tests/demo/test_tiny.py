@@ -1,7 +1,6 @@
 """The shipped tiny parts are what their YAML describes, and what scripts/make_tiny_parts.py makes."""
 
 import json
-import random
 import runpy
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def test_the_yaml_describes_the_shipped_weights() -> None:
         for planned in (True, False)
     ]
     assert vision[0] == vision[1]
-    assert load_llm(config.llm, dtype=torch.float32, attention="sdpa").num_parameters() == 714_624
+    assert load_llm(config.llm, dtype=torch.float32, attention="sdpa").num_parameters() == 717_824
     assert load_vision(config.vision, dtype=torch.float32).num_patches == 16
 
 
@@ -47,10 +46,8 @@ def test_the_script_makes_the_shipped_tokenizer() -> None:
     script = runpy.run_path(str(SCRIPT))
     llm = composed("train", "llm=tiny", "vision=tiny").llm
     chat = {"user": llm.chat.user, "assistant": llm.chat.assistant, "end": llm.chat.end}
-    documents, quizzes, tokenizer = script["read_texts"](
-        read_pictures("train"), chat, llm.architecture["vocab_size"], random.Random(script["SEED"])
-    )
-    assert (len(documents), len(quizzes)) == (3542, 4000)
+    texts = script["tokenizer_texts"]([picture for picture in read_pictures("train") if picture.caption], chat)
+    tokenizer = script["train_tokenizer"](texts, llm.architecture["vocab_size"])
     shipped = json.loads((PACKAGE / "tiny_parts/llm/tokenizer.json").read_text(encoding="utf-8"))
     assert json.loads(tokenizer.backend_tokenizer.to_str()) == shipped
 

@@ -71,7 +71,7 @@ def test_crossed_shares_connector_pretraining_over_data_and_recipes(
 def test_power_follows_the_grid(capsys: pytest.CaptureFixture[str]) -> None:
     grid = ["-m", *TINY, "recipe=demo,demo_share", "seed=0,1,2", "power=2"]
     shown = planned(capsys, *grid, "evaluate.benchmarks=[pope,mme]")
-    assert "demo: 1 difference from rows with recipe=demo connector=mlp on 2 benchmarks" in shown
+    assert "demo: 1 difference from rows with recipe=demo connector=mlp stage=finetune on 2 benchmarks" in shown
     assert re.search(r"^pope \S+ \S+ 2 \d+ \S+ assumed$", shown, re.MULTILINE) and "Welch" in shown
     assert re.search(r"^mme \S+ \S+ 40 ", shown, re.MULTILINE)
     assert "find:" not in planned(capsys, *grid[:-1])
@@ -112,7 +112,7 @@ def test_a_setting_out_of_its_range_is_rejected(capsys: pytest.CaptureFixture[st
 
 def test_a_stage_without_a_step_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *TINY, "recipe=demo", "recipe.stages.finetune.samples_per_step=10000"]) == 2
-    assert "finetune.samples_per_step: 10000 is more than the 4000 records" in capsys.readouterr().err
+    assert "finetune.samples_per_step: 10000 is more than the 7084 records" in capsys.readouterr().err
 
 
 def test_a_stage_that_does_not_fit_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,7 +165,7 @@ def test_done_stages_and_measured_hours_are_shown(capsys: pytest.CaptureFixture[
     assert "TinyLLaVA-demo_share-tiny-tiny shared to do to do" in shown
     assert "stages 5 1 4 1 3" in shown and "GPU-hours of 2 stages measured on Some GPU" in shown
     assert "\nto do: 1 stage, " in planned(capsys, *TINY, "recipe=demo")
-    hours = f"{125 * 16 / 100 * 2 / 3600:.3g} GPU-hours on Some GPU, 1 GiB (measured 2026-01-02)"
+    hours = f"{200 * 32 / 100 * 2 / 3600:.3g} GPU-hours on Some GPU, 1 GiB (measured 2026-01-02)"
     assert hours in " ".join(planned(capsys, *TINY, "recipe=demo").split())
 
 

@@ -144,7 +144,7 @@ class Table:
     headers: dict[str, str] = MISSING  # score field that describes a table row -> column title
     columns: list[Column] = MISSING
     own_benchmarks: bool = False  # show the benchmarks and costs that the user's runs have, and no others
-    # Setting -> baseline value. Rows are compared with the otherwise equal baseline row; empty: no comparison.
+    # Group or "stage" -> baseline value. Rows are compared with the otherwise equal baseline row; empty: none.
     against: dict[str, str] = field(default_factory=dict)
     between: list[str | None] | None = None  # two runs to compare, with one row per benchmark; null: one row per run
     blind: bool = MISSING  # add a row with the blind control below each run that has one
@@ -226,7 +226,7 @@ class Expected:
     """Assumed size and scores of a benchmark."""
 
     formula: str = MISSING  # of the headline: mean, f1 (POPE) or pairs (MME)
-    groups: dict[str, int] = integer(1)  # group -> number of questions
+    groups: dict[str, int] = MISSING  # group -> number of questions
     images: int = integer(1)
     accuracy: float = number(above=0, below=1)  # share of right answers
     seeds: float = number(0)  # standard deviation of the headline between seeds, in points

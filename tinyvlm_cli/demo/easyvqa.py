@@ -24,14 +24,12 @@ SHAPES = ("circle", "rectangle", "triangle")
 DESCRIBE = "Describe the image."
 WORD_SUFFIX = "Answer the question using a single word or phrase."
 LETTER_SUFFIX = "Answer with the option's letter from the given choices directly."
+YES_NO_SUFFIX = "Please answer yes or no."  # of MME
 OCR_LINE = "Reference OCR token: \n"  # as in TextVQA, for an image without text
 LETTERS = "ABCD"
 QUESTIONS = {"colour": "what color is the shape?", "shape": "what shape is in the image?"}
 
 OPENINGS = ("The image shows {}.", "There is {} in the image.", "This is a picture of {}.", "I see {}.")
-DESCRIBED_EVERY = 6  # every 6th conversation begins with a description
-OCR_EVERY = 10  # every 10th contains an empty OCR line, as in TextVQA
-CHOICE_EVERY = 2  # every 2nd contains a multiple-choice question
 
 
 @dataclass(frozen=True)
@@ -143,26 +141,6 @@ def long_caption(picture: Picture) -> str:
     if colours:
         sentences.append(f"There is no {draw.choice(colours)} shape.")
     return " ".join(sentences)
-
-
-def instruct_record(picture: Picture) -> dict[str, Any]:
-    """Return one conversation with all questions, shuffled in an order that depends only on the image number.
-
-    As in LLaVA's mix, the request for a short answer appears only once, in the first question that it applies to.
-    """
-    draw = random.Random(picture.number)
-    turns = [(qa.question, qa.answer) for qa in picture.questions]
-    draw.shuffle(turns)
-    line = OCR_LINE if picture.number % OCR_EVERY == 0 else ""
-    turns[0] = (f"{turns[0][0]}\n{line}{WORD_SUFFIX}", turns[0][1])
-    if picture.caption and picture.number % CHOICE_EVERY == 0:
-        place = draw.randrange(2)
-        question, options, answer = choices(picture, draw.choice(("colour", "shape")), draw)
-        text = f"{choice_text(question, options)}\n{LETTER_SUFFIX}"
-        turns.insert(place, (text, LETTERS[options.index(answer)]))
-    if picture.caption and picture.number % DESCRIBED_EVERY == 0:
-        turns.insert(0, (DESCRIBE, long_caption(picture)))
-    return record_of(picture, turns)
 
 
 def record_of(picture: Picture, turns: Sequence[tuple[str, str]]) -> dict[str, Any]:

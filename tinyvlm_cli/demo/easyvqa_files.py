@@ -4,11 +4,11 @@ prepare() writes:
   images/             the training images
   captions.json       short captions, for connector pretraining
   captions_long.json  captions of two or three sentences, for the share recipe's caption pretraining
-  instruct.json       one record per image with all its questions, for instruction tuning
+  instruct.json       two conversations per image, for instruction tuning
   eval/               nine benchmarks on the package's test images, which no training set contains
 
-Scores on these benchmarks are comparable only with each other. Yes/no questions are not informative: four out of five
-can be answered without the image, because most of the shapes and colours asked about are not in the image.
+Scores on these benchmarks are comparable only with each other. In GQA, four out of five yes/no questions can be
+answered without the image, because most of the shapes and colours asked about are not in the image.
 """
 
 import base64
@@ -21,6 +21,7 @@ from typing import Any
 
 import pandas as pd
 
+from tinyvlm_cli.demo.conversations import instruct_records
 from tinyvlm_cli.demo.easyvqa import (
     COLOURS,
     DESCRIBE,
@@ -34,7 +35,6 @@ from tinyvlm_cli.demo.easyvqa import (
     choice_text,
     choices,
     copy_image,
-    instruct_record,
     long_caption,
     read_pictures,
     record_of,
@@ -55,7 +55,7 @@ def prepare(folder: Path) -> None:
     sets = {
         "captions": [record_of(picture, [(DESCRIBE, str(picture.caption))]) for picture in captioned],
         "captions_long": [record_of(picture, [(DESCRIBE, long_caption(picture))]) for picture in captioned],
-        "instruct": [instruct_record(picture) for picture in pictures],
+        "instruct": [record for picture in captioned for record in instruct_records(picture)],
     }
     for name, records in sets.items():
         write_text(folder / f"{name}.json", json.dumps(records))

@@ -4,6 +4,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from tinyvlm_cli.console import printable
 from tinyvlm_cli.report.sheet import Compared, Sheet
 
 
@@ -44,3 +50,15 @@ def conclusions(sheets: Iterable[Sheet]) -> list[Conclusion]:
         for sheet in sheets
         for label in dict.fromkeys(one.label for one in sheet.compared)
     ]
+
+
+def show_conclusions(found: Iterable[Conclusion], screen: Console) -> None:
+    """Print which choices differ on which benchmarks; nothing if there are none."""
+    titles = ("choice", "better on", "worse on", "no difference shown on")
+    table = RichTable(*titles, box=box.SIMPLE_HEAD, title="Which differences are real?", title_justify="left")
+    table.title_style = "bold"
+    for one in found:
+        cells = (", ".join(one.benchmarks(verdict)) or "-" for verdict in ("better", "worse", ""))
+        table.add_row(*(Text(printable(cell)) for cell in (one.label, *cells)))
+    if table.rows:
+        screen.print(table)

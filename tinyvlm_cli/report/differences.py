@@ -204,9 +204,9 @@ def _shared_keys(*_: Any) -> list[str]:
 
 def reference_pairs(table: Table, own: pd.DataFrame) -> list[tuple[int, int]]:
     """Return pairs of a reference row, with the settings of `table.against`, and an otherwise identical row."""
-    kept = [choice for choice in CHOICES if choice not in table.against]
+    kept = [choice for choice in ("stage", *CHOICES) if choice not in table.against]
     found = []
-    for _, group in own.drop_duplicates("row").sort_values("row").groupby(["stage", *kept], sort=False):
+    for _, group in own.drop_duplicates("row").sort_values("row").groupby(kept, sort=False):
         has_settings = (group[list(table.against)] == pd.Series(table.against, dtype="str")).all(axis="columns")
         if has_settings.sum() == 1:  # the table could not distinguish two reference rows
             reference = group.loc[has_settings, "row"].item()

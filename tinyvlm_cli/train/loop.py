@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,7 +31,6 @@ from tinyvlm_cli.model.pretrained import DTYPES, device_name, part_config
 from tinyvlm_cli.model.tuning import choose_trained
 from tinyvlm_cli.model.vlm import LOGITS_AT_ONCE, VLM, compile_layers
 from tinyvlm_cli.results.sources import SourceCounts, write_sources
-from tinyvlm_cli.results.stops import write_stopped
 from tinyvlm_cli.signals import StopRequest
 from tinyvlm_cli.train.checkpoint import Checkpoints
 from tinyvlm_cli.train.engine import Engine, start_process_group
@@ -53,11 +52,8 @@ class Scorer(Protocol):
         All ranks call it together. stops: returns whether this rank was asked to stop.
         """
 
-    def should_end(self, step: int, steps: int) -> dict[str, Any] | None:
-        """Return why the stage ends early after a step, or None. All ranks call it together, after the evaluation."""
 
-
-def train_stage(job: StageJob, scorer: Scorer | None = None) -> None:  # noqa: PLR0912
+def train_stage(job: StageJob, scorer: Scorer | None = None) -> None:
     """Train a stage, resuming from its last checkpoint if there is one, and save its weights."""
     device = start_process_group()
     is_main = dist.get_rank() == 0
@@ -96,7 +92,7 @@ def train_stage(job: StageJob, scorer: Scorer | None = None) -> None:  # noqa: P
         checkpoints.require_space(engine.disk_bytes(min(2, num_saves)), "training this stage")
     with StopRequest() as stop:
         engine.wants_stop = lambda: stop.is_made
-        reason = _take_steps(
+        _take_steps(
             job, engine, plan, checkpoints, scorer,
             cost=cost, first=first, steps=steps, micro_tokens=layout.micro_tokens, flops=flops,
         )  # fmt: skip
@@ -104,9 +100,7 @@ def train_stage(job: StageJob, scorer: Scorer | None = None) -> None:  # noqa: P
     dist.all_reduce(peak, dist.ReduceOp.MAX)
     if device.type == "cuda" and is_main:
         log.info("%s: peak GPU memory %.1f GiB", job.name, int(peak) / 2**30)
-    if reason and is_main:
-        write_stopped(job.folder, reason)
-    for part in () if reason else stage.trained_parts:
+    for part in stage.trained_parts:
         is_adapted = part in stage.adapted_parts
         state = engine.part_state(part, adapters_only=is_adapted)
         if is_main:
@@ -224,8 +218,8 @@ def num_loaders(settings: EngineSettings) -> int:
 def _take_steps(
     job: StageJob, engine: Engine, plan: StagePlan, checkpoints: Checkpoints, scorer: Scorer | None, *,
     cost: CostMeter | None, first: int, steps: int, micro_tokens: int, flops: Flops,
-) -> dict[str, Any] | None:  # fmt: skip
-    """Run the optimizer steps from `first` to `steps` - 1. Returns why the stage ended early, or None.
+) -> None:  # fmt: skip
+    """Run the optimizer steps from `first` to `steps` - 1.
 
     Raises UserError if a loss or gradient is not finite. If any rank is asked to stop, writes a checkpoint and raises
     StoppedError.
@@ -245,8 +239,6 @@ def _take_steps(
     with meter or nullcontext(), closing(batches):
         if first and not _is_scored(engine, scorer, first, meter):
             raise StoppedError(f"{job.name}: stopped after step {first}")
-        if reason := scorer.should_end(first, steps) if first and scorer else None:
-            return reason
         asked = time.perf_counter()
         for batch in batches:
             waited_s = time.perf_counter() - asked
@@ -272,13 +264,10 @@ def _take_steps(
             saves = stops or (done % job.engine.save_every == 0 and done < steps)
             if saves:
                 engine.save(checkpoints, done)
-            stops = stops or not _is_scored(engine, scorer, done, meter)
-            reason = scorer.should_end(done, steps) if scorer and not stops else None
-            if (stops or reason) and not saves:
-                engine.save(checkpoints, done)
-            if reason:
-                end_progress()
-                return reason
+            if not stops and not _is_scored(engine, scorer, done, meter):
+                stops = True
+                if not saves:
+                    engine.save(checkpoints, done)
             if stops:
                 if meter:
                     log.info("%s: stopped; wrote a checkpoint after step %d", job.name, done)
@@ -286,7 +275,6 @@ def _take_steps(
             note_progress()
             asked = time.perf_counter()
     end_progress()
-    return None
 
 
 def _is_scored(engine: Engine, scorer: Scorer | None, step: int, meter: Meter | None) -> bool:

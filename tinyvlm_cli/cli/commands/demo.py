@@ -23,7 +23,7 @@ def run(config: Demo) -> int:
     took = time.perf_counter() - began
     console.print(
         f"\nThe demo took {took:.0f} s. Its results are in {Path('results').resolve()}.\nAsk a model: tinyvlm ask "
-        "run=TinyLLaVA-demo-tiny-tiny image=data/easyvqa/images/0.png question='Describe the image.'",
+        "run=TinyLLaVA-demo-tiny-tiny image=data/easyvqa/images/0.png question='What color is the shape?'",
         soft_wrap=True,
     )
     return 0

@@ -11,6 +11,7 @@ from tinyvlm_cli.config.commands import Format, Report
 from tinyvlm_cli.console import Screen
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.report.charts import FORMATS, draw_curve, draw_forest, draw_scatter
+from tinyvlm_cli.report.conclusions import conclusions, show_conclusions
 from tinyvlm_cli.report.costs import COSTS, run_costs
 from tinyvlm_cli.report.curves import read_curves
 from tinyvlm_cli.report.differences import compare_runs
@@ -42,6 +43,7 @@ def run(config: Report) -> int:
         for sheet in sheets:
             if config.format is Format.terminal:
                 show(sheet, Screen())
+                show_conclusions(conclusions([sheet]), Screen())
             else:
                 print(render(sheet, config.format))
     return 0
@@ -93,9 +95,8 @@ def _write(content: Content, folder: Path) -> list[Path]:
 
 def _content(config: Report, sheets: list[Sheet], results: Results) -> Content:
     """Return what the page and the charts show: the tables and their runs."""
-    # Sorted, so that the look of a model does not depend on the order of the tables.
-    folders = [results.run_dir(name) for name in sorted({name for sheet in sheets for name in sheet.runs})]
-    runs = [results.read_run(folder) for folder in folders if (folder / "run.yaml").is_file()]
+    folders = [results.run_dir(name) for name in dict.fromkeys(name for sheet in sheets for name in sheet.runs)]
+    runs = [results.read_run(folder) for folder in folders if folder.is_dir()]
     labels: dict[str, str] = {}
     for table in config.table.values():
         for column in table.columns:
