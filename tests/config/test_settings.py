@@ -29,6 +29,7 @@ HOLDERS = {
     "Lora": "lora",
     "Optim": "optim|settings",
     "Workload": "load",
+    "SingleQuestion": "settings",
     "Stage": "stage",
     "Recipe": "recipe",
     "Engine": "engine|settings",

@@ -34,6 +34,12 @@ def test_a_question_has_the_answers_and_scores_of_all_runs(runs: list[Run]) -> N
     assert found["3"].given == [0, -1] and found["1"].prompt == "What is 1?"
 
 
+@pytest.mark.parametrize("key", ['what does "stop" say?', "a\\b", 'ends with \\"', "caf\u00e9", "half \ud800"])
+def test_a_key_with_quotes_and_backslashes_is_found(tmp_path: Path, key: str) -> None:
+    (sample,) = samples([write_run(tmp_path, "one", {"1": 1.0, key: 0.0}, says="x")])
+    assert {one.key: one.texts for one in sample.questions} == {"1": [("x", "")], key: [("x", "")]}
+
+
 def test_answers_that_are_not_judged_are_shown_without_scores(tmp_path: Path) -> None:
     run = write_run(tmp_path, "one", {"1": 1.0}, says="x")
     (run.folder / "eval/finetune/gqa/per_question.json").write_text("{}", encoding="utf-8")

@@ -14,7 +14,7 @@ from tinyvlm_cli.cli.nested import default_tables
 from tinyvlm_cli.config.build import conf_dir
 from tinyvlm_cli.config.commands import Noise, Table
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.report.planned_power import PlannedCell, comparisons, noise_of, power_rows
+from tinyvlm_cli.report.planned_power import GridCell, comparisons, noise_of, power_rows
 from tinyvlm_cli.report.scores import DIFFERENCE, all_scores
 from tinyvlm_cli.report.tables import build
 from tinyvlm_cli.results.folder import Results
@@ -35,14 +35,14 @@ def assumed() -> Noise:
     return found
 
 
-def cells(num_seeds: int, **changes: str) -> list[PlannedCell]:
+def cells(num_seeds: int, **changes: str) -> list[GridCell]:
     """Return the cells of sweeps/llm.yaml, whose pretraining costs 1 and whose finetuning costs 10 GPU-hours."""
     found = []
     for llm, vision, seed in itertools.product(LLMS, ENCODERS, range(num_seeds)):
         choices = {"llm": llm, "vision": vision, "connector": "mlp", "data": "llava15", "recipe": "base", **changes}
         hours = {f"pretrain-{vision}-{seed}": 1.0, f"finetune-{llm}-{vision}-{seed}": 10.0}
         name = f"{llm}-{vision}"
-        found.append(PlannedCell(f"{name}-{seed}", name, choices, seed, "finetune", hours, None))
+        found.append(GridCell(f"{name}-{seed}", name, choices, seed, "finetune", hours, None))
     return found
 
 

@@ -160,6 +160,8 @@ def _evaluate(config: Any, name: str, _: str) -> str | None:
     settings = config.evaluate
     if not settings.benchmarks:
         return "evaluate.benchmarks is not set"
+    if name.startswith("stop") and settings.stop is None:
+        return None if name == "stop" else "evaluate.stop is not set"
     return "evaluate.judge.model is not set" if name == "judge" and not settings.judge.model else None
 
 
@@ -177,7 +179,7 @@ _RULES: tuple[tuple[str, str, Rule], ...] = (  # commands, settings, rule
     ("train plan", r"data\.mixtures\.([^.]+)\..+", _mixture),
     ("train", r"(?:llm|vision|vision\.second)\.architecture(?:\..+)?", _architecture),
     ("bench", r"evaluate\..+|tracker", lambda *_: "only `train` and `plan` use it"),
-    ("train plan", r"evaluate\.(every|limit|eval_dir|judge)(?:\..+)?", _evaluate),
+    ("train plan", r"evaluate\.(every|limit|stop|stop_alpha|eval_dir|judge)(?:\..+)?", _evaluate),
     ("bench", r"steps", _bench("train")),
     ("bench", r"images|workloads(?:\..+)?", _bench("eval")),
     ("bench", r"engine\.(?:zero|micro_tokens|recompute|compile)", _bench("train")),

@@ -226,7 +226,7 @@ class Expected:
     """Assumed size and scores of a benchmark."""
 
     formula: str = MISSING  # of the headline: mean, f1 (POPE) or pairs (MME)
-    groups: dict[str, int] = MISSING  # group -> number of questions
+    groups: dict[str, int] = integer(1)  # group -> number of questions
     images: int = integer(1)
     accuracy: float = number(above=0, below=1)  # share of right answers
     seeds: float = number(0)  # standard deviation of the headline between seeds, in points

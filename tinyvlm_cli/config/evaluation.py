@@ -36,5 +36,11 @@ class Evaluate:
     benchmarks: Any = None  # a name, such as all, or a list of names; null: none. Composition inserts their settings
     every: int | None = integer(1, default=None)  # optimizer steps between evaluations; null: only after the last stage
     limit: int | None = integer(1, default=None)  # number of questions per benchmark; null: all
+    # With `every`: stop the last stage of a run when its mean score is significantly more than this many points, in
+    # percent of the highest score, below that of another run of results_dir at the same step; null: never
+    stop: float | None = number(0, 100, default=None)
+    stop_alpha: float = number(
+        above=0, below=1, default=0.05
+    )  # probability of a wrong stop in the whole stage, at most
     eval_dir: str = MISSING  # folder with one subfolder per benchmark, in LLaVA's layout
     judge: Judge = field(default_factory=Judge)  # grades open-ended answers after the last stage

@@ -22,7 +22,9 @@ class Range:
     length: int | None = None  # required number of values in a list; None: any
 
     def contains(self, value: Any) -> bool:
-        """Return whether a number, or every number in a list of the required length, is in the range."""
+        """Return whether a number, or every number in a mapping or a list of the required length, is in the range."""
+        if isinstance(value, dict):
+            return all(map(self.contains, value.values()))
         if isinstance(value, list):
             is_nested = any(isinstance(one, list) for one in value)  # a list of such lists
             return (is_nested or self.length == len(value)) and all(map(self.contains, value))

@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,10 @@ from tinyvlm_cli.evaluate.runner import answer_share
 from tinyvlm_cli.heartbeat import end_progress, note_progress
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.results.folder import Results
-from tinyvlm_cli.results.records import Answer, StepScore
+from tinyvlm_cli.results.records import HIGHEST, Answer, StepScore
+from tinyvlm_cli.results.stops import step_questions
+from tinyvlm_cli.statistics.questions import Questions
+from tinyvlm_cli.statistics.stopping import Verdict, verdict
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,8 @@ class StepScorer:
     vision: Vision
     stage: Stage
     upright: bool  # whether images are turned as their Exif orientation states
+    stop: float | None = None  # see `Evaluate`
+    stop_alpha: float = 0.05
     _answerer: RunAnswerer | None = None
 
     def __call__(self, model: VLM, step: int, *, stops: Callable[[], bool]) -> dict[str, float] | None:
@@ -75,6 +80,46 @@ class StepScorer:
             known |= {score.cell: score for score in scores}
         values = {cell[1]: known[cell].value for cell in cells if cell in known}
         return {f"score/{name}": value for name, value in values.items() if value is not None}
+
+    def should_end(self, step: int, steps: int) -> dict[str, Any] | None:
+        """Return the comparison with the stage of another run that stops this one after `step` of `steps`, or None."""
+        if self.stop is None or step % self.every or step >= steps:
+            return None
+        store = PrefixStore(f"end {self.folder.name} {step}", _get_default_store())
+        if dist.get_rank() == 0:
+            found = self._verdict(step, self.stop, num_looks=(steps - 1) // self.every)
+            shown = {"step": step, "steps": steps, "margin": self.stop, "alpha": self.stop_alpha}
+            store.set("verdict", json.dumps(found and {**asdict(found), "lead": round(found.lead, 2), **shown}))
+        reason: dict[str, Any] | None = json.loads(store.get("verdict"))
+        return reason
+
+    def _verdict(self, step: int, margin: float, *, num_looks: int) -> Verdict | None:
+        """Compare with the same stage of other runs with the same seed, which were evaluated in the same way."""
+
+        def read(folder: Path) -> tuple[dict[str, Questions], dict[str, float]]:
+            wanted = {(step, one.name, one.version, one.split, self.limit) for one in self.benchmarks}
+            scores = [score for score in Results.step_scores(folder) if score.cell in wanted]
+            paths = {score.benchmark: step_questions(folder, score.benchmark, step) for score in scores}
+            if len(paths) < len(self.benchmarks):
+                raise UserError(f"{folder}: not evaluated after step {step}")
+            highest = {score.benchmark: float(HIGHEST.get(score.metric, 100)) for score in scores}
+            return {name: Questions.read(path) for name, path in paths.items()}, highest
+
+        record, others = Results.read_stage(self.folder), {}
+        assert record is not None
+        try:
+            own, highest = read(self.folder)
+        except UserError:  # of an evaluation without evaluate.stop
+            return None
+        for folder in sorted(self.folder.parent.glob(f"{self.name}-*")):
+            try:
+                other = Results.read_stage(folder)
+                is_same = other and other.stage == self.name and other.identity.get("seed") == record.identity["seed"]
+                if is_same and folder != self.folder:
+                    others[folder.name] = read(folder)[0]
+            except UserError:  # an unreadable folder, or a stage that is not that far
+                continue
+        return verdict(own, others, highest, margin=margin, alpha=self.stop_alpha, num_looks=num_looks)
 
     def _scores(
         self, answerer: RunAnswerer, due: Sequence[Benchmark], step: int, store: Store, stops: Callable[[], bool]
@@ -120,6 +165,9 @@ class StepScorer:
         try:
             score = benchmark.score(answers, {answer.key for answer in answers}, partial=True)
             value, metric, n, valid = score.value, score.metric, score.n, score.valid
+            if self.stop is not None:
+                questions = Questions.of(score.formula, score.tallies)
+                questions.write(step_questions(self.folder, benchmark.name, step))
         except UserError as error:  # of a training that has run for hours
             log.warning("%s, step %d: %s is not scored: %s", self.name, step, benchmark.label, error)
         seconds = time.perf_counter() - began

@@ -63,6 +63,8 @@ def step_scorer(job: "StageJob") -> "StepScorer | None":
         job.vision,
         job.stage,
         upright=job.exif is Exif.upright,
+        stop=job.evaluate.stop,
+        stop_alpha=job.evaluate.stop_alpha,
     )
 
 

@@ -17,6 +17,7 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.costs import model_settings
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.sources import SourceCounts
+from tinyvlm_cli.results.stops import stopped
 from tinyvlm_cli.results.weights import check_weights, done_before
 from tinyvlm_cli.train.layout import GIB, USABLE, Layout, Need, Needs, choose, fixed_layout, longest_row
 from tinyvlm_cli.train.stages import RunJob, StageJob, resolve, stage_job
@@ -25,7 +26,7 @@ from tinyvlm_cli.untrusted import JSON_ERRORS
 if TYPE_CHECKING:
     from tinyvlm_cli.plan.estimate import Models
 
-DONE, TO_RESUME, TO_DO = "done", "to resume", "to do"
+DONE, STOPPED, TO_RESUME, TO_DO = "done", "stopped", "to resume", "to do"
 RESULT = "bench.json"
 EVAL_RESULT = "eval.json"
 WEIGHT_BYTES = {Precision.bf16: 2, Precision.fp32: 4}
@@ -186,6 +187,8 @@ def plan_run(config: Plan, models: "Models") -> PlannedRun:
         mix = config.mixes.get(job.stage.split)
         estimate = estimate_stage(job, models.sizes(job), mix)
         state = TO_RESUME if Results.has_checkpoint(job.folder) else TO_DO
+        if job.evaluate is not None and job.evaluate.stop is not None and stopped(job.folder) is not None:
+            state = STOPPED
         held = held_bytes(estimate, job.stage, job.engine)
         peak: Peak | UserError | None = None
         if held is not None:

@@ -38,6 +38,7 @@ def footnotes(  # noqa: PLR0917
             "not judged: no judge was set, or none of its replies could be read; run `tinyvlm eval` again with "
             "judge.model=MODEL"
         )
+    found += _on_stops(shown[shown["state"] == "stopped"])
     if "pending" in set(shown["state"]):
         found.append("pending: some answers have not been judged yet; run the same `tinyvlm eval` again")
     found += _on_seeds(columns, own_rows)
@@ -116,6 +117,22 @@ def _on_training(shown: pd.DataFrame) -> list[str]:
         for warning in warnings if isinstance(warnings, list) else ():
             concerned[warning][name] = None
     return [f"{', '.join(names)}: {warning}" for warning, names in concerned.items()]
+
+
+def _on_stops(stopped: pd.DataFrame) -> list[str]:
+    """Return a footnote for each run whose training was stopped early, see `evaluate.stop`."""
+    found = {}
+    for row in stopped.to_dict("records"):
+        reason = row["details"].get("stopped") if isinstance(row["details"], dict) else None
+        reason = reason if isinstance(reason, dict) else {}
+        step, steps, behind, margin, alpha = (
+            str(reason.get(key, "?")) for key in ("step", "steps", "behind", "margin", "alpha")
+        )
+        found[row["run"]] = (
+            f"{row['run']}: stopped, not trained to the end: after step {step} of {steps}, it was more than {margin} "
+            f"points behind {behind} (sequential test, error rate {alpha})"
+        )
+    return list(found.values())
 
 
 def _judge(judge: str, details: dict[str, Any]) -> str:

@@ -35,7 +35,7 @@ SAME_SIZE = 0.1  # relative difference between numbers of questions of the same 
 
 
 @dataclass(frozen=True)
-class PlannedCell:
+class GridCell:
     """A run of the grid and its costs."""
 
     folder: str
@@ -56,7 +56,7 @@ class Comparisons:
     pairs: list[tuple[str, str]]  # displayed names of a reference and of another row
     benchmarks: list[str]
     num_seeds: int  # of the row with the fewest
-    cells: list[PlannedCell]  # in any pair
+    cells: list[GridCell]  # in any pair
 
     @property
     def level(self) -> float:
@@ -72,7 +72,7 @@ class Comparisons:
 
 
 def power_rows(  # noqa: PLR0917
-    cells: Sequence[PlannedCell], chosen: Sequence[str], points: float, assumed: Assumed, tables: Mapping[str, Table],
+    cells: Sequence[GridCell], chosen: Sequence[str], points: float, assumed: Assumed, tables: Mapping[str, Table],
     results: Results,
 ) -> Iterator[list[str]]:  # fmt: skip
     """Yield rows of text on the power of each comparison of the grid; a row with a single cell is a line of its own.
@@ -129,7 +129,7 @@ def power_rows(  # noqa: PLR0917
 
 
 def comparisons(
-    cells: Sequence[PlannedCell], benchmarks: Sequence[str], tables: Mapping[str, Table]
+    cells: Sequence[GridCell], benchmarks: Sequence[str], tables: Mapping[str, Table]
 ) -> Iterator[Comparisons]:
     """Yield what the report compares: in the tables that would suit the runs, then in groups that no table compares."""
     frame = typed(
@@ -170,7 +170,7 @@ def comparisons(
 
 
 def noise_of(
-    benchmark: str, cells: Sequence[PlannedCell], assumed: Assumed, results: Results
+    benchmark: str, cells: Sequence[GridCell], assumed: Assumed, results: Results
 ) -> tuple[Noise, float] | None:
     """Return a benchmark's noise and highest score, from earlier results if there are any, else as assumed.
 
@@ -205,7 +205,7 @@ def noise_of(
 
 
 def _measured(
-    rows: Sequence[ScoreRow], cells: Sequence[PlannedCell], seeds: float, results: Results, *,
+    rows: Sequence[ScoreRow], cells: Sequence[GridCell], seeds: float, results: Results, *,
     between_settings: float, between_seeds: float,
 ) -> tuple[Noise, float] | None:  # fmt: skip
     """Return the noise of earlier scores and their highest value, or None if none of them can be used.

@@ -18,10 +18,12 @@ from tinyvlm_cli.results.attempts import EVAL, TRAIN, Attempt, read_attempts
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.losses import Trace
 from tinyvlm_cli.results.records import MODEL_STAGE, REAL, ScoreRow
+from tinyvlm_cli.results.stops import stopped
 from tinyvlm_cli.untrusted import check_file
 
-DONE, RUNNING, WAITING, FAILED, INTERRUPTED, TO_DO = "done", "running", "waiting", "failed", "interrupted", "to do"
-STATES = (DONE, RUNNING, WAITING, FAILED, INTERRUPTED, TO_DO)
+DONE, STOPPED, RUNNING, WAITING = "done", "stopped", "running", "waiting"
+FAILED, INTERRUPTED, TO_DO = "failed", "interrupted", "to do"
+STATES = (DONE, STOPPED, RUNNING, WAITING, FAILED, INTERRUPTED, TO_DO)
 MAX_S = 1e9  # 30 years
 
 
@@ -110,14 +112,14 @@ class Reader:
         tasks += [key for one in chosen for key in one.benchmarks]
         runs = [self._run(one, list(dict.fromkeys(tasks)), rows) for one in chosen]
         stages = {work.folder: work for run in runs for work in run.stages}
-        if any(work.state not in (DONE, FAILED) for work in stages.values()):
+        if any(work.state not in (DONE, STOPPED, FAILED) for work in stages.values()):
             stages = {folder: self._estimated(work) for folder, work in stages.items()}
             runs = [replace(run, stages=[stages[work.folder] for work in run.stages]) for run in runs]
         evaluations = [work for run in runs for work in run.evaluations]
         to_do = {work.folder: work for run in runs if run.state != FAILED for work in (*run.stages, *run.evaluations)}
         left: dict[str, list[float | None]] = {"stages": [], "evaluations": []}
         for folder, work in to_do.items():
-            if work.state not in (DONE, FAILED):
+            if work.state not in (DONE, STOPPED, FAILED):
                 left["stages" if folder in stages else "evaluations"].append(work.seconds_left)
         seconds = [one for every in left.values() for one in every if one is not None]
         workers = sum(one.run in names for one in self.alive)
@@ -172,10 +174,12 @@ class Reader:
             state = WAITING if waits_for else RUNNING
         elif is_done or error:
             state = DONE if is_done else FAILED
+        elif any(work.state == STOPPED for work in stages):
+            state = STOPPED
         else:
             state = INTERRUPTED if last or any(work.state == INTERRUPTED for work in stages) else TO_DO
         stage = list(one.stages)[-1] if one.stages else MODEL_STAGE
-        evaluations = self._evaluations(one.run, stage, tasks, rows) if not one.error else []
+        evaluations = self._evaluations(one.run, stage, tasks, rows) if not one.error and state != STOPPED else []
         process = _process(own) if own else ""
         return RunStatus(one.run, one.name, state, stages, evaluations, process, waits_for, error)
 
@@ -201,6 +205,8 @@ class Reader:
             )  # fmt: skip
         saved = [path.parent.name.partition("-")[2] for path in stage_dir.glob("checkpoints/step-*/manifest.json")]
         step = max((int(number) for number in saved if number.isdecimal()), default=0)
+        if stopped(stage_dir) is not None:  # early, see `evaluate.stop`
+            return Work(name, stage_dir.name, STOPPED, step, trace.steps)
         work = Work(name, stage_dir.name, INTERRUPTED if saved or trace.records else TO_DO, step, trace.steps)
         last = next((one for one in reversed(self.attempts) if one.stage == work.folder and not one.waits), None)
         if last:
@@ -220,7 +226,7 @@ class Reader:
         The names of the stage, the vision encoder, the connector and the LLM in the folder names are compared, and the
         stage and the LLM, on which the time depends most, must be equal.
         """
-        if work.state in (DONE, FAILED):
+        if work.state in (DONE, STOPPED, FAILED):
             return work
         own = self._traces.get(work.folder)
         alike = [own] if own else []

@@ -267,7 +267,7 @@ def _own_cells(
         values = [one.value for one in scores if not isnan(one.value)]
         if not values:
             states = {one.state for one in scores}
-            return next((state for state in ("pending", "not judged") if state in states), DASH), None
+            return next((state for state in ("stopped", "pending", "not judged") if state in states), DASH), None
         mark = "" if column.detail or images != REAL else compared.marks.get((row, column.benchmark), "")
         deviation = f" {PLUS_MINUS} {stdev(values):.1f}" if len(values) > 1 else ""
         return f"{mark}{' ' if mark else ''}{fmean(values):.1f}{deviation}", round(fmean(values), 1)

@@ -11,6 +11,7 @@ results/
     sources.json               what the stage takes from each source, if its training set is a mixture
     <part>.safetensors         the parts that this stage trained
     checkpoints/               while it trains
+    STOPPED                    it was stopped early, see stops.py
     DONE                       written last
   runs/<run>/
     config.yaml                the resolved configuration
@@ -49,7 +50,7 @@ from tinyvlm_cli.results.records import ADDED_LATER, REAL, Answer, Run, ScoreRow
 from tinyvlm_cli.untrusted import JSON_ERRORS, check_file, check_name, link_out_of, read_text, read_yaml
 
 WEIGHT_FILES = (".safetensors", ".json", ".model", ".txt")  # files that from_pretrained reads
-ANSWER_KEY = re.compile(rb'"key": ("(?:[^"\\\\]|\\\\.)*")')  # in a line of an answers file
+ANSWER_KEY = re.compile(rb'"key": ("[^"\\]*+(?:\\.[^"\\]*+)*+")')  # in a line of an answers file
 ANSWER_FIELDS = ("question_id", "prompt", "text", "key")
 
 
@@ -96,8 +97,7 @@ class Results:
     def same_stage(self, stage: str, digest: str) -> str | None:
         """Return the name of the stage's folder whose hash is `digest`, or None if it does not exist.
 
-        Only the hash is compared, because earlier versions and renamed components result in other folder names. If
-        several folders match, a completed stage is preferred.
+        Only the hash is compared, as earlier versions have other names. A completed stage is preferred.
         """
         found = sorted(self.root.glob(f"stages/{glob.escape(stage)}-*{digest}"))
         return max(found, key=self.is_done).name if found else None
@@ -304,7 +304,10 @@ class Results:
 
         keys: None for all answers.
         """
-        wanted = None if keys is None else {json.dumps(key, ensure_ascii=False).encode() for key in keys}
+        wanted = None
+        if keys is not None:  # other programs escape characters beyond ASCII
+            texts = (json.dumps(key, ensure_ascii=is_ascii) for key in keys for is_ascii in (False, True))
+            wanted = {text.encode("utf-8", "surrogatepass") for text in texts}
         found = {}
         for path in sorted(answers_dir.glob("answers-*.jsonl")):
             check_file(path)

@@ -126,9 +126,11 @@ class ScoreRow:
 
     @property
     def state(self) -> str:
-        """Reason for a missing value: "not asked", "pending" or "not judged"; "" if there is a value."""
+        """Reason for a missing value: "stopped", "not asked", "pending" or "not judged"; "" if there is a value."""
         if self.value is not None:
             return ""
+        if self.details.get("stopped"):
+            return "stopped"  # its training, see `evaluate.stop`
         if not self.n:
             return "not asked"  # `limit` excluded all questions of the headline
         return "pending" if self.details.get("pending") else "not judged"

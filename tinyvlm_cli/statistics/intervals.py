@@ -122,9 +122,12 @@ def _randomization_p(sums: Sums, observed: float) -> float:
     a, b = sums.sums
     # Of n images with the same effect of a swap, the number that is swapped has a binomial distribution.
     lead, counts = np.unique((b - a).reshape(len(sums.strata), -1), axis=0, return_counts=True)
+    is_single = counts == 1
     extreme = 0.0
     for size in _batches(len(counts), SWAPS):
-        swapped = random.binomial(counts, 0.5, (size, len(counts)))
+        swapped = np.empty((size, len(counts)))
+        swapped[:, is_single] = random.integers(0, 2, (size, int(is_single.sum())), dtype=np.int8)  # much faster
+        swapped[:, ~is_single] = random.binomial(counts[~is_single], 0.5, (size, int((~is_single).sum())))
         moved = (swapped @ lead).reshape(size, *a.shape[1:])
         changes = headline(sums.formula, b.sum(axis=0) - moved) - headline(sums.formula, a.sum(axis=0) + moved)
         excess = np.abs(changes) - abs(observed)

@@ -29,7 +29,7 @@ class Noise:
     pair: float  # of the difference between two runs with different settings, from sampling images
     answers: float  # the part of `run` that two seeds of the same settings do not share
     seeds: float  # of the true headline between seeds of the same settings
-    num_images: int
+    num_images: float  # of the headline; with Formula.pairs, as if all groups had the same number
     num_runs: int = 0  # measured; 0: everything is assumed
     per_point: float = (
         0.0  # added to `pair` per point of true difference: models of different quality differ in more answers
@@ -79,7 +79,7 @@ def measure(settings: Sequence[Sequence[Questions]], assumed: Noise, pairs: Sequ
         pair=pair,
         answers=min(answers, pair / 2),
         seeds=seeds,
-        num_images=len(sums.strata),
+        num_images=_effective(np.bincount(sums.strata)) if sums.formula is Formula.pairs else len(sums.strata),
         num_runs=len(headlines),
         num_pairs=len(across),
         num_seeds=num_seeds,
@@ -98,13 +98,13 @@ def assumed_noise(
     )  # fmt: skip
     alike, apart = (measure(runs, Noise(1, 1, 1, 0, 0), [pair]) for pair in ((0, 1), (0, 2)))
     headlines = summed([runs[0][0], runs[2][0]]).headlines()[:, 0]
-    images = sum(shape.groups.values()) // 2 if shape.formula is Formula.pairs else shape.images
+    images = np.array(list(shape.groups.values())) / 2
     return Noise(
         run=alike.run * factor,
         pair=alike.pair * factor,
         answers=alike.answers * factor,
         seeds=seeds**2,
-        num_images=images,
+        num_images=_effective(images) if shape.formula is Formula.pairs else shape.images,
         per_point=(apart.pair - alike.pair) * factor / float(headlines[1] - headlines[0]),
     )
 
@@ -157,8 +157,8 @@ def power(noise: Noise, change: float, num_seeds: int, level: float) -> float:
     pair = noise.pair + noise.per_point * change
     if num_seeds == 1:
         found = change + (pair + 2 * noise.seeds) ** 0.5 * _normal_nodes()
-        error = (pair + change**2 / noise.num_images) ** 0.5  # under exchange, an image's mean is not subtracted
-        p = 2 * stats.norm.sf(np.abs(found) / max(error, 1e-12))
+        error = (pair + found**2 / noise.num_images) ** 0.5  # swaps also exchange the mean effect of an image
+        p = 2 * stats.norm.sf(np.abs(found) / np.maximum(error, 1e-12))
         most = np.ceil(level * (SWAPS + 1)) - 2  # draws that may be as extreme as the observed difference
         return float((stats.binom.cdf(most, SWAPS, p) * (found > 0)).mean())
     normal, chi_square = _draws(num_seeds)
@@ -202,6 +202,11 @@ def seeds_needed(noise: Noise, change: float, level: float) -> int | None:
 def false_alarms(noise: Noise, level: float) -> float:
     """Return how often equal settings with one seed each differ significantly, which `level` should limit."""
     return 2 * power(noise, 0.0, 1, level)
+
+
+def _effective(images: NDArray[Any]) -> float:
+    """Return the number of images that would have the same effect if it was equal in all groups. images: per group."""
+    return float(len(images) ** 2 / (1 / images).sum())
 
 
 @cache

@@ -66,7 +66,7 @@ class Questions:
             record = json.loads(path.read_text(encoding="utf-8"))
             images, groups = (np.array(record[name], dtype=np.int64) for name in ("images", "groups"))
             values, references = (np.array(record[name], dtype=np.float64) for name in ("own", "other"))
-            if not all(isinstance(key, str) for key in record["keys"]):
+            if set(map(type, record["keys"])) - {str}:
                 raise TypeError("a key is not a string")
             if len(set(images.tolist())) * len(set(groups.tolist())) > MAX_CELLS:
                 raise ValueError("too many groups")

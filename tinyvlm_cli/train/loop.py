@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from tinyvlm_cli.model.pretrained import DTYPES, device_name, part_config
 from tinyvlm_cli.model.tuning import choose_trained
 from tinyvlm_cli.model.vlm import LOGITS_AT_ONCE, VLM, compile_layers
 from tinyvlm_cli.results.sources import SourceCounts, write_sources
+from tinyvlm_cli.results.stops import write_stopped
 from tinyvlm_cli.signals import StopRequest
 from tinyvlm_cli.train.checkpoint import Checkpoints
 from tinyvlm_cli.train.engine import Engine, start_process_group
@@ -52,8 +53,11 @@ class Scorer(Protocol):
         All ranks call it together. stops: returns whether this rank was asked to stop.
         """
 
+    def should_end(self, step: int, steps: int) -> dict[str, Any] | None:
+        """Return why the stage ends early after a step, or None. All ranks call it together, after the evaluation."""
 
-def train_stage(job: StageJob, scorer: Scorer | None = None) -> None:
+
+def train_stage(job: StageJob, scorer: Scorer | None = None) -> None:  # noqa: PLR0912
     """Train a stage, resuming from its last checkpoint if there is one, and save its weights."""
     device = start_process_group()
     is_main = dist.get_rank() == 0
@@ -92,7 +96,7 @@ def train_stage(job: StageJob, scorer: Scorer | None = None) -> None:
         checkpoints.require_space(engine.disk_bytes(min(2, num_saves)), "training this stage")
     with StopRequest() as stop:
         engine.wants_stop = lambda: stop.is_made
-        _take_steps(
+        reason = _take_steps(
             job, engine, plan, checkpoints, scorer,
             cost=cost, first=first, steps=steps, micro_tokens=layout.micro_tokens, flops=flops,
         )  # fmt: skip
@@ -100,7 +104,9 @@ def train_stage(job: StageJob, scorer: Scorer | None = None) -> None:
     dist.all_reduce(peak, dist.ReduceOp.MAX)
     if device.type == "cuda" and is_main:
         log.info("%s: peak GPU memory %.1f GiB", job.name, int(peak) / 2**30)
-    for part in stage.trained_parts:
+    if reason and is_main:
+        write_stopped(job.folder, reason)
+    for part in () if reason else stage.trained_parts:
         is_adapted = part in stage.adapted_parts
         state = engine.part_state(part, adapters_only=is_adapted)
         if is_main:
@@ -218,8 +224,8 @@ def num_loaders(settings: EngineSettings) -> int:
 def _take_steps(
     job: StageJob, engine: Engine, plan: StagePlan, checkpoints: Checkpoints, scorer: Scorer | None, *,
     cost: CostMeter | None, first: int, steps: int, micro_tokens: int, flops: Flops,
-) -> None:  # fmt: skip
-    """Run the optimizer steps from `first` to `steps` - 1.
+) -> dict[str, Any] | None:  # fmt: skip
+    """Run the optimizer steps from `first` to `steps` - 1. Returns why the stage ended early, or None.
 
     Raises UserError if a loss or gradient is not finite. If any rank is asked to stop, writes a checkpoint and raises
     StoppedError.
@@ -239,6 +245,8 @@ def _take_steps(
     with meter or nullcontext(), closing(batches):
         if first and not _is_scored(engine, scorer, first, meter):
             raise StoppedError(f"{job.name}: stopped after step {first}")
+        if reason := scorer.should_end(first, steps) if first and scorer else None:
+            return reason
         asked = time.perf_counter()
         for batch in batches:
             waited_s = time.perf_counter() - asked
@@ -264,10 +272,13 @@ def _take_steps(
             saves = stops or (done % job.engine.save_every == 0 and done < steps)
             if saves:
                 engine.save(checkpoints, done)
-            if not stops and not _is_scored(engine, scorer, done, meter):
-                stops = True
-                if not saves:
-                    engine.save(checkpoints, done)
+            stops = stops or not _is_scored(engine, scorer, done, meter)
+            reason = scorer.should_end(done, steps) if scorer and not stops else None
+            if (stops or reason) and not saves:
+                engine.save(checkpoints, done)
+            if reason:
+                end_progress()
+                return reason
             if stops:
                 if meter:
                     log.info("%s: stopped; wrote a checkpoint after step %d", job.name, done)
@@ -275,6 +286,7 @@ def _take_steps(
             note_progress()
             asked = time.perf_counter()
     end_progress()
+    return None
 
 
 def _is_scored(engine: Engine, scorer: Scorer | None, step: int, meter: Meter | None) -> bool:

@@ -68,22 +68,24 @@ class RunJob:
 
     def write(self) -> None:
         """Write the run's configuration and record to its folder."""
+        write_text(self.folder / "config.yaml", to_yaml(self.config))
+        Results.write_run(self.record())
+
+    def record(self) -> Run:
+        """Return the run's record."""
         config = self.config
-        write_text(self.folder / "config.yaml", to_yaml(config))
-        Results.write_run(
-            Run(
-                folder=self.folder,
-                name=self.name,
-                llm=config.llm.name,
-                vision=config.vision.name,
-                connector=config.connector["name"],
-                data=config.data.name,
-                recipe=self.recipe,
-                seed=config.seed,
-                stages={job.name: job.folder.name for job in self.stages},
-                made_with=provenance(),
-                before=[folder.name for folder in self.before],
-            )
+        return Run(
+            folder=self.folder,
+            name=self.name,
+            llm=config.llm.name,
+            vision=config.vision.name,
+            connector=config.connector["name"],
+            data=config.data.name,
+            recipe=self.recipe,
+            seed=config.seed,
+            stages={job.name: job.folder.name for job in self.stages},
+            made_with=provenance(),
+            before=[folder.name for folder in self.before],
         )
 
 
@@ -188,7 +190,7 @@ def stage_job(config: Train, name: str, *, before: tuple[Path, ...] = (), folder
         optim=config.recipe.optim,
         engine=config.engine,
         sources=sources_of(config.data, stage.split),
-        evaluate=config.evaluate,
+        evaluate=_evaluate(config, name),
         tracker=config.tracker,
         exif=config.data.exif,
         seed=config.seed,
@@ -197,6 +199,14 @@ def stage_job(config: Train, name: str, *, before: tuple[Path, ...] = (), folder
         before=before,
         identity={},
     )
+
+
+def _evaluate(config: Train, name: str) -> Evaluate | None:
+    """Return the evaluation during a stage. Only the last stage of a run may be stopped early."""
+    settings = config.evaluate
+    if settings is None or settings.stop is None or name == stage_order(config.recipe.stages)[-1]:
+        return settings
+    return replace(settings, stop=None)
 
 
 def write_job(run: RunJob, job: StageJob) -> None:

@@ -18,6 +18,7 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.losses import final_loss
 from tinyvlm_cli.results.records import ScoreRow
+from tinyvlm_cli.results.stops import stopped
 from tinyvlm_cli.train.stages import resolve
 
 SHORT = ["~recipe.stages.pretrain", "recipe.stages.finetune.start=null", "recipe.stages.finetune.samples_per_step=8"]
@@ -74,6 +75,36 @@ def test_training_does_not_depend_on_its_evaluation(study: Path, recipe: str) ->
 
 
 @pytest.mark.e2e
+def test_a_cell_that_is_far_behind_is_stopped_and_can_be_resumed(study: Path) -> None:
+    """It is never taken for a trained model, and its weights are the same if it is resumed."""
+    benchmarks = [*SCORED[:1], "evaluate.limit=60", SCORED[2], "evaluate.every=2"]
+    words = [*TRAIN, "recipe.stages.finetune.max_steps=6", *benchmarks]
+    slow = [*words, "recipe.stages.finetune.lr=1e-5"]
+    finish([*slow, "results_dir=unstopped"], study)
+    finish([*words, "evaluate.stop=5", "results_dir=stopped"], study)
+    results = Results(study / "stopped")
+    first = stage_of(study, "stopped")
+    for path in (first / "steps").glob("vqav2-*.json"):  # the first cell answered every question, as it were
+        record = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps({**record, "own": [1.0] * len(record["keys"])}), encoding="utf-8")
+    slow += ["results_dir=stopped"]
+    for _ in range(2):  # the second time, nothing is trained
+        assert "leads by" in succeed(start([*slow, "evaluate.stop=5"], study))
+    (stage,) = [path for path in (study / "stopped/stages").glob("finetune-*") if path != first]
+    reason = stopped(stage)
+    assert reason is not None and (reason["step"], reason["steps"], reason["behind"]) == (2, 6, first.name)
+    assert not Results.is_done(stage) and not list(stage.glob("*.safetensors")) and Results.has_checkpoint(stage)
+    assert len(results.runs()) == 1
+    (run,) = {row.run for row in results.scores() if row.state == "stopped"}
+    assert "stopped" in succeed(start(["report", "table=runs", "results_dir=stopped"], study))
+    assert "stopped" in succeed(start(["plan", *slow[1:], "evaluate.stop=5"], study))
+    succeed(start(slow, study))
+    assert trace(stage) == trace(stage_of(study, "unstopped"))
+    assert stopped(stage) is None and len(results.runs()) == 2
+    assert not [row for row in results.scores() if row.run == run and row.state == "stopped"]
+
+
+@pytest.mark.e2e
 def test_optuna_searches_for_the_best_headline(study: Path) -> None:
     """With the real plugin; without a benchmark, the objective is minus the final loss."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
@@ -115,6 +146,7 @@ def config(*words: str) -> Any:
         (["evaluate.benchmarks=pope", "evaluate.every=5", "engine.zero=3"], ["engine.zero=3"]),
         (["evaluate.benchmarks=[mmvet]", "engine.zero=3"], []),
         (["evaluate.every=5"], []),
+        (["evaluate.benchmarks=pope", "evaluate.stop=5"], ["evaluate.stop needs"]),
     ],
 )
 def test_an_evaluation_that_is_impossible_is_found_before_training(

@@ -18,16 +18,14 @@ from tinyvlm_cli.config.commands import Plan
 from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.console import Screen
 from tinyvlm_cli.errors import MISTAKE, UserError
-from tinyvlm_cli.plan.cost import DONE, EvalRate, PlannedRun, PlannedStage, plan_run
+from tinyvlm_cli.plan.cost import DONE, STOPPED, EvalRate, PlannedRun, PlannedStage, plan_run
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.sources import read_sources
 from tinyvlm_cli.train.layout import GIB
 
 log = logging.getLogger(__name__)
 
-MISFIT = "does not fit"
-SHARED = "shared"
-
+MISFIT, SHARED = "does not fit", "shared"
 PlannedCell = tuple[str, PlannedRun | UserError]  # a grid cell's overrides, and its plan or the error that prevents it
 
 
@@ -39,11 +37,11 @@ def run_together(cells: Iterator[Cell]) -> list[Outcome]:
 
         models = Models()
         grid: list[PlannedCell] = []
-        power_of: Plan | None = None
+        power: Plan | None = None
         for cell in cells:
             try:
                 config: Plan = cell.config()
-                power_of = config if config.power is not None else None
+                power = config if config.power is not None else None
                 grid.append((cell.overrides, plan_run(config, models)))
             except UserError as error:
                 grid.append((cell.overrides, error))
@@ -52,14 +50,12 @@ def run_together(cells: Iterator[Cell]) -> list[Outcome]:
         gc.enable()
     if len(grid) > 1:
         print_grid(grid)
-        if power_of is not None:
-            print_power([planned for _, planned in grid if isinstance(planned, PlannedRun)], power_of)
+        if power:
+            print_power([planned for _, planned in grid if isinstance(planned, PlannedRun)], power)
     elif isinstance(planned := grid[0][1], PlannedRun):
         print_run(planned)
-        if power_of is not None:
-            log.warning(
-                "power: has no effect on a single run, because it concerns differences between the runs of a grid"
-            )
+        if power:
+            log.warning("power: has no effect on a single run, as it concerns differences between the runs of a grid")
     errors = [(overrides, found if isinstance(found, UserError) else None) for overrides, found in grid]
     return [Outcome(overrides, MISTAKE if error else 0, error) for overrides, error in errors]
 
@@ -74,7 +70,7 @@ def print_run(planned: PlannedRun) -> None:
         tree.add(text)
     console = Screen()
     console.print(tree)
-    to_do = [one for one in planned.stages if one.state != DONE]
+    to_do = [one for one in planned.stages if one.state not in (DONE, STOPPED)]
     sums = {"total": planned.stages} | ({"to do": to_do} if len(to_do) < len(planned.stages) else {})
     for title, stages in sums.items():
         figures = (
@@ -171,7 +167,7 @@ def _num_evaluations(config: Train) -> Callable[[PlannedStage], int]:
     """Return a function that returns the number of evaluations during a stage, or 0 if the stage is trained."""
     settings = config.evaluate
     every = settings.every if settings and settings.benchmarks else None
-    return lambda one: one.estimate.steps // every if every and one.state != DONE else 0
+    return lambda one: one.estimate.steps // every if every and one.state not in (DONE, STOPPED) else 0
 
 
 def _choices(config: Train, *groups: str) -> str:
@@ -224,27 +220,25 @@ def print_grid(cells: Sequence[PlannedCell]) -> None:
 def print_power(runs: Sequence[PlannedRun], config: Plan) -> None:
     """Print the true differences that the report would find in the results of a grid, and the cost of more seeds."""
     from tinyvlm_cli.cli.nested import default_tables
-    from tinyvlm_cli.report.planned_power import PlannedCell, power_rows
+    from tinyvlm_cli.report.planned_power import GridCell, power_rows
 
     cells = [
-        PlannedCell(
-            folder=planned.run.folder.name,
-            name=planned.run.name,
-            choices={
-                "llm": one.llm.name, "vision": one.vision.name, "connector": one.connector["name"],
-                "data": one.data.name, "recipe": planned.run.recipe,
-            },
-            seed=one.seed,
-            stage=planned.stages[-1].job.name,
-            hours={stage.job.folder.name: stage.gpu_hours for stage in planned.stages},
-            evaluation_hours=_evaluation_hours(planned) if planned.evaluation else None,
+        GridCell(
+            planned.run.folder.name,
+            planned.run.name,
+            {"llm": one.llm.name, "vision": one.vision.name, "connector": one.connector["name"],
+             "data": one.data.name, "recipe": planned.run.recipe},
+            one.seed,
+            planned.stages[-1].job.name,
+            {stage.job.folder.name: stage.gpu_hours for stage in planned.stages},
+            _evaluation_hours(planned) if planned.evaluation else None,
         )
-        for planned in runs
-        for one in [planned.run.config]
+        for planned, one in ((planned, planned.run.config) for planned in runs)
     ]  # fmt: skip
-    chosen = list(config.evaluate.benchmarks or ()) if config.evaluate else []
-    assert config.power is not None
-    rows = power_rows(cells, chosen, config.power, config.noise, default_tables(), Results(config.results_dir))
+    chosen = config.evaluate.benchmarks if config.evaluate else None
+    rows = power_rows(
+        cells, list(chosen or ()), config.power or 0, config.noise, default_tables(), Results(config.results_dir)
+    )
     Screen().print("\n".join(["", *_aligned(list(rows))]), soft_wrap=True)
 
 
@@ -269,10 +263,11 @@ def _rows(cells: Sequence[PlannedCell], runs: Sequence[PlannedRun]) -> list[list
 def _totals(distinct: Sequence[PlannedStage], shared: Sequence[PlannedStage]) -> list[list[str]]:
     """Return one row per quantity, with one column per group of stages."""
     done = [one for one in distinct if one.state == DONE]
-    to_do = [one for one in distinct if one.state != DONE]
+    stopped = [one for one in distinct if one.state == STOPPED]
+    to_do = [one for one in distinct if one.state not in (DONE, STOPPED)]
     columns = {
         "without sharing": [*distinct, *shared], "saved by sharing": shared, "distinct": distinct,
-        "done": done, "to do": to_do,
+        "done": done, **({"stopped": stopped} if stopped else {}), "to do": to_do,
     }  # fmt: skip
     quantities: dict[str, Callable[[PlannedStage], float]] = {
         "stages": lambda one: 1,

@@ -95,8 +95,9 @@ def _write(content: Content, folder: Path) -> list[Path]:
 
 def _content(config: Report, sheets: list[Sheet], results: Results) -> Content:
     """Return what the page and the charts show: the tables and their runs."""
-    folders = [results.run_dir(name) for name in dict.fromkeys(name for sheet in sheets for name in sheet.runs)]
-    runs = [results.read_run(folder) for folder in folders if folder.is_dir()]
+    # Sorted, so that the look of a model does not depend on the order of the tables.
+    folders = [results.run_dir(name) for name in sorted({name for sheet in sheets for name in sheet.runs})]
+    runs = [results.read_run(folder) for folder in folders if (folder / "run.yaml").is_file()]
     labels: dict[str, str] = {}
     for table in config.table.values():
         for column in table.columns:

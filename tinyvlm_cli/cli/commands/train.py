@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -26,7 +27,8 @@ from tinyvlm_cli.model.tuning import untrainable
 from tinyvlm_cli.results.attempts import TRAIN, Attempt, recorded
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.losses import final_loss
-from tinyvlm_cli.results.records import mean_headline
+from tinyvlm_cli.results.records import REAL, ScoreRow, mean_headline, now
+from tinyvlm_cli.results.stops import MARKER, remove_stops, stopped
 from tinyvlm_cli.results.weights import check_weights, complete, done_before
 from tinyvlm_cli.train.checkpoint import refuse_pickles
 from tinyvlm_cli.train.stages import RunJob, StageJob, mismatch, resolve, write_job
@@ -54,8 +56,14 @@ def run(config: Train) -> tuple[int, float | None]:
             train_one(job, stage, note)
             for warning in Results.warnings([stage.folder]) if this_node().is_first else ():
                 log.warning("%s", warning)
-        if is_main:
+        reason = stopped(job.stages[-1].folder)
+        if is_main and reason is not None:
+            _record_stop(job, reason)
+        elif is_main:
+            remove_stops(job.folder)
             job.write()
+    if reason is not None:
+        return 0, None
     evaluation = config.evaluate
     if evaluation is None or not evaluation.benchmarks:
         log.info("%s is trained; evaluate it with: tinyvlm eval run=%s", job.name, job.folder.name)
@@ -85,22 +93,30 @@ def run(config: Train) -> tuple[int, float | None]:
 def train_one(run: RunJob, job: StageJob, note: Callable[..., None]) -> None:
     """Train one stage, unless this run or another one has already trained it. note: see `recorded`."""
     folder, gpus = job.folder, job.engine.gpus
+    may_stop = job.evaluate is not None and job.evaluate.stop is not None
+
+    def has_ended(folder: Path) -> bool:
+        return Results.is_done(folder) or (may_stop and stopped(folder) is not None)
+
     if Results.is_done(folder):
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # if the process was killed after writing DONE
         warn_if_changed(folder, open_all_images(job.sources, job.results), used_by=f"{folder.name} was trained")
         log.info("%s: already trained", folder.name)
+    elif has_ended(folder):
+        log.info("%s: already stopped early", folder.name)
     elif launch.is_rank() and os.environ["RANK"] != "0":
         launch.run("train", folder, gpus=gpus)
     elif not this_node().is_first:
-        if await_first_node(folder, Results.is_done):
+        if await_first_node(folder, has_ended):
             launch.run("train", folder, gpus=gpus, node=this_node())
     else:
         note(stage=folder.name, waits=True)
         with locked(folder):
             note(waits=False)
-            if Results.is_done(folder):
-                log.info("%s: trained by another process", folder.name)
+            if has_ended(folder):
+                log.info("%s: trained or stopped by another process", folder.name)
                 return
+            (folder / MARKER).unlink(missing_ok=True)  # resumes, as this run may not stop it
             write_job(run, job)
             for warning in Results.warnings([folder]):
                 log.warning("%s", warning)
@@ -111,8 +127,42 @@ def train_one(run: RunJob, job: StageJob, note: Callable[..., None]) -> None:
                 if not (folder / "train.jsonl").exists():  # failed before the first step: remove the folder
                     shutil.rmtree(folder)
                 raise
-            complete(folder)
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            if stopped(folder) is None:
+                complete(folder)
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _record_stop(job: RunJob, reason: dict[str, Any]) -> None:
+    """Add a row without a value for each benchmark of a run whose last stage was stopped early.
+
+    The run has no run.yaml, so no command takes it for a trained model.
+    """
+    log.info(
+        "%s: stopped after step %s of %s, as %s leads by %s points; evaluate.stop=null resumes it",
+        job.name, *(reason.get(key) for key in ("step", "steps", "behind", "lead")),
+    )  # fmt: skip
+    remove_stops(job.folder)
+    run = job.record()
+    assert job.config.evaluate is not None
+    for name, node in job.config.evaluate.benchmarks.items():
+        benchmark = build(node, Benchmark)
+        row = ScoreRow(
+            run=run.folder.name,
+            stage=job.stages[-1].name,
+            benchmark=name,
+            metric=benchmark.metric,
+            value=None,
+            n=0,
+            valid=0.0,
+            images=REAL,
+            details={"stopped": reason},
+            created=now(),
+            **{
+                field: getattr(run, field) for field in ("name", "llm", "vision", "connector", "data", "recipe", "seed")
+            },
+            **{field: getattr(benchmark, field) for field in ("follows", "version", "split")},
+        )
+        Results.append_score(run, row)
 
 
 def evaluation_findings(run: RunJob) -> list[str]:
@@ -125,6 +175,8 @@ def evaluation_findings(run: RunJob) -> list[str]:
 
     benchmarks = {name: build(node, Benchmark) for name, node in settings.benchmarks.items()}
     found = file_findings(benchmarks.values())
+    if settings.every is None and settings.stop is not None:
+        found.append("evaluate.every: not set, but evaluate.stop needs evaluations during training; set it to STEPS")
     if settings.every is None or all(Results.is_done(job.folder) for job in run.stages):
         return found
     after = "set evaluate.every=null to evaluate it after the last stage"

@@ -3,6 +3,7 @@
 const FONT = { fontSize: "12px", fontFamily: "inherit", background: "none", color: "var(--text)", overflow: "visible" };
 const TIP = { fill: "var(--back)", stroke: "var(--line)", textColor: "var(--text)", fontSize: 12, lineWidth: 34, textPadding: 8 };
 const signed = (value) => `${value < 0 ? "\u2212" : "+"}${Math.abs(value).toFixed(1)}`;
+const compact = (value) => (value >= 10000 ? d3.format(".3~s")(value).replace("G", "B") : d3.format(".4~g")(value));
 const pValue = (p) => (p < 0.001 ? "< 0.001" : p.toFixed(3));
 
 /** Return a tip mark that shows `title` of the datum nearest to the pointer. */
@@ -97,7 +98,7 @@ function drawScatter(host, scatter, choice, looks) {
     ariaLabel: `${score} against ${cost.label}`,
     x: {
       label: cost.label, labelAnchor: "center", labelArrow: "none", type: isLog ? "log" : "linear", ticks: 6,
-      tickFormat: "~s", reverse: cost.higher_is_better,
+      tickFormat: compact, reverse: cost.higher_is_better,
     },
     y: { label: score, labelArrow: "none", ticks: 6 },
     marks: [
@@ -112,7 +113,7 @@ function drawScatter(host, scatter, choice, looks) {
       }),
       tip(points, { x: "x", y: "y" }, (one) => [
         one.name, `${score}: ${one.y.toFixed(1)}${one.low === null ? "" : ` [${one.low.toFixed(1)}, ${one.high.toFixed(1)}]`}`,
-        `${cost.label}: ${d3.format(".4~g")(one.x)}`, `n = ${one.n.toLocaleString("en")} questions, ${plural(one.num_seeds, "seed")}`,
+        `${cost.label}: ${compact(one.x)}`, `n = ${one.n.toLocaleString("en")} questions, ${plural(one.num_seeds, "seed")}`,
         `${one.onFront ? "on" : "below"} the Pareto front, ${one.isBeyond ? "beyond noise" : "which may be noise"}`,
       ].join("\n")),
     ],
@@ -129,13 +130,17 @@ function drawCurves(host, curve, looks) {
       return line.steps.map((step, place) => ({ step, value: line.values[place], id: line.runs[0], model, names, style: looks.style(model) }));
     });
     const isLog = curve.scale === "log" && points.every((one) => one.value > 0);
+    const [low, high] = d3.extent(points, (one) => one.value);
     const styles = d3.group(points, (one) => one.style); // a dash is a property of a mark, not of a datum
     const isCoarse = d3.max(shown, (line) => line.steps.length) <= 30;
     return panel(title, plural(shown.length, "curve"), Plot.plot({
       width: Math.min(host.clientWidth, 720) - 8, height: 280, marginLeft: 52, marginBottom: 38, style: FONT,
       ariaLabel: `${curve.label} of ${title}`,
       x: { label: "optimizer step", labelAnchor: "center", labelArrow: "none", ticks: 5 },
-      y: { label: curve.label, labelArrow: "none", type: isLog ? "log" : "linear", zero: curve.name === "throughput", ticks: 5, tickFormat: isLog ? ".2~r" : "~s" },
+      y: {
+        label: curve.label, labelArrow: "none", type: isLog ? "log" : "linear", zero: curve.name === "throughput",
+        domain: !isLog && low === high ? [low - 1, high + 1] : undefined, ticks: 5, tickFormat: isLog ? ".2~r" : compact,
+      },
       marks: [
         Plot.gridY({ stroke: "var(--line)", strokeOpacity: 1 }),
         ...[...styles].map(([style, members]) => Plot.line(members, {
