@@ -118,9 +118,10 @@ def test_checkpoints_are_deleted_after_a_kill_between_done_and_their_removal(
         monkeypatch.setattr(f"tinyvlm_cli.cli.commands.train.{name}", lambda *_, **__: None)
     (tmp_path / "checkpoints/step-2").mkdir(parents=True)
     (tmp_path / "DONE").touch()
-    job: Any = SimpleNamespace(folder=tmp_path, engine=SimpleNamespace(gpus=None), sources=None, results=None)
+    engine = SimpleNamespace(gpus=None)
+    job: Any = SimpleNamespace(folder=tmp_path, engine=engine, sources=None, results=None, evaluate=None)
     run: Any = None
-    train_one(run, job)
+    train_one(run, job, lambda **_: None)
     assert not (tmp_path / "checkpoints").exists()
 
 

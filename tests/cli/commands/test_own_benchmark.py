@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from support.page_run import data_of
 
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.config.build import build
@@ -95,6 +96,12 @@ def run(words: str, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
+def assert_shown(path: Path, *, with_images: bool) -> None:
+    """Assert that the page at `path` shows the benchmark's questions."""
+    data = json.dumps(data_of(path.read_text(encoding="utf-8")))
+    assert "Which?" in data and ("data:image/webp;base64," in data) is with_images
+
+
 def test_it_appears_in_every_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "complete" in run("data check benchmark=shapes", capsys)
     shown = run("score benchmark=shapes data_dir=data/eval/shapes answers=answers.jsonl rule=all output=s.json", capsys)
@@ -106,8 +113,7 @@ def test_it_appears_in_every_command(folder: Path, capsys: pytest.CaptureFixture
     assert (row.value, row.follows, row.interval) == (100, "exact match", [100, 100])
     assert "shapes" in run("report table=runs", capsys)
     run("report table=runs format=html output=out", capsys)
-    page = (folder / "out/report.html").read_text(encoding="utf-8")
-    assert "Which?" in page and "data:image/jpeg;base64," in page
+    assert_shown(folder / "out/report.html", with_images=True)
 
 
 def test_its_module_is_imported_only_if_it_is_trusted(
@@ -118,5 +124,4 @@ def test_its_module_is_imported_only_if_it_is_trusted(
     for words, is_shown in (("", False), (" trust=someones_shapes", True)):
         monkeypatch.setenv("TINYVLM_TRUST", "")
         run(f"report table=runs format=html output=out{words}", capsys)
-        text = (folder / "out/report.html").read_text(encoding="utf-8")
-        assert "Which?" in text and ("data:image/jpeg;base64," in text) is is_shown
+        assert_shown(folder / "out/report.html", with_images=is_shown)

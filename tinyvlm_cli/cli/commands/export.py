@@ -37,11 +37,11 @@ def run(config: Export) -> int:
     else:
         stage = "" if found.stage == list(found.run.stages)[-1] else f"-{found.stage}"
         output = Path(config.exports_dir) / f"{found.run.folder.name}{stage}-{config.format.value}"
-    trained = from_yaml(Train, found.run.folder / "config.yaml")
-    record = _record(config, found, trained)
+    record = _record(config, found)
     is_there = _is_export(output, record)
     if output.exists() and not is_there:
         raise UserError(f"output={output}: already exists; move or delete it, or choose another output")
+    trained = from_yaml(Train, found.run.folder / "config.yaml")
     if config.hub is not None:
         from tinyvlm_cli.checkpoint.publish import check_repository, upload
 
@@ -59,12 +59,12 @@ def run(config: Export) -> int:
     return 0
 
 
-def _record(config: Export, found: TrainedModel, trained: Train) -> dict[str, Any]:
+def _record(config: Export, found: TrainedModel) -> dict[str, Any]:
     """Return what determines the exported files: the weights of all stages, and the settings of the export."""
     records = [Results.read_stage(folder) for folder in found.stage_dirs]
     weights = [one.weights or folder.name for one, folder in zip(records, found.stage_dirs, strict=True) if one]
     digest = hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
-    precision = (config.precision or trained.engine.precision).value
+    precision = config.precision and config.precision.value
     return {"weights": digest, "format": config.format.value, "precision": precision, "lossy": config.lossy}
 
 
