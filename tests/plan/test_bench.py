@@ -44,7 +44,8 @@ def test_bench_eval_measures_every_benchmark(capsys: pytest.CaptureFixture[str])
     assert "together" in capsys.readouterr().out
     (path,) = Path("results/bench").glob("eval-*/eval.json")
     single = json.loads(path.with_name("single.json").read_text(encoding="utf-8"))
-    assert single["device"] == "CPU" and 0 < single["first_token_s"] < 60 and 0 < single["memory_gib"] < 8
+    assert single["device"] == "CPU" and 0 < single["first_token_s"] < 60
+    assert 0 <= single["memory_gib"] < 8  # 0: an earlier test in this process needed more
     rates = json.loads(path.read_text(encoding="utf-8"))["rates"]
     assert len(rates) == 9 and all(rate["per_s"] > 0 and rate["floor_per_s"] > 0 for rate in rates.values())
     assert main(["plan", *TINY]) == 0

@@ -268,14 +268,8 @@ def _take_steps(
                     tokens=batch.work.tokens, tflops=flops.of(batch.work) / ranks / 1e12, waited_s=waited_s,
                     peak_bytes=engine.peak_bytes, losses=dict(zip(sources, engine.source_losses.tolist(), strict=True)),
                 )  # fmt: skip
-            stops = bool(engine.stops)
-            saves = stops or (done % job.engine.save_every == 0 and done < steps)
-            if saves:
-                engine.save(checkpoints, done)
-            stops = stops or not _is_scored(engine, scorer, done, meter)
-            reason = scorer.should_end(done, steps) if scorer and not stops else None
-            if (stops or reason) and not saves:
-                engine.save(checkpoints, done)
+            is_due = done % job.engine.save_every == 0 and done < steps
+            stops, reason = _after_step(engine, checkpoints, scorer, meter, done=done, steps=steps, is_due=is_due)
             if reason:
                 end_progress()
                 return reason
@@ -287,6 +281,24 @@ def _take_steps(
             asked = time.perf_counter()
     end_progress()
     return None
+
+
+def _after_step(
+    engine: Engine, checkpoints: Checkpoints, scorer: Scorer | None, meter: Meter | None, *,
+    done: int, steps: int, is_due: bool,
+) -> tuple[bool, dict[str, Any] | None]:  # fmt: skip
+    """Evaluate the model if it is time, and write a checkpoint if one is due or training ends here.
+
+    Returns whether this process was asked to stop, and why the stage ends early, or None.
+    """
+    stops = bool(engine.stops)
+    if saves := stops or is_due:
+        engine.save(checkpoints, done)
+    stops = stops or not _is_scored(engine, scorer, done, meter)
+    reason = scorer.should_end(done, steps) if scorer and not stops else None
+    if (stops or reason) and not saves:
+        engine.save(checkpoints, done)
+    return stops, reason
 
 
 def _is_scored(engine: Engine, scorer: Scorer | None, step: int, meter: Meter | None) -> bool:
