@@ -46,8 +46,8 @@ def run(config: Train) -> tuple[int, float | None]:
     is_main = os.environ["RANK"] == "0" if launch.is_rank() else this_node().is_first
     found = [*findings(job), *evaluation_findings(job)]
     is_cell = HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
-    if not is_cell or not Path(config.results_dir).exists():
-        raise_findings(found)  # without a record: the user sees them at once, and a mistake creates no folder
+    if not is_cell:
+        raise_findings(found)  # without a record, because the user sees them at once
     stages = {stage.name: stage.folder.name for stage in job.stages}
     attempt = Attempt(job.folder.name, job.name, TRAIN, stages) if is_main else None
     with recorded(Path(config.results_dir), attempt) as note:
