@@ -48,7 +48,7 @@ def test_a_forest_plot_has_a_row_for_each_pair(sheet: Sheet, tmp_path: Path) -> 
 
 def test_a_scatter_chart_has_all_models_in_its_legend(tmp_path: Path) -> None:
     def score(value: float, low: float | None = None) -> dict[str, Estimate]:
-        return {"gqa": Estimate(value, low, None if low is None else value + 1, 10, 1, "accuracy")}
+        return {"gqa": Estimate(value, low, None if low is None else value + 1, 10, 1)}
 
     models = [
         Model(f"{STRANGE} {n}", [str(n)], score(50.0 + n, 49.0 if n % 2 else None), {"gpu_hours": 1.0 + n})

@@ -26,7 +26,7 @@ def test_a_models_score_is_the_mean_over_its_seeds_with_an_interval(tmp_path: Pa
 
 
 def test_models_without_the_cost_or_a_score_have_no_place() -> None:
-    score = {"gqa": Estimate(50.0, None, 52.0, 1, 1, "accuracy")}
+    score = {"gqa": Estimate(50.0, None, 52.0, 1, 1)}
     models = [
         Model("a", ["r"], score, {"gpu_hours": 2.0}),
         Model("b", [], score),

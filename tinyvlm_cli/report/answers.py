@@ -62,7 +62,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Known:
-    """What the benchmark's own files say about a question."""
+    """A question with its ground truth, from the benchmark's own files."""
 
     question: Question
     item: Item | None  # None: the ground truths cannot be read

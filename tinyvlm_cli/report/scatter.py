@@ -14,7 +14,7 @@ from tinyvlm_cli.report.differences import interval_of_mean
 from tinyvlm_cli.report.looks import models
 from tinyvlm_cli.report.scores import OURS
 from tinyvlm_cli.results.folder import Results
-from tinyvlm_cli.results.records import HIGHEST, REAL, Run
+from tinyvlm_cli.results.records import REAL, Run
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,6 @@ class Estimate:
     high: float | None
     n: int
     num_seeds: int
-    metric: str
-
-    @property
-    def is_percentage(self) -> bool:
-        """Return whether the score is a percentage. Others are points, as in MME and OCRBench."""
-        return self.metric not in HIGHEST
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,7 @@ def estimates(
                 bounds = interval_of_mean(seeds, results) if len(seeds) > 1 else (seeds[0].low, seeds[0].high)
                 low, high = bounds if bounds and bounds[0] == bounds[0] else (None, None)  # NaN: an older version
                 value = fmean(row.value for row in seeds)
-                scores[benchmark] = Estimate(value, low, high, int(seeds[0].n), len(seeds), seeds[0].metric)
+                scores[benchmark] = Estimate(value, low, high, int(seeds[0].n), len(seeds))
         known = [costs[run] for run in folders if run in costs]
         keys = dict.fromkeys(key for one in known for key in one)
         means = {key: fmean(one[key] for one in known if key in one) for key in keys}

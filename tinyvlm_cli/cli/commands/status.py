@@ -100,6 +100,9 @@ def _watch(results: Results, chosen: Sequence[Wanted] | None, every_s: float) ->
 def _print(status: Status, screen: Screen) -> None:
     """Print the state. A table that is wider than the terminal or pipe is not squeezed."""
     table, *lines = _parts(status)
+    if not status.runs:
+        screen.print(*_totals(status))
+        return
     wanted = Measurement.get(screen, screen.options.update(max_width=10_000), table).maximum
     screen.width = max(wanted, screen.width if screen.is_terminal else 0)
     screen.print(table)
