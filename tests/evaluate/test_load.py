@@ -26,7 +26,7 @@ from tinyvlm_cli.evaluate.runner import by_image
 from tinyvlm_cli.model.attention.packed import register
 from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.results.folder import Results
-from tinyvlm_cli.train.loop import stage_index, stage_plan
+from tinyvlm_cli.train.inputs import stage_index, stage_plan
 from tinyvlm_cli.train.stages import stage_job
 
 TALKS = [

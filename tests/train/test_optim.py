@@ -12,7 +12,7 @@ from tinyvlm_cli.checkpoint.parts import save_part
 from tinyvlm_cli.config.schema import PARTS, Optim, Parts, Rates, Stage, Tune
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.model.tuning import choose_trained
-from tinyvlm_cli.train.loop import count_steps
+from tinyvlm_cli.train.inputs import count_steps
 from tinyvlm_cli.train.memory import recompute
 from tinyvlm_cli.train.optim import GradientCheck, build_optimizer, lr_at
 

@@ -30,7 +30,8 @@ from tinyvlm_cli.model.vlm import VLM, meta_model, random_model
 from tinyvlm_cli.plan.cost import RESULT, Result, trains
 from tinyvlm_cli.results.records import provenance
 from tinyvlm_cli.train.engine import Engine, start_process_group
-from tinyvlm_cli.train.loop import num_loaders, stage_plan, start_engine
+from tinyvlm_cli.train.inputs import num_loaders, stage_plan
+from tinyvlm_cli.train.loop import start_engine
 from tinyvlm_cli.train.optim import count
 from tinyvlm_cli.train.stages import StageJob, stage_job
 

@@ -13,7 +13,7 @@ from tinyvlm_cli.data.check import check_split, convert_split
 from tinyvlm_cli.data.image_store import ImageStore
 from tinyvlm_cli.data.images import image_format, open_image
 from tinyvlm_cli.data.records import Kind
-from tinyvlm_cli.train.loop import stage_index
+from tinyvlm_cli.train.inputs import stage_index
 from tinyvlm_cli.train.stages import stage_job
 
 TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a circle"}]
