@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from tinyvlm_cli.cli.commands import COMMANDS
 from tinyvlm_cli.errors import FAILED, INTERRUPTED, MISTAKE, UserError, WorkerError, suggest, system_error
@@ -54,8 +55,21 @@ def main(arguments: list[str] | None = None) -> int:
             return MISTAKE
         print(HELP.format(commands="\n".join(f"  {command.name:8}{command.help}" for command in COMMANDS.values())))
         return 0
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     name, *rest = arguments
+    code = FAILED
+    try:
+        code = _run(name, rest, is_program=is_program)
+    finally:
+        if name in COMMANDS and COMMANDS[name].has_workers:
+            from tinyvlm_cli.launch.ranks import end
+
+            end(code)
+    return code
+
+
+def _run(name: str, rest: list[str], *, is_program: bool) -> int:
+    """Run a command, print its error as a sentence, and return the exit code."""
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     code = FAILED
     try:
         if name not in COMMANDS:
@@ -63,10 +77,13 @@ def main(arguments: list[str] | None = None) -> int:
         settings = _name_action(COMMANDS[name].actions, rest)
         from tinyvlm_cli.cli.compose import run_command
         from tinyvlm_cli.files import use_own_temporary_folder
+        from tinyvlm_cli.launch.ranks import run_on_ranks
+        from tinyvlm_cli.launch.worker import work
 
         if is_program:
             use_own_temporary_folder()
-        code = run_command(COMMANDS[name], settings)
+        command = partial(run_command, COMMANDS[name], settings)
+        code = run_on_ranks(command, work) if COMMANDS[name].has_workers else command()
     except KeyboardInterrupt:
         print(f"tinyvlm {name}: interrupted; run the same command again to resume", file=sys.stderr)
         code = INTERRUPTED

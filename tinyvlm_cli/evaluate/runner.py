@@ -4,6 +4,7 @@ The parent process imports this module too, so torch is imported only in the fun
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -45,6 +46,7 @@ CLAIM = 16  # images that a rank takes from the queue at once
 CHECK_TIMEOUT = timedelta(hours=1)  # for reading the weights
 WRITE_EVERY_S = 1.0  # seconds between writes of new answers
 T = TypeVar("T")
+_numbers = itertools.count()  # of the jobs of this process, which are the same in all ranks
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ def answer_all(job: EvalJob) -> None:
     from tinyvlm_cli.model.pretrained import device_name
 
     shared, rank, _ = next(iter(rendezvous("env://")))
-    store = PrefixStore(f"{job.run_dir} {job.stage}", shared)  # one process may answer for several runs
+    store = PrefixStore(f"answers {next(_numbers)}", shared)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     run, stage_dirs = Results.read_run(Path(job.run_dir)), [Path(folder) for folder in job.stage_dirs]

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinyvlm_cli.console import silence
 from tinyvlm_cli.errors import StoppedError, UserError, WorkerError
+from tinyvlm_cli.launch.ranks import is_rank, lead, num_ranks
 from tinyvlm_cli.launch.watch import watched
 from tinyvlm_cli.signals import STOP_S
 
@@ -54,15 +55,15 @@ class Node:
 ALONE = Node(1, 0, "localhost:0")  # port 0 selects a free port, so that several jobs can run at once
 
 
-def is_rank() -> bool:
-    """Return whether torchrun or srun started this process as one of several ranks."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def num_workers(gpus: int | None) -> int:
-    """Return the number of worker processes: `gpus` if set, else one per visible GPU, or one without GPUs."""
+    """Return the number of worker processes: `gpus` if set, else one per visible GPU, or one without GPUs.
+
+    If this process is one of several ranks, they are the workers.
+    """
     import torch
 
+    if is_rank():
+        return num_ranks()
     visible = torch.cuda.device_count()  # does not initialize CUDA
     if gpus is not None and visible and gpus > visible:
         raise UserError(f"engine.gpus: {gpus} is more than the {visible} visible GPUs; choose at most {visible}")
@@ -80,7 +81,7 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
         from tinyvlm_cli.launch.worker import work
 
         try:
-            work(job, folder)
+            lead(work, job, folder)
         except StoppedError:
             raise KeyboardInterrupt from None
         return
@@ -159,9 +160,12 @@ def _set_environment(count: int) -> None:
 
 
 def this_node() -> Node:
-    """Return the node of this process. Without srun, the commands of a batch script run on a single node."""
+    """Return the node of this process. Without srun, the commands of a batch script run on a single node.
+
+    The nodes of ranks that were started directly need not be known, because only the first rank runs the command.
+    """
     count = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
-    if count == 1:
+    if count == 1 or is_rank():
         return ALONE
     command = ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]]
     hosts = subprocess.run(command, capture_output=True, text=True, check=True)

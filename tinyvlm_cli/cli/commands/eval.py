@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -79,8 +78,7 @@ def evaluate(config: Eval) -> list[ScoreRow]:
     for one, job in zip(runs, jobs, strict=True):
         unknown = {Path(task.folder).name: [0, 0] for task in job.tasks}
         attempt = Attempt(one.folder.name, one.name, EVAL, one.stages, job.stage, waits=True, questions=unknown)
-        is_main = not launch.is_rank() or os.environ["RANK"] == "0"
-        with recorded(results.root, attempt if is_main else None) as note, _locked(job):
+        with recorded(results.root, attempt) as note, _locked(job):
             note(waits=False)
             rows = _evaluate(benchmarks, one, job, results, note, gpus=config.gpus)
         if rows:
@@ -101,9 +99,8 @@ def _locked(job: EvalJob) -> Iterator[None]:
     The locks are taken in the same order everywhere, so two evaluations cannot wait for each other.
     """
     with ExitStack() as stack:
-        if not launch.is_rank() or os.environ["RANK"] == "0":  # ranks of one evaluation share the folders
-            for folder in sorted({task.folder for task in job.tasks}):
-                stack.enter_context(locked(Path(folder)))
+        for folder in sorted({task.folder for task in job.tasks}):
+            stack.enter_context(locked(Path(folder)))
         yield
 
 

@@ -1,9 +1,7 @@
 """Train all stages of one run, on all visible GPUs or on the CPU."""
 
 import logging
-import os
 import shutil
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +20,7 @@ from tinyvlm_cli.errors import UserError, collected, raise_findings
 from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.files import locked
 from tinyvlm_cli.launch import workers as launch
-from tinyvlm_cli.launch.workers import POLL_S, announced, await_first_node, this_node
+from tinyvlm_cli.launch.workers import announced, await_first_node, this_node
 from tinyvlm_cli.model.tuning import untrainable
 from tinyvlm_cli.results.attempts import TRAIN, Attempt, recorded
 from tinyvlm_cli.results.folder import Results
@@ -43,7 +41,7 @@ def run(config: Train) -> tuple[int, float | None]:
     the final loss if no benchmark is chosen. It is None if there is no score.
     """
     job = resolve(config)
-    is_main = os.environ["RANK"] == "0" if launch.is_rank() else this_node().is_first
+    is_main = this_node().is_first
     found = [*findings(job), *evaluation_findings(job)]
     is_cell = HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
     if not is_cell:
@@ -54,7 +52,7 @@ def run(config: Train) -> tuple[int, float | None]:
         raise_findings(found)
         for stage in job.stages:
             train_one(job, stage, note)
-            for warning in Results.warnings([stage.folder]) if this_node().is_first else ():
+            for warning in Results.warnings([stage.folder]) if is_main else ():
                 log.warning("%s", warning)
         reason = stopped(job.stages[-1].folder)
         if is_main and reason is not None:
@@ -71,8 +69,6 @@ def run(config: Train) -> tuple[int, float | None]:
         return 0, None if loss is None else -loss
     from tinyvlm_cli.cli.commands.eval import evaluate, exit_code
 
-    while not (job.folder / "run.yaml").is_file():  # written by the first of several ranks
-        time.sleep(POLL_S)
     rows = evaluate(
         Eval(
             run=job.folder.name,
@@ -104,8 +100,6 @@ def train_one(run: RunJob, job: StageJob, note: Callable[..., None]) -> None:
         log.info("%s: already trained", folder.name)
     elif has_ended(folder):
         log.info("%s: already stopped early", folder.name)
-    elif launch.is_rank() and os.environ["RANK"] != "0":
-        launch.run("train", folder, gpus=gpus)
     elif not this_node().is_first:
         if await_first_node(folder, has_ended):
             launch.run("train", folder, gpus=gpus, node=this_node())
