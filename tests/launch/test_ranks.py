@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from support.ranks import free_port, start_ranks, variables
 from support.tiny_study import TINY, answered, trained, write_study
 
 from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError
@@ -21,20 +21,9 @@ from tinyvlm_cli.results.folder import Results
 ONE_STAGE = ["~recipe.stages.pretrain"] + [
     f"recipe.stages.finetune.{setting}" for setting in ("start=null", "max_steps=4", "samples_per_step=8")
 ]
-TRAIN = ["-m", "tinyvlm_cli", "train", *TINY, *ONE_STAGE]
+TRAIN = ["train", *TINY, *ONE_STAGE]
 SCORED = ["evaluate.benchmarks=[vqav2,pope]", "evaluate.limit=30", "evaluate.eval_dir=data/easyvqa/eval"]
 ALL, STUCK = "all", "stuck"
-
-
-def variables(rank: int, port: int) -> dict[str, str]:
-    found = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    return {name: str(value) for name, value in found.items()}
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("", 0))
-        return int(listening.getsockname()[1])
 
 
 def run_jobs(rank: int, port: int, failing: str) -> None:
@@ -97,18 +86,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(words: list[str], folder: Path) -> list[subprocess.Popen[str]]:
-    """Start two ranks as srun does, which neither watches nor ends them."""
-    port = free_port()
-    return [
-        subprocess.Popen(
-            [sys.executable, *words], cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", **variables(rank, port)},
-            stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-
-
 def finish(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
     """Return the exit codes and the messages of the ranks."""
     messages = [process.communicate(timeout=120)[1] for process in processes]
@@ -119,7 +96,7 @@ def finish(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]
 def test_all_ranks_train_and_answer_and_the_first_one_writes(study: Path) -> None:
     """They are stopped, end with the code of an interruption, and torchrun resumes the command."""
     words = [*TRAIN, *SCORED, "evaluate.every=2"]
-    processes = start(words, study)
+    processes = start_ranks(words, study)
     while not list(study.glob("results/stages/finetune-*/scores.jsonl")):
         assert all(process.poll() is None for process in processes)
         time.sleep(0.02)
@@ -127,7 +104,16 @@ def test_all_ranks_train_and_answer_and_the_first_one_writes(study: Path) -> Non
         process.send_signal(signal.SIGTERM)
     codes, (first, second) = finish(processes)
     assert codes == [130, 130] and "interrupted" in first and second == ""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *words]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "tinyvlm_cli",
+        *words,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(torchrun, cwd=study, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "resuming after step" in done.stderr, done.stderr
@@ -148,5 +134,5 @@ def test_all_ranks_train_and_answer_and_the_first_one_writes(study: Path) -> Non
 def test_a_mistake_that_only_the_first_rank_finds_ends_all_ranks(study: Path) -> None:
     for path in (study / "data/easyvqa/images").glob("*.png"):
         path.write_bytes(b"")
-    codes, (first, second) = finish(start([*TRAIN, "results_dir=other"], study))
+    codes, (first, second) = finish(start_ranks([*TRAIN, "results_dir=other"], study))
     assert codes == [MISTAKE, MISTAKE] and "images" in first.splitlines()[-1] and second == ""

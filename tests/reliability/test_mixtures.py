@@ -1,4 +1,4 @@
-"""Training on a mixture resumes bit for bit after SIGKILL, and uses the same samples on one and two processes."""
+"""Training on a mixture resumes exactly after SIGKILL, and is the same on two processes and at each ZeRO stage."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.ranks import fork_ranks
 from support.tiny_study import TINY, finish, start, trained, write_study
 
 STEPS = [
@@ -26,8 +27,8 @@ TRAIN = [
 ]
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    (path,) = folder.glob("results/stages/finetune-*/train.jsonl")
+def records(folder: Path, results: str = "results") -> list[dict[str, Any]]:
+    (path,) = folder.glob(f"{results}/stages/finetune-*/train.jsonl")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -55,3 +56,28 @@ def test_a_mixture_is_the_same_after_sigkill_and_on_two_processes(tmp_path: Path
         assert list(other["losses"]) == ["questions", "captions", "descriptions"]
     (path,) = whole.glob("results/stages/finetune-*/sources.json")
     assert [one["samples"] for one in json.loads(path.read_text(encoding="utf-8"))] == [56, 16, 8]
+
+
+@pytest.mark.e2e
+def test_a_mixture_is_the_same_at_every_zero_stage_and_resumes(tmp_path: Path) -> None:
+    """Two processes, in fp32. ZeRO-2 and ZeRO-3 are killed between two steps; ZeRO-1 is not interrupted."""
+    write_study(tmp_path)
+    words = [word for word in TRAIN if "pretrain" not in word]
+    words += ["-m", "~recipe.stages.pretrain", "recipe.stages.finetune.start=null"]
+    for killed in ("zero2", "zero3", None):
+        processes = fork_ranks([*words, "engine.zero=2,3,1", "results_dir=zero${engine.zero}"], tmp_path)
+        while killed and not any(tmp_path.glob(f"{killed}/stages/finetune-*/checkpoints/*3*")):
+            assert all(process.is_alive() for process in processes)
+            time.sleep(0.01)
+        for process in processes:
+            if killed:
+                process.kill()
+            process.join()
+            assert killed or process.exitcode == 0, (tmp_path / "stderr-0.txt").read_text(encoding="utf-8")
+        assert killed is None or 0 < len(records(tmp_path, killed)) < 8
+    one, *others = (records(tmp_path, f"zero{zero}") for zero in (1, 2, 3))
+    assert [list(record["losses"]) for record in one] == [["questions", "captions", "descriptions"]] * 8
+    for other in others:
+        for record, expected in zip(other, one, strict=True):
+            assert record["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+            assert record["losses"] == pytest.approx(expected["losses"], rel=1e-5)
