@@ -157,8 +157,10 @@ def check_name(name: object, where: str) -> None:
 
 def link_out_of(root: Path, path: Path, allowed: list[str]) -> Path | None:
     """Return where `path` leads if links take it out of `root` and of the folders in `allowed`, else None."""
-    real = os.path.realpath(path) if os.path.islink(path) else os.path.join(_real(str(path.parent)), path.name)
-    for inside in map(_real, (str(root), *allowed)):
+    here = os.getcwd()  # may change, so a cached path must not be relative
+    in_folder = os.path.join(_real(os.path.join(here, path.parent)), path.name)
+    real = os.path.realpath(path) if os.path.islink(path) else in_folder
+    for inside in (_real(os.path.join(here, one)) for one in (str(root), *allowed)):
         if real == inside or real.startswith(inside.rstrip(os.sep) + os.sep):
             return None
     return Path(real)

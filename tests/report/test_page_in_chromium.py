@@ -5,6 +5,7 @@ import hashlib
 import html
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from dataclasses import replace
@@ -89,7 +90,7 @@ def saw(tmp_path_factory: pytest.TempPathFactory) -> Any:
     )
     found = re.search(r'<pre id="saw">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, done.stderr
-    return json.loads(html.unescape(found[1]))
+    return {**json.loads(html.unescape(found[1])), "folder": folder}
 
 
 def test_a_click_sorts_and_another_reverses_the_order(saw: Any) -> None:
@@ -142,8 +143,13 @@ def test_two_runs_have_their_different_settings(saw: Any) -> None:
 
 
 def test_provenance_has_the_commands_of_a_table(saw: Any) -> None:
-    for line in ("git checkout abc", "tinyvlm train llm=phi2", "tinyvlm eval run=one", "tinyvlm report table=variants"):
-        assert line in saw["commands"]
+    root = shlex.quote(f"results_dir={saw['folder']}/results")
+    assert saw["commands"].splitlines() == [
+        "# tinyvlm, commit abc, uncommitted changes",
+        *(f"tinyvlm train llm={llm} {root}" for llm in ("phi2", "tinyllama")),
+        *(f"tinyvlm eval run={run} benchmark=gqa {root}" for run in ("one", "three", "two")),
+        f"tinyvlm report table=variants {root}",
+    ]
     assert "2026-11-01" in saw["origins"]
 
 

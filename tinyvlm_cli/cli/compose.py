@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 import textwrap
@@ -118,8 +119,10 @@ def run_command(command: Command, arguments: list[str]) -> int:
     os.environ["PYTHONSAFEPATH"] = "1"  # child processes do not import modules from the working directory
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors instead of printing them and exiting
+    trust_argument = f" {shlex.quote('trust=' + ','.join(own))}" if own else ""  # for the records; unknown to Hydra
+    program = "tinyvlm" if "-sc" in flags else f"tinyvlm {command.name}{trust_argument}"
+    argv, sys.argv = sys.argv, [program, *flags, *settings]
     job = Job(command.name, folder_of_process(Path.cwd()), full_error)
-    argv, sys.argv = sys.argv, ["tinyvlm" if "-sc" in flags else f"tinyvlm {command.name}", *flags, *settings]
     set_up_logging()
     try:
         if HELP & set(flags):
@@ -195,6 +198,7 @@ class Job:
     folder: Path
     full_error: str = "0"  # the user's HYDRA_FULL_ERROR, for the commands that `demo` runs
     trusted: list[str] = field(default_factory=trusted)  # for a process that a cluster starts without our environment
+    argv: list[str] = field(default_factory=lambda: sys.argv)  # recorded as the command line
     is_launched: bool = False
     done: list[Outcome] = field(default_factory=list)
 
@@ -237,6 +241,7 @@ class Job:
         end_with_parent()
         use_own_temporary_folder()  # on another machine, that of the parent does not exist
         trust(self.trusted)
+        sys.argv = self.argv
         os.environ["HYDRA_FULL_ERROR"] = "1"
         prepare_hydra(COMMANDS[self.name])
         set_up_logging()

@@ -1,7 +1,6 @@
 """The model card of an exported run: a README.md with components, data, recipe, scores, limits and provenance."""
 
 import re
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from tinyvlm_cli.report.scores import CHOICES, read_published
 from tinyvlm_cli.report.sheet import DASH, markdown
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import TrainedModel
-from tinyvlm_cli.results.records import REAL, SHUFFLED, ScoreRow
+from tinyvlm_cli.results.records import REAL, SHUFFLED, ScoreRow, command_line
 from tinyvlm_cli.statistics.intervals import INTERVALS
 
 CARD = "README.md"
@@ -198,7 +197,7 @@ class Card:
 
     def _commands(self) -> Iterable[str]:
         records = [record for folder in self.found.stage_dirs if (record := Results.read_stage(folder))]
-        made = [*(record.made_with for record in records), self.found.run.made_with, {"command": " ".join(sys.argv)}]
+        made = [*(record.made_with for record in records), self.found.run.made_with, {"command": command_line()}]
         return dict.fromkeys(str(one["command"]) for one in made if one.get("command"))
 
 

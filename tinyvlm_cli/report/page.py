@@ -22,6 +22,7 @@ from tinyvlm_cli.report.conclusions import conclusions
 from tinyvlm_cli.report.costs import COSTS
 from tinyvlm_cli.report.curves import Curve, Panels
 from tinyvlm_cli.report.looks import COLOURS, DARK_COLOURS, DASHES, SYMBOLS, looks, models
+from tinyvlm_cli.report.reproduction import command_lines
 from tinyvlm_cli.report.scatter import Model
 from tinyvlm_cli.report.scores import CHOICES, OURS
 from tinyvlm_cli.report.sheet import MAIN, Compared, Kind, Sheet
@@ -45,6 +46,7 @@ class Content:
     labels: Mapping[str, str] = field(default_factory=dict)  # benchmark -> label
     models: Sequence[Model] = ()
     curves: Mapping[Curve, Panels] = field(default_factory=dict)
+    arguments: Sequence[str] = ()  # of the command that makes this report
 
 
 def page(content: Content) -> str:
@@ -134,6 +136,10 @@ def _data(content: Content, sampled: Sequence[Sample]) -> dict[str, Any]:
     configurations = {run.folder.name: configuration(run) for run in content.runs}
     keys = list(dict.fromkeys(key for one in configurations.values() for key in one))
     values: dict[str, int] = {}
+    scores, root = content.results.scores(), content.results.root
+    commands = {
+        sheet.name: command_lines(sheet, content.runs, scores, root, content.arguments) for sheet in content.sheets
+    }
     return {
         "models": {name: [look.colour, look.style] for name, look in found.items()},
         "model_of": names,
@@ -161,7 +167,7 @@ def _data(content: Content, sampled: Sequence[Sample]) -> dict[str, Any]:
         },
         "values": list(values),  # indexed by the configurations, which share most values
         "provenance": {"report": provenance(), "runs": [_provenance(run, content.results) for run in content.runs],
-                       "tables": {sheet.name: sheet.runs for sheet in content.sheets}},
+                       "commands": commands},
     }  # fmt: skip
 
 

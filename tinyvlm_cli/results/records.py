@@ -3,6 +3,7 @@
 import datetime
 import math
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -23,7 +24,7 @@ PERCENTAGES = (  # metrics of at most 100
 HIGHEST = {"perception": 2000, "points": 1000}  # maxima of the other metrics, of MME and OCRBench
 REAL, SHUFFLED = "real", "shuffled"  # with the right images, or with shuffled ones: the blind control
 # Fields of ScoreRow that are left out if they are empty.
-ADDED_LATER = ("warnings", "answers_per_s", "processes", "device", "parameters", "tokens_per_image")
+ADDED_LATER = ("warnings", "answers_per_s", "processes", "device", "parameters", "tokens_per_image", "command")
 MODEL_STAGE = "model"  # stage name in the scores of a model folder that was trained elsewhere
 R = TypeVar("R")
 RECORDED_PACKAGES = ("tinyvlm", "torch", "transformers", "deepspeed", "hydra-core", "pillow", "numpy")
@@ -111,6 +112,7 @@ class ScoreRow:
     device: str | None = None  # GPU type, or CPU
     parameters: int | None = None  # of the model
     tokens_per_image: int | None = None
+    command: str = ""  # command line that scored the answers; "" in older rows
 
     def __post_init__(self) -> None:
         if self.interval is not None and len(self.interval) != 2:
@@ -187,6 +189,12 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
+def command_line() -> str:
+    """Return the command line of this process, quoted for a shell."""
+    program, *arguments = sys.argv  # the program is "tinyvlm train"
+    return " ".join([program, *map(shlex.quote, arguments)])
+
+
 def provenance() -> dict[str, Any]:
     """Return the time, the command line, the versions of relevant packages, and the commit of this project.
 
@@ -200,7 +208,7 @@ def provenance() -> dict[str, Any]:
         commit = None
     return {
         "time": now(),
-        "command": " ".join(sys.argv),  # sys.argv[0] is "tinyvlm train"
+        "command": command_line(),
         "python": platform.python_version(),
         "packages": {name: next((d.version for d in distributions(name=name)), None) for name in RECORDED_PACKAGES},
         "commit": commit,

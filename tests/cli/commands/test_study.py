@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.page_run import data_of
 
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.results.costs import read_cost
+from tinyvlm_cli.results.folder import Results
 
 TINY = ["llm=tiny", "vision=tiny", "data=easyvqa"]
 SHORT = [f"recipe.stages.{stage}.max_steps=3" for stage in ("pretrain", "finetune")]
@@ -156,6 +160,32 @@ def answers(folder: Path) -> dict[str, str]:
     """Of all runs below `folder`."""
     lines = [line for path in folder.rglob("answers-*.jsonl") for line in path.read_text("utf-8").splitlines()]
     return {record["key"]: record["text"] for record in map(json.loads, lines)}
+
+
+@pytest.mark.e2e
+def test_the_commands_in_a_page_train_and_score_the_same_run(study: Path) -> None:
+    results = study / "page"
+    settings = [*SHORT, "evaluate.benchmarks=[scienceqa]", "evaluate.eval_dir=data/easyvqa/eval", "results_dir=page"]
+    for words in (["train", *TINY, *settings], ["report", "format=html", "table=runs", "results_dir=page"]):
+        assert tinyvlm(*words, folder=study).returncode == 0
+
+    def found() -> tuple[object, ...]:
+        (row,) = Results(results).scores()
+        return (
+            row.cell,
+            row.value,
+            answers(results),
+            {name: losses(path) for name, path in stages(study, "page").items()},
+        )
+
+    before = found()
+    version, *lines = data_of((results / "report.html").read_text("utf-8"))["provenance"]["commands"]["runs"]
+    shutil.rmtree(results)
+    assert version.startswith("# tinyvlm") and len(lines) == 2  # `train` has also evaluated the run
+    for line in lines:
+        done = tinyvlm(*shlex.split(line)[1:], folder=study)
+        assert done.returncode == 0, done.stderr
+    assert "All runs" in done.stdout and found() == before
 
 
 @pytest.mark.e2e

@@ -24,7 +24,7 @@ from tinyvlm_cli.results.attempts import EVAL, Attempt, recorded
 from tinyvlm_cli.results.costs import answering, forget_speeds
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import find_runs_to_score, model_of
-from tinyvlm_cli.results.records import REAL, SHUFFLED, Run, ScoreRow, now
+from tinyvlm_cli.results.records import REAL, SHUFFLED, Run, ScoreRow, command_line, now
 from tinyvlm_cli.results.weights import check_weights
 from tinyvlm_cli.statistics.intervals import interval
 from tinyvlm_cli.statistics.questions import FILE, Questions
@@ -170,13 +170,14 @@ def _score(benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Re
             details=json.loads(json.dumps({**score.details, **marks})),  # as read from a file
             interval=bounds and [round(bound, 4) for bound in bounds],
             created=now(),
+            command=command_line(),
             **{name: getattr(run, name) for name in ("name", "llm", "vision", "connector", "data", "recipe", "seed")},
             **{name: getattr(benchmark, name) for name in ("follows", "version", "split")},
             **{name: getattr(score, name) for name in ("metric", "value", "n", "valid", "judge")},
             **answering(folder),
         )
         before = known.get(row.cell)
-        if before is None or replace(before, created=row.created) != row:
+        if before is None or replace(before, created=row.created, command=row.command) != row:
             Results.append_score(run, row)
         rows.append(row)
     for note in dict.fromkeys(notes):

@@ -1,6 +1,7 @@
 """Print or write tables of all scores next to the published ones."""
 
 import logging
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -106,5 +107,5 @@ def _content(config: Report, sheets: list[Sheet], results: Results) -> Content:
     records = pd.concat([typed([]), *(sheet.records for sheet in sheets if len(sheet.records))])
     return Content(
         sheets=sheets, runs=runs, results=results, labels=labels, curves=read_curves(runs, results),
-        models=estimates(records, runs, results, run_costs(sheets, runs)),
+        models=estimates(records, runs, results, run_costs(sheets, runs)), arguments=sys.argv[1:],
     )  # fmt: skip

@@ -25,7 +25,7 @@ from tinyvlm_cli.model.tuning import untrainable
 from tinyvlm_cli.results.attempts import TRAIN, Attempt, recorded
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.losses import final_loss
-from tinyvlm_cli.results.records import REAL, ScoreRow, mean_headline, now
+from tinyvlm_cli.results.records import REAL, ScoreRow, command_line, mean_headline, now
 from tinyvlm_cli.results.stops import MARKER, remove_stops, stopped
 from tinyvlm_cli.results.weights import check_weights, complete, done_before
 from tinyvlm_cli.train.checkpoint import refuse_pickles
@@ -151,6 +151,7 @@ def _record_stop(job: RunJob, reason: dict[str, Any]) -> None:
             images=REAL,
             details={"stopped": reason},
             created=now(),
+            command=command_line(),
             **{
                 field: getattr(run, field) for field in ("name", "llm", "vision", "connector", "data", "recipe", "seed")
             },

@@ -21,20 +21,10 @@ function startConfigurations(data) {
 function startProvenance(data) {
   const table = byId("of-table");
   if (!table) return;
-  const { report, runs, tables } = data.provenance;
+  const { report, runs, commands } = data.provenance;
   const packages = Object.entries(report.packages).filter(([, version]) => version).map(([name, version]) => `${name} ${version}`);
   byId("versions").textContent = `This page: ${report.time}, commit ${report.commit ?? "unknown (installed package)"}, Python ${report.python}, ${packages.join(", ")}.`;
-  const update = () => {
-    const members = runs.filter((one) => (tables[table.value] ?? []).includes(one.run));
-    const train = [...new Set(members.map((one) => one.made.command).filter(Boolean))];
-    const commits = [...new Set(members.map((one) => one.made.commit).filter(Boolean))];
-    byId("commands").textContent = [
-      ...commits.map((commit) => `git checkout ${commit.replace("+", "")}${commit.endsWith("+") ? "  # and uncommitted changes" : ""}`),
-      ...train,
-      ...members.map((one) => `tinyvlm eval run=${one.run}`),
-      `tinyvlm report table=${table.value}`,
-    ].join("\n");
-  };
+  const update = () => { byId("commands").textContent = (commands[table.value] ?? []).join("\n"); };
   table.addEventListener("change", update);
   update();
   const hash = (text) => element("span", { class: "hash", title: text }, text.slice(0, 12));
