@@ -43,6 +43,7 @@ TORCH_FREE = (
     "evaluate/judge.py",
     "cli/main.py",
     "cli/compose.py",
+    "cli/run_command.py",
     "cli/commands/score.py",
     "cli/commands/report.py",
     "cli/commands/status.py",

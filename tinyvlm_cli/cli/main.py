@@ -75,7 +75,7 @@ def _run(name: str, rest: list[str], *, is_program: bool) -> int:
         if name not in COMMANDS:
             raise UserError(f"unknown command; {suggest(name, COMMANDS)}")
         settings = _name_action(COMMANDS[name].actions, rest)
-        from tinyvlm_cli.cli.compose import run_command
+        from tinyvlm_cli.cli.run_command import run_command
         from tinyvlm_cli.files import use_own_temporary_folder
         from tinyvlm_cli.launch.ranks import run_on_ranks
         from tinyvlm_cli.launch.worker import work
@@ -118,7 +118,7 @@ def complete(arguments: list[str]) -> int:
     Hydra completes groups, options and settings; this function completes commands and actions. The shell passes the
     current command line in COMP_LINE. Returns the exit code.
     """
-    from tinyvlm_cli.cli.compose import run_command
+    from tinyvlm_cli.cli.run_command import run_command
 
     request = arguments[0] if arguments else ""
     if request.startswith(("install=", "uninstall=")):
