@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from support.composed import composed
 
-from tinyvlm_cli.cli import compose
 from tinyvlm_cli.cli.commands import COMMANDS, Command
 from tinyvlm_cli.cli.main import main
+from tinyvlm_cli.cli.run_command import Job
 from tinyvlm_cli.config.schema import Lora, SecondEncoder
 from tinyvlm_cli.errors import UserError, WorkerError
 
@@ -298,7 +298,7 @@ def test_workers_find_a_module_in_the_working_folder(study: Path, launcher: str)
 
 def test_a_launched_job_reports_in_json(tmp_path: Path) -> None:
     """Its file may come from another machine: it is data, not a pickle."""
-    job = compose.Job("train", tmp_path / "outcomes")
+    job = Job("train", tmp_path / "outcomes")
     (tmp_path / "outcomes").mkdir()
     for number, text in enumerate(
         [
