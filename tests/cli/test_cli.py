@@ -1,6 +1,8 @@
 """The command line as a user sees it: help, mistakes, completion."""
 
+import json
 import os
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -293,7 +295,9 @@ def test_modules_of_a_results_folder_are_not_found(
 def test_workers_find_a_module_in_the_working_folder(study: Path, launcher: str) -> None:
     done = tinyvlm(study, "bench", "train", "-m", *TINY, "steps=1", "seed=1", f"hydra/launcher={launcher}")
     assert done.returncode == 0, done.stderr
-    assert list((study / "results/bench").glob("*/bench.json"))
+    records = [json.loads(path.read_text("utf-8")) for path in (study / "results/bench").glob("*/bench.json")]
+    words = shlex.split(max(records, key=lambda one: str(one["made_with"]["time"]))["made_with"]["command"])
+    assert words[:4] == ["tinyvlm", "bench", "-m", "action=train"] and words[-1] == f"hydra/launcher={launcher}"
 
 
 def test_a_launched_job_reports_in_json(tmp_path: Path) -> None:

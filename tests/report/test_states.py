@@ -13,6 +13,7 @@ from support.score_rows import row
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.report.status import Reader, RunStatus, Status, Wanted
 from tinyvlm_cli.results.attempts import EVAL, TRAIN, Attempt
+from tinyvlm_cli.results.costs import Session, StageCost
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.losses import END_BYTES, Trace
 from tinyvlm_cli.results.records import Run
@@ -158,6 +159,35 @@ def test_the_time_left_is_that_of_the_most_similar_stages(tmp_path: Path) -> Non
     assert left == {"a": 180.0, "b": 180.0, "c": 100.0, "d": None}
     assert (status.seconds_left, status.unknown, status.processes) == (280.0, {"stages": 1}, 2)
     assert status.expected_end is not None and status.expected_end > status.time
+
+
+def test_the_time_left_includes_the_start_up_of_similar_stages(tmp_path: Path) -> None:
+    """That is the time of a completed stage's last process without its steps, here those after the first 40."""
+    stages, now = tmp_path / "stages", 1_800_000_000.0
+    names = {"done": "pretrain-clip-mlp-tiny-0", "resumed": "pretrain-siglip-mlp-tiny-1",
+             "begun": "pretrain-clip-mlp-tiny-2", "todo": "pretrain-clip-mlp-tiny-3"}  # fmt: skip
+    for name, last in (("done", 100), ("resumed", 20)):
+        write_steps(stages / names[name], last, step_s=1.0)
+    StageCost(0, None, [Session("CPU", 1, 45.0, 0, 40), Session("CPU", 1, 100.0, 40, 100)]).write(
+        stages / names["done"]
+    )
+    (stages / names["done"] / "DONE").write_text("2027-01-15T08:00:00+00:00\n", encoding="utf-8")
+    (stages / names["begun"]).mkdir()
+    for name, began in (("done", now - 60 - 25), ("begun", now - 10)):
+        config = stages / names[name] / "config.yaml"
+        config.touch()
+        os.utime(config, (began, began))
+    manifest = stages / names["resumed"] / "checkpoints/step-20/manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.touch()
+    write_attempt(tmp_path, "begun", stage=names["begun"])
+    wanted = [Wanted(run, run, {"pretrain": folder}) for run, folder in names.items()]
+    status = Reader(Results(tmp_path), now).status(wanted)
+    left = {run.run: (run.stages[0].state, run.stages[0].seconds_left) for run in status.runs}
+    assert left == {
+        "done": ("done", None), "resumed": ("interrupted", 80 + 25), "begun": ("running", 100 + 25 - 10),
+        "todo": ("to do", 100 + 25),
+    }  # fmt: skip
 
 
 def test_evaluations_are_done_running_failed_or_to_do(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ from statistics import fmean
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.attempts import EVAL, TRAIN, Attempt, read_attempts
+from tinyvlm_cli.results.costs import read_cost
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.losses import Trace
 from tinyvlm_cli.results.records import MODEL_STAGE, REAL, ScoreRow
 from tinyvlm_cli.results.stops import stopped
-from tinyvlm_cli.untrusted import check_file
+from tinyvlm_cli.untrusted import check_file, read_text
 
 DONE, STOPPED, RUNNING, WAITING = "done", "stopped", "running", "waiting"
 FAILED, INTERRUPTED, TO_DO = "failed", "interrupted", "to do"
@@ -220,6 +221,24 @@ class Reader:
         traces = {path.parent.name: Trace.read(path.parent) for path in self.results.root.glob("stages/*/train.jsonl")}
         return {folder: trace for folder, trace in traces.items() if trace.steps and trace.step_s}
 
+    @cached_property
+    def _overheads(self) -> dict[str, float]:
+        """Seconds, by stage folder, that the last process of a completed stage spent on other things than steps.
+
+        These are loading and compiling the model and saving the weights. The process has written config.yaml first.
+        """
+        found = {}
+        for folder, trace in self._traces.items():
+            stage_dir = self.results.stage_dir(folder)
+            with suppress(OSError, UserError, IndexError):
+                ended = _time(read_text(stage_dir / "DONE", "").strip())
+                cost = read_cost(stage_dir)
+                if ended and cost and trace.step_s:
+                    steps = cost.sessions[-1].last - cost.sessions[-1].first
+                    seconds = ended - (stage_dir / "config.yaml").stat().st_mtime - steps * trace.step_s
+                    found[folder] = min(max(0.0, seconds), MAX_S)
+        return found
+
     def _estimated(self, work: Work) -> Work:
         """Return a stage with the time left at its own speed, or else at that of the most similar stages.
 
@@ -228,21 +247,28 @@ class Reader:
         """
         if work.state in (DONE, STOPPED, FAILED):
             return work
+        parts = work.folder.split("-")[:-1]
+        others = {folder: folder.split("-")[:-1] for folder in self._traces if folder != work.folder}
+        shared = {
+            folder: len({*parts} & {*other}) for folder, other in others.items()
+            if parts and other and (parts[0], parts[-1]) == (other[0], other[-1])
+        }  # fmt: skip
+        most = max(shared.values(), default=0)
+        alike = [folder for folder, number in shared.items() if number == most]
         own = self._traces.get(work.folder)
-        alike = [own] if own else []
-        if not own:
-            parts = work.folder.split("-")[:-1]
-            others = {folder: folder.split("-")[:-1] for folder in self._traces}
-            shared = {
-                folder: len({*parts} & {*other}) for folder, other in others.items()
-                if parts and other and (parts[0], parts[-1]) == (other[0], other[-1])
-            }  # fmt: skip
-            most = max(shared.values(), default=0)
-            alike = [self._traces[folder] for folder, number in shared.items() if number == most]
-        if not alike:
+        traces = [own] if own else [self._traces[folder] for folder in alike]
+        if not traces:
             return work
-        total = work.total or round(fmean(trace.steps or 0 for trace in alike))
-        left = max(0, total - work.done) * fmean(trace.step_s or 0 for trace in alike)
+        total = work.total or round(fmean(trace.steps or 0 for trace in traces))
+        left = max(0, total - work.done) * fmean(trace.step_s or 0 for trace in traces)
+        if work.state != RUNNING or not own:
+            overheads = [self._overheads[folder] for folder in alike if folder in self._overheads]
+            overhead = fmean(overheads) if overheads else 0.0
+            if work.state == RUNNING:  # before its second step
+                with suppress(OSError):
+                    began = (self.results.stage_dir(work.folder) / "config.yaml").stat().st_mtime
+                    overhead = max(0.0, overhead - max(0.0, self.now - began))
+            left += overhead
         return replace(work, total=total, seconds_left=round(min(left, MAX_S), 1))
 
     def _evaluations(
