@@ -29,6 +29,7 @@ from tinyvlm_cli.console import printable, set_up_logging
 from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError, system_error
 from tinyvlm_cli.files import folder_of_process, use_own_temporary_folder, write_text
 from tinyvlm_cli.launch.workers import this_node
+from tinyvlm_cli.results.records import COMMAND, command_line
 from tinyvlm_cli.signals import end_with_parent
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ def run_command(command: Command, arguments: list[str]) -> int:
     """Compose the command's configuration from `arguments`, run it for each cell, and return the exit code."""
     prepare_hydra(command)
     schema = command.settings_class
+    typed = shlex.join(["tinyvlm", command.name, *arguments])
     own, arguments = trusted_arguments(arguments)
     flags, settings = read_arguments(arguments, schema)
     check_repeated(settings)
@@ -50,9 +52,8 @@ def run_command(command: Command, arguments: list[str]) -> int:
     os.environ["PYTHONSAFEPATH"] = "1"  # child processes do not import modules from the working directory
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors instead of printing them and exiting
-    trust_argument = f" {shlex.quote('trust=' + ','.join(own))}" if own else ""  # for the records; unknown to Hydra
-    program = "tinyvlm" if "-sc" in flags else f"tinyvlm {command.name}{trust_argument}"
-    argv, sys.argv = sys.argv, [program, *flags, *settings]
+    argv, sys.argv = sys.argv, ["tinyvlm" if "-sc" in flags else f"tinyvlm {command.name}", *flags, *settings]
+    outer, os.environ[COMMAND] = os.environ.get(COMMAND, ""), typed
     job = Job(command.name, folder_of_process(Path.cwd()), full_error)
     set_up_logging()
     try:
@@ -80,7 +81,7 @@ def run_command(command: Command, arguments: list[str]) -> int:
         raise WorkerError(f"hydra/launcher: {reason}") from error
     finally:
         shutil.rmtree(job.folder, ignore_errors=True)
-        sys.argv = argv
+        sys.argv, os.environ[COMMAND] = argv, outer
         os.environ["HYDRA_FULL_ERROR"] = full_error
 
 
@@ -95,7 +96,7 @@ class Job:
     folder: Path
     full_error: str = "0"  # the user's HYDRA_FULL_ERROR, for the commands that `demo` runs
     trusted: list[str] = field(default_factory=trusted)  # for a process that a cluster starts without our environment
-    argv: list[str] = field(default_factory=lambda: sys.argv)  # recorded as the command line
+    typed: str = field(default_factory=command_line)
     is_launched: bool = False
     done: list[Outcome] = field(default_factory=list)
 
@@ -138,7 +139,7 @@ class Job:
         end_with_parent()
         use_own_temporary_folder()  # on another machine, that of the parent does not exist
         trust(self.trusted)
-        sys.argv = self.argv
+        os.environ[COMMAND] = self.typed
         os.environ["HYDRA_FULL_ERROR"] = "1"
         prepare_hydra(COMMANDS[self.name])
         set_up_logging()

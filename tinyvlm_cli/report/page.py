@@ -46,7 +46,7 @@ class Content:
     labels: Mapping[str, str] = field(default_factory=dict)  # benchmark -> label
     models: Sequence[Model] = ()
     curves: Mapping[Curve, Panels] = field(default_factory=dict)
-    arguments: Sequence[str] = ()  # of the command that makes this report
+    command: str = "tinyvlm report"  # that makes the page
 
 
 def page(content: Content) -> str:
@@ -138,7 +138,7 @@ def _data(content: Content, sampled: Sequence[Sample]) -> dict[str, Any]:
     values: dict[str, int] = {}
     scores, root = content.results.scores(), content.results.root
     commands = {
-        sheet.name: command_lines(sheet, content.runs, scores, root, content.arguments) for sheet in content.sheets
+        sheet.name: command_lines(sheet, content.runs, scores, root, content.command) for sheet in content.sheets
     }
     return {
         "models": {name: [look.colour, look.style] for name, look in found.items()},

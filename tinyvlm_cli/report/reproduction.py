@@ -5,7 +5,7 @@ Records may come from someone else: only `tinyvlm` commands are shown, and each 
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,11 @@ EVAL_DIR = Path("data/eval")  # default of `tinyvlm eval`
 OF_FOLDER = re.compile(r"results_dir=[^$]*")  # unless it depends on other settings
 
 
-def command_lines(
-    sheet: Sheet, runs: Iterable[Run], scores: Iterable[ScoreRow], root: Path, arguments: Sequence[str]
-) -> list[str]:
+def command_lines(sheet: Sheet, runs: Iterable[Run], scores: Iterable[ScoreRow], root: Path, report: str) -> list[str]:
     """Return comments with the versions that trained the runs, then the commands in order.
 
     runs, scores: those of the table, and others. root: the results folder, which all commands use, because it may have
-    been moved. arguments: of the command that made this report.
+    been moved. report: the command that makes the page.
     """
     members = {run.folder.name: run for run in runs if run.folder.name in sheet.runs}
     made = sorted((run.made_with for run in members.values()), key=lambda one: str(one.get("time")))
@@ -46,7 +44,7 @@ def command_lines(
     commands += [row.command for row in sorted(rows, key=lambda row: row.created)]
     commands += _evaluations([row for row in rows if not row.command], members)
 
-    words = [word for word in arguments if not re.match(r"(format|output)=", word)]
+    words = [word for word in shlex.split(report)[2:] if not re.match(r"(format|output)=", word)]
     if any((folder / "table" / f"{sheet.name}.yaml").is_file() for folder in (Path("conf"), conf_dir())):
         others = re.compile(rf"[+~]*table(=|\.(?!{re.escape(sheet.name)}[.=]))")
         words = [f"table={sheet.name}", *(word for word in words if not others.match(word))]

@@ -2,6 +2,7 @@
 
 import datetime
 import math
+import os
 import platform
 import shlex
 import subprocess
@@ -26,6 +27,7 @@ REAL, SHUFFLED = "real", "shuffled"  # with the right images, or with shuffled o
 # Fields of ScoreRow that are left out if they are empty.
 ADDED_LATER = ("warnings", "answers_per_s", "processes", "device", "parameters", "tokens_per_image", "command")
 MODEL_STAGE = "model"  # stage name in the scores of a model folder that was trained elsewhere
+COMMAND = "TINYVLM_COMMAND"  # environment variable with the command line, inherited by worker processes
 R = TypeVar("R")
 RECORDED_PACKAGES = ("tinyvlm", "torch", "transformers", "deepspeed", "hydra-core", "pillow", "numpy")
 
@@ -190,9 +192,8 @@ def now() -> str:
 
 
 def command_line() -> str:
-    """Return the command line of this process, quoted for a shell."""
-    program, *arguments = sys.argv  # the program is "tinyvlm train"
-    return " ".join([program, *map(shlex.quote, arguments)])
+    """Return the command line as the user typed it, quoted for a shell."""
+    return os.environ.get(COMMAND) or shlex.join(sys.argv)
 
 
 def provenance() -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Print or write tables of all scores next to the published ones."""
 
 import logging
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +22,7 @@ from tinyvlm_cli.report.scores import OURS, all_scores, typed
 from tinyvlm_cli.report.sheet import SUFFIXES, Sheet, csv_text, render, show
 from tinyvlm_cli.report.tables import build, fitting
 from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.records import command_line
 
 log = logging.getLogger(__name__)
 
@@ -107,5 +107,5 @@ def _content(config: Report, sheets: list[Sheet], results: Results) -> Content:
     records = pd.concat([typed([]), *(sheet.records for sheet in sheets if len(sheet.records))])
     return Content(
         sheets=sheets, runs=runs, results=results, labels=labels, curves=read_curves(runs, results),
-        models=estimates(records, runs, results, run_costs(sheets, runs)), arguments=sys.argv[1:],
+        models=estimates(records, runs, results, run_costs(sheets, runs)), command=command_line(),
     )  # fmt: skip
