@@ -122,6 +122,11 @@ def compose_cells(command: Command, settings: list[str], *, is_grid: bool) -> It
             yield Cell(command, config, node)
 
 
+def is_cell() -> bool:
+    """Return whether this process runs a grid cell now, so that its messages may be in a log that nobody watches."""
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+
+
 def prepare_hydra(command: Command) -> None:
     """Register schemas, resolvers and the search path with Hydra. Can be called more than once."""
     schemas = ConfigStore.instance()  # Hydra copies it for each composition, so it holds one schema

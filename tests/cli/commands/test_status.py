@@ -14,6 +14,8 @@ from support.tiny_study import TRAIN, assert_no_temporary_files, finish, write_s
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.results.attempts import TRAIN as KIND
 from tinyvlm_cli.results.attempts import Attempt, recorded
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.records import Run, Stage
 
 
 def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -102,3 +104,21 @@ def test_a_failing_cell_is_shown_with_its_sentence(capsys: pytest.CaptureFixture
     assert main(["train", *words[:-1]]) == 2  # a single run leaves no record: its user has read the sentence
     assert sorted(path.name for path in folder.iterdir()) == ["results"]
     assert len(list(folder.glob("results/attempts/*.json"))) == 2
+
+
+def test_an_evaluation_without_files_is_shown_with_its_sentence(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    results = Results(folder / "results")
+    results.write_stage(results.stage_dir("f"), Stage("finetune", [], {}, {}))
+    results.mark_done(results.stage_dir("f"))
+    for name in ("a", "b"):
+        Results.write_run(Run(results.run_dir(name), name, "l", "v", "c", "d", "r", 0, {"finetune": "f"}, {}))
+    assert main(["eval", "run=a", "benchmark=[pope,gqa]"]) == 2  # its user has read the sentence
+    assert not (folder / "results/attempts").exists()
+    assert main(["eval", "-m", "run=a,b", "benchmark=[pope,gqa]"]) == 1
+    capsys.readouterr()
+    status = json.loads(shown(capsys, "format=json"))
+    works = [work for run in status["runs"] for work in run["evaluations"]]
+    assert [(work["name"], work["state"]) for work in works] == [("pope", "failed"), ("gqa", "failed")] * 2
+    assert all("pope" in work["error"].split(":")[0] for work in works), works[0]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from tinyvlm_cli.cli.compose import is_cell
 from tinyvlm_cli.config.build import build
 from tinyvlm_cli.config.commands import Eval
 from tinyvlm_cli.console import Screen
@@ -73,11 +74,21 @@ def evaluate(config: Eval) -> list[ScoreRow]:
         except UserError as error:
             if any(unanswered(task, benchmarks[task.benchmark["name"]], job) for task in job.tasks):
                 findings.append(str(error))
+    attempts = [
+        Attempt(
+            one.folder.name, one.name, EVAL, one.stages, job.stage, waits=True,
+            questions={Path(task.folder).name: [0, 0] for task in job.tasks},
+        )
+        for one, job in zip(runs, jobs, strict=True)
+    ]  # fmt: skip
+    if findings and is_cell():  # `status` shows them
+        with ExitStack() as stack:
+            for attempt in attempts:
+                stack.enter_context(recorded(results.root, attempt))
+            raise_findings(findings)
     raise_findings(findings)
     scores: list[ScoreRow] = []
-    for one, job in zip(runs, jobs, strict=True):
-        unknown = {Path(task.folder).name: [0, 0] for task in job.tasks}
-        attempt = Attempt(one.folder.name, one.name, EVAL, one.stages, job.stage, waits=True, questions=unknown)
+    for one, job, attempt in zip(runs, jobs, attempts, strict=True):
         with recorded(results.root, attempt) as note, _locked(job):
             note(waits=False)
             rows = _evaluate(benchmarks, one, job, results, note, gpus=config.gpus)

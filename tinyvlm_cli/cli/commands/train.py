@@ -7,9 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-
+from tinyvlm_cli.cli.compose import is_cell
 from tinyvlm_cli.config.build import build, check
 from tinyvlm_cli.config.commands import Eval
 from tinyvlm_cli.config.schema import Train
@@ -43,8 +41,7 @@ def run(config: Train) -> tuple[int, float | None]:
     job = resolve(config)
     is_main = this_node().is_first
     found = [*findings(job), *evaluation_findings(job)]
-    is_cell = HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
-    if not is_cell:
+    if not is_cell():
         raise_findings(found)  # without a record, because the user sees them at once
     stages = {stage.name: stage.folder.name for stage in job.stages}
     attempt = Attempt(job.folder.name, job.name, TRAIN, stages) if is_main else None
