@@ -18,10 +18,11 @@ from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.data.loader import StagePlan, pack
 from tinyvlm_cli.data.records import Turn
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.answerer import Answerer, load_answerer
+from tinyvlm_cli.evaluate.answerer import Answerer
 from tinyvlm_cli.evaluate.benchmark import Question
 from tinyvlm_cli.evaluate.generation import Decoding
 from tinyvlm_cli.evaluate.loaded import IGNORE, Loaded, TrainingSample
+from tinyvlm_cli.evaluate.loading import load_answerer
 from tinyvlm_cli.evaluate.runner import by_image
 from tinyvlm_cli.model.attention.packed import register
 from tinyvlm_cli.model.vlm import VLM

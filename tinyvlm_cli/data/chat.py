@@ -5,7 +5,7 @@ character offsets, so ids and labels cannot disagree. The ids equal those of Tin
 tokenises the same chunks (tinyllava/data/template/base.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -76,10 +76,20 @@ def encode_prompt(
     history: the earlier turns of the conversation. The images always belong to the first question of the conversation.
     Raises UserError if this question contains another number of placeholders than images.
     """
-    texts = [*(turn.question for turn in history), question]
-    counts = [num_images, *[0] * len(history)]
-    (encoded,) = _tokenise([_chat_chunks(texts, counts, [turn.answer for turn in history], chat)], tokenizer)
-    return encoded.ids
+    (ids,) = encode_prompts([(question, history)], num_images=num_images, tokenizer=tokenizer, chat=chat)
+    return ids
+
+
+def encode_prompts(
+    asked: Iterable[tuple[str, Sequence[Turn]]], *, num_images: int, tokenizer: "PreTrainedTokenizerFast", chat: Chat
+) -> list[NDArray[np.int32]]:
+    """Return the result of `encode_prompt` for each (question, history), with few calls of the tokenizer."""
+    samples = []
+    for question, history in asked:
+        texts = [*(turn.question for turn in history), question]
+        counts = [num_images, *[0] * len(history)]
+        samples.append(_chat_chunks(texts, counts, [turn.answer for turn in history], chat))
+    return [encoded.ids for encoded in _tokenise(samples, tokenizer)]
 
 
 def _chat_chunks(questions: Sequence[str], counts: Sequence[int], answers: Sequence[str], chat: Chat) -> list[_Chunk]:
@@ -120,9 +130,11 @@ def around_images(question: str, count: int) -> list[str]:
 
 def _tokenise(samples: list[list[_Chunk]], tokenizer: "PreTrainedTokenizerFast") -> list[Encoded]:
     """Tokenise the chunks of each sample. A sample is the tokenizer's start token, then its chunks joined by IMAGE."""
-    texts = [chunk.text for chunks in samples for chunk in chunks]
+    texts = list(
+        dict.fromkeys(chunk.text for chunks in samples for chunk in chunks)
+    )  # the first chunks are often equal
     out = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
-    tokens = iter(zip(out["input_ids"], out["offset_mapping"], strict=True))
+    tokens = dict(zip(texts, zip(out["input_ids"], out["offset_mapping"], strict=True), strict=True))
     with_start: list[int] = tokenizer("a").input_ids
     without: list[int] = tokenizer("a", add_special_tokens=False).input_ids
     start = with_start[: with_start.index(without[0])] if with_start != without else []
@@ -133,7 +145,7 @@ def _tokenise(samples: list[list[_Chunk]], tokenizer: "PreTrainedTokenizerFast")
             if place:
                 ids.append(IMAGE)
                 supervised.append(False)
-            chunk_ids, offsets = next(tokens)
+            chunk_ids, offsets = tokens[chunk.text]
             ids += chunk_ids
             supervised += _inside(offsets, chunk.spans)
         encoded.append(Encoded(np.array(ids, np.int32), np.array(supervised, np.bool_)))

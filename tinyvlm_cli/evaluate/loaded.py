@@ -24,9 +24,10 @@ from tinyvlm_cli.data.image_store import ImageStore
 from tinyvlm_cli.data.images import image_source, pixels
 from tinyvlm_cli.data.records import Turn, parse_record, resolve
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.answerer import RunAnswerer, load_answerer
 from tinyvlm_cli.evaluate.benchmark import Question
 from tinyvlm_cli.evaluate.generation import Decoding
+from tinyvlm_cli.evaluate.loading import load_answerer
+from tinyvlm_cli.evaluate.run_answerer import RunAnswerer
 from tinyvlm_cli.model.attention.packed import register
 from tinyvlm_cli.model.pretrained import DTYPES
 from tinyvlm_cli.results.models import TrainedModel

@@ -211,7 +211,8 @@ def answer_all(job: EvalJob) -> None:
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    from tinyvlm_cli.evaluate.answerer import RunAnswerer, load_answerer
+    from tinyvlm_cli.evaluate.loading import load_answerer
+    from tinyvlm_cli.evaluate.run_answerer import RunAnswerer
     from tinyvlm_cli.model.pretrained import device_name
 
     shared, rank, _ = next(iter(rendezvous("env://")))
@@ -300,14 +301,14 @@ def claimed(groups: Sequence[list[Question]], add: Callable[[int], int]) -> Iter
 
 
 def written_together(answers: Iterable[T]) -> Iterator[list[T]]:
-    """Yield lists of the answers of about one second, because syncing each answer to disk would be slow."""
+    """Yield the first answer, then lists of the answers of about one second: syncing each to disk would be slow."""
     found: list[T] = []
-    began = time.monotonic()
+    due = 0.0
     for answer in answers:
         found.append(answer)
-        if time.monotonic() - began > WRITE_EVERY_S:
+        if time.monotonic() > due:
             yield found
-            found, began = [], time.monotonic()
+            found, due = [], time.monotonic() + WRITE_EVERY_S
     if found:
         yield found
 

@@ -22,8 +22,8 @@ from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_
 
 from tinyvlm_cli.config.schema import LLM, Stage, Vision
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.answerer import RunAnswerer
 from tinyvlm_cli.evaluate.benchmark import Benchmark
+from tinyvlm_cli.evaluate.run_answerer import RunAnswerer
 from tinyvlm_cli.evaluate.runner import answer_share
 from tinyvlm_cli.heartbeat import end_progress, note_progress
 from tinyvlm_cli.model.vlm import VLM
