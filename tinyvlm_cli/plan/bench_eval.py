@@ -112,13 +112,17 @@ def bench_eval(folder: Path) -> None:
         seconds = time.perf_counter() - began
         least = floor.seconds(load, images, questions) / ranks
         rates[name] = EvalRate(questions, questions / seconds, questions / least, load.questions)
+    decoder.close()
+    began = time.perf_counter()
+    Decoder(model, (), image_size=job.vision.image_size, is_trained=True)  # as before each evaluation during training
+    setup_s = time.perf_counter() - began
     if rank == 0:
         result = EvalResult(
             llm=config.llm.name, vision=config.vision.name, connector=config.connector["name"],
             device=device_name(device), gpus=ranks,
             ceiling_tflops=flops_per_s / 1e12, read_gb_per_s=bytes_per_s / 1e9, first_answer_s=first_answer_s,
             memory_gib=torch.cuda.max_memory_reserved(device) / 2**30 if device.type == "cuda" else 0.0,
-            rates=rates, made_with=provenance(),
+            rates=rates, made_with=provenance(), setup_s=setup_s,
         )  # fmt: skip
         write_text(folder / EVAL_RESULT, json.dumps(asdict(result), indent=1) + "\n")
 

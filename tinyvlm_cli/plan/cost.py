@@ -124,6 +124,7 @@ class EvalResult:
     memory_gib: float  # peak of one GPU, including the cache, which takes all free memory
     rates: dict[str, EvalRate]  # by workload
     made_with: dict[str, Any]
+    setup_s: float = 0.0  # of the decoder, once the layers are compiled; 0 if written by an older version
 
 
 @dataclass(frozen=True)

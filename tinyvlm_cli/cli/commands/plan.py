@@ -140,11 +140,12 @@ def _evaluation(planned: PlannedRun) -> str:
     result, config = planned.evaluation, planned.run.config
     if result is None:
         return f"evaluation: not measured yet; run: tinyvlm bench eval {_choices(config, 'llm', 'vision', 'connector')}"
-    rates, hours = _chosen_rates(planned), _evaluation_hours(planned)
-    time = result.made_with["time"][:10]
-    line = f"evaluation: {hours:.3g} GPU-hours for {', '.join(rates)} on {result.device} (measured {time})"
+    rates, (hours, hours_in_training) = ", ".join(_chosen_rates(planned)), _evaluation_hours(planned)
+    line = (
+        f"evaluation: {hours:.3g} GPU-hours for {rates} on {result.device} (measured {result.made_with['time'][:10]})"
+    )
     if number := sum(map(_num_evaluations(config), planned.stages)):
-        line += f"; during training: {number * hours:.3g} GPU-hours for {number} evaluations, without their start-up"
+        line += f"; during training: {number * hours_in_training:.3g} GPU-hours for {number} evaluations"
     return line
 
 
@@ -155,12 +156,13 @@ def _chosen_rates(planned: PlannedRun) -> dict[str, EvalRate]:
     return {name: rate for name, rate in rates.items() if name in chosen}
 
 
-def _evaluation_hours(planned: PlannedRun) -> float:
-    """Return the GPU-hours of one evaluation."""
-    settings, gpus = planned.run.config.evaluate, planned.evaluation.gpus if planned.evaluation else 1
+def _evaluation_hours(planned: PlannedRun) -> tuple[float, float]:
+    """Return the GPU-hours of the evaluation after training, and of one during training, which includes its setup."""
+    settings, result = planned.run.config.evaluate, planned.evaluation
     limit = settings.limit if settings and settings.benchmarks else None
-    seconds = [min(rate.total, limit or rate.total) / rate.per_s for rate in _chosen_rates(planned).values()]
-    return sum(seconds) * gpus / 3600
+    seconds = sum(min(rate.total, limit or rate.total) / rate.per_s for rate in _chosen_rates(planned).values())
+    gpus, setup_s = (result.gpus, result.setup_s) if result else (1, 0.0)
+    return seconds * gpus / 3600, (seconds + setup_s) * gpus / 3600
 
 
 def _num_evaluations(config: Train) -> Callable[[PlannedStage], int]:
@@ -231,7 +233,7 @@ def print_power(runs: Sequence[PlannedRun], config: Plan) -> None:
             one.seed,
             planned.stages[-1].job.name,
             {stage.job.folder.name: stage.gpu_hours for stage in planned.stages},
-            _evaluation_hours(planned) if planned.evaluation else None,
+            _evaluation_hours(planned)[0] if planned.evaluation else None,
         )
         for planned, one in ((planned, planned.run.config) for planned in runs)
     ]  # fmt: skip
@@ -318,7 +320,8 @@ def _evaluations(runs: Sequence[PlannedRun]) -> list[str]:
     for planned in runs:
         new = [one for one in planned.stages if one.job.folder not in seen]
         seen |= {one.job.folder for one in new}
-        hours += (1 + sum(map(_num_evaluations(planned.run.config), new))) * _evaluation_hours(planned)
+        after, during = _evaluation_hours(planned)
+        hours += after + during * sum(map(_num_evaluations(planned.run.config), new))
     devices = ", ".join(sorted({one.device for one in measured}))
     return [
         f"evaluation of {len(measured)} of {len(runs)} runs: {short(hours)} GPU-hours, measured on {devices} "
