@@ -19,18 +19,9 @@ from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.config.commands import Bench
 from tinyvlm_cli.config.saved import to_yaml
 from tinyvlm_cli.config.schema import Engine, Parts, Precision, Stage, Tune
-from tinyvlm_cli.plan.cost import (
-    Estimate,
-    EvalResult,
-    Result,
-    Row,
-    held_bytes,
-    last_result,
-    plan_run,
-    trains,
-    written_bytes,
-)
+from tinyvlm_cli.plan.cost import Estimate, Row, held_bytes, plan_run, written_bytes
 from tinyvlm_cli.plan.estimate import Models
+from tinyvlm_cli.plan.measurements import EvalResult, Result, last_result, trains
 from tinyvlm_cli.train.stages import resolve
 
 TINY = ["llm=tiny", "vision=tiny", "data=easyvqa"]

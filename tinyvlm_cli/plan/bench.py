@@ -27,7 +27,7 @@ from tinyvlm_cli.model.flops import training_flops
 from tinyvlm_cli.model.pretrained import DTYPES, device_name
 from tinyvlm_cli.model.tuning import choose_trained
 from tinyvlm_cli.model.vlm import VLM, meta_model, random_model
-from tinyvlm_cli.plan.cost import RESULT, Result, trains
+from tinyvlm_cli.plan.measurements import RESULT, Result, trains
 from tinyvlm_cli.results.records import provenance
 from tinyvlm_cli.train.engine import Engine, start_process_group
 from tinyvlm_cli.train.inputs import num_loaders, stage_plan

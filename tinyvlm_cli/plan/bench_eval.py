@@ -35,7 +35,7 @@ from tinyvlm_cli.model.flops import Flops, training_flops
 from tinyvlm_cli.model.pretrained import DTYPES, device_name
 from tinyvlm_cli.model.vlm import VLM, random_model
 from tinyvlm_cli.plan.bench import IMAGES, NUM_IMAGES, WARM_UP, matmul_ceiling
-from tinyvlm_cli.plan.cost import EVAL_RESULT, EvalRate, EvalResult
+from tinyvlm_cli.plan.measurements import EVAL_RESULT, EvalRate, EvalResult
 from tinyvlm_cli.results.costs import Single
 from tinyvlm_cli.results.records import now, provenance
 from tinyvlm_cli.train.engine import start_process_group

@@ -3,32 +3,24 @@
 Does not import torch: the sizes come from `estimate.py`, which builds the models.
 """
 
-import json
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import yaml
-
-from tinyvlm_cli.config.commands import Assumed, Bench, Mix, Plan
-from tinyvlm_cli.config.saved import from_yaml
+from tinyvlm_cli.config.commands import Assumed, Plan
 from tinyvlm_cli.config.schema import Engine, Precision, Stage
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.results.costs import model_settings
+from tinyvlm_cli.plan.measurements import EvalResult, Result, last_eval_result, last_result
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.sources import SourceCounts
 from tinyvlm_cli.results.stops import stopped
 from tinyvlm_cli.results.weights import check_weights, done_before
 from tinyvlm_cli.train.layout import GIB, USABLE, Layout, Need, Needs, choose, fixed_layout, longest_row
-from tinyvlm_cli.train.stages import RunJob, StageJob, resolve, stage_job
-from tinyvlm_cli.untrusted import JSON_ERRORS
+from tinyvlm_cli.train.stages import RunJob, StageJob, resolve
 
 if TYPE_CHECKING:
     from tinyvlm_cli.plan.estimate import Models
 
 DONE, STOPPED, TO_RESUME, TO_DO = "done", "stopped", "to resume", "to do"
-RESULT = "bench.json"
-EVAL_RESULT = "eval.json"
 WEIGHT_BYTES = {Precision.bf16: 2, Precision.fp32: 4}
 GRADIENT_BYTES = 4  # per trained parameter: gradients are accumulated in fp32
 OPTIMIZER_BYTES = 12  # per trained parameter: fp32 master weight and Adam's two moments
@@ -56,75 +48,6 @@ class Estimate:
     operations: float | None  # required by all steps (flops.py); None if `tokens` is None
     row: Row
     sources: tuple[SourceCounts, ...] = ()  # of a mixture
-
-
-@dataclass(frozen=True)
-class Result:
-    """A measurement by `tinyvlm bench train` (bench.json). Values are totals over all GPUs unless noted otherwise."""
-
-    llm: str
-    vision: str
-    connector: str
-    recipe: str
-    stage: str
-    split: str  # the split whose sample lengths were used
-    trains: dict[str, str]  # part -> how it is trained
-    device: str
-    gpus: int
-    zero: int
-    micro_tokens: int
-    recompute: float
-    samples_per_step: int
-    samples_per_s: float
-    images_per_s: float
-    tokens_per_s: float  # excluding padding, including image tokens
-    tflops_per_s: float  # per GPU, counting only required operations
-    ceiling_tflops: float  # per GPU, of a large matrix product in the same process
-    mfu: float  # tflops_per_s / ceiling_tflops
-    memory_gib: float  # peak of one GPU
-    data_wait: float  # fraction of the time spent waiting for input
-    first_step_s: float  # from process start to the end of the first step
-    step_s: list[float]
-    losses: list[float]
-    made_with: dict[str, Any]
-    parameters: dict[str, int] = field(default_factory=dict)  # of each part; empty if written by an older version
-
-    def gpu_hours(self, samples: int) -> float:
-        """Return the GPU-hours of training on this number of samples."""
-        return samples / self.samples_per_s * self.gpus / 3600
-
-
-@dataclass(frozen=True)
-class EvalRate:
-    """The measured speed of answering a benchmark."""
-
-    questions: int  # that were measured
-    per_s: float  # questions per second
-    floor_per_s: float  # as many as the hardware's peak rates allow
-    total: int  # questions of the benchmark
-
-    @property
-    def seconds(self) -> float:
-        """Return the time for all questions of the benchmark."""
-        return self.total / self.per_s
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """A measurement by `tinyvlm bench eval` (eval.json), on all GPUs together."""
-
-    llm: str
-    vision: str
-    connector: str
-    device: str
-    gpus: int
-    ceiling_tflops: float  # per GPU, of a large matrix product in the same process
-    read_gb_per_s: float  # per GPU, of a large copy, bytes read and written
-    first_answer_s: float  # from process start to the first answer
-    memory_gib: float  # peak of one GPU, including the cache, which takes all free memory
-    rates: dict[str, EvalRate]  # by workload
-    made_with: dict[str, Any]
-    setup_s: float = 0.0  # of the decoder, once the layers are compiled; 0 if written by an older version
 
 
 @dataclass(frozen=True)
@@ -259,76 +182,3 @@ def written_bytes(estimate: Estimate, stage: Stage, engine: Engine) -> int:
         (estimate.trained if part in stage.adapted_parts else estimate.parameters)[part] for part in stage.trained_parts
     )
     return WEIGHT_BYTES[engine.precision] * sum(numbers)
-
-
-def last_result(job: StageJob, mix: Mix | None, parameters: dict[str, int]) -> Result | None:
-    """Return the latest measurement of the same work, or None if there is none.
-
-    Work is the same if the models (paths, settings and sizes), the trained parts and the sample lengths are equal;
-    component names do not matter.
-    """
-    same = []
-    for path in job.results.bench_dir.glob(f"*/{RESULT}"):
-        result = read_result(path)
-        if result is None or result.trains != trains(job.stage) or result.parameters not in ({}, parameters):
-            continue
-        measured = _measured(path)
-        if measured is None:
-            continue
-        other, mixes = measured
-        if _work(other, mix and mixes.get(other.stage.split)) == _work(job, mix):
-            same.append(result)
-    return max(same, key=lambda result: str(result.made_with["time"]), default=None)
-
-
-def last_eval_result(job: StageJob) -> EvalResult | None:
-    """Return the latest `tinyvlm bench eval` of a model with the same components, or None if there is none."""
-    same = []
-    for path in job.results.bench_dir.glob(f"*/{EVAL_RESULT}"):
-        result, measured = read_eval_result(path), _measured(path)
-        if result is not None and measured is not None and _model(measured[0]) == _model(job):
-            same.append(result)
-    return max(same, key=lambda result: str(result.made_with["time"]), default=None)
-
-
-def trains(stage: Stage) -> dict[str, str]:
-    """Return how the stage trains each of its trained parts, as in `Result.trains`."""
-    return {part: stage.describe_training(part) for part in stage.trained_parts}
-
-
-def read_result(path: Path) -> Result | None:
-    """Return the measurement in a file, or None if the file is corrupt or has an incompatible version."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return Result(**record)
-    except (*JSON_ERRORS, TypeError):
-        return None
-
-
-def read_eval_result(path: Path) -> EvalResult | None:
-    """Return the measurement in a file, or None if the file is corrupt or has an incompatible version."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        rates = {name: EvalRate(**rate) for name, rate in record.pop("rates").items()}
-        return EvalResult(**record, rates=rates)
-    except (*JSON_ERRORS, TypeError, KeyError, AttributeError):
-        return None
-
-
-def _measured(path: Path) -> tuple[StageJob, dict[str, Mix]] | None:
-    """Return the stage and the sample lengths of the measurement in a file; None if its settings cannot be read."""
-    try:
-        config = from_yaml(Bench, path.with_name("config.yaml"))
-        return stage_job(config, config.stage), config.mixes
-    except (UserError, OSError, KeyError, ValueError, yaml.YAMLError):
-        return None  # incompatible version or corrupt: `tinyvlm bench` replaces it
-
-
-def _work(job: StageJob, mix: Mix | None) -> tuple[Any, ...]:
-    """Return the settings that determine a stage's training time. mix: sample lengths; None to ignore them."""
-    return (_model(job), job.stage.split, mix)
-
-
-def _model(job: StageJob) -> dict[str, Any]:
-    """Return the settings that determine a model's sizes and speed."""
-    return model_settings({"llm": asdict(job.llm), "vision": asdict(job.vision), "connector": job.connector})

@@ -1,36 +1,29 @@
-"""The stages of a run: their order, their identities, and the jobs that train them.
+"""The stages of a run: their order, and the jobs that train them.
 
-A stage's identity is everything that determines its weights. The stage's folder name contains a hash of it, so runs
-that need the same stage share the folder and train it once. Only this module resolves configurations into jobs; the
-code that runs a job does not read the configuration.
+Runs that need the same stage (see identity.py) share its folder and train it once. Only this module resolves
+configurations into jobs; the code that runs a job does not read the configuration.
 """
 
 import hashlib
 import json
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
-from enum import Enum
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tinyvlm_cli.config.build import code_hash
 from tinyvlm_cli.config.evaluation import Evaluate, Tracker
 from tinyvlm_cli.config.saved import from_yaml, to_yaml
-from tinyvlm_cli.config.schema import LLM, Engine, Exif, Loss, Optim, Prompt, Source, Stage, Train, Tune, Vision
-from tinyvlm_cli.data.mixture import sources_identity, sources_of
+from tinyvlm_cli.config.schema import LLM, Engine, Exif, Optim, Source, Stage, Train, Vision
+from tinyvlm_cli.data.mixture import sources_of
 from tinyvlm_cli.errors import UserError, collected, raise_findings
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Run, provenance
 from tinyvlm_cli.results.records import Stage as StageRecord
+from tinyvlm_cli.train.identity import stage_identity
 from tinyvlm_cli.untrusted import check_name
 
 NAMES = ("name", "label")
-FORMAT = 1  # increased when the same settings would lead to different weights
-# Modules in which these connectors were first defined. The hashes of existing stages contain these module names;
-# connectors that were added later are identified by class name alone.
-FIRST_MODULES = dict.fromkeys(("Identity", "Linear", "MLP", "MoFMLP"), "tinyvlm_cli.model.connectors")
-FIRST_MODULES |= dict.fromkeys(("Perceiver", "QFormer", "Resampler"), "tinyvlm_cli.model.resamplers")
 
 
 @dataclass(frozen=True)
@@ -103,7 +96,7 @@ def resolve(config: Train) -> RunJob:
         previous = jobs.get(config.recipe.stages[name].start or "")
         earlier = (*previous.before, previous.folder) if previous else before
         job = stage_job(config, name, before=earlier)
-        identity = _identity(job)
+        identity = stage_identity(job)
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
         new = "-".join((name, config.vision.name, config.connector["name"], config.llm.name, digest))
         folder = results.same_stage(name, digest) or new  # the stage may exist under other names
@@ -276,62 +269,3 @@ def stage_order(stages: dict[str, Stage]) -> list[str]:
         unreachable = sorted(set(stages) - set(order))
         raise UserError(f"{where}: {', '.join(unreachable)} cannot be reached; set start to the preceding stage")
     return order
-
-
-def _identity(job: StageJob) -> dict[str, Any]:
-    """Return everything that determines the stage's weights; names, paths and the machine do not."""
-    stage = job.stage
-    settings = _plain(asdict(stage))
-    del settings["start"], settings["split"]
-    if stage.train.vision is not Tune.full:
-        del settings["vision_from_layer"]
-    if stage.train.llm is not Tune.full:
-        del settings["llm_from_layer"]
-    if not stage.adapted_parts:
-        del settings["lora"]
-    scales = stage.rate_scales
-    settings["part_lr"] = {part: scales[part] * stage.lr for part in stage.trained_parts}
-    if stage.loss is Loss.token_mean:
-        del settings["samples_per_mean"]
-    llm: dict[str, Any] = {"weights": job.results.weights_hash(job.llm.path), "max_length": job.llm.max_length}
-    if stage.prompt is Prompt.chat:
-        llm["chat"] = asdict(job.llm.chat)
-    vision = {
-        key: value
-        for key, value in _plain(asdict(job.vision)).items()
-        if key not in ("name", "label", "path", "architecture", "prepare", "partial_from_layer")
-    }
-    second = job.vision.second
-    vision["second"] = second and {"weights": job.results.weights_hash(second.path), "unused": second.unused}
-    return {
-        "format": FORMAT,
-        "start": job.before[-1].name.rsplit("-", 1)[1] if job.before else None,
-        "llm": llm,
-        "vision": {"weights": job.results.weights_hash(job.vision.path), **vision},
-        "connector": _connector_identity(job.connector),
-        "data": sources_identity(job.sources, job.results),
-        **({} if job.exif is Exif.ignore else {"exif": job.exif.value}),
-        "stage": settings,
-        "optim": asdict(job.optim),
-        "precision": job.engine.precision.value,
-        "seed": job.seed,
-    }
-
-
-def _connector_identity(node: dict[str, Any]) -> dict[str, Any]:
-    """Return the identity of a connector: its class and settings, and for a user's class a hash of its code."""
-    settings = {key: value for key, value in node.items() if key not in ("name", "label", "_target_")}
-    module, _, name = str(target := node.get("_target_")).rpartition(".")
-    if not module:
-        example = "tinyvlm_cli.model.connectors.MLP"
-        raise UserError(f"connector._target_: found {target!a:.80}; expected the path of a class, such as {example}")
-    if module.partition(".")[0] != "tinyvlm_cli":
-        return {"_target_": name, "code": code_hash(module), **settings}
-    return {"_target_": f"{FIRST_MODULES[name]}.{name}" if name in FIRST_MODULES else name, **settings}
-
-
-def _plain(value: Any) -> Any:
-    """Return nested dicts with enum members replaced by their values."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value.value if isinstance(value, Enum) else value

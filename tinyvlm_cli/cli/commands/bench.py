@@ -15,7 +15,7 @@ from tinyvlm_cli.launch import workers as launch
 from tinyvlm_cli.launch.workers import this_node
 from tinyvlm_cli.model.tuning import untrainable
 from tinyvlm_cli.plan.bench import IMAGES, bench_data
-from tinyvlm_cli.plan.cost import EVAL_RESULT, RESULT, read_eval_result, read_result
+from tinyvlm_cli.plan.measurements import EVAL_RESULT, RESULT, read_eval_result, read_result
 from tinyvlm_cli.results.costs import SINGLE, read_single
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.train.stages import stage_job

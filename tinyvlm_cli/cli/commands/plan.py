@@ -18,7 +18,8 @@ from tinyvlm_cli.config.commands import Plan
 from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.console import Screen
 from tinyvlm_cli.errors import MISTAKE, UserError
-from tinyvlm_cli.plan.cost import DONE, STOPPED, EvalRate, PlannedRun, PlannedStage, plan_run
+from tinyvlm_cli.plan.cost import DONE, STOPPED, PlannedRun, PlannedStage, plan_run
+from tinyvlm_cli.plan.measurements import EvalRate
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.sources import read_sources
 from tinyvlm_cli.train.layout import GIB
