@@ -11,6 +11,7 @@ from PIL import Image
 from support.from_conf import node_of, write_lines
 
 from tinyvlm_cli.cli.commands import data
+from tinyvlm_cli.cli.commands.data_prepare import make
 from tinyvlm_cli.config.commands import DataCommand
 from tinyvlm_cli.config.download import Download
 from tinyvlm_cli.config.schema import LLM, Data, Prompt, Split, Vision
@@ -56,15 +57,15 @@ def split(tmp_path: Path) -> Split:
 
 
 def test_a_folder_is_made_once(tmp_path: Path) -> None:
-    data.make("data=x", node(tmp_path / "deep/made"))
+    make("data=x", node(tmp_path / "deep/made"))
     (tmp_path / "deep/made/mark").write_text("mine", encoding="utf-8")
-    data.make("data=x", node(tmp_path / "deep/made"))
+    make("data=x", node(tmp_path / "deep/made"))
     assert (tmp_path / "deep/made/mark").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such package"):
-        data.make("data=x", node(tmp_path / "made", fails=True))
+        make("data=x", node(tmp_path / "made", fails=True))
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
