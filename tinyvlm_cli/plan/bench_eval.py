@@ -27,8 +27,9 @@ from tinyvlm_cli.data.batch import Work
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.data.images import open_image, pixels, write_jpegs
 from tinyvlm_cli.evaluate.answerer import ahead
-from tinyvlm_cli.evaluate.decoder import ROWS, Decoder
+from tinyvlm_cli.evaluate.decoder import Decoder
 from tinyvlm_cli.evaluate.generation import Decoding, generate, generation_config
+from tinyvlm_cli.evaluate.passes import ROWS
 from tinyvlm_cli.evaluate.spans import Group, Prompt
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.model.flops import Flops, training_flops
@@ -93,7 +94,7 @@ def bench_eval(folder: Path) -> None:
     decoder = Decoder(model, (), image_size=job.vision.image_size)
     floor = Floor(
         training_flops(model), flops_per_s, bytes_per_s, model.tokens_per_image,
-        sum(p.numel() * p.element_size() for p in model.llm.parameters()), decoder.cache.bytes_per_token,
+        sum(p.numel() * p.element_size() for p in model.llm.parameters()), decoder.passes.cache.bytes_per_token,
     )  # fmt: skip
     rates, first_answer_s = {}, 0.0
     for name, load in config.workloads.items():
