@@ -12,9 +12,11 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
+from io import RawIOBase
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +27,7 @@ from tinyvlm_cli.files import write_text
 
 MAX_BYTES = 2**29  # of an encoded image
 MAX_OPEN = 256  # files that a process keeps open
+CHUNK = 2**18  # bytes that are decompressed at once to skip them
 ZIP_HEADER = 30  # bytes of a local header before the name
 
 
@@ -159,24 +162,81 @@ def _read(path: str, place: Place) -> bytes:
         return _read_member(path, place)
     if place.method is Method.raw:
         return _FILES.read(path, place.stored, place.offset)
-    return _page(path, place.method, place.offset, place.stored, place.whole)[place.skip : place.skip + place.size]
+    if place.method is Method.snappy:
+        blocks = _snappy_blocks(path, place.offset, place.stored, place.whole)
+        return blocks[place.skip : place.skip + place.size]
+    return _page(path, place.method, place.offset, place.stored).read(place.skip, place.size)
 
 
 @lru_cache(maxsize=2)  # images are often read in order
-def _page(path: str, method: Method, offset: int, stored: int, whole: int) -> bytes:
+def _snappy_blocks(path: str, offset: int, stored: int, whole: int) -> bytes:
     """Return a decompressed page of a parquet file, or adjacent blocks of it."""
     from pyarrow import Codec
 
-    data = _FILES.read(path, stored, offset)
-    header: list[int] = []
-    if method is Method.snappy:  # the length of the data, which is not at `offset`, precedes it as a varint
-        number = whole
-        while number > 127:
-            header.append(number & 127 | 128)
-            number >>= 7
-        data = bytes([*header, number]) + data
-    page: bytes = Codec(method.name).decompress(data, decompressed_size=whole, asbytes=True)
-    return page
+    header: list[int] = []  # the length of the data, which is not at `offset`, precedes it as a varint
+    number = whole
+    while number > 127:
+        header.append(number & 127 | 128)
+        number >>= 7
+    data = bytes([*header, number]) + _FILES.read(path, stored, offset)
+    blocks: bytes = Codec("snappy").decompress(data, decompressed_size=whole, asbytes=True)
+    return blocks
+
+
+@lru_cache(maxsize=2)  # images are often read in order
+def _page(path: str, method: Method, offset: int, stored: int) -> "_Page":
+    return _Page(path, method, offset, stored)
+
+
+class _Page:
+    """A page of a parquet file, decompressed from its start to the image that is read.
+
+    Any part of a page can depend on all that precedes it. Bytes that are not part of an image are not kept, because
+    the memory for a page of many images would take longer to obtain than they take to decompress.
+    """
+
+    def __init__(self, path: str, method: Method, offset: int, stored: int) -> None:
+        self._open = partial(_decompressed, path, method, offset, stored)
+        self._stream = self._open()
+        self._at = 0
+        self._lock = Lock()  # threads share the position
+
+    def read(self, skip: int, size: int) -> bytes:
+        """Return the `size` bytes after the first `skip` bytes. Raises OSError or ValueError if it is damaged."""
+        with self._lock:
+            if skip < self._at:
+                self._stream, self._at = self._open(), 0
+            while self._at < skip and (count := len(self._stream.read(min(CHUNK, skip - self._at)))):
+                self._at += count
+            found: bytes = self._stream.read(size)
+            self._at += len(found)
+            if self._at != skip + size:
+                raise ValueError("a page is truncated")
+            return found
+
+
+def _decompressed(path: str, method: Method, offset: int, stored: int) -> Any:
+    """Return a file object that decompresses part of a file."""
+    from pyarrow import CompressedInputStream
+
+    return CompressedInputStream(_Section(path, offset, stored), method.name)
+
+
+class _Section(RawIOBase):
+    """Part of a file, which is read without moving a position that other processes share."""
+
+    def __init__(self, path: str, offset: int, size: int) -> None:
+        self._path, self._at, self._end = path, offset, offset + size
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return up to `size` bytes."""
+        left = self._end - self._at
+        data = _FILES.read(self._path, left if size < 0 else min(size, left), self._at)
+        self._at += len(data)
+        return data
 
 
 def _read_member(path: str, place: Place) -> bytes:
