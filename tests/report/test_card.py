@@ -11,10 +11,12 @@ from support.score_rows import PAPER, row
 
 from tinyvlm_cli.config.schema import Exif
 from tinyvlm_cli.console import printable
+from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.report.card import Card
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import TrainedModel
 from tinyvlm_cli.results.records import Run, ScoreRow, Stage
+from tinyvlm_cli.results.sources import SourceCounts, write_sources
 
 NAME = "TinyLLaVA-base-C-TL"
 MADE = {
@@ -77,6 +79,25 @@ def test_components_data_and_recipe_have_their_numbers(tmp_path: Path) -> None:
     assert header(text)["base_model"] == ["TinyLlama/TinyLlama-1.1B-Chat-v1.0", "openai/clip-vit-large-patch14-336"]
     assert header(text)["datasets"] == ["liuhaotian/LLaVA-Pretrain", "liuhaotian/LLaVA-Instruct-150K"]
     assert "The model has not been evaluated" in text and "model-index" not in header(text)
+
+
+def test_a_mixture_has_the_share_and_the_counts_of_each_source(tmp_path: Path) -> None:
+    counts = [
+        SourceCounts("questions", 1000, 900, 0.75, 2700, 540_000),
+        SourceCounts("cap | tions", 5000, 1200, 0.25, 900, None),
+    ]
+    card = card_of(tmp_path, [], "data=mix")
+    assert "selected records" not in card.text()
+    write_sources(card.found.stage_dirs[1], counts)
+    text = card.text()
+    assert line(text, r"finetune | questions")[1:] == [
+        "questions", "75.0%", "2,700", "3", "900 of 1,000", "540,000",
+    ]  # fmt: skip
+    assert line(text, r"finetune | cap \| tions")[-5:] == ["25.0%", "900", "0.75", "1,200 of 5,000", "-"]
+    assert "| pretrain | questions |" not in text
+    (card.found.stage_dirs[1] / "sources.json").write_text('[{"name": "x", "share": "1"}]', encoding="utf-8")
+    with pytest.raises(UserError, match=r"sources\.json: not a valid record"):
+        card.text()
 
 
 def test_versions_and_commands_are_stated_without_folders_of_this_machine(tmp_path: Path) -> None:

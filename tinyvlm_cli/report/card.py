@@ -17,6 +17,7 @@ from tinyvlm_cli.report.sheet import DASH, markdown
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import TrainedModel
 from tinyvlm_cli.results.records import REAL, SHUFFLED, ScoreRow, command_line
+from tinyvlm_cli.results.sources import read_sources
 from tinyvlm_cli.statistics.intervals import INTERVALS
 
 CARD = "README.md"
@@ -53,6 +54,7 @@ class Card:
             is_llava=self.is_llava,
             components=self._components(),
             stages=stages,
+            mixtures=self._mixtures(),
             sources=dict.fromkeys(split.source for row in stages for split in self._splits(row[0])),
             scores=self._scores(real),
             notes=self._notes(real),
@@ -116,8 +118,12 @@ class Card:
         names = list(self.config.recipe.stages)
         return names[: names.index(self.found.stage) + 1] if self.found.stage in names else []
 
+    def _folders(self) -> dict[str, Path]:
+        """Return the folder of each stage."""
+        return dict(zip(reversed(self._stage_names()), reversed(self.found.stage_dirs), strict=False))
+
     def _stages(self) -> Rows:
-        folders = dict(zip(reversed(self._stage_names()), reversed(self.found.stage_dirs), strict=False))
+        folders = self._folders()
         rows: Rows = []
         for name in self._stage_names():
             stage = self.config.recipe.stages[name]
@@ -128,6 +134,22 @@ class Card:
             numbers = (f"{count:,}", steps, str(stage.samples_per_step), str(stage.epochs), f"{stage.lr:g}")
             rows.append((name, " + ".join(Path(split.annotations).name for split in splits), *numbers))
         return rows
+
+    def _mixtures(self) -> Rows:
+        """Return one row per source of each stage that was trained on a mixture."""
+        return [
+            (
+                stage,
+                one.name,
+                f"{one.share:.1%}",
+                f"{one.samples:,}",
+                f"{one.times:.3g}",
+                f"{one.usable:,} of {one.records:,}",
+                DASH if one.tokens is None else f"{one.tokens:,}",
+            )
+            for stage, folder in self._folders().items()
+            for one in read_sources(folder)
+        ]
 
     def _splits(self, stage: str) -> list[Split]:
         """Return the training sets of a stage."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import write_text
+from tinyvlm_cli.results.records import read_record
 from tinyvlm_cli.untrusted import read_json
 
 FILE = "sources.json"
@@ -49,7 +50,8 @@ def read_sources(stage_dir: Path) -> list[SourceCounts]:
     advice = "delete the file"
     if not path.is_file():
         return []
-    try:
-        return [SourceCounts(**{k: v for k, v in one.items() if k != "times"}) for one in read_json(path, advice)]
-    except (TypeError, AttributeError):
-        raise UserError(f"{path}: not a list of the counts of sources; {advice}") from None
+    found = read_json(path, advice)
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise UserError(f"{path}: not a list of the counts of sources; {advice}")
+    plain = [{key: value for key, value in one.items() if key != "times"} for one in found]
+    return [read_record(SourceCounts, one, path, advice) for one in plain]
