@@ -15,8 +15,9 @@ from support.small_run import write_small_run
 
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.config.build import build, trust
+from tinyvlm_cli.config.datasets import Split
 from tinyvlm_cli.config.saved import from_yaml
-from tinyvlm_cli.config.schema import Split, Train
+from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.data.image_store import ImageStore
 from tinyvlm_cli.data.reading import read_records
 from tinyvlm_cli.data.records import FaultError, Kind, image_file

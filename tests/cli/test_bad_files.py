@@ -25,7 +25,7 @@ from tinyvlm_cli.cli.commands import data as data_command
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.config.build import paper_dir
 from tinyvlm_cli.config.commands import Import
-from tinyvlm_cli.config.schema import Split
+from tinyvlm_cli.config.datasets import Split
 from tinyvlm_cli.data.check import check_before_training
 from tinyvlm_cli.data.image_store import ImageStore
 from tinyvlm_cli.demo import easyvqa, easyvqa_files

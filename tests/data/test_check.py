@@ -12,7 +12,8 @@ import pytest
 from PIL import ExifTags, Image
 from transformers import PreTrainedTokenizerFast
 
-from tinyvlm_cli.config.schema import Chat, Prompt, Split
+from tinyvlm_cli.config.datasets import Split
+from tinyvlm_cli.config.schema import Chat, Prompt
 from tinyvlm_cli.data import check
 from tinyvlm_cli.data.check import check_before_training, check_split, count_irregular, log_irregular_images
 from tinyvlm_cli.data.image_store import ImageStore

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from tinyvlm_cli.cli.commands import data
 from tinyvlm_cli.config.commands import DataCommand
-from tinyvlm_cli.config.schema import Chat, Data, ImageMode, Prompt, Split, Vision
+from tinyvlm_cli.config.datasets import Data, Split
+from tinyvlm_cli.config.schema import Chat, ImageMode, Prompt, Vision
 from tinyvlm_cli.data.check import check_split
 from tinyvlm_cli.data.image_store import open_images
 from tinyvlm_cli.data.index import open_index

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from tinyvlm_cli.cli.commands import data
 from tinyvlm_cli.config.commands import DataCommand
-from tinyvlm_cli.config.schema import Chat, Data, Prompt, Split
+from tinyvlm_cli.config.datasets import Data, Split
+from tinyvlm_cli.config.schema import Chat, Prompt
 from tinyvlm_cli.data.image_states import FILE, warn_if_changed
 from tinyvlm_cli.data.image_store import ImageStore
 from tinyvlm_cli.data.index import SplitIndex, open_index

@@ -15,7 +15,7 @@ from PIL import Image
 from pyarrow import parquet
 from support.forms import encoded, talk, training_set, with_bytes, write_parquet, write_tar, write_zip
 
-from tinyvlm_cli.config.schema import Columns, Split
+from tinyvlm_cli.config.datasets import Columns, Split
 from tinyvlm_cli.data.check import check_before_training
 from tinyvlm_cli.data.image_store import ImageStore, missing_files, open_images
 from tinyvlm_cli.data.reading import read_records, records_hash

@@ -16,9 +16,10 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from tinyvlm_cli.config.schema import ImageMode, Resize, Vision
-from tinyvlm_cli.data import images
-from tinyvlm_cli.data.images import examine, image_source, normalisation_table, open_image, pixels
+from tinyvlm_cli.data import images, user_images
+from tinyvlm_cli.data.images import examine, normalisation_table, open_image, pixels
 from tinyvlm_cli.data.records import FaultError, Kind, resolve
+from tinyvlm_cli.data.user_images import image_source
 from tinyvlm_cli.errors import UserError
 
 CLIP = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size=336)
@@ -210,11 +211,11 @@ def test_an_address_without_an_image_is_one_sentence(address: str, monkeypatch: 
     ):
         with pytest.raises(UserError, match=says):
             image_source(place)
-    monkeypatch.setattr(images, "MAX_BYTES", 99)
+    monkeypatch.setattr(user_images, "MAX_BYTES", 99)
     with pytest.raises(UserError, match="larger than"):
         image_source(f"{address}/image")
-    monkeypatch.setattr(images, "MAX_BYTES", 100)
-    monkeypatch.setattr(images, "TIMEOUT_S", 0.0)
+    monkeypatch.setattr(user_images, "MAX_BYTES", 100)
+    monkeypatch.setattr(user_images, "TIMEOUT_S", 0.0)
     with pytest.raises(UserError):
         image_source(f"{address}/image")
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from tinyvlm_cli.config.schema import Chat, Prompt, Split
+from tinyvlm_cli.config.datasets import Split
+from tinyvlm_cli.config.schema import Chat, Prompt
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.data.index import SplitIndex, open_index
 from tinyvlm_cli.data.records import Kind

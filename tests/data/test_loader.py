@@ -11,7 +11,8 @@ import pytest
 from PIL import ExifTags, Image
 from transformers import PreTrainedTokenizerFast
 
-from tinyvlm_cli.config.schema import Chat, ImageMode, Prompt, Split, Vision
+from tinyvlm_cli.config.datasets import Split
+from tinyvlm_cli.config.schema import Chat, ImageMode, Prompt, Vision
 from tinyvlm_cli.data.image_store import ImageStore
 from tinyvlm_cli.data.index import open_index
 from tinyvlm_cli.data.loader import StagePlan, num_steps, pack, prepare_loaders, spread, step_batches, step_samples

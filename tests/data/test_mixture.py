@@ -11,7 +11,8 @@ from PIL import Image
 from pyarrow import parquet
 from transformers import PreTrainedTokenizerFast
 
-from tinyvlm_cli.config.schema import Chat, Columns, Data, Mixture, Prompt, Source, Split
+from tinyvlm_cli.config.datasets import Columns, Data, Mixture, Source, Split
+from tinyvlm_cli.config.schema import Chat, Prompt
 from tinyvlm_cli.data.image_store import MixedImages
 from tinyvlm_cli.data.mixture import (
     MixedIndex,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tinyvlm_cli.config.schema import Split
+from tinyvlm_cli.config.datasets import Split
 from tinyvlm_cli.data import reading
 from tinyvlm_cli.data.image_store import ImageStore
 from tinyvlm_cli.data.reading import read_records

@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from tinyvlm_cli.config.schema import Source
+from tinyvlm_cli.config.datasets import Source
 from tinyvlm_cli.data.shares import Epoch, MixedOrder, epoch_of
 
 SHARES = [

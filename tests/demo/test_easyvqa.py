@@ -16,7 +16,7 @@ from tinyvlm_cli.demo.conversations import instruct_records, turn_about
 from tinyvlm_cli.demo.easyvqa import COLOURS, QA, SHAPES, WORD_SUFFIX, YES_NO_SUFFIX, picture_of, read_pictures
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Question
-from tinyvlm_cli.evaluate.runner import take_inventory
+from tinyvlm_cli.evaluate.inventory import take_inventory
 from tinyvlm_cli.results.records import Answer
 
 FOLDERS = {

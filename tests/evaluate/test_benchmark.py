@@ -12,7 +12,7 @@ from pyarrow import parquet
 from tinyvlm_cli.config.build import build
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Benchmark, Item, Result, Score, percent
-from tinyvlm_cli.evaluate.runner import take_inventory
+from tinyvlm_cli.evaluate.inventory import take_inventory
 from tinyvlm_cli.results.records import Answer
 
 PARSED = []  # the data folder, each time that a benchmark reads its files

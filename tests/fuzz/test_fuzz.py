@@ -28,8 +28,9 @@ from support.tinyllava_reference import Reference, write_common
 from tinyvlm_cli.cli.commands import COMMANDS
 from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.config.build import paper_dir
+from tinyvlm_cli.config.datasets import Split
 from tinyvlm_cli.config.saved import from_yaml
-from tinyvlm_cli.config.schema import Split, Train
+from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.data.image_store import ImageStore, open_images
 from tinyvlm_cli.data.images import examine
 from tinyvlm_cli.data.reading import read_records, records_hash

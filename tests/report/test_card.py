@@ -9,7 +9,7 @@ import yaml
 from support.composed import composed
 from support.score_rows import PAPER, row
 
-from tinyvlm_cli.config.schema import Exif
+from tinyvlm_cli.config.datasets import Exif
 from tinyvlm_cli.console import printable
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.report.card import Card

@@ -13,7 +13,7 @@ import pyarrow
 from PIL import Image
 from pyarrow import parquet
 
-from tinyvlm_cli.config.schema import Columns, Split
+from tinyvlm_cli.config.datasets import Columns, Split
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 LISTED = Columns(id="id", images="images", text="conversations")

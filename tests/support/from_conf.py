@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 
 from tinyvlm_cli.config.build import build
 from tinyvlm_cli.evaluate.benchmark import Benchmark, Score
+from tinyvlm_cli.evaluate.inventory import take_inventory
 from tinyvlm_cli.evaluate.judge import Judge
-from tinyvlm_cli.evaluate.runner import take_inventory
 from tinyvlm_cli.results.records import Answer
 from tinyvlm_cli.statistics.questions import Questions, summed
 

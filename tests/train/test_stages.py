@@ -12,18 +12,16 @@ from support.composed import composed
 from tinyvlm_cli.checkpoint.parts import save_part
 from tinyvlm_cli.cli.commands import train
 from tinyvlm_cli.config.commands import Plan
+from tinyvlm_cli.config.datasets import Data, Exif, Split
 from tinyvlm_cli.config.schema import (
     LLM,
-    Data,
     Engine,
-    Exif,
     ImageMode,
     Optim,
     Parts,
     Precision,
     Prompt,
     Recipe,
-    Split,
     Stage,
     Train,
     Tune,

@@ -6,9 +6,10 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from tinyvlm_cli.config.datasets import Data
 from tinyvlm_cli.config.evaluation import Judge
 from tinyvlm_cli.config.ranges import integer, number
-from tinyvlm_cli.config.schema import LLM, Data, Precision, Prompt, Train, Vision
+from tinyvlm_cli.config.schema import LLM, Precision, Prompt, Train, Vision
 
 TEXT = {"text": True}  # metadata of a free-text setting, which is taken literally, including commas and quotes
 

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from tinyvlm_cli.config.schema import Split
+from tinyvlm_cli.config.datasets import Split
 from tinyvlm_cli.console import progress
 from tinyvlm_cli.data.image_store import ImageStore
 from tinyvlm_cli.data.images import UPRIGHT, WIDE_MODES, examine, image_format, read_header

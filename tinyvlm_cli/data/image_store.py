@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from PIL.Image import Image
 
-from tinyvlm_cli.config.schema import Split
+from tinyvlm_cli.config.datasets import Split
 from tinyvlm_cli.data.images import open_image
 from tinyvlm_cli.data.records import check_link
 from tinyvlm_cli.data.sources import parquet

@@ -1,18 +1,9 @@
-"""Finds images, opens them safely and preprocesses them. The results are bit-identical to transformers' own.
+"""Opens images safely and preprocesses them. The results are bit-identical to transformers' own."""
 
-Records refer to images by paths relative to the image root of their split. Users specify a file, a URL, standard input
-or an in-memory image.
-"""
-
-import http.client
 import io
 import struct
-import sys
-import time
-import urllib.error
-import urllib.request
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +14,8 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from tinyvlm_cli.config.schema import ImageMode, Resize, Vision
 from tinyvlm_cli.data.records import FaultError, Kind
-from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.untrusted import special_kind
 
-STDIN = "-"
-MAX_BYTES = 64 * 2**20  # limit for an image from a URL or standard input
-TIMEOUT_S = 30.0
 MAX_SIDE = 32_767  # pixels; padding a longer image to a square would take minutes
 MAX_RATIO = 200  # of the longer to the shorter side: resizing the shorter side to 336 pixels would take gigabytes
 MAX_CANVAS = 2**26  # pixels that are padded at once
@@ -48,7 +35,6 @@ TURNS = {  # Exif orientation -> what makes the image upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_CHUNK = 2**16
 
 
 @dataclass(frozen=True)
@@ -234,73 +220,3 @@ def normalisation_table(mean: list[float], std: list[float]) -> NDArray[np.float
     scaled = (np.arange(256).astype(np.float64) * (1 / 255)).astype(np.float32)
     table = (scaled[None, :] - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
     return table.astype(np.float32)
-
-
-def image_source(image: str | Path | bytes | Image.Image) -> Path | bytes:
-    """Convert a user's image argument to a source for `open_image`.
-
-    image: a path, an http(s) URL, "-" for standard input, the bytes of a file, or an in-memory image.
-    Raises UserError if the URL or standard input cannot be read.
-    """
-    if isinstance(image, Image.Image):
-        buffer = io.BytesIO()
-        to_rgb(image).save(buffer, "PNG")
-        return buffer.getvalue()
-    if not isinstance(image, str):
-        return image
-    if image == STDIN:
-        if sys.stdin.isatty():
-            raise UserError("image=-: standard input is a terminal; redirect a file to it, as in image=- < photo.jpg")
-        data = sys.stdin.buffer.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise UserError(f"image=-: standard input has more than {MAX_BYTES // 2**20} MiB; use a smaller image")
-        return data
-    scheme, slashes, _ = image.partition("://")
-    if not slashes:
-        return Path(image).expanduser()
-    if scheme.lower() not in ("http", "https"):
-        raise UserError(f"image {image}: unsupported URL scheme; use http:// or https://")
-    return _fetch(image)
-
-
-def _fetch(address: str) -> bytes:
-    """Download an image. Raises UserError if the download fails, takes too long or is too large."""
-    deadline = time.monotonic() + TIMEOUT_S
-    data = bytearray()
-    try:
-        # Some servers reject urllib's default User-Agent.
-        request = urllib.request.Request(address, headers={"User-Agent": "tinyvlm"})
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
-            while chunk := reply.read1(_CHUNK):
-                data += chunk
-                if len(data) > MAX_BYTES:
-                    raise UserError(f"image {address}: larger than {MAX_BYTES // 2**20} MiB; use a smaller image")
-                # The timeout of a socket restarts whenever data arrives.
-                if time.monotonic() > deadline:
-                    raise UserError(f"image {address}: download exceeded {TIMEOUT_S:.0f} s; use a local file instead")
-    except urllib.error.HTTPError as error:
-        raise UserError(f"image {address}: the server returned {error.code} {error.reason}; check the URL") from None
-    except UserError:
-        raise
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = str(getattr(error, "reason", error)) or type(error).__name__
-        raise UserError(f"image {address}: download failed ({reason}); check the URL") from None
-    return bytes(data)
-
-
-def write_jpegs(folder: Path, sizes: Sequence[Sequence[int]], *, count: int, seed: int) -> list[str]:
-    """Write `count` random JPEGs of blurred shapes, with file sizes typical of photographs. Return their names.
-
-    sizes: (width, height) pairs in pixels, used in turn.
-    """
-    random = np.random.default_rng(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    names = []
-    for number in range(count):
-        width, height = sizes[number % len(sizes)]
-        coarse = random.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
-        soft = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.int16)
-        noisy = (soft + random.normal(0, 8, soft.shape)).clip(0, 255).astype(np.uint8)
-        names.append(f"{number}.jpg")
-        Image.fromarray(noisy).save(folder / names[-1], quality=90)
-    return names

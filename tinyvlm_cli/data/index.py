@@ -1,4 +1,4 @@
-"""Training samples, accessed by number: a split's samples, tokenised once and memory-mapped, or synthetic samples.
+"""The samples of a split, tokenised once, memory-mapped and accessed by number.
 
 Worker processes do not load the JSON. The index of a split is stored in results/index/<hash>/:
 ids.bin, supervised.bin, texts.bin   token ids, supervision flags, and image paths with record ids, concatenated
@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvlm_cli.config.commands import Mix
-from tinyvlm_cli.config.schema import Chat, Prompt, Split
+from tinyvlm_cli.config.datasets import Split
+from tinyvlm_cli.config.schema import Chat, Prompt
 from tinyvlm_cli.data.chat import IMAGE, Encoded, encode
 from tinyvlm_cli.data.image_states import record_images
 from tinyvlm_cli.data.image_store import ImageStore, open_images, record_files
@@ -62,7 +62,6 @@ SAMPLE = np.dtype(
     ]
 )
 CHECKSUMS = "checksums.npy"
-SHORTEST, LONGEST = 8, 2000  # length limits of a synthetic text in tokens
 EncodeAll = Callable[[Sequence[Record]], list[Encoded]]
 
 
@@ -156,42 +155,6 @@ class SplitIndex:
     def num_left_out(self) -> int:
         """Number of records in the split that cannot be used."""
         return sum(1 for _ in read_jsonl(self.folder / "left_out.jsonl"))
-
-
-@dataclass(frozen=True)
-class SyntheticIndex:
-    """N synthetic samples with log-normal text lengths, for use in place of a `SplitIndex`."""
-
-    texts: NDArray[np.int32]  # [N] length of each text in tokens
-    has_image: NDArray[np.bool_]  # [N]
-    supervised: float  # fraction of each text that is supervised, at its end
-    vocabulary: int
-    images: tuple[str, ...]  # image paths, used in turn
-
-    @classmethod
-    def draw(
-        cls, mix: Mix, num: int, *, vocabulary: int, images: Sequence[str], max_length: int, seed: int
-    ) -> "SyntheticIndex":
-        """Draw `num` samples from the distribution described by `mix`. Texts have at most `max_length` tokens."""
-        random = np.random.default_rng(seed)
-        middle = np.log(mix.text) - mix.spread**2 / 2
-        texts = np.clip(random.lognormal(middle, mix.spread, num), SHORTEST, min(LONGEST, max_length))
-        has_image = random.random(num) >= mix.text_only
-        return cls(texts.astype(np.int32), has_image, mix.supervised, vocabulary, tuple(images))
-
-    def sample(self, number: int) -> Sample:
-        """Return the sample with the given number: random ids, preceded by IMAGE if the sample has an image."""
-        random = np.random.default_rng(number)
-        length = int(self.texts[number])
-        ids = random.integers(0, self.vocabulary, length, dtype=np.int32)
-        images = (self.images[number % len(self.images)],) if self.has_image[number] else ()
-        supervised = np.arange(length) >= max(1, round(length * (1 - self.supervised)))
-        before = np.full(len(images), IMAGE, np.int32)
-        return Sample(np.concatenate([before, ids]), np.pad(supervised, (len(images), 0)), images, str(number))
-
-    def lengths(self, tokens_per_image: int, max_length: int) -> NDArray[np.int32]:
-        """Return the length of each sample, including image tokens, after truncation: [N]."""
-        return np.minimum(self.texts + self.has_image * tokens_per_image, max_length).astype(np.int32)
 
 
 def open_index(

@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvlm_cli.config.schema import Chat, Data, Prompt, Source, Split
+from tinyvlm_cli.config.datasets import Data, Source, Split
+from tinyvlm_cli.config.schema import Chat, Prompt
 from tinyvlm_cli.data.check import check_before_training, log_irregular_images
 from tinyvlm_cli.data.conditions import NUM_IMAGES, NUM_TURNS, Condition, own_columns, parse_conditions
 from tinyvlm_cli.data.image_store import ImageStore, MixedImages, open_images, record_files
-from tinyvlm_cli.data.index import Sample, SplitIndex, SyntheticIndex, open_index
+from tinyvlm_cli.data.index import Sample, SplitIndex, open_index
 from tinyvlm_cli.data.reading import read_columns, records_hash
 from tinyvlm_cli.data.records import FaultError
 from tinyvlm_cli.data.shares import MixedOrder, epoch_of, exact, shares_of
 from tinyvlm_cli.data.skips import split_hash
+from tinyvlm_cli.data.synthetic import SyntheticIndex
 from tinyvlm_cli.errors import UserError, collected, raise_findings
 from tinyvlm_cli.files import locked, replaced
 from tinyvlm_cli.results.folder import Results

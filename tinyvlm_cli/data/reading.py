@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tinyvlm_cli.config.schema import Split
+from tinyvlm_cli.config.datasets import Split
 from tinyvlm_cli.console import ProgressBar, progress
 from tinyvlm_cli.data.image_store import PARQUET, TAR, ImageStore, is_shard, record_files, shard_name
 from tinyvlm_cli.data.records import FaultError, Record, parse_record, resolve

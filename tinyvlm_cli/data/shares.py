@@ -11,7 +11,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyvlm_cli.config.schema import Source
+from tinyvlm_cli.config.datasets import Source
 
 PASS, STEP = 0, 1  # the last number of the seeds of random orders: of the records of a source, of the samples of a step
 

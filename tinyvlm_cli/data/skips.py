@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tinyvlm_cli.config.schema import Split
+from tinyvlm_cli.config.datasets import Split
 from tinyvlm_cli.data.image_store import ImageStore, open_images, record_files
 from tinyvlm_cli.data.reading import records_hash
 from tinyvlm_cli.errors import UserError

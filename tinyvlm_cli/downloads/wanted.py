@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tinyvlm_cli.config.commands import DataCommand
+from tinyvlm_cli.config.datasets import Data
 from tinyvlm_cli.config.download import Download
-from tinyvlm_cli.config.schema import LLM, Data, Vision
+from tinyvlm_cli.config.schema import LLM, Vision
 from tinyvlm_cli.errors import UserError, collected, raise_findings
 
 log = logging.getLogger(__name__)

@@ -21,8 +21,9 @@ from tinyvlm_cli.config.schema import Prompt
 from tinyvlm_cli.data.batch import MicroBatch, blank, expand, row_of
 from tinyvlm_cli.data.chat import encode
 from tinyvlm_cli.data.image_store import ImageStore
-from tinyvlm_cli.data.images import image_source, pixels
+from tinyvlm_cli.data.images import pixels
 from tinyvlm_cli.data.records import Turn, parse_record, resolve
+from tinyvlm_cli.data.user_images import image_source
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Question
 from tinyvlm_cli.evaluate.generation import Decoding

@@ -8,8 +8,9 @@ import torch
 
 from tinyvlm_cli.checkpoint.parts import build_model
 from tinyvlm_cli.checkpoint.tokenizers import compare_tokenizer
+from tinyvlm_cli.config.datasets import Exif
 from tinyvlm_cli.config.saved import from_yaml
-from tinyvlm_cli.config.schema import Exif, Train
+from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.folder_answerer import FolderAnswerer
 from tinyvlm_cli.evaluate.run_answerer import RunAnswerer

@@ -49,7 +49,7 @@ def step_scorer(job: "StageJob") -> "StepScorer | None":
     if job.evaluate is None or not job.evaluate.benchmarks or job.evaluate.every is None:
         return None
     from tinyvlm_cli.config.build import build
-    from tinyvlm_cli.config.schema import Exif
+    from tinyvlm_cli.config.datasets import Exif
     from tinyvlm_cli.evaluate.benchmark import Benchmark
     from tinyvlm_cli.evaluate.steps import StepScorer
 

@@ -14,13 +14,13 @@ import torch
 import torch.distributed as dist
 
 from tinyvlm_cli.config.commands import Bench
+from tinyvlm_cli.config.datasets import Source, Split
 from tinyvlm_cli.config.saved import from_yaml
-from tinyvlm_cli.config.schema import PARTS, Source, Split
+from tinyvlm_cli.config.schema import PARTS
 from tinyvlm_cli.data.batch import Work
 from tinyvlm_cli.data.check import num_cores
-from tinyvlm_cli.data.images import write_jpegs
-from tinyvlm_cli.data.index import SyntheticIndex
 from tinyvlm_cli.data.loader import StagePlan, prepare_loaders, step_batches
+from tinyvlm_cli.data.synthetic import SyntheticIndex, write_jpegs
 from tinyvlm_cli.files import write_text
 from tinyvlm_cli.model.attention.packed import register
 from tinyvlm_cli.model.flops import training_flops

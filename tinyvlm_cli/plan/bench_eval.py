@@ -25,7 +25,8 @@ from tinyvlm_cli.config.saved import from_yaml
 from tinyvlm_cli.config.schema import ImageMode, Vision
 from tinyvlm_cli.data.batch import Work
 from tinyvlm_cli.data.chat import IMAGE
-from tinyvlm_cli.data.images import open_image, pixels, write_jpegs
+from tinyvlm_cli.data.images import open_image, pixels
+from tinyvlm_cli.data.synthetic import write_jpegs
 from tinyvlm_cli.evaluate.answerer import ahead
 from tinyvlm_cli.evaluate.decoder import Decoder
 from tinyvlm_cli.evaluate.generation import Decoding, generate, generation_config

@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, PackageLoader
 
-from tinyvlm_cli.config.schema import PARTS, Exif, Split, Train
+from tinyvlm_cli.config.datasets import Exif, Split
+from tinyvlm_cli.config.schema import PARTS, Train
 from tinyvlm_cli.console import printable
 from tinyvlm_cli.data.mixture import sources_of
 from tinyvlm_cli.files import read_jsonl

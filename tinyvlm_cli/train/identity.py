@@ -5,7 +5,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from tinyvlm_cli.config.build import code_hash
-from tinyvlm_cli.config.schema import Exif, Loss, Prompt, Tune
+from tinyvlm_cli.config.datasets import Exif
+from tinyvlm_cli.config.schema import Loss, Prompt, Tune
 from tinyvlm_cli.data.mixture import sources_identity
 from tinyvlm_cli.errors import UserError
 

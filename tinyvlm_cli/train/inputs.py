@@ -5,8 +5,9 @@ import os
 import numpy as np
 import torch
 
+from tinyvlm_cli.config.datasets import Exif
 from tinyvlm_cli.config.schema import Engine as EngineSettings
-from tinyvlm_cli.config.schema import Exif, Loss, Stage
+from tinyvlm_cli.config.schema import Loss, Stage
 from tinyvlm_cli.data.check import num_cores
 from tinyvlm_cli.data.index import SplitIndex
 from tinyvlm_cli.data.loader import StagePlan, num_steps

@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 
 from tinyvlm_cli.checkpoint.parts import build_model, save_part
-from tinyvlm_cli.config.schema import PARTS, Exif
+from tinyvlm_cli.config.datasets import Exif
+from tinyvlm_cli.config.schema import PARTS
 from tinyvlm_cli.data.batch import widest_row
 from tinyvlm_cli.data.image_states import record_images
 from tinyvlm_cli.data.loader import StagePlan, prepare_loaders, step_batches

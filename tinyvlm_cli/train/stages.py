@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tinyvlm_cli.config.datasets import Exif, Source
 from tinyvlm_cli.config.evaluation import Evaluate, Tracker
 from tinyvlm_cli.config.saved import from_yaml, to_yaml
-from tinyvlm_cli.config.schema import LLM, Engine, Exif, Optim, Source, Stage, Train, Vision
+from tinyvlm_cli.config.schema import LLM, Engine, Optim, Stage, Train, Vision
 from tinyvlm_cli.data.mixture import sources_of
 from tinyvlm_cli.errors import UserError, collected, raise_findings
 from tinyvlm_cli.files import write_text

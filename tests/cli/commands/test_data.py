@@ -13,8 +13,9 @@ from support.from_conf import node_of, write_lines
 from tinyvlm_cli.cli.commands import data
 from tinyvlm_cli.cli.commands.data_prepare import make
 from tinyvlm_cli.config.commands import DataCommand
+from tinyvlm_cli.config.datasets import Data, Split
 from tinyvlm_cli.config.download import Download
-from tinyvlm_cli.config.schema import LLM, Data, Prompt, Split, Vision
+from tinyvlm_cli.config.schema import LLM, Prompt, Vision
 from tinyvlm_cli.data.skips import split_hash
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import read_jsonl

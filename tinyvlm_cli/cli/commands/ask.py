@@ -9,7 +9,8 @@ from typing import Any
 
 from tinyvlm_cli.config.commands import Ask
 from tinyvlm_cli.console import printable
-from tinyvlm_cli.data.images import STDIN, UPRIGHT, examine, image_source
+from tinyvlm_cli.data.images import UPRIGHT, examine
+from tinyvlm_cli.data.user_images import STDIN, image_source
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import find_model

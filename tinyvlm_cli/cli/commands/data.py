@@ -15,7 +15,8 @@ from rich.table import Column, Table
 from tinyvlm_cli.cli.commands.data_prepare import build_index, prepare, prompt_of, show
 from tinyvlm_cli.config.build import build, conf_dir
 from tinyvlm_cli.config.commands import DataCommand
-from tinyvlm_cli.config.schema import LLM, Data, Exif
+from tinyvlm_cli.config.datasets import Data, Exif
+from tinyvlm_cli.config.schema import LLM
 from tinyvlm_cli.data.image_store import missing_files, open_images
 from tinyvlm_cli.data.records import IMAGE_FAULTS, Kind
 from tinyvlm_cli.data.skips import findings_path, write_skips
@@ -151,7 +152,7 @@ def _check_split(name: str, config: DataCommand, data: Data, special: set[str]) 
 def _check_benchmarks(nodes: dict[str, Any]) -> int:
     """Print a table of the benchmarks' files and a line for each missing file. Returns the exit code."""
     from tinyvlm_cli.evaluate.benchmark import Benchmark
-    from tinyvlm_cli.evaluate.runner import take_inventory
+    from tinyvlm_cli.evaluate.inventory import take_inventory
 
     right = [Column(header, justify="right") for header in ("questions", "images")]
     table = Table("benchmark", "split", *right, "status")

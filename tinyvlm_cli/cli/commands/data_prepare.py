@@ -9,7 +9,8 @@ from rich.table import Column, Table
 
 from tinyvlm_cli.config.build import build, conf_dir
 from tinyvlm_cli.config.commands import DataCommand
-from tinyvlm_cli.config.schema import LLM, Data, Exif, Prompt, Split, Vision
+from tinyvlm_cli.config.datasets import Data, Exif, Split
+from tinyvlm_cli.config.schema import LLM, Prompt, Vision
 from tinyvlm_cli.console import Screen
 from tinyvlm_cli.data.image_store import open_images, record_files
 from tinyvlm_cli.data.records import FaultError

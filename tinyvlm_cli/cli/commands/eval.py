@@ -16,8 +16,9 @@ from tinyvlm_cli.console import Screen
 from tinyvlm_cli.data.check import NUM_DECODED
 from tinyvlm_cli.errors import UserError, WorkerError, raise_findings
 from tinyvlm_cli.evaluate.benchmark import Benchmark
+from tinyvlm_cli.evaluate.inventory import take_inventory
 from tinyvlm_cli.evaluate.judge import PENDING, with_judge
-from tinyvlm_cli.evaluate.runner import EvalJob, Task, answered, asked_questions, take_inventory, unanswered
+from tinyvlm_cli.evaluate.runner import EvalJob, Task, answered, asked_questions, unanswered
 from tinyvlm_cli.files import locked
 from tinyvlm_cli.launch import workers as launch
 from tinyvlm_cli.launch.workers import this_node

@@ -9,8 +9,9 @@ from typing import Any
 
 from tinyvlm_cli.config.build import paper_dir
 from tinyvlm_cli.config.commands import Export, ExportFormat
+from tinyvlm_cli.config.datasets import Exif
 from tinyvlm_cli.config.saved import from_yaml, to_yaml
-from tinyvlm_cli.config.schema import Exif, Train
+from tinyvlm_cli.config.schema import Train
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.files import new_folder, write_text
 from tinyvlm_cli.report.card import CARD, Card

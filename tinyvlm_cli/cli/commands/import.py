@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tinyvlm_cli.config import schema
 from tinyvlm_cli.config.commands import Import
+from tinyvlm_cli.config.datasets import Data
 from tinyvlm_cli.config.saved import from_yaml, to_yaml
 from tinyvlm_cli.config.schema import Train, Tune
 from tinyvlm_cli.errors import collected, raise_findings
@@ -115,7 +116,7 @@ def _write_stage(config: Import, places: dict[str, Path], stage_dir: Path) -> No
             llm=parts.llm,
             vision=parts.vision,
             connector=parts.connector,
-            data=schema.Data(name="", splits={}),
+            data=Data(name="", splits={}),
             recipe=schema.Recipe(name=STAGE, paper_data=None, optim=optim, stages={STAGE: stage}),
             engine=schema.Engine(zero=1, precision=parts.llm.precision, save_every=0),
             seed=0,

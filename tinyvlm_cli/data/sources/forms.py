@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tinyvlm_cli.config.schema import Columns
+from tinyvlm_cli.config.datasets import Columns
 from tinyvlm_cli.data.records import MARK, OTHER_KEYS
 
 LLAVA = Columns()

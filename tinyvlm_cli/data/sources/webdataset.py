@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tinyvlm_cli.config.schema import Columns
+from tinyvlm_cli.config.datasets import Columns
 from tinyvlm_cli.data.sources.archives import members
 from tinyvlm_cli.data.sources.forms import KEY
 from tinyvlm_cli.data.sources.places import Place
