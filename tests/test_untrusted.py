@@ -28,6 +28,7 @@ from tinyvlm_cli.files import append_jsonl
 from tinyvlm_cli.model.connectors import Connector
 from tinyvlm_cli.model.llm import read_tokenizer
 from tinyvlm_cli.model.pretrained import config_from_architecture, read_config
+from tinyvlm_cli.results.answers import find_answers, read_per_question
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import find_model
 from tinyvlm_cli.statistics.questions import Questions
@@ -221,9 +222,9 @@ def test_a_hostile_tokenizer_is_one_sentence(text: str, tmp_path: Path) -> None:
 
 
 PIPES: dict[str, Callable[[Path], object]] = {
-    "answers-0.jsonl": lambda folder: Results.find_answers(folder, ["1"]),
+    "answers-0.jsonl": lambda folder: find_answers(folder, ["1"]),
     "answers-1.jsonl": read_answers,
-    "per_question.json": Results.read_per_question,
+    "per_question.json": read_per_question,
     "questions.json": lambda folder: Questions.read(folder / "questions.json"),
     "config.json": lambda folder: Results(folder).weights_hash(str(folder)),
     "records.json": lambda folder: list(

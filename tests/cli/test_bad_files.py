@@ -32,6 +32,7 @@ from tinyvlm_cli.demo import easyvqa, easyvqa_files
 from tinyvlm_cli.evaluate.sources import read_answers
 from tinyvlm_cli.report.answers import samples
 from tinyvlm_cli.report.scores import all_scores
+from tinyvlm_cli.results.answers import read_per_question
 from tinyvlm_cli.results.costs import Session, Single, Speed, StageCost, read_cost, read_single, read_speeds
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.statistics.questions import Questions
@@ -169,7 +170,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "scores.jsonl": lambda folder: all_scores(Results(folder).scores(), paper_dir() / "published_scores.csv"),
     "run.yaml": lambda folder: Results(folder).runs(),
     "questions.json": lambda folder: Questions.read(folder / EVAL / "questions.json"),
-    "per_question.json": lambda folder: Results.read_per_question(folder / EVAL),
+    "per_question.json": lambda folder: read_per_question(folder / EVAL),
     "page": lambda folder: samples(Results(folder).runs()),
     "answers-0.jsonl": lambda folder: read_answers(folder / EVAL / "answers-0.jsonl"),
     "cost.json": lambda folder: read_cost(folder / "stages/finetune-x"),

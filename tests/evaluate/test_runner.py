@@ -23,7 +23,7 @@ from tinyvlm_cli.evaluate.runner import (
     unanswered,
 )
 from tinyvlm_cli.evaluate.sources import StoredImage
-from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.answers import append_answers
 from tinyvlm_cli.results.records import Answer
 
 QUESTIONS = [
@@ -72,17 +72,17 @@ def test_the_blind_control_gives_no_image_its_own_questions() -> None:
 @pytest.mark.parametrize("rest", ['"prom', '"text": "\u2028'])
 def test_an_evaluation_resumes_after_a_kill_in_the_middle_of_a_line(tmp_path: Path, rest: str) -> None:
     given = [Answer(q.question_id, q.text, f"a{q.key}", q.key) for q in QUESTIONS[:3]]
-    Results.append_answers(tmp_path, 0, given, model_id="m", max_new_tokens=5)
+    append_answers(tmp_path, 0, given, model_id="m", max_new_tokens=5)
     with (tmp_path / "answers-0.jsonl").open("ab") as file:
         file.write(f'{{"question_id": "q3", {rest}'.encode()[:-1])  # may end within a character
     assert list(answered(tmp_path, QUESTIONS, max_new_tokens=5)) == ["q0", "q1", "q2"]
-    Results.append_answers(tmp_path, 0, [Answer("q3", QUESTIONS[3].text, "a", "q3")], model_id="m", max_new_tokens=5)
+    append_answers(tmp_path, 0, [Answer("q3", QUESTIONS[3].text, "a", "q3")], model_id="m", max_new_tokens=5)
     assert list(answered(tmp_path, QUESTIONS, max_new_tokens=5)) == ["q0", "q1", "q2", "q3"]
 
 
 def test_an_answer_to_another_wording_or_token_limit_does_not_count(tmp_path: Path) -> None:
-    Results.append_answers(tmp_path, 0, [Answer("q0", "old wording", "a", "q0")], model_id="m", max_new_tokens=5)
-    Results.append_answers(tmp_path, 0, [Answer("q1", QUESTIONS[1].text, "a", "q1")], model_id="m", max_new_tokens=9)
+    append_answers(tmp_path, 0, [Answer("q0", "old wording", "a", "q0")], model_id="m", max_new_tokens=5)
+    append_answers(tmp_path, 0, [Answer("q1", QUESTIONS[1].text, "a", "q1")], model_id="m", max_new_tokens=9)
     assert not answered(tmp_path, QUESTIONS, max_new_tokens=5)
 
 
@@ -99,7 +99,7 @@ def test_an_answer_about_a_replaced_image_does_not_count(tmp_path: Path) -> None
     ]
     answers = [Answer(q.key, q.text, "x", q.key) for q in questions]
     states = {q.key: image_state(q.image) for q in questions if q.image is not None}
-    Results.append_answers(tmp_path, 0, answers, model_id="m", max_new_tokens=5, images=states)
+    append_answers(tmp_path, 0, answers, model_id="m", max_new_tokens=5, images=states)
     assert list(answered(tmp_path, questions, max_new_tokens=5)) == [q.key for q in questions]
     os.utime(tmp_path / "a.png", (1, 1))  # copied
     Image.new("RGB", (8, 8), "red").save(tmp_path / "b.png")
@@ -108,7 +108,7 @@ def test_an_answer_about_a_replaced_image_does_not_count(tmp_path: Path) -> None
     assert list(answered(tmp_path, questions, max_new_tokens=5, changed=changed)) == ["a", "text"]
     assert changed == {"b", "bytes", "stored", "both"}
     again = {"b": image_state(questions[1].image)}
-    Results.append_answers(tmp_path, 1, answers[1:2], model_id="m", max_new_tokens=5, images=again)
+    append_answers(tmp_path, 1, answers[1:2], model_id="m", max_new_tokens=5, images=again)
     changed.clear()
     assert list(answered(tmp_path, questions, max_new_tokens=5, changed=changed)) == ["a", "b", "text"]
     assert changed == {"bytes", "stored", "both"}
@@ -132,7 +132,7 @@ def test_another_shuffling_is_another_control(tmp_path: Path, caplog: pytest.Log
     job = EvalJob("r", "f", [], limit=None, seed=1, tasks=[task])
     states = {q.key: image_state(q.image) for q in asked_questions(task, benchmark, job)}
     answers = [Answer(q.key, q.text, "x", q.key) for q in questions]
-    Results.append_answers(tmp_path, 0, answers, model_id="m", max_new_tokens=5, images=states)
+    append_answers(tmp_path, 0, answers, model_id="m", max_new_tokens=5, images=states)
     assert unanswered(task, benchmark, job) == 0 and not caplog.records
     other = asked_questions(task, benchmark, replace(job, seed=2))
     different = sum(states[q.key] != image_state(q.image) for q in other)

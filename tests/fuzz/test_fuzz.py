@@ -41,6 +41,7 @@ from tinyvlm_cli.evaluate.sources import read_answers
 from tinyvlm_cli.report.answers import samples
 from tinyvlm_cli.report.costs import model_costs
 from tinyvlm_cli.report.scores import OURS, all_scores
+from tinyvlm_cli.results.answers import existing_answers, find_answers
 from tinyvlm_cli.results.costs import Session, Single, StageCost
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import find_model
@@ -157,8 +158,8 @@ def test_answers(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "answers-0.jsonl"
     path.write_bytes(data)
     tried(lambda: read_answers(path))
-    tried(lambda: Results.read_answers(tmp_path, {"1": "What?"}, max_new_tokens=16))
-    tried(lambda: Results.find_answers(tmp_path, ["1", "2"]))
+    tried(lambda: existing_answers(tmp_path, {"1": "What?"}, max_new_tokens=16))
+    tried(lambda: find_answers(tmp_path, ["1", "2"]))
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,13 @@ import pytest
 from support.score_rows import row
 
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.results.answers import (
+    answered_benchmarks,
+    append_answers,
+    existing_answers,
+    find_answers,
+    read_per_question,
+)
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Answer, Run, Stage
 
@@ -44,11 +51,11 @@ def test_a_later_score_replaces_an_earlier_one_of_the_same_questions(tmp_path: P
 def test_an_answer_to_another_question_or_under_another_limit_does_not_count(run: Run) -> None:
     folder = Results.answers_dir(run.folder, "finetune", "gqa")
     answers = [Answer(i, f"What is {i}?", "x\u2028y", str(i)) for i in range(3)]
-    Results.append_answers(folder, 0, answers, model_id="m", max_new_tokens=5)
+    append_answers(folder, 0, answers, model_id="m", max_new_tokens=5)
     asked = {"0": "What is 0?", "1": "What else?"}
-    assert Results.read_answers(folder, asked, max_new_tokens=5) == {"0": answers[0]}
-    assert Results.read_answers(folder, asked, max_new_tokens=6) == {}
-    assert Results.find_answers(folder, ["2"]) == {"2": answers[2]}
+    assert existing_answers(folder, asked, max_new_tokens=5) == {"0": answers[0]}
+    assert existing_answers(folder, asked, max_new_tokens=6) == {}
+    assert find_answers(folder, ["2"]) == {"2": answers[2]}
 
 
 def test_the_answers_of_the_last_stage_count(run: Run) -> None:
@@ -61,7 +68,7 @@ def test_the_answers_of_the_last_stage_count(run: Run) -> None:
         folder = run.folder / "eval" / stage / benchmark
         folder.mkdir(parents=True)
         (folder / "per_question.json").write_text("{}", encoding="utf-8")
-    found = {name: folder.parent.name for name, folder in Results.answered(run).items()}
+    found = {name: folder.parent.name for name, folder in answered_benchmarks(run).items()}
     assert found == {"gqa": "finetune", "pope": "pretrain"}
 
 
@@ -100,7 +107,7 @@ def test_an_unknown_or_ambiguous_run_is_an_error_with_the_choices(tmp_path: Path
         ("runs/r1/scores.jsonl", '{"run": "r1"}\n', lambda results, run: results.scores()),
         ("runs/r1/scores.jsonl", '{"new field": 1}\n', lambda results, run: results.scores()),
         ("runs/r1/scores.jsonl", '{"run": "r1"\n', lambda results, run: results.scores()),
-        ("runs/r1/per_question.json", "[]", lambda results, run: results.read_per_question(run.folder)),
+        ("runs/r1/per_question.json", "[]", lambda results, run: read_per_question(run.folder)),
         ("stages/f/stage.yaml", "stage: f", lambda results, run: results.read_stage(results.stage_dir("f"))),
     ],
 )

@@ -15,6 +15,7 @@ from tinyvlm_cli.report.curves import read_curves
 from tinyvlm_cli.report.scores import all_scores
 from tinyvlm_cli.report.sheet import Sheet
 from tinyvlm_cli.report.tables import build, fitting
+from tinyvlm_cli.results.answers import answered_benchmarks, existing_answers, find_answers, read_per_question
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import model_of
 from tinyvlm_cli.results.records import SHUFFLED
@@ -48,14 +49,14 @@ def test_runs_and_their_stages_are_read() -> None:
 def test_answers_and_per_question_results_are_read() -> None:
     run = RESULTS.find_runs(DEMO)[0]
     folder = RESULTS.answers_dir(run.folder, "finetune", "scienceqa")
-    assert RESULTS.answered(run) == {
+    assert answered_benchmarks(run) == {
         "scienceqa": folder, "mmvet": RESULTS.answers_dir(run.folder, "finetune", "mmvet")
     }  # fmt: skip
-    scores = RESULTS.read_per_question(folder)
-    found = RESULTS.find_answers(folder, scores)
+    scores = read_per_question(folder)
+    found = find_answers(folder, scores)
     assert set(found) == set(scores) and len(scores) == 60
     asked = {key: answer.prompt for key, answer in found.items()}
-    assert RESULTS.read_answers(folder, asked, max_new_tokens=1024) == found
+    assert existing_answers(folder, asked, max_new_tokens=1024) == found
     assert found["1"].text == "A"
     counts = {sample.benchmark: (sample.num_questions, len(sample.runs)) for sample in samples(RESULTS.runs())}
     assert counts == {"scienceqa": (60, 3), "mmvet": (10, 1)}  # MM-Vet's answers are not judged

@@ -28,6 +28,7 @@ from tinyvlm_cli.evaluate.benchmark import Benchmark, Image, Question, all_of
 from tinyvlm_cli.evaluate.sources import StoredImage
 from tinyvlm_cli.files import file_state, is_unchanged, write_text
 from tinyvlm_cli.heartbeat import end_progress
+from tinyvlm_cli.results.answers import append_answers, existing_answers
 from tinyvlm_cli.results.costs import Speed
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import SHUFFLED, Answer
@@ -97,7 +98,7 @@ def answered(
             outdated.add(key)
         return known[place]
 
-    found = Results.read_answers(folder, asked, max_new_tokens=max_new_tokens, is_current=is_current)
+    found = existing_answers(folder, asked, max_new_tokens=max_new_tokens, is_current=is_current)
     outdated.difference_update(found)  # asked again
     return {key: found[key] for key in asked if key in found}
 
@@ -195,7 +196,7 @@ def answer_all(job: EvalJob) -> None:
                 store.wait(["checked by 0"], CHECK_TIMEOUT)
                 waited_s += time.perf_counter() - paused
                 records = [Answer(q.question_id, q.text, text, q.key) for q, text in given]
-                Results.append_answers(
+                append_answers(
                     folder, rank, records, model_id=run.folder.name, max_new_tokens=benchmark.max_new_tokens,
                     images={q.key: image_state(q.image) for q, _ in given if q.image is not None},
                 )  # fmt: skip

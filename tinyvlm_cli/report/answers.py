@@ -18,7 +18,7 @@ from tinyvlm_cli.config.build import build, is_trusted
 from tinyvlm_cli.data.images import open_image
 from tinyvlm_cli.evaluate.benchmark import INVALID, Benchmark
 from tinyvlm_cli.evaluate.items import Item, Question
-from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.answers import answered_benchmarks, find_answers, read_per_question
 from tinyvlm_cli.results.records import Run
 from tinyvlm_cli.untrusted import read_text, read_yaml
 
@@ -103,7 +103,7 @@ def samples(runs: Sequence[Run]) -> list[Sample]:
     """
     folders: dict[str, dict[str, Path]] = {}  # benchmark -> run folder -> folder of its answers
     for run in runs:
-        for benchmark, folder in Results.answered(run).items():
+        for benchmark, folder in answered_benchmarks(run).items():
             folders.setdefault(benchmark, {})[run.folder.name] = folder
     found = [_sample(benchmark, of_runs, MAX_BYTES / len(folders)) for benchmark, of_runs in folders.items()]
     return [sample for sample in found if sample.questions]
@@ -111,14 +111,14 @@ def samples(runs: Sequence[Run]) -> list[Sample]:
 
 def _sample(benchmark: str, folders: Mapping[str, Path], budget: float) -> Sample:
     """Return the sample of one benchmark, in at most `budget` bytes."""
-    scores = [Results.read_per_question(folder) for folder in folders.values()]
+    scores = [read_per_question(folder) for folder in folders.values()]
     union: dict[str, None] = {}
     for of_run in scores:
         if of_run.keys() != union.keys():
             union.update(dict.fromkeys(of_run))
     everything = list(union)
     if not everything:  # not judged
-        everything = list(dict.fromkeys(key for folder in folders.values() for key in Results.find_answers(folder)))
+        everything = list(dict.fromkeys(key for folder in folders.values() for key in find_answers(folder)))
     values = np.full((len(scores), len(everything)), np.nan)  # [R, Q]
     for line, of_run in zip(values, scores, strict=True):
         is_same = list(of_run) == everything  # reading values in order is several times as fast
@@ -131,7 +131,7 @@ def _sample(benchmark: str, folders: Mapping[str, Path], budget: float) -> Sampl
     for number in range(min(MAX_QUESTIONS, len(drawn))):
         first, second = (equal, different) if number % 3 == 2 else (different, equal)
         keys.append(next(first, None) or next(second))
-    answers = [Results.find_answers(folder, keys) for folder in folders.values()]
+    answers = [find_answers(folder, keys) for folder in folders.values()]
     known = _known(list(folders.values()), set(keys), benchmark)
     questions: list[Asked] = []
     pictures: dict[str, str] = {}  # by Question.image_key

@@ -16,6 +16,7 @@ from tinyvlm_cli.errors import UserError, WorkerError
 from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.evaluate.runner import EvalJob, answered
 from tinyvlm_cli.launch import workers
+from tinyvlm_cli.results.answers import append_answers
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Answer, Run, Stage
 
@@ -40,7 +41,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
                     keys.append(f"{benchmark.name} {question.key}")
                     one = Answer(question.question_id, question.text, "yes", question.key)
                     limit = benchmark.max_new_tokens
-                    Results.append_answers(Path(task.folder), 0, [one], model_id="r", max_new_tokens=limit)
+                    append_answers(Path(task.folder), 0, [one], model_id="r", max_new_tokens=limit)
 
     monkeypatch.setattr(workers, "run", run)
     return keys
@@ -104,6 +105,6 @@ def test_missing_weights_are_found_before_the_first_run_is_answered(tmp_path: Pa
         answer = Answer(question.question_id, question.text, "yes", question.key)
         folder = Results.answers_dir(run, "finetune", "a")
         limit = everything.benchmark["a"]["max_new_tokens"]
-        Results.append_answers(folder, 0, [answer], model_id="s", max_new_tokens=limit)
+        append_answers(folder, 0, [answer], model_id="s", max_new_tokens=limit)
     assert command.run(everything) == 0
     assert len(asked) == 6 and {row.run for row in results.scores()} == {"r", "s"}

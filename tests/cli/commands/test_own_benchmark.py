@@ -13,6 +13,7 @@ from tinyvlm_cli.config.build import build
 from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.evaluate.runner import EvalJob
 from tinyvlm_cli.launch import workers
+from tinyvlm_cli.results.answers import append_answers
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Answer, Run, Stage
 
@@ -85,7 +86,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             text = "disc" if "/one/" in task.folder else "cube"
             questions = build(task.benchmark, Benchmark).questions
             given = [Answer(q.question_id, q.text, text, q.key) for q in questions]
-            Results.append_answers(Path(task.folder), 0, given, model_id="r", max_new_tokens=8)
+            append_answers(Path(task.folder), 0, given, model_id="r", max_new_tokens=8)
 
     monkeypatch.setattr(workers, "run", answer)
     return tmp_path

@@ -12,6 +12,7 @@ from support.from_conf import from_conf, write_lines
 from support.page_run import data_of
 
 from tinyvlm_cli.cli.main import main
+from tinyvlm_cli.results.answers import append_answers
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import SHUFFLED, Answer, Run, ScoreRow, Stage
 
@@ -46,9 +47,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             Answer(one.question_id, one.text, says if number else "yes", one.key)
             for number, one in enumerate(benchmark.questions)
         ]
-        Results.append_answers(
-            run.folder / "eval" / place, 0, answers, model_id="r", max_new_tokens=benchmark.max_new_tokens
-        )
+        append_answers(run.folder / "eval" / place, 0, answers, model_id="r", max_new_tokens=benchmark.max_new_tokens)
     monkeypatch.chdir(folder)
     return folder
 

@@ -22,6 +22,7 @@ from tinyvlm_cli.evaluate.runner import EvalJob, Task, answered, asked_questions
 from tinyvlm_cli.files import locked
 from tinyvlm_cli.launch import workers as launch
 from tinyvlm_cli.launch.workers import this_node
+from tinyvlm_cli.results.answers import write_per_question
 from tinyvlm_cli.results.attempts import EVAL, Attempt, recorded
 from tinyvlm_cli.results.costs import answering, forget_speeds
 from tinyvlm_cli.results.folder import Results
@@ -169,7 +170,7 @@ def _score(benchmarks: dict[str, Benchmark], run: Run, job: EvalJob, results: Re
         notes += [f"{benchmark.label}: {note}" for note in score.notes]
         questions = Questions.of(score.formula, score.tallies)
         questions.write(folder / FILE)
-        Results.write_per_question(folder, score.per_question, task.benchmark)
+        write_per_question(folder, score.per_question, task.benchmark)
         bounds = interval([questions]) if score.value is not None and questions.keys else None
         marks = {name: value for name in ("pending", "partial") if (value := getattr(score, name))}
         row = ScoreRow(
