@@ -3,13 +3,14 @@
 Does not import torch: the sizes come from `estimate.py`, which builds the models.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tinyvlm_cli.config.commands import Assumed, Plan
 from tinyvlm_cli.config.schema import Engine, Precision, Stage
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.plan.measurements import EvalResult, Result, last_eval_result, last_result
+from tinyvlm_cli.plan.measurements import EvalRate, EvalResult, Result, last_eval_result, last_result
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.sources import SourceCounts
 from tinyvlm_cli.results.stops import stopped
@@ -98,6 +99,29 @@ class PlannedRun:
     run: RunJob
     stages: list[PlannedStage]
     evaluation: EvalResult | None  # the latest measurement with the same model
+
+    @property
+    def chosen_rates(self) -> dict[str, EvalRate]:
+        """Measured speeds for the benchmarks in `evaluate.benchmarks`, or for all if none is chosen."""
+        settings, rates = self.run.config.evaluate, self.evaluation.rates if self.evaluation else {}
+        chosen = settings.benchmarks if settings and settings.benchmarks else rates
+        return {name: rate for name, rate in rates.items() if name in chosen}
+
+    @property
+    def evaluation_hours(self) -> tuple[float, float]:
+        """GPU-hours of the evaluation after training, and of one during training, which includes its setup."""
+        settings = self.run.config.evaluate
+        limit = settings.limit if settings and settings.benchmarks else None
+        seconds = sum(min(rate.total, limit or rate.total) / rate.per_s for rate in self.chosen_rates.values())
+        gpus, setup_s = (self.evaluation.gpus, self.evaluation.setup_s) if self.evaluation else (1, 0.0)
+        return seconds * gpus / 3600, (seconds + setup_s) * gpus / 3600
+
+    def num_evaluations(self, stages: Iterable[PlannedStage]) -> int:
+        """Return the number of evaluations during these stages, without those that are trained."""
+        settings = self.run.config.evaluate
+        every = settings.every if settings and settings.benchmarks else None
+        to_do = (one.estimate.steps for one in stages if one.state not in (DONE, STOPPED))
+        return sum(steps // every for steps in to_do) if every else 0
 
 
 def plan_run(config: Plan, models: "Models") -> PlannedRun:
