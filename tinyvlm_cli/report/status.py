@@ -9,18 +9,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.report.time_left import StageSpeeds
 from tinyvlm_cli.results.attempts import EVAL, TRAIN, Attempt, read_attempts
-from tinyvlm_cli.results.costs import read_cost
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.losses import Trace
-from tinyvlm_cli.results.records import MODEL_STAGE, REAL, ScoreRow
+from tinyvlm_cli.results.records import MODEL_STAGE, REAL, ScoreRow, iso_time
 from tinyvlm_cli.results.stops import stopped
-from tinyvlm_cli.untrusted import check_file, read_text
+from tinyvlm_cli.untrusted import check_file
 
 DONE, STOPPED, RUNNING, WAITING = "done", "stopped", "running", "waiting"
 FAILED, INTERRUPTED, TO_DO = "failed", "interrupted", "to do"
@@ -97,6 +96,7 @@ class Reader:
         found = read_attempts(self.results.root)
         self.attempts = sorted(found.values(), key=lambda one: one.started)
         self.alive = [one for path, one in found.items() if one.is_alive(path)]
+        self._speeds = StageSpeeds(self.results, self.now)
         self._stages: dict[str, Work] = {}
         self._answers: dict[Path, int] = {}
 
@@ -215,61 +215,12 @@ class Reader:
             work = replace(work, state=state, process=_process(last), error=last.error, ended=last.ended)
         return work
 
-    @cached_property
-    def _traces(self) -> "dict[str, Trace]":
-        """Traces by stage folder of all stages whose speed and number of steps are known."""
-        traces = {path.parent.name: Trace.read(path.parent) for path in self.results.root.glob("stages/*/train.jsonl")}
-        return {folder: trace for folder, trace in traces.items() if trace.steps and trace.step_s}
-
-    @cached_property
-    def _overheads(self) -> dict[str, float]:
-        """Seconds, by stage folder, that the last process of a completed stage spent on other things than steps.
-
-        These are loading and compiling the model and saving the weights. The process has written config.yaml first.
-        """
-        found = {}
-        for folder, trace in self._traces.items():
-            stage_dir = self.results.stage_dir(folder)
-            with suppress(OSError, UserError, IndexError):
-                ended = _time(read_text(stage_dir / "DONE", "").strip())
-                cost = read_cost(stage_dir)
-                if ended and cost and trace.step_s:
-                    steps = cost.sessions[-1].last - cost.sessions[-1].first
-                    seconds = ended - (stage_dir / "config.yaml").stat().st_mtime - steps * trace.step_s
-                    found[folder] = min(max(0.0, seconds), MAX_S)
-        return found
-
     def _estimated(self, work: Work) -> Work:
-        """Return a stage with the time left at its own speed, or else at that of the most similar stages.
-
-        The names of the stage, the vision encoder, the connector and the LLM in the folder names are compared, and the
-        stage and the LLM, on which the time depends most, must be equal.
-        """
+        """Return a stage with its number of steps and the time left, unless nothing similar has been measured."""
         if work.state in (DONE, STOPPED, FAILED):
             return work
-        parts = work.folder.split("-")[:-1]
-        others = {folder: folder.split("-")[:-1] for folder in self._traces if folder != work.folder}
-        shared = {
-            folder: len({*parts} & {*other}) for folder, other in others.items()
-            if parts and other and (parts[0], parts[-1]) == (other[0], other[-1])
-        }  # fmt: skip
-        most = max(shared.values(), default=0)
-        alike = [folder for folder, number in shared.items() if number == most]
-        own = self._traces.get(work.folder)
-        traces = [own] if own else [self._traces[folder] for folder in alike]
-        if not traces:
-            return work
-        total = work.total or round(fmean(trace.steps or 0 for trace in traces))
-        left = max(0, total - work.done) * fmean(trace.step_s or 0 for trace in traces)
-        if work.state != RUNNING or not own:
-            overheads = [self._overheads[folder] for folder in alike if folder in self._overheads]
-            overhead = fmean(overheads) if overheads else 0.0
-            if work.state == RUNNING:  # before its second step
-                with suppress(OSError):
-                    began = (self.results.stage_dir(work.folder) / "config.yaml").stat().st_mtime
-                    overhead = max(0.0, overhead - max(0.0, self.now - began))
-            left += overhead
-        return replace(work, total=total, seconds_left=round(min(left, MAX_S), 1))
+        found = self._speeds.left(work.folder, work.done, work.total, is_running=work.state == RUNNING)
+        return replace(work, total=found[0], seconds_left=round(min(found[1], MAX_S), 1)) if found else work
 
     def _evaluations(
         self, run: str, stage: str, tasks: Sequence[str], rows: Mapping[tuple[str, str, str], ScoreRow]
@@ -301,7 +252,7 @@ class Reader:
                     state = WAITING if one.waits else RUNNING if done or key == current else TO_DO
                     work = replace(work, state=state)
                     answered = sum(counts[name] - before for name, (_, before) in one.questions.items())
-                    per_s = answered / max(1.0, self.now - _time(one.started))
+                    per_s = answered / max(1.0, self.now - iso_time(one.started))
                     if per_s > 0:
                         work = replace(work, per_s=per_s, seconds_left=max(0, total - done) / per_s)
                 elif one.error and key == current:
@@ -334,11 +285,3 @@ def _counted(states: Iterable[str]) -> dict[str, int]:
 def _iso(seconds: float) -> str:
     """Return a time as UTC in ISO 8601 format, to the second."""
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
-
-
-def _time(text: str) -> float:
-    """Return the time that `_iso` wrote, or 0 if the text is invalid."""
-    try:
-        return datetime.datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return 0.0

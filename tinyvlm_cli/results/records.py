@@ -191,6 +191,14 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
+def iso_time(text: str) -> float:
+    """Return a time in ISO 8601 format in seconds since 1970, or 0 if the text is invalid."""
+    try:
+        return datetime.datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0
+
+
 def command_line() -> str:
     """Return the command line as the user typed it, quoted for a shell."""
     return os.environ.get(COMMAND) or shlex.join(sys.argv)
