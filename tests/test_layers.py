@@ -39,6 +39,7 @@ TORCH_FREE = (
     "downloads",
     "report",
     "evaluate/benchmark.py",
+    "evaluate/benchmark_files.py",
     "evaluate/benchmarks",
     "evaluate/judge.py",
     "cli/main.py",

@@ -2,20 +2,19 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
-from tinyvlm_cli.config.build import trusted_folders
 from tinyvlm_cli.config.ranges import integer
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.evaluate.benchmark_files import BenchmarkFiles
 from tinyvlm_cli.evaluate.items import Image, Item, OneImage, Question, Result, Score, all_of, check_rows
-from tinyvlm_cli.evaluate.sources import Record, read_json, read_lines, read_rows
+from tinyvlm_cli.evaluate.sources import read_lines
 from tinyvlm_cli.results.records import Answer
 from tinyvlm_cli.statistics.questions import Formula, Tally
-from tinyvlm_cli.untrusted import MAX_NAME_BYTES, link_fault
 
 __all__ = [
     "Benchmark", "Image", "Item", "OneImage", "Question", "Result", "Score", "all_of", "grouped", "percent"
@@ -31,15 +30,15 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmark(ABC):
+class Benchmark(BenchmarkFiles, ABC):
     """A benchmark: a class in evaluate/benchmarks/, built from conf/benchmark/<name>.yaml.
 
     The constructor reads no files, so a configuration can be validated first. Each file is read once, on first use. The
     data is in LLaVA's layout or, if those files are missing, in parquet files from the Hugging Face Hub.
 
-    A new benchmark needs a YAML file, whose keys are the fields below, and a class with the methods `items`, `read` and
-    `headline`; see tests/evaluate/test_benchmark.py for a complete example. A class with additional fields must also be
-    decorated with `@dataclass(frozen=True, kw_only=True)`.
+    A new benchmark needs a YAML file, whose keys are the fields below and those of BenchmarkFiles, and a class with the
+    methods `items`, `read` and `headline`; see tests/evaluate/test_benchmark.py for a complete example. A class with
+    additional fields must also be decorated with `@dataclass(frozen=True, kw_only=True)`.
 
     The base class does everything else: it matches answers to items by id, reports duplicate, unknown and missing ids,
     computes the share of readable answers, and collects the per-question results that statistics require.
@@ -49,22 +48,14 @@ class Benchmark(ABC):
     and let `read` or `headline` depend on `rule`. If the headline is a mean over questions, use `MeanBenchmark`.
     """
 
-    name: str
-    label: str  # column title
-    data_dir: str
-    parquet: str  # glob pattern of the parquet files in data_dir
     max_new_tokens: int = integer(1, default=MISSING)
     follows: str = ""  # the official scorer that is reproduced; may be omitted if there are `rules`
     rule: str = ""  # the scoring rule: a key of `rules`
     rules: Mapping[str, str] = field(default_factory=dict)  # rule -> the scorer that it reproduces; {}: only one rule
     version: int  # incremented when the same answers would get a different score
     split: str
-    source: str  # the files to download, for error messages
-    downloads: Mapping[str, Any] = field(default_factory=dict)  # see config/download.py
     server: str = ""  # evaluation server of this split; "" if the answers are public
-    questions_file: str = ""  # official file; "": there is none
     llava_file: str = ""  # LLaVA's question file, used unchanged if it is present; "": there is none
-    images: str = ""  # image folder
     suffix: str = ""  # appended to official questions; LLaVA's include it, except in ScienceQA
 
     metric: ClassVar[str] = "accuracy"  # for table footnotes
@@ -77,8 +68,6 @@ class Benchmark(ABC):
     ids_are_rows: ClassVar[bool] = False  # the files have no ids, so the ids are row numbers, from 0
     items_depend_on_rule: ClassVar[bool] = False
     rule_setting: ClassVar[str] = "rule"  # the field with the scoring rule
-    judge_files: ClassVar[tuple[str, ...]] = ()  # official files with the judge's prompt; any one is enough
-    judge_source: ClassVar[str] = ""  # where to get one of these files
 
     def __post_init__(self) -> None:
         if not self.rules:
@@ -116,10 +105,6 @@ class Benchmark(ABC):
     def headline(self, results: Sequence[Result]) -> Score:
         """Return the score of `results`, which are in the order of the items. Usually calls `self.scored`."""
 
-    def files(self) -> list[Path]:
-        """Return the paths of the official files, except images. The files need not exist."""
-        return [self.folder / self.questions_file] if self.questions_file else []
-
     def asked(self) -> Iterable[Question]:
         """Return the questions for the model: those of LLaVA's file if it is present, else those of the items."""
         path = self.folder / self.llava_file
@@ -138,7 +123,9 @@ class Benchmark(ABC):
                 key=self.key_of(Answer(str(line["question_id"]), line["text"], "")),
                 question_id=str(line["question_id"]),
                 text=line["text"],
-                image=self._placed(line["image"]),
+                image=tuple(self.image_dir / one for one in image)
+                if isinstance(image := line["image"], list)
+                else self.image_dir / image,
                 image_key=str(line["image"]),
                 category=line.get("category", ""),
             )
@@ -161,26 +148,6 @@ class Benchmark(ABC):
     def export(self, answers: Sequence[Answer], path: Path) -> None:
         """Write the answers in the format of the benchmark's evaluation server."""
         raise UserError(f"{self.label} has no evaluation server; its answers are scored locally")
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.data_dir)
-
-    @property
-    def image_dir(self) -> Path:
-        """Folder of the images, to which the paths in LLaVA's question file are relative."""
-        return self.folder / self.images
-
-    @property
-    def judge_file(self) -> Path | None:
-        """Official file with the judge's prompt, or None if it is missing."""
-        return next((self.folder / name for name in self.judge_files if (self.folder / name).exists()), None)
-
-    def wanted(self) -> list[str]:
-        """Return a sentence about each missing file without which grades are not comparable with published ones."""
-        if self.judge_file or not self.judge_files:
-            return []
-        return [f"{self.folder / self.judge_files[0]} is missing; copy {self.judge_source}"]
 
     @cached_property
     def known_items(self) -> dict[str, Item]:
@@ -210,22 +177,8 @@ class Benchmark(ABC):
         if kinds := {type(image).__name__ for image in images if not isinstance(image, OneImage)}:
             raise UserError(f"{self.folder}: an image is a {kinds.pop()}; get {self.source}")
         for image in {image for image in images if isinstance(image, Path)}:
-            self._check_place(image)
+            self.check_place(image)
         return found
-
-    def _placed(self, image: Any) -> Image:
-        """Return the image of a line in LLaVA's question file: a path or a list of paths."""
-        return tuple(self.image_dir / one for one in image) if isinstance(image, list) else self.image_dir / image
-
-    def _check_place(self, image: Path) -> None:
-        """Raise UserError if an image, or a link to it, is outside the benchmark's folders."""
-        roots = [root for root in (self.folder, self.image_dir) if image.is_relative_to(root)]
-        if not roots or ".." in image.relative_to(roots[0]).parts:
-            raise UserError(f"{self.folder}: the image {image} is outside this folder; get {self.source}")
-        is_long = any(len(part.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES for part in image.parts)
-        allowed = [str(self.folder), str(self.image_dir), *trusted_folders()]
-        if fault := "its name is too long" if is_long else link_fault(roots[0], image, allowed):
-            raise UserError(f"{image}: {fault}")
 
     def score(self, answers: Sequence[Answer], asked: Collection[str] | None = None, *, partial: bool = False) -> Score:
         """Return the official score of `answers`, which may be in any order.
@@ -310,30 +263,6 @@ class Benchmark(ABC):
         if unknown:
             notes.append(f"{len(unknown):,} answers belong to no question (first: {unknown[0]}); they are ignored")
         return given, notes
-
-    def parquet_files(self) -> list[Path]:
-        """Return the parquet files of the Hugging Face dataset; an empty list if an official file is present."""
-        if any(path.exists() for path in self.files()):
-            return []
-        return sorted(self.folder.glob(self.parquet))
-
-    def rows(self, *columns: str, optional: Iterable[str] = ()) -> Iterator[Record]:
-        """Yield the rows of the parquet files. See `read_rows`."""
-        return read_rows(self.parquet_files(), *columns, optional=optional)
-
-    def records(self, *columns: str, optional: Iterable[str] = (), inside: str = "") -> Iterable[Record]:
-        """Return the rows of the parquet files, or the records in the official JSON file, under its key `inside`."""
-        if self.parquet_files():
-            return self.rows(*columns, optional=optional)
-        content: Any = read_json(self.need(self.files()[0]))
-        found: Iterable[Record] = content[inside] if inside else content
-        return found
-
-    def need(self, path: Path) -> Path:
-        """Return `path`. Raises UserError if it is not a file."""
-        if not path.is_file():
-            raise UserError(f"{path} is missing; get {self.source}")
-        return path
 
 
 def percent(points: Iterable[float]) -> float | None:
