@@ -32,7 +32,7 @@ TABLES = (
     "recipe",
     "connector",
 )
-NEURIPS, CVPR = "5.5in", "6.875in"
+LNCS, CVPR = "122mm", "6.875in"
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def tables() -> str:
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")
-@pytest.mark.parametrize(("columns", "width"), [("onecolumn", NEURIPS), ("twocolumn", CVPR)])
+@pytest.mark.parametrize(("columns", "width"), [("onecolumn", LNCS), ("twocolumn", CVPR)])
 def test_the_tables_compile_and_fit_the_page(tables: str, columns: str, width: str, tmp_path: Path) -> None:
     head = rf"\documentclass[10pt,{columns}]{{article}}\usepackage{{booktabs}}\setlength{{\textwidth}}{{{width}}}"
     (tmp_path / "t.tex").write_text(rf"{head}\begin{{document}}{tables}\end{{document}}", encoding="utf-8")

@@ -12,7 +12,7 @@ from tinyvlm_cli.report.scores import OURS
 from tinyvlm_cli.report.sheet import BETTER, PLUS_MINUS, SIGNIFICANCE, WORSE, Kind, Sheet
 from tinyvlm_cli.results.records import REAL
 
-MAX_WIDTH_PT = 397  # 5.5 in, the narrowest text width of the common templates (NeurIPS)
+MAX_WIDTH_PT = 340  # 2% less than 122 mm, the narrowest text width of the common templates (LNCS, as for ECCV)
 # Width of an em of Computer Modern in pt, in a class with 10 pt. The templates' Times is about a tenth narrower.
 SIZES = {"small": 8.7, "footnotesize": 8.0, "scriptsize": 7.5}
 SEPARATION_PT = {"small": 4.0, "footnotesize": 3.0, "scriptsize": 2.0}  # on each side of a column
