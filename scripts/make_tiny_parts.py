@@ -1,4 +1,4 @@
-"""Pretrain the demo's tiny parts: `python scripts/make_tiny_parts.py OUT [vision|llm]`, a few minutes on one core.
+"""Pretrain the demo's tiny parts: `python scripts/make_tiny_parts.py OUT [vision|llm]`, ten minutes on one core.
 
 OUT/vision  a CLIP encoder that has learned to name the colour and shape in easy-VQA's training images
 OUT/llm     a Llama and its tokenizer that have read captions with questions and answers, and no image
@@ -28,7 +28,7 @@ from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerF
 
 from tinyvlm_cli.console import set_up_logging
 from tinyvlm_cli.data.images import normalisation_table, open_image
-from tinyvlm_cli.demo.conversations import NEGATED, turn_about
+from tinyvlm_cli.demo.conversations import turn_about
 from tinyvlm_cli.demo.easyvqa import (
     COLOURS,
     DESCRIBE,
@@ -49,11 +49,13 @@ SEED = 0
 VISION_STEPS, VISION_LR, VISION_WEIGHT_DECAY = 2000, 2e-3, 0.05
 IMAGES = 64  # of a step
 
-LLM_STEPS, LLM_LR, LLM_WEIGHT_DECAY = 550, 1e-3, 0.01
-PLAIN_STEPS = 150  # the first steps, without negations
+LLM_STEPS, LLM_LR, LLM_WEIGHT_DECAY = 1000, 1.5e-3, 0.01
+PLAIN_STEPS = 300  # the first steps, with plain questions and without blended captions
 DOCUMENTS = 2  # of a step
 QUIZZES = {"yes/no": 40, "letter": 24, "colour": 4, "shape": 4}  # of a step
 SHORT_CAPTIONS = 3  # of a document, which also has a long one
+BLENDED = 0.5  # share of captions whose words are blended
+SLOTS = (8, 16)  # number of tokens of a blended caption, at least and at most
 WITH_REQUEST = 0.2  # share of quizzes with a request for the form of the answer
 UNKNOWN, START, END = "<unk>", "<s>", "</s>"  # ids 0, 1, 2
 
@@ -194,6 +196,9 @@ def pretrain_llm(
     connector pretraining builds on that. Quizzes are a caption, a question about it and the answer in the chat format,
     from which the model learns to compare words: whether a word of the question, and which of the options, is in the
     caption. Like most of the paper's models it is a chat model, which has not seen an image.
+
+    After the first steps, the first caption of many texts is blended: its two words, mixed with arbitrary tokens, in
+    random order and in random proportions. The output of a connector resembles this more than it resembles a sentence.
     """
     rng = random.Random(SEED)
     captioned = [picture for picture in pictures if picture.caption]
@@ -206,19 +211,35 @@ def pretrain_llm(
         ):  # with 0.02, made for wide models, a width of 128 does not learn to compare words in as many steps
             nn.init.normal_(weight, std=spec["architecture"]["hidden_size"] ** -0.5)
     encode = cache(lambda text: tokenizer(text, add_special_tokens=False).input_ids)
-    start, end = tokenizer.convert_tokens_to_ids([START, END])
+    start = tokenizer.convert_tokens_to_ids(START)
     steps = iter(range(LLM_STEPS))
+    is_plain = True
+
+    def sample_of(picture: Picture, before: str, after: str, answer: str) -> Sample:
+        """Return a text with a caption between `before` and `after`. Only the answer has labels."""
+        if is_plain or rng.random() >= BLENDED:
+            captions = [encode(str(picture.caption))] * 2
+        else:
+            words = [encode(f" {picture.colour}"), encode(f" {picture.shape}")]
+            slots = rng.randint(*SLOTS)
+            captions = [blended_words(words, slots, len(tokenizer), rng) for _ in range(2)]
+        ids = [[start, *encode(before), *caption, *encode(after), *encode(answer)] for caption in captions]
+        num_labels = len(encode(answer))
+        return Sample((ids[0], ids[1]), [-100] * (len(ids[0]) - num_labels) + ids[0][-num_labels:])
 
     def loss_of() -> Tensor:
-        negated = 0 if next(steps) < PLAIN_STEPS else NEGATED
-        texts = [[start, *encode(document_of(rng.choice(captioned), rng)), end] for _ in range(DOCUMENTS)]
-        loss = 0.5 * answer_loss(model, [(text, text) for text in texts])
+        nonlocal is_plain
+        is_plain = next(steps) < PLAIN_STEPS
+        documents = []
+        for _ in range(DOCUMENTS):
+            picture = rng.choice(captioned)
+            documents.append(sample_of(picture, "", "", document_of(picture, rng) + END))
+        loss = 0.5 * answer_loss(model, documents)
         for kind, count in QUIZZES.items():
             samples = []
             for _ in range(count):
-                question, answer = quiz_about(rng.choice(captioned), kind, chat, rng, negated)
-                ids, answer_ids = [start, *encode(question)], encode(answer)
-                samples.append(([*ids, *answer_ids], [-100] * len(ids) + answer_ids))
+                picture = rng.choice(captioned)
+                samples.append(sample_of(picture, *quiz_about(picture, kind, chat, rng, is_plain)))
             loss = loss + answer_loss(model, samples)
         return loss
 
@@ -226,12 +247,27 @@ def pretrain_llm(
     return model, tokenizer
 
 
-def answer_loss(model: LlamaForCausalLM, samples: Sequence[tuple[list[int], list[int]]]) -> Tensor:
-    """Return the mean loss over the labels of a batch of (ids, labels)."""
-    length = max(len(ids) for ids, _ in samples)
-    ids = torch.tensor([ids + [0] * (length - len(ids)) for ids, _ in samples])
-    labels = torch.tensor([labels + [-100] * (length - len(labels)) for _, labels in samples])
-    loss: Tensor = model(input_ids=ids, labels=labels).loss
+@dataclass(frozen=True)
+class Sample:
+    """A text in two versions, which differ only if its caption is blended, and its labels."""
+
+    ids: tuple[list[int], list[int]]
+    labels: list[int]
+
+
+def blended_words(words: Sequence[list[int]], count: int, vocab_size: int, rng: random.Random) -> list[int]:
+    """Return `count` tokens in random order: two thirds are of `words`, and the others are arbitrary."""
+    return [rng.choice([*(ids[0] for ids in words), rng.randrange(vocab_size)]) for _ in range(count)]
+
+
+def answer_loss(model: LlamaForCausalLM, samples: Sequence[Sample]) -> Tensor:
+    """Return the mean loss over the labels of a batch. Each token is a random mean of its two versions."""
+    length = max(len(sample.labels) for sample in samples)
+    ids = torch.tensor([[version + [0] * (length - len(version)) for version in sample.ids] for sample in samples])
+    labels = torch.tensor([sample.labels + [-100] * (length - len(sample.labels)) for sample in samples])
+    first, second = model.get_input_embeddings()(ids).unbind(1)
+    embeddings = torch.lerp(first, second, torch.rand(*labels.shape, 1))
+    loss: Tensor = model(inputs_embeds=embeddings, labels=labels).loss
     return loss
 
 
@@ -243,14 +279,13 @@ def document_of(picture: Picture, rng: random.Random) -> str:
 
 
 def quiz_about(
-    picture: Picture, kind: str, chat: dict[str, Any], rng: random.Random, negated: float
-) -> tuple[str, str]:
-    """Return a prompt with a caption and a question, sometimes with a request for a short answer, and the answer."""
-    turn = turn_about(picture, kind, rng, negated)
+    picture: Picture, kind: str, chat: dict[str, Any], rng: random.Random, is_plain: bool
+) -> tuple[str, str, str]:
+    """Return what precedes a caption, a question, sometimes with a request for a short answer, and the answer."""
+    turn = turn_about(picture, kind, rng, is_plain=is_plain)
     suffix = LETTER_SUFFIX if kind == "letter" else WORD_SUFFIX
     request = f"\n{suffix}" if rng.random() < WITH_REQUEST else ""
-    prompt = f"{chat['user']}{picture.caption}\n{turn.question}{request}{chat['assistant']}"
-    return prompt, f" {turn.answer}{chat['end']}"
+    return chat["user"], f"\n{turn.question}{request}{chat['assistant']}", f" {turn.answer}{chat['end']}"
 
 
 def tokenizer_texts(pictures: Sequence[Picture], chat: dict[str, Any]) -> list[str]:
@@ -259,7 +294,9 @@ def tokenizer_texts(pictures: Sequence[Picture], chat: dict[str, Any]) -> list[s
     texts = [f"{DESCRIBE}\n{YES_NO_SUFFIX}\n{OCR_LINE}"] * len(pictures)
     for picture in pictures:
         texts.append(document_of(picture, rng))
-        texts += ["".join(quiz_about(picture, kind, chat, rng, NEGATED)) for kind in QUIZZES]
+        for kind in QUIZZES:
+            before, after, answer = quiz_about(picture, kind, chat, rng, False)
+            texts.append(f"{before}{picture.caption}{after}{answer}")
     return texts
 
 

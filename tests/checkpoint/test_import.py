@@ -270,7 +270,7 @@ def test_special_tokens_without_an_embedding(tmp_path: Path, caplog: pytest.LogC
     assert_same(reference, model)
     assert "<x>" in caplog.text and "<x>" not in load_tokenizer(config.llm, num_embeddings=VOCAB).get_vocab()
     with_token(folder, "tokenizer.json")
-    with pytest.raises(UserError, match="up to 479, but the model has only 479"):
+    with pytest.raises(UserError, match="up to 582, but the model has only 582"):
         imported(folder, tmp_path / "other")
     assert not list((tmp_path / "other").glob("stages/[!.]*"))
 

@@ -122,7 +122,7 @@ def test_conversations_request_a_short_answer_at_most_once_and_start_with_the_im
 
 
 def test_the_text_of_a_question_does_not_give_its_answer_away() -> None:
-    """Every wording of a yes/no question, and every thing that it asks about, has both answers equally often."""
+    """Every wording of a yes/no question, and every word that it asks about, has both answers equally often."""
     pictures = [picture for picture in read_pictures("train") if picture.caption]
     draw = random.Random(0)
     answers: dict[str, list[str]] = defaultdict(list)
@@ -130,8 +130,8 @@ def test_the_text_of_a_question_does_not_give_its_answer_away() -> None:
     for _ in range(40_000):
         turn = turn_about(draw.choice(pictures), "yes/no", draw)
         words = turn.question.lower().rstrip("?").split()
-        thing = next(word for word in words if word in (*COLOURS, *SHAPES))
-        for text in (thing, turn.question.lower().replace(thing, "*")):
+        things = [word for word in words if word in (*COLOURS, *SHAPES)]
+        for text in (*things, " ".join("*" if word in things else word for word in words)):
             answers[text].append(turn.answer)
     for _ in range(4_000):
         turn = turn_about(draw.choice(pictures), "letter", draw)
@@ -143,11 +143,22 @@ def test_the_text_of_a_question_does_not_give_its_answer_away() -> None:
         assert shares == pytest.approx([1 / num_options] * num_options, abs=0.04)
 
 
-def test_questions_have_two_letter_cases() -> None:
+def test_questions_have_three_letter_cases_and_are_also_asked_without_a_question_mark() -> None:
     draw = random.Random(0)
     picture = next(picture for picture in read_pictures("train") if picture.caption)
-    asked = {turn_about(picture, kind, draw).question for kind in ("colour", "shape", "yes/no") for _ in range(400)}
-    assert {"What color is the shape?", "what color is the shape?", "Which shape is it?", "which shape is it?"} < asked
+    asked = {turn_about(picture, kind, draw).question for kind in ("colour", "shape", "yes/no") for _ in range(1000)}
+    assert {"What color is it?", "what color is it?", "WHAT COLOR IS IT?", "what color is it"} < asked
+
+
+def test_validation_images_are_part_of_neither_the_training_sets_nor_the_test_benchmarks(folder: Path) -> None:
+    assert [len(read_pictures(split)) for split in ("train", "validation", "test")] == [3500, 500, 1000]
+    images = {
+        name: {image_of(question) for question in benchmark("vqav2", folder / name).questions}
+        for name in ("eval", "validation")
+    }
+    trained = {path.read_bytes() for path in (folder / "images").iterdir()}
+    assert not images["validation"] & (trained | images["eval"])
+    assert not images["eval"] & trained
 
 
 def test_the_training_sets_name_their_images(folder: Path) -> None:
@@ -156,7 +167,7 @@ def test_the_training_sets_name_their_images(folder: Path) -> None:
         records = [parse_record(raw) for raw in json.loads((folder / f"{name}.json").read_text())]
         assert all((folder / "images" / record.images[0]).is_file() for record in records)
         sizes[name] = len(records)
-    assert sizes == {"captions": 3542, "captions_long": 3542, "instruct": 7084}
+    assert sizes == {"captions": 3109, "captions_long": 3109, "instruct": 9327}
 
 
 def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

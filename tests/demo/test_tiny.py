@@ -31,7 +31,7 @@ def test_the_yaml_describes_the_shipped_weights() -> None:
         for planned in (True, False)
     ]
     assert vision[0] == vision[1]
-    assert load_llm(config.llm, dtype=torch.float32, attention="sdpa").num_parameters() == 717_824
+    assert load_llm(config.llm, dtype=torch.float32, attention="sdpa").num_parameters() == 731_008
     assert load_vision(config.vision, dtype=torch.float32).num_patches == 16
 
 

@@ -117,7 +117,7 @@ def test_logits_and_loss_are_those_of_a_step(
     trained, plan = training
     batch = pack(plan, (0, 1, 2), dict.fromkeys(range(3), 1.0))
     logits = [model.logits(sample) for sample in samples]
-    assert all(x.shape == (len(s.ids), 479) and x.dtype == torch.float32 for x, s in zip(logits, samples, strict=True))
+    assert all(x.shape == (len(s.ids), 582) and x.dtype == torch.float32 for x, s in zip(logits, samples, strict=True))
     with torch.no_grad():
         step = trained(batch) / len(batch.targets)
         torch.testing.assert_close(torch.cat(logits)[batch.predict], trained.logits(batch), rtol=1e-4, atol=1e-4)

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from support.small import CLIP, LLAMA
 from tinyvlm_cli.config.build import PACKAGE
 
-VOCAB = 479  # of the tokenizer that comes with the package
+VOCAB = 582  # of the tokenizer that comes with the package
 LLMS: dict[str, dict[str, Any]] = {
     "llama": {}, "phi": {"num_key_value_heads": 4}, "stablelm": {"use_qkv_bias": True}, "qwen2": {},
     "gemma": {"head_dim": 8, "num_key_value_heads": 1},

@@ -1,12 +1,13 @@
 """Conversations about easy-VQA's drawings for instruction tuning.
 
-Each kind of question has several wordings, in two letter cases, with and without the benchmarks' requests for the form
-of the answer. The text alone gives no answer away: in every wording, "yes" is as frequent as "no", and the correct
+Each kind of question has several wordings, in three letter cases, with and without the benchmarks' requests for the
+form of the answer. The text alone gives no answer away: in every wording, "yes" is as frequent as "no", and the correct
 option is equally likely to have any letter. The package's own yes/no questions are not balanced, because most of the
 colours and shapes that they ask about are not in the image. Therefore only their wordings are used.
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,9 @@ OPEN = {
         "What color is the {noun}?",
         "What is the color of the {noun}?",
         "Which color does the {noun} have?",
+        "Which color is the {noun}?",
         "What color is it?",
+        "What color do you see?",
         "Name the color of the {noun}.",
     ),
     "shape": (
@@ -40,30 +43,40 @@ OPEN = {
         "What shape does the image contain?",
         "What shape is present?",
         "What is the {colour} shape?",
-        "Which shape is it?",
+        "What shape is it?",
+        "Which shape do you see?",
         "Name the shape in the image.",
     ),
 }
-# {thing}: "red shape" or "circle". True: the question asks whether it is in the image; False: whether it is not.
+# {thing}: "red shape", "circle" or "red circle". True: the question asks whether it is in the image; False: whether it
+# is not.
 YES_NO = {
     True: (
         "Is there a {thing}?",
         "Is there a {thing} in the image?",
         "Is a {thing} present?",
+        "Is this a {thing}?",
+        "Is it a {thing}?",
         "Does the image contain a {thing}?",
+        "Does the image show a {thing}?",
         "Do you see a {thing}?",
+        "Can you see a {thing}?",
     ),
     False: (
         "Is there not a {thing}?",
         "Is there not a {thing} in the image?",
         "Is no {thing} present?",
+        "Is there no {thing}?",
         "Does the image not contain a {thing}?",
     ),
 }
-KINDS = {"colour": 2, "shape": 2, "yes/no": 4, "letter": 4}  # kinds of questions and their relative frequency
-RECORDS = 2  # for each image
+COLOUR_YES_NO = ("Is the {noun} {colour}?", "Is it {colour}?")
+KINDS = {"colour": 2, "shape": 2, "yes/no": 5, "letter": 3}  # kinds of questions and their relative frequency
+CASES: dict[Callable[[str], str], int] = {str: 4, str.lower: 5, str.upper: 1}  # letter cases and their frequency
+RECORDS = 3  # for each image
 NEGATED = 0.4  # share of yes/no questions with a negation
-LOWER = 0.5  # share of questions in lower case, as in easy-VQA
+IS_COLOUR = 0.3  # share of questions about a colour that are of COLOUR_YES_NO
+BARE = 0.1  # share of questions without a final question mark
 WITH_SUFFIX = 0.7  # share of conversations with a request for a short answer
 FOLLOWED_EVERY = 5  # every 5th conversation has a second question
 DESCRIBED_EVERY = 12  # every 12th conversation ends with a description, and every 12th is only one
@@ -79,33 +92,48 @@ class Turn:
     answer: str
 
 
-def turn_about(picture: Picture, kind: str, draw: random.Random, negated: float = NEGATED) -> Turn:
+def turn_about(picture: Picture, kind: str, draw: random.Random, *, is_plain: bool = False) -> Turn:
     """Return a question of one kind about a picture whose colour and shape are known.
 
-    negated: share of yes/no questions with a negation
+    is_plain: the question is in lower case, has no negation and is about only one of the two
     """
-    values = {"colour": (str(picture.colour), COLOURS), "shape": (str(picture.shape), SHAPES)}
-    topic = kind if kind in values else draw.choice(tuple(values))
-    answer, words = values[topic]
+    assert picture.colour is not None and picture.shape is not None
     if kind == "yes/no":
-        asks_presence, is_present = draw.random() >= negated, draw.random() < 0.5
-        word = answer if is_present else draw.choice([other for other in words if other != answer])
-        thing = f"{word} shape" if topic == "colour" else word
-        question = draw.choice(YES_NO[asks_presence]).format(thing=thing)
-        answer = "yes" if asks_presence == is_present else "no"
+        question, answer = yes_no_about(picture.colour, picture.shape, draw, is_plain)
     else:
+        topic = kind if kind in OPEN else draw.choice(tuple(OPEN))
         noun = draw.choice(("shape", picture.shape))
         question = draw.choice(OPEN[topic]).format(noun=noun, colour=picture.colour)
-    if draw.random() < LOWER:
-        question = question.lower()
+        answer = picture.colour if topic == "colour" else picture.shape
+    if draw.random() < BARE:
+        question = question.rstrip("?.")
+    question = question.lower() if is_plain else draw.choices(tuple(CASES), tuple(CASES.values()))[0](question)
     if kind == "letter":
         _, options, _ = choices(picture, topic, draw)
         question, answer = choice_text(question, options), LETTERS[options.index(answer)]
     return Turn(kind, question, answer)
 
 
+def yes_no_about(colour: str, shape: str, draw: random.Random, is_plain: bool) -> tuple[str, str]:
+    """Return a yes/no question about a colour, a shape or both, and its answer. Half of the things are in the image."""
+    topics = ("colour", "shape") if is_plain else ("colour", "colour", "shape", "shape", "both")
+    topic, is_present, asks_presence = draw.choice(topics), draw.random() < 0.5, True
+    asked = {"colour": colour, "shape": shape}
+    if not is_present:
+        wrong = topic if topic in asked else draw.choice(tuple(asked))
+        words = COLOURS if wrong == "colour" else SHAPES
+        asked[wrong] = draw.choice([word for word in words if word != asked[wrong]])
+    if topic == "colour" and draw.random() < IS_COLOUR:
+        question = draw.choice(COLOUR_YES_NO).format(noun=draw.choice(("shape", shape)), colour=asked["colour"])
+    else:
+        asks_presence = is_plain or draw.random() >= NEGATED
+        thing = {"colour": "{colour} shape", "shape": "{shape}", "both": "{colour} {shape}"}[topic].format(**asked)
+        question = draw.choice(YES_NO[asks_presence]).format(thing=thing)
+    return question, "yes" if asks_presence == is_present else "no"
+
+
 def instruct_records(picture: Picture) -> list[dict[str, Any]]:
-    """Return two conversations about a picture whose colour and shape are known. They depend only on the image number.
+    """Return three conversations about a picture whose colour and shape are known, the same in every call.
 
     Most have a single question: the later ones of a conversation could be answered from the earlier answers.
     """

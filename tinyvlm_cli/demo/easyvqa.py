@@ -27,6 +27,7 @@ LETTER_SUFFIX = "Answer with the option's letter from the given choices directly
 YES_NO_SUFFIX = "Please answer yes or no."  # of MME
 OCR_LINE = "Reference OCR token: \n"  # as in TextVQA, for an image without text
 LETTERS = "ABCD"
+NUM_TRAIN = 3500  # of the package's 4000 training images
 QUESTIONS = {"colour": "what color is the shape?", "shape": "what shape is in the image?"}
 
 OPENINGS = ("The image shows {}.", "There is {} in the image.", "This is a picture of {}.", "I see {}.")
@@ -80,16 +81,20 @@ class Picture:
 
 
 def read_pictures(split: str) -> list[Picture]:
-    """Read the pictures of "train" or "test", ordered by number. Raises UserError if easy-vqa is not installed."""
+    """Read the pictures of "train", "validation" or "test", ordered by number.
+
+    Validation is the last part of the package's training images. Raises UserError if easy-vqa is not installed.
+    """
     try:
         package = distribution("easy-vqa")
     except PackageNotFoundError:
         raise UserError("data=easyvqa: easy-vqa is not installed; run `pip install easy-vqa==1.0`") from None
-    folder = Path(str(package.locate_file("easy_vqa/data"))) / split
+    folder = Path(str(package.locate_file("easy_vqa/data"))) / ("test" if split == "test" else "train")
     questions: dict[int, list[QA]] = defaultdict(list)
     for question, answer, number in json.loads((folder / "questions.json").read_text(encoding="utf-8")):
         questions[number].append(QA(number, folder / "images" / f"{number}.png", question, answer))
-    return [picture_of(questions[number]) for number in sorted(questions)]
+    pictures = [picture_of(questions[number]) for number in sorted(questions)]
+    return pictures if split == "test" else [p for p in pictures if (p.number < NUM_TRAIN) == (split == "train")]
 
 
 def picture_of(questions: Sequence[QA]) -> Picture:

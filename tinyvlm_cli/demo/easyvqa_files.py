@@ -5,7 +5,10 @@ prepare() writes:
   captions.json       short captions, for connector pretraining
   captions_long.json  captions of two or three sentences, for the share recipe's caption pretraining
   instruct.json       two conversations per image, for instruction tuning
-  eval/               nine benchmarks on the package's test images, which no training set contains
+  eval/               nine benchmarks on the package's test images
+  validation/         the same on 500 of its training images, on which the demo's settings were chosen
+
+No training set contains an image of the benchmarks.
 
 Scores on these benchmarks are comparable only with each other. In GQA, four out of five yes/no questions can be
 answered without the image, because most of the shapes and colours asked about are not in the image.
@@ -61,19 +64,23 @@ def prepare(folder: Path) -> None:
         write_text(folder / f"{name}.json", json.dumps(records))
     for picture in pictures:
         copy_image(picture.image, folder / "images" / picture.image.name)
-    test_pictures = read_pictures("test")
-    questions = [qa for picture in test_pictures for qa in picture.questions]
-    captioned = [picture for picture in test_pictures if picture.caption]
-    benchmarks = folder / "eval"  # subfolder names as in LLaVA's evaluation data
-    write_vqav2(questions, benchmarks / "vqav2")
-    write_gqa(questions, benchmarks / "gqa")
-    write_pope(questions, benchmarks / "pope")
-    write_mme(questions, benchmarks / "MME")
-    write_textvqa(questions, benchmarks / "textvqa")
-    write_scienceqa(captioned, benchmarks / "scienceqa")
-    write_mmbench(captioned, benchmarks / "mmbench")
-    write_mmvet(captioned, benchmarks / "mm-vet")
-    write_llavaw(captioned, benchmarks / "llava-bench-in-the-wild")
+    write_benchmarks(read_pictures("validation"), folder / "validation")
+    write_benchmarks(read_pictures("test"), folder / "eval")
+
+
+def write_benchmarks(pictures: Sequence[Picture], folder: Path) -> None:
+    """Write nine benchmarks to subfolders that are named as in LLaVA's evaluation data."""
+    questions = [qa for picture in pictures for qa in picture.questions]
+    captioned = [picture for picture in pictures if picture.caption]
+    write_vqav2(questions, folder / "vqav2")
+    write_gqa(questions, folder / "gqa")
+    write_pope(questions, folder / "pope")
+    write_mme(questions, folder / "MME")
+    write_textvqa(questions, folder / "textvqa")
+    write_scienceqa(captioned, folder / "scienceqa")
+    write_mmbench(captioned, folder / "mmbench")
+    write_mmvet(captioned, folder / "mm-vet")
+    write_llavaw(captioned, folder / "llava-bench-in-the-wild")
 
 
 def write_vqav2(questions: Sequence[QA], folder: Path) -> None:
