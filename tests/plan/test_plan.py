@@ -103,7 +103,7 @@ def test_a_setting_out_of_its_range_is_rejected(capsys: pytest.CaptureFixture[st
 
 def test_a_stage_without_a_step_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *TINY, "recipe=demo", "recipe.stages.finetune.samples_per_step=10000"]) == 2
-    assert "finetune.samples_per_step: 10000 is more than the 7084 records" in capsys.readouterr().err
+    assert "finetune.samples_per_step: 10000 is more than the 9327 records" in capsys.readouterr().err
 
 
 def test_a_stage_that_does_not_fit_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
