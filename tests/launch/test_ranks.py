@@ -14,6 +14,7 @@ import pytest
 from support.ranks import free_port, start_ranks, variables
 from support.tiny_study import TINY, answered, trained, write_study
 
+from tinyvlm_cli.cli.main import main
 from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError
 from tinyvlm_cli.launch import ranks
 from tinyvlm_cli.results.folder import Results
@@ -29,7 +30,7 @@ ALL, STUCK = "all", "stuck"
 def run_jobs(rank: int, port: int, failing: str) -> None:
     """Run two jobs, the first of which fails, as a command does that continues with the next cell of a grid."""
     os.environ.update(variables(rank, port))
-    ranks.FAILED_S = ranks.DONE_S = 1.0
+    ranks.FAILED_S = ranks.DONE_S = 3.0
 
     def work(job: str, folder: Path) -> None:
         if job == "first" and failing in (str(rank), ALL):
@@ -48,7 +49,7 @@ def run_jobs(rank: int, port: int, failing: str) -> None:
 
     code = FAILED
     try:
-        code = ranks.run_on_ranks(command, work)
+        code = ranks.run_on_ranks(command, work, [])
     except UserError:
         code = MISTAKE
     except WorkerError:
@@ -77,6 +78,13 @@ def test_exit_codes_after_a_failed_job(failing: str, codes: list[int]) -> None:
         process.join(timeout=30)
         process.kill()
     assert [process.exitcode for process in processes] == codes
+
+
+def test_ranks_start_no_launcher(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in variables(0, 1).items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", "-m", *TINY, "hydra/launcher=joblib"]) == MISTAKE
+    assert "hydra/launcher=joblib: not supported" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,7 @@ def _run(name: str, rest: list[str], *, is_program: bool) -> int:
         if is_program:
             use_own_temporary_folder()
         command = partial(run_command, COMMANDS[name], settings)
-        code = run_on_ranks(command, work) if COMMANDS[name].has_workers else command()
+        code = run_on_ranks(command, work, settings) if COMMANDS[name].has_workers else command()
     except KeyboardInterrupt:
         print(f"tinyvlm {name}: interrupted; run the same command again to resume", file=sys.stderr)
         code = INTERRUPTED

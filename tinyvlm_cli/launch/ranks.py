@@ -9,7 +9,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache, partial
@@ -44,12 +44,17 @@ def num_ranks() -> int:
     return int(os.environ["WORLD_SIZE"])
 
 
-def run_on_ranks(command: Callable[[], int], work: Work) -> int:
+def run_on_ranks(command: Callable[[], int], work: Work, settings: Iterable[str]) -> int:
     """Run a command in the first rank, and work on its jobs in the others. Returns the exit code.
 
-    work: runs a rank's share of a job. Without several ranks, this only runs the command.
+    work: runs a rank's share of a job. settings: arguments of the command. Without ranks, this only runs the command.
     """
-    if not is_rank() or num_ranks() == 1:
+    if not is_rank():
+        return command()
+    for setting in settings:
+        if setting.startswith("hydra/launcher="):
+            raise UserError(f"{setting}: not supported in ranks that torchrun or srun started; remove it")
+    if num_ranks() == 1:
         return command()
     if os.environ["RANK"] != "0":
         return _follow(work)
