@@ -95,43 +95,8 @@ def _stage(config: Train, name: str) -> Any:
     return config.recipe.stages[name]
 
 
-def _first_layer(config: Train, name: str, part: str) -> str | None:
-    mode = getattr(_stage(config, name).train, part)
-    return None if mode is Tune.full else f"recipe.stages.{name}.train.{part} is {mode.value}, not full"
-
-
-def _part_rate(config: Train, name: str, part: str) -> str | None:
-    return None if part in _stage(config, name).trained_parts else f"stage {name} does not train the {part}"
-
-
-def _lora(config: Train, name: str, _: str) -> str | None:
-    return None if _stage(config, name).adapted_parts else f"stage {name} trains no part with lora or qlora"
-
-
-def _samples_per_mean(config: Train, name: str, _: str) -> str | None:
-    is_used = _stage(config, name).loss is Loss.mean_of_means
-    return None if is_used else f"recipe.stages.{name}.loss is not mean_of_means"
-
-
-def _partial_from_layer(config: Train, _: str, __: str) -> str | None:
-    first = config.vision.partial_from_layer
-    stages = config.recipe.stages.values()
-    is_used = any(s.train.vision is Tune.full and s.vision_from_layer == first for s in stages)
-    return None if is_used else "no stage of the recipe trains the upper layers of the vision encoder"
-
-
-def _split(config: Train, name: str, _: str) -> str | None:
-    is_used = bool(config.data.mixtures) or any(stage.split == name for stage in config.recipe.stages.values())
-    return None if is_used else f"no stage of recipe={config.recipe.name} uses the split {name}"
-
-
-def _mixture(config: Train, name: str, _: str) -> str | None:
-    is_used = any(stage.split == name for stage in config.recipe.stages.values())
-    return None if is_used else f"no stage of recipe={config.recipe.name} uses the mixture {name}"
-
-
-def _architecture(config: Any, _: str, __: str) -> str | None:
-    return "training reads the architecture from the weights; it is used by `tinyvlm plan` and `tinyvlm bench`"
+def _uses(config: Train, split: str) -> bool:
+    return any(stage.split == split for stage in config.recipe.stages.values())
 
 
 def _bench(*actions: str) -> Rule:
@@ -142,18 +107,6 @@ def _bench(*actions: str) -> Rule:
         return None if config.action in actions else f"only `{only}` uses it"
 
     return rule
-
-
-def _greedy(config: Any, _: str, __: str) -> str | None:
-    return None if config.temperature > 0 else "decoding is greedy with temperature=0"
-
-
-def _precision(config: Train, _: str, __: str) -> str | None:
-    return None if config.engine.precision is config.llm.precision else "engine.precision is set"
-
-
-def _data_dir(config: Any, _: str, __: str) -> str | None:
-    return None if config.eval_dir == f"{config.data_dir}/eval" else "eval_dir is set"
 
 
 def _evaluate(config: Any, name: str, _: str) -> str | None:
@@ -167,23 +120,63 @@ def _evaluate(config: Any, name: str, _: str) -> str | None:
 
 _STAGE = r"recipe\.stages\.([^.]+)\."
 _TRAINING = "train plan bench"
+# fmt: off
 _RULES: tuple[tuple[str, str, Rule], ...] = (  # commands, settings, rule
-    (_TRAINING, _STAGE + r"(vision|llm)_from_layer", _first_layer),
-    (_TRAINING, _STAGE + r"part_lr\.(\w+)", _part_rate),
-    (_TRAINING, _STAGE + r"lora(?:\..+)?", _lora),
-    (_TRAINING, _STAGE + r"samples_per_mean", _samples_per_mean),
-    (_TRAINING, r"vision\.partial_from_layer", _partial_from_layer),
-    (_TRAINING, r"llm\.precision", _precision),
-    ("eval", r"data_dir", _data_dir),
-    ("train plan", r"data\.splits\.([^.]+)\..+", _split),
-    ("train plan", r"data\.mixtures\.([^.]+)\..+", _mixture),
-    ("train", r"(?:llm|vision|vision\.second)\.architecture(?:\..+)?", _architecture),
+    (
+        _TRAINING, _STAGE + r"(vision|llm)_from_layer",
+        lambda config, name, part: None if (tune := getattr(_stage(config, name).train, part)) is Tune.full
+        else f"recipe.stages.{name}.train.{part} is {tune.value}, not full",
+    ),
+    (
+        _TRAINING, _STAGE + r"part_lr\.(\w+)",
+        lambda config, name, part: None if part in _stage(config, name).trained_parts
+        else f"stage {name} does not train the {part}",
+    ),
+    (
+        _TRAINING, _STAGE + r"lora(?:\..+)?",
+        lambda config, name, _: None if _stage(config, name).adapted_parts
+        else f"stage {name} trains no part with lora or qlora",
+    ),
+    (
+        _TRAINING, _STAGE + r"samples_per_mean",
+        lambda config, name, _: None if _stage(config, name).loss is Loss.mean_of_means
+        else f"recipe.stages.{name}.loss is not mean_of_means",
+    ),
+    (
+        _TRAINING, r"vision\.partial_from_layer",
+        lambda config, *_: None if any(
+            one.train.vision is Tune.full and one.vision_from_layer == config.vision.partial_from_layer
+            for one in config.recipe.stages.values()
+        ) else "no stage of the recipe trains the upper layers of the vision encoder",
+    ),
+    (
+        _TRAINING, r"llm\.precision",
+        lambda config, *_: None if config.engine.precision is config.llm.precision else "engine.precision is set",
+    ),
+    (
+        "eval", r"data_dir",
+        lambda config, *_: None if config.eval_dir == f"{config.data_dir}/eval" else "eval_dir is set",
+    ),
+    (
+        "train plan", r"data\.splits\.([^.]+)\..+",
+        lambda config, name, _: None if config.data.mixtures or _uses(config, name)
+        else f"no stage of recipe={config.recipe.name} uses the split {name}",
+    ),
+    (
+        "train plan", r"data\.mixtures\.([^.]+)\..+",
+        lambda config, name, _: None if _uses(config, name)
+        else f"no stage of recipe={config.recipe.name} uses the mixture {name}",
+    ),
+    (
+        "train", r"(?:llm|vision|vision\.second)\.architecture(?:\..+)?",
+        lambda *_: "training reads the architecture from the weights; it is used by `tinyvlm plan` and `tinyvlm bench`",
+    ),
     ("bench", r"evaluate\..+|tracker", lambda *_: "only `train` and `plan` use it"),
     ("train plan", r"evaluate\.(every|limit|stop|stop_alpha|eval_dir|judge)(?:\..+)?", _evaluate),
     ("bench", r"steps", _bench("train")),
     ("bench", r"images|workloads(?:\..+)?", _bench("eval")),
     ("bench", r"engine\.(?:zero|micro_tokens|recompute|compile)", _bench("train")),
-    ("ask", r"seed", _greedy),
+    ("ask", r"seed", lambda config, *_: None if config.temperature > 0 else "decoding is greedy with temperature=0"),
     ("status", r"every_s", lambda config, *_: None if config.watch else "watch is false"),
     ("eval", r"seed", lambda config, *_: None if config.blind else "it only shuffles the images of blind=true"),
     ("eval", r"judge\..+", lambda config, *_: None if config.judge.model else "judge.model is not set"),
@@ -191,3 +184,4 @@ _RULES: tuple[tuple[str, str, Rule], ...] = (  # commands, settings, rule
     ("export", r"private", lambda config, *_: "hub is not set" if config.hub is None else None),
     ("export", r"exports_dir", lambda config, *_: "output is set" if config.output is not None else None),
 )
+# fmt: on
