@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from support.extended import Case, image, lines, rows_of, write_parquet
-from support.from_conf import findings, from_conf, headline_of
+from support.from_conf import findings, from_conf
 from support.scripted_endpoint import endpoint
 
 from tinyvlm_cli.errors import UserError
@@ -114,12 +114,7 @@ CASES: dict[str, Case] = {
 
 @pytest.mark.parametrize(("name", "rule"), [(name, rule) for name, case in CASES.items() for rule in case.points])
 def test_points_and_headline(name: str, rule: str, tmp_path: Path) -> None:
-    CASES[name].write(tmp_path)
-    case, bench = CASES[name], from_conf(name, tmp_path, rule=rule)
-    score = bench.score(case.given())
-    assert list(score.per_question.values()) == case.points[rule]
-    expected = case.values.get(rule, 100 * sum(case.points[rule]) / len(case.points[rule]))
-    assert (score.value, headline_of(score)) == (pytest.approx(expected), pytest.approx(expected))
+    score, bench = CASES[name].score_right(name, rule, tmp_path), from_conf(name, tmp_path, rule=rule)
     assert bench.under(rule).follows == bench.rules[rule] == bench.follows and score.details["rule"] == rule
 
 
@@ -139,10 +134,7 @@ def test_questions_and_files(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_wrong_rule_is_noticed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    CASES[name].write(tmp_path)
-    monkeypatch.setattr(*CASES[name].mutation)
-    rule, points = next(iter(CASES[name].points.items()))
-    assert list(from_conf(name, tmp_path, rule=rule).score(CASES[name].given()).per_question.values()) != points
+    CASES[name].check_mutation(name, tmp_path, monkeypatch)
 
 
 def test_rows_are_numbered_over_all_files_in_the_order_of_their_names(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from support.extended import Case, image, lines, rows_of, write_parquet
-from support.from_conf import SUFFIX, findings, from_conf, headline_of
+from support.from_conf import SUFFIX, findings, from_conf
 
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate import reading
@@ -142,12 +142,7 @@ CASES: dict[str, Case] = {
 
 @pytest.mark.parametrize(("name", "rule"), [(name, rule) for name, case in CASES.items() for rule in case.points])
 def test_points_and_headline(name: str, rule: str, tmp_path: Path) -> None:
-    CASES[name].write(tmp_path)
-    case, bench = CASES[name], from_conf(name, tmp_path, rule=rule)
-    score = bench.score(case.given())
-    assert list(score.per_question.values()) == pytest.approx(case.points[rule], abs=0.001)
-    expected = case.values.get(rule, 100 * sum(case.points[rule]) / len(case.points[rule]))
-    assert (score.value, headline_of(score)) == (pytest.approx(expected, abs=0.01), pytest.approx(score.value))
+    CASES[name].score_right(name, rule, tmp_path)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -166,10 +161,7 @@ def test_questions_files_and_details(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_wrong_rule_is_noticed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    CASES[name].write(tmp_path)
-    before = from_conf(name, tmp_path).score(CASES[name].given()).per_question
-    monkeypatch.setattr(*CASES[name].mutation)
-    assert from_conf(name, tmp_path).score(CASES[name].given()).per_question != before
+    CASES[name].check_mutation(name, tmp_path, monkeypatch)
 
 
 def write_json(path: Path, content: Any) -> None:

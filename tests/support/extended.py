@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pytest
 from pyarrow import parquet
 
+from support.from_conf import from_conf, headline_of
+from tinyvlm_cli.evaluate.items import Score
 from tinyvlm_cli.results.records import Answer
 
 Rows = list[dict[str, Any]]
@@ -31,6 +34,22 @@ class Case:
 
     def given(self) -> list[Answer]:
         return [Answer(key, "", text) for key, text in self.answers]
+
+    def score_right(self, name: str, rule: str, folder: Path) -> Score:
+        """Return the score under a rule, after checking its points and its headline."""
+        self.write(folder)
+        score: Score = from_conf(name, folder, rule=rule).score(self.given())
+        assert list(score.per_question.values()) == pytest.approx(self.points[rule], abs=0.001)
+        expected = self.values.get(rule, 100 * sum(self.points[rule]) / len(self.points[rule]))
+        assert (score.value, headline_of(score)) == (pytest.approx(expected, abs=0.01), pytest.approx(score.value))
+        return score
+
+    def check_mutation(self, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Check that the scores under the default rule depend on what `mutation` replaces."""
+        self.write(folder)
+        before = from_conf(name, folder).score(self.given()).per_question
+        monkeypatch.setattr(*self.mutation)
+        assert from_conf(name, folder).score(self.given()).per_question != before
 
 
 def write_parquet(path: Path, rows: Rows) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,9 +74,17 @@ def examine(source: Path | bytes, *, name: str = "") -> Examined:
         # Decoding a JPEG at an eighth of its size still reads all its bytes, in a third of the time.
         image.draft("RGB", (1, 1))
         to_rgb(image)
+        orientation = _orientation(image)
+        low: Any = 255  # the most transparent pixel
+        if image.has_transparency_data:
+            low, _ = image.convert("RGBA").getchannel("A").getextrema()
+        try:
+            is_animated = bool(getattr(image, "is_animated", False))
+        except (OSError, SyntaxError, ValueError, EOFError, struct.error):  # later frames are damaged
+            is_animated = True
         return Examined(
-            image.format or "", _orientation(image), mode, _is_transparent(image),
-            image.format != "MPO" and _is_animated(image),
+            image.format or "", orientation, mode, is_transparent=low < 255,
+            is_animated=is_animated and image.format != "MPO",
         )  # fmt: skip
 
 
@@ -83,20 +92,6 @@ def read_header(source: Path | bytes, *, name: str = "") -> tuple[int, str]:
     """Return the Exif orientation and Pillow's pixel format of an image without decoding it."""
     with _opened(source, name) as image:
         return _orientation(image), image.mode
-
-
-def _is_transparent(image: Image.Image) -> bool:
-    if not image.has_transparency_data:
-        return False
-    low, _ = image.convert("RGBA").getchannel("A").getextrema()
-    return isinstance(low, int) and low < 255
-
-
-def _is_animated(image: Image.Image) -> bool:
-    try:
-        return bool(getattr(image, "is_animated", False))
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error):  # later frames are damaged
-        return True
 
 
 def _orientation(image: Image.Image) -> int:

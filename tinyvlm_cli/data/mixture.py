@@ -85,13 +85,14 @@ def sources_identity(sources: Sources, results: Results) -> Any:
     identity = []
     for number, source in enumerate(sources.values()):
         conditions = parse_conditions(source.where, "")
+        columns = _own(conditions) if record_files(source.split) else ()
         identity.append(
             {
                 "records": split_hash(source.split, results),
                 "share": None if shares is None else str(shares[number]),
                 "limit": source.limit,
                 "where": [str(condition) for condition in conditions],
-                "columns": _columns_hash(source.split, conditions, results) if record_files(source.split) else None,
+                "columns": records_hash(source.split, results, columns) if columns else None,
                 "repeat": None if source.repeat is None else str(exact(source.repeat)),
             }
         )
@@ -254,12 +255,6 @@ def _evaluated(split: Split, conditions: Sequence[Condition], results: Results) 
 def _own(conditions: Sequence[Condition]) -> list[str]:
     """Return the columns of the records that conditions use."""
     return sorted({condition.column for condition in conditions} - {NUM_IMAGES, NUM_TURNS})
-
-
-def _columns_hash(split: Split, conditions: Sequence[Condition], results: Results) -> str | None:
-    """Return a hash of the records with the columns that conditions use; None if they use no columns."""
-    columns = _own(conditions)
-    return records_hash(split, results, columns) if columns else None
 
 
 def _mask_path(split: Split, conditions: Sequence[Condition], results: Results) -> Path:

@@ -53,10 +53,6 @@ class Source:
             return [(self.files[0], root / DOWNLOADS / self.key)]
         return [(file, one.target / file.name if one.spec.files else one.target) for file in self.files]
 
-    def missing_bytes(self, root: Path) -> int:
-        """Return the number of bytes that remain to be downloaded."""
-        return sum(max(0, (file.size or 0) - _present(place)) for file, place in self.places(root))
-
 
 def get(wanted: Iterable[Wanted], root: Path) -> int:
     """Download all files, list those that must be downloaded manually, and return the exit code.
@@ -76,7 +72,9 @@ def get(wanted: Iterable[Wanted], root: Path) -> int:
         _check_space(sources, root)
         if sources:
             _show(sources)
-            with progress("downloads, MiB", -(-sum(source.missing_bytes(root) for source in sources) // MIB)) as bar:
+            places = [one for source in sources for one in source.places(root)]
+            num_bytes = sum(max(0, (file.size or 0) - _present(place)) for file, place in places)
+            with progress("downloads, MiB", -(-num_bytes // MIB)) as bar:
                 meter = _Meter(bar)
                 for source in sources:
                     try:

@@ -64,7 +64,8 @@ def open_client() -> Iterator[httpx2.Client]:
     def check_redirect(response: httpx2.Response) -> None:
         target = response.headers.get("Location", "")
         if response.is_redirect and response.url.scheme == "https" and target.lower().startswith("http:"):
-            raise FetchError(f"{_shown(response.url)}: redirects from https to http; check the address")
+            shown = response.url.copy_with(query=None)  # a signed address would fill the screen
+            raise FetchError(f"{shown}: redirects from https to http; check the address")
 
     with httpx2.Client(
         follow_redirects=True, max_redirects=10, timeout=TIMEOUT_S, event_hooks={"response": [check_redirect]},
@@ -265,7 +266,3 @@ def _status(response: httpx2.Response) -> str:
 
 def _reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _shown(url: httpx2.URL) -> str:
-    return str(url.copy_with(query=None))  # a signed address would fill the screen

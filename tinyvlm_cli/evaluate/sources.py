@@ -6,7 +6,7 @@ missing field or column lists those that exist.
 
 import ast
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,8 @@ def read_rows(paths: Iterable[Path], *columns: str, optional: Iterable[str] = ()
         wanted = [name for name in found if name in (*columns, *optional)]
         # The paths of images are small, and suffice to determine which rows have images.
         images = {name: leaves(file, name) for name in wanted if name.startswith(IMAGE) and bytes_leaf(file, name)}
-        read = [leaf for name in wanted for leaf in _without_bytes(images.get(name, [name]))]
+        small = {name: [leaf for leaf in found if not leaf.endswith(".bytes")] for name, found in images.items()}
+        read = [leaf for name in wanted for leaf in small.get(name) or images.get(name, [name])]
         for group in range(file.num_row_groups):
             counts = dict.fromkeys(images, 0)
             for fields in file.read_row_group(group, columns=read).to_pylist():
@@ -143,10 +144,6 @@ def read_rows(paths: Iterable[Path], *columns: str, optional: Iterable[str] = ()
                     fields[name] = stored if isinstance(cell, list) else stored[0]
                     counts[name] += len(cells)
                 yield Record(path, fields)
-
-
-def _without_bytes(names: Sequence[str]) -> Sequence[str]:
-    return [name for name in names if not name.endswith(".bytes")] or names
 
 
 def read_answers(path: Path) -> list[Answer]:

@@ -143,7 +143,11 @@ class StepScorer:
                 store.set(f"{benchmark.name} {rank}", json.dumps(mine))
                 if rank == 0 and is_complete:
                     end_progress()
-                    texts = dict(_collected(store, [f"{benchmark.name} {other}" for other in range(ranks)]))
+                    keys = [f"{benchmark.name} {other}" for other in range(ranks)]
+                    store.wait(keys, WAIT)
+                    texts = {key: text for other in keys for key, text in json.loads(store.get(other))}
+                    for other in keys:
+                        store.delete_key(other)
                     answers = [Answer(q.question_id, q.text, texts[q.key], q.key) for q in questions if q.key in texts]
                     is_complete = len(answers) == len(questions)
                     if is_complete:
@@ -180,14 +184,6 @@ class StepScorer:
             step, benchmark.name, metric, value, n, valid, benchmark.version, benchmark.split, self.limit,
             round(seconds, 3),
         )  # fmt: skip
-
-
-def _collected(store: Store, keys: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield the Question.key and text of the answers of all ranks, and remove them from the store."""
-    store.wait(list(keys), WAIT)
-    for key in keys:
-        yield from json.loads(store.get(key))
-        store.delete_key(key)
 
 
 @contextmanager

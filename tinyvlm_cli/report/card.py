@@ -89,7 +89,7 @@ class Card:
         data = ModelCardData(
             library_name="transformers" if self.is_llava else "tinyvlm",
             pipeline_tag="image-text-to-text",
-            base_model=[path for path in paths if _is_hub_id(path)] or None,
+            base_model=[path for path in paths if HUB_ID.fullmatch(path) and not Path(path).exists()] or None,
             datasets=list(dict.fromkeys(spec.hub for spec in specs if spec.hub)) or None,
             tags=["tinyvlm", "vision-language-model"],
             model_name=name if results else None,
@@ -227,10 +227,6 @@ class Card:
 def _number(row: ScoreRow) -> str:
     partial = " (partial)" if row.details.get("partial") else ""
     return row.state if row.value is None else f"{row.value:.1f}{partial}"
-
-
-def _is_hub_id(path: str) -> bool:
-    return HUB_ID.fullmatch(path) is not None and not Path(path).exists()
 
 
 def _published_text(text: str) -> str:

@@ -186,7 +186,9 @@ def _rows(table: Table, columns: Sequence[Column], cited: pd.DataFrame, own: pd.
     def headers(scores: pd.DataFrame, shown: str) -> list[str]:
         first = scores.iloc[0]
         seeds = ", ".join(str(seed) for seed in sorted(scores["seed"].dropna().unique()))
-        special = {"name": shown, "seed": seeds, "size": first["size"] or _size(scores["parameters"].max())}
+        number = scores["parameters"].max()
+        size = "" if pd.isna(number) else f"{number / 1e9:.1f}B" if number >= 1e8 else short(number)  # as published
+        special = {"name": shown, "seed": seeds, "size": first["size"] or size}
         return [special[field] if field in special else str(first[field]) for field in table.headers]
 
     def add(kind: Kind, section: int, title: str, texts: list[Cell]) -> None:
@@ -224,13 +226,6 @@ def _rows(table: Table, columns: Sequence[Column], cited: pd.DataFrame, own: pd.
     for row in list(rest):
         add_own(row, 1, suffix)
     return rows
-
-
-def _size(parameters: Any) -> str:
-    """Return the size of a model in the form of published sizes, such as 1.4B, or "" if it is unknown."""
-    if pd.isna(parameters):
-        return ""
-    return f"{parameters / 1e9:.1f}B" if parameters >= 1e8 else short(parameters)
 
 
 def _tip(scores: pd.DataFrame) -> str:

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,6 @@ class StageCost:
     def devices(self) -> list[str]:
         """Types of the devices, without duplicates."""
         return list(dict.fromkeys(one.device for one in self.sessions if one.device))
-
-    def with_session(self, session: Session, *, samples: int, tokens: int | None) -> "StageCost":
-        """Return the cost with another session. samples, tokens: in all steps up to the end of this session."""
-        return replace(self, samples=samples, tokens=tokens, sessions=[*self.sessions, session])
 
     def write(self, stage_dir: Path) -> None:
         """Replace the stage's cost.json."""

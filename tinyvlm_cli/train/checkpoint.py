@@ -113,7 +113,8 @@ class Checkpoints:
             except (DamagedError, OSError) as error:
                 reason = str(error)
             if self._agree(not reason):
-                _read(self._files(step), pieces)
+                folder = self.folder / f"step-{step}"
+                _read([folder / name for name in _manifest(folder)["files"]], pieces)
                 self.valid = step
                 return int(step)
             if reason:
@@ -126,7 +127,8 @@ class Checkpoints:
 
     def require_space(self, size: int, what: str) -> None:
         """Raise UserError on all ranks if the disk has less than `size` free bytes."""
-        free = torch.tensor(_free_bytes(self.folder), device=self.device)
+        place = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        free = torch.tensor(shutil.disk_usage(place).free, device=self.device)
         dist.broadcast(free, 0)
         if int(free) < size:
             raise UserError(
@@ -146,10 +148,6 @@ class Checkpoints:
                 raise DamagedError(f"{name} is missing")
             if path.stat().st_size != record["bytes"] or _hash(path) != record["sha256"]:
                 raise DamagedError(f"{name} differs from its hash in {MANIFEST}")
-
-    def _files(self, step: int) -> list[Path]:
-        folder = self.folder / f"step-{step}"
-        return [folder / name for name in _manifest(folder)["files"]]
 
     def _agree(self, is_valid: bool) -> bool:
         """Return whether `is_valid` holds on all ranks."""
@@ -197,11 +195,6 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if not is_valid or not files:
         raise DamagedError(f"{MANIFEST} is invalid")
     return dict(manifest)
-
-
-def _free_bytes(folder: Path) -> int:
-    """Return the free bytes of the disk that a folder, which does not need to exist, is on."""
-    return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
 
 
 def _num_bytes(piece: Piece) -> int:

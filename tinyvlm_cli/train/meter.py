@@ -38,10 +38,6 @@ class StepRecord:
     losses: dict[str, float] | None = None  # by source of a mixture, without sources that the step has no tokens of
     tokens: int | None = None  # in the step over all GPUs, including image tokens; None in records of earlier versions
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the content of the line, without fields that are None."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
-
 
 class CostMeter:
     """Keeps a stage's cost.json up to date while this session trains it, for rank 0 only.
@@ -78,7 +74,7 @@ class CostMeter:
         seconds = round(self.written_at - self.started - self.evaluated_s, 3)
         peak = round(self.peak_bytes / 2**30, 3) or None
         session = Session(self.device, self.processes, seconds, self.first, self.last, peak)
-        self.before.with_session(session, samples=self.samples, tokens=self.tokens).write(self.stage_dir)
+        StageCost(self.samples, self.tokens, [*self.before.sessions, session]).write(self.stage_dir)
 
 
 class Meter:
@@ -141,7 +137,7 @@ class Meter:
             losses={name: round(own, 6) for name, own in losses.items() if not math.isnan(own)} if losses else None,
             tokens=tokens,
         )
-        append_jsonl(self.path, record.to_json())
+        append_jsonl(self.path, {key: value for key, value in asdict(record).items() if value is not None})
         self.cost.step(step=step, samples=samples, tokens=tokens, peak_bytes=peak_bytes)
         own_losses = {f"loss/{name}": own for name, own in (record.losses or {}).items()}
         self._log({key: value for key, value in asdict(record).items() if key in SHOWN} | own_losses, step)

@@ -29,7 +29,8 @@ FLOATS = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat1
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Return all tensors of the checkpoint in `folder`. Raises UserError if a file or a tensor of it is missing."""
     shards = find_shards(folder)
-    ignored = sorted({path.name for path in _weights_files(folder)} - {path.name for path in shards})
+    named = {path.name for suffix, stem in SUFFIXES.items() for path in folder.glob(f"{stem}*.{suffix}")}
+    ignored = sorted(named - {path.name for path in shards})
     if ignored:
         log.warning(
             "%s: ignored %d weights files that do not belong to this checkpoint (%s%s)",
@@ -90,11 +91,6 @@ def _indexed(index: Path, suffix: str) -> dict[Path, list[str] | None]:
         ]
     )
     return shards
-
-
-def _weights_files(folder: Path) -> list[Path]:
-    """Return the files in `folder` that are named like model weights, without hidden files."""
-    return [path for suffix, stem in SUFFIXES.items() for path in folder.glob(f"{stem}*.{suffix}")]
 
 
 def check_tensors(path: Path, names: Iterable[str] | None) -> None:

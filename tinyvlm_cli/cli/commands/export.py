@@ -53,7 +53,11 @@ def run(config: Export) -> int:
         _write(config, found, trained, output, record)
         log.info("exported to %s", output)
     if config.card or config.hub is not None:  # also for an existing export, with the latest scores
-        write_text(output / CARD, _card(config, found, trained, output))
+        card = Card(
+            found, trained, Results(config.results_dir).scores(), paper_dir() / "published_scores.csv",
+            place=config.hub or output.name, is_llava=config.format is ExportFormat.llava, is_lossy=config.lossy,
+        )  # fmt: skip
+        write_text(output / CARD, card.text())
     if config.hub is not None:
         address = upload(output, config.hub, private=config.private, message=f"tinyvlm export run={found.run.name}")
         log.info("uploaded to %s", address)
@@ -76,14 +80,6 @@ def _is_export(folder: Path, record: dict[str, Any]) -> bool:
     except UserError:
         return False
     return isinstance(found, dict) and all(found.get(name) == value for name, value in record.items())
-
-
-def _card(config: Export, found: TrainedModel, trained: Train, output: Path) -> str:
-    """Return the model card."""
-    return Card(
-        found, trained, Results(config.results_dir).scores(), paper_dir() / "published_scores.csv",
-        place=config.hub or output.name, is_llava=config.format is ExportFormat.llava, is_lossy=config.lossy,
-    ).text()  # fmt: skip
 
 
 def _write(config: Export, found: TrainedModel, trained: Train, output: Path, record: dict[str, Any]) -> None:
