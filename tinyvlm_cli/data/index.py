@@ -246,11 +246,13 @@ def _write_files(
         while batch := list(islice(items, BATCH)):
             added = []
             for record, encoded in _encoded(batch, encode_all, left_out):
-                row, image_and_id = _row(record, encoded, num_tokens, at)
+                supervised = encoded.supervised.copy()
+                supervised[:1] = False  # no token precedes the first one
+                row, image_and_id = _row(record, encoded.ids, supervised, num_tokens, at)
                 added.append(row)
                 ids_file.write(encoded.ids.tobytes())
-                supervised_file.write(_supervised(encoded).tobytes())
-                checksums.append(checksum(encoded.ids, _supervised(encoded)))
+                supervised_file.write(supervised.tobytes())
+                checksums.append(checksum(encoded.ids, supervised))
                 at += texts_file.write(image_and_id)
                 num_tokens += len(encoded.ids)
             rows.append(np.array(added, SAMPLE))
@@ -266,20 +268,15 @@ def _write_files(
         raise UserError(f"{split.annotations}: no usable records ({left_out[min(left_out)]}); use another file")
 
 
-def _supervised(encoded: Encoded) -> NDArray[np.bool_]:
-    """Return the supervision flags without that of the first token, which no token precedes."""
-    supervised = encoded.supervised.copy()
-    supervised[:1] = False
-    return supervised
-
-
-def _row(record: Record, encoded: Encoded, start: int, at: int) -> tuple[tuple[int, ...], bytes]:
+def _row(
+    record: Record, ids: NDArray[np.int32], supervised: NDArray[np.bool_], start: int, at: int
+) -> tuple[tuple[int, ...], bytes]:
     """Return a sample's row of samples.npy, and its bytes in texts.bin. start, at: its offsets in the files."""
-    supervised, is_image = _supervised(encoded), encoded.ids == IMAGE
+    is_image = ids == IMAGE
     before = int(supervised.argmax()) if supervised.any() else -1  # ids before the first supervised one
     images_before = int(is_image[: max(before, 0)].sum())
     image, name = "\0".join(record.images).encode(), record.id.encode()
-    sizes = (len(encoded.ids), int(is_image.sum()), before - images_before, images_before)
+    sizes = (len(ids), int(is_image.sum()), before - images_before, images_before)
     return (start, *sizes, at, len(image), len(name)), image + name
 
 

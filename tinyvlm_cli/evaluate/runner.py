@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -35,6 +35,8 @@ from tinyvlm_cli.results.records import SHUFFLED, Answer
 from tinyvlm_cli.results.weights import check_weights
 
 if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
     from tinyvlm_cli.evaluate.answerer import Answerer
 
 log = logging.getLogger(__name__)
@@ -190,11 +192,7 @@ def answer_all(job: EvalJob) -> None:
             began, waited_s, num_given = time.perf_counter(), 0.0, 0
             for given in written_together(answers):
                 num_given += len(given)
-                paused = time.perf_counter()
-                checked.result()
-                store.set(f"checked by {rank}", "")
-                store.wait(["checked by 0"], CHECK_TIMEOUT)
-                waited_s += time.perf_counter() - paused
+                waited_s += _await_check(checked, store, rank)
                 records = [Answer(q.question_id, q.text, text, q.key) for q, text in given]
                 append_answers(
                     folder, rank, records, model_id=run.folder.name, max_new_tokens=benchmark.max_new_tokens,
@@ -208,6 +206,15 @@ def answer_all(job: EvalJob) -> None:
                     folder, rank
                 )
             end_progress()
+
+
+def _await_check(checked: "Future[None]", store: "Store", rank: int) -> float:
+    """Wait until the first rank has compared the hashes of the weights, and return the seconds that this took."""
+    began = time.perf_counter()
+    checked.result()
+    store.set(f"checked by {rank}", "")
+    store.wait(["checked by 0"], CHECK_TIMEOUT)
+    return time.perf_counter() - began
 
 
 def answer_share(
