@@ -59,7 +59,7 @@ def places_in_pages(path: Path, file: Any, group: int, leaf: str, number: int) -
                 if page is not None:
                     first = _after_levels(page.values, num_levels) if header[1] == DATA else 0
                     found |= page.places(first, number)
-            except (LookupError, ValueError, TypeError, OSError):
+            except (LookupError, ValueError, TypeError, OSError, RecursionError):  # damaged
                 break  # pyarrow reads the rest
             at += header[3]
     return found
@@ -79,6 +79,8 @@ def _page(data: bytes, at: int, header: dict[int, Any], codec: str) -> "_Page | 
         return None
     if kind == DATA_V2:  # levels precede the values and are not compressed
         levels = details[5] + details[6]
+        if not 0 <= levels <= whole:
+            raise ValueError("the levels are larger than their page")
         return _Page(data[levels:], at + levels, whole - levels, codec if details.get(7, True) else UNCOMPRESSED)
     return _Page(data, at, whole, codec)
 

@@ -7,6 +7,7 @@ places.npy   [N] the place of each image in the files that files.json lists
 
 import json
 import os
+import sys
 import zlib
 from array import array
 from collections import OrderedDict
@@ -204,14 +205,15 @@ class _Page:
     def read(self, skip: int, size: int) -> bytes:
         """Return the `size` bytes after the first `skip` bytes. Raises OSError or ValueError if it is damaged."""
         with self._lock:
-            if skip < self._at:
-                self._stream, self._at = self._open(), 0
-            while self._at < skip and (count := len(self._stream.read(min(CHUNK, skip - self._at)))):
-                self._at += count
+            at, self._at = self._at, sys.maxsize  # after an error, the position is unknown and the page is opened again
+            if skip < at:
+                self._stream, at = self._open(), 0
+            while at < skip and (count := len(self._stream.read(min(CHUNK, skip - at)))):
+                at += count
             found: bytes = self._stream.read(size)
-            self._at += len(found)
-            if self._at != skip + size:
+            if at + len(found) != skip + size:
                 raise ValueError("a page is truncated")
+            self._at = skip + size
             return found
 
 
