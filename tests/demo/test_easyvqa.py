@@ -110,15 +110,17 @@ def test_the_questions_about_an_image_give_its_caption() -> None:
 
 def test_conversations_request_a_short_answer_at_most_once_and_start_with_the_image() -> None:
     requested = Counter[int]()
-    answers = set()
+    answers, words = set(), set()
     for picture in [picture for picture in read_pictures("train") if picture.caption][:200]:
         for record in instruct_records(picture):
             turns = parse_record(record).turns
             requested[sum(WORD_SUFFIX in turn.question or YES_NO_SUFFIX in turn.question for turn in turns)] += 1
             answers |= {turn.answer for turn in turns}
+            words |= {word for turn in turns for word in turn.question.split()}
             assert [("<image>" in turn.question) for turn in turns] == [True] + [False] * (len(turns) - 1)
     assert set(requested) == {0, 1} and min(requested.values()) > 100
     assert answers > {*COLOURS, *SHAPES, "yes", "no", *"ABCD"}
+    assert words > {"color", "colour", "COLOR", "image", "picture", "Describe"}
 
 
 def test_the_text_of_a_question_does_not_give_its_answer_away() -> None:

@@ -71,12 +71,15 @@ YES_NO = {
     ),
 }
 COLOUR_YES_NO = ("Is the {noun} {colour}?", "Is it {colour}?")
+DESCRIPTIONS = (DESCRIBE, "What is in the image?", "What do you see?", "What is it?")
+SYNONYMS = {"color": "colour", "image": "picture"}
 KINDS = {"colour": 2, "shape": 2, "yes/no": 5, "letter": 3}  # kinds of questions and their relative frequency
 CASES: dict[Callable[[str], str], int] = {str: 4, str.lower: 5, str.upper: 1}  # letter cases and their frequency
 RECORDS = 3  # for each image
 NEGATED = 0.4  # share of yes/no questions with a negation
 IS_COLOUR = 0.3  # share of questions about a colour that are of COLOUR_YES_NO
 BARE = 0.1  # share of questions without a final question mark
+WITH_SYNONYM = 0.15  # share of conversations in which a word is replaced by its synonym
 WITH_SUFFIX = 0.7  # share of conversations with a request for a short answer
 FOLLOWED_EVERY = 5  # every 5th conversation has a second question
 DESCRIBED_EVERY = 12  # every 12th conversation ends with a description, and every 12th is only one
@@ -105,9 +108,7 @@ def turn_about(picture: Picture, kind: str, draw: random.Random, *, is_plain: bo
         noun = draw.choice(("shape", picture.shape))
         question = draw.choice(OPEN[topic]).format(noun=noun, colour=picture.colour)
         answer = picture.colour if topic == "colour" else picture.shape
-    if draw.random() < BARE:
-        question = question.rstrip("?.")
-    question = question.lower() if is_plain else draw.choices(tuple(CASES), tuple(CASES.values()))[0](question)
+    question = cased(question, draw, is_plain)
     if kind == "letter":
         _, options, _ = choices(picture, topic, draw)
         question, answer = choice_text(question, options), LETTERS[options.index(answer)]
@@ -152,9 +153,21 @@ def instruct_records(picture: Picture) -> list[dict[str, Any]]:
                 is_mme = kind == "yes/no" and draw.random() < 0.3
                 suffix = f" {YES_NO_SUFFIX}" if is_mme else f"\n{line}{WORD_SUFFIX}"
             turns.append((turn.question + suffix, turn.answer))
+        description = cased(draw.choice(DESCRIPTIONS), draw), long_caption(picture)
         if number % DESCRIBED_EVERY == 0:
-            turns.append((DESCRIBE, long_caption(picture)))
+            turns.append(description)
         elif number % DESCRIBED_EVERY == 1:
-            turns = [(DESCRIBE, long_caption(picture))]
+            turns = [description]
+        for word, synonym in SYNONYMS.items():
+            if draw.random() < WITH_SYNONYM:
+                for case in (str.lower, str.title, str.upper):
+                    turns = [(question.replace(case(word), case(synonym)), answer) for question, answer in turns]
         records.append(record_of(picture, turns))
     return records
+
+
+def cased(question: str, draw: random.Random, is_plain: bool = False) -> str:
+    """Return the question in one of the letter cases, sometimes without its final mark. is_plain: in lower case"""
+    if draw.random() < BARE:
+        question = question.rstrip("?.")
+    return question.lower() if is_plain else draw.choices(tuple(CASES), tuple(CASES.values()))[0](question)
