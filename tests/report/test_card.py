@@ -1,6 +1,7 @@
 """The model card states what was trained, on what, with which scores, and nothing about the machine."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from support.score_rows import PAPER, row
 from tinyvlm_cli.config.datasets import Exif
 from tinyvlm_cli.console import printable
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.files import write_text
 from tinyvlm_cli.report.card import Card
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import TrainedModel
@@ -95,9 +97,10 @@ def test_a_mixture_has_the_share_and_the_counts_of_each_source(tmp_path: Path) -
     ]  # fmt: skip
     assert line(text, r"finetune | cap \| tions")[-5:] == ["25.0%", "900", "0.75", "1,200 of 5,000", "-"]
     assert "| pretrain | questions |" not in text
-    (card.found.stage_dirs[1] / "sources.json").write_text('[{"name": "x", "share": "1"}]', encoding="utf-8")
-    with pytest.raises(UserError, match=r"sources\.json: not a valid record"):
-        card.text()
+    for change in ({"share": "1"}, {"share": float("nan")}, {"samples": 10**400}):
+        write_text(card.found.stage_dirs[1] / "sources.json", json.dumps([{**asdict(counts[0]), **change}]))
+        with pytest.raises(UserError, match=r"sources\.json: not a valid record"):
+            card.text()
 
 
 def test_versions_and_commands_are_stated_without_folders_of_this_machine(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def lines(made: dict[str, Any], *, root: str = "results", report: str = REPORT, 
         ("tinyvlm eval run=`id`", ["tinyvlm eval 'run=`id`'"]),
         ("rm -rf ~", []),
         ("tinyvlm ask question='What", []),
+        ("tinyvlm eval run=a\x1b[201~", []),  # would end a bracketed paste
     ],
 )
 def test_a_recorded_command_is_quoted_or_left_out(recorded: str, shown: list[str]) -> None:

@@ -93,6 +93,8 @@ SESSION = {"device": "x", "processes": 1, "seconds": 1, "first": 0, "last": 1}
         {"samples": "1", "tokens": 1, "sessions": []},
         {"samples": 1, "tokens": 1, "sessions": [{**SESSION, "processes": 0}]},
         {"samples": 1, "tokens": 1, "sessions": [{**SESSION, "seconds": float("nan")}]},
+        {"samples": 1, "tokens": 1, "sessions": [{**SESSION, "seconds": 10**400}]},  # larger than any float
+        {"samples": 1, "tokens": 1, "sessions": [{**SESSION, "last": 10**400}]},
     ],
 )
 def test_an_invalid_cost_is_one_sentence(tmp_path: Path, content: Any) -> None:

@@ -130,6 +130,7 @@ def test_a_damaged_file_is_an_error_with_its_path(
         {"value": "58"},
         {"value": True},
         {"value": float("nan")},
+        {"answers_per_s": float("inf")},
         {"value": 250.0},
         {"valid": 1.5},
         {"details": []},

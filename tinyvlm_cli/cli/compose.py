@@ -91,8 +91,9 @@ class Cell:
 def compose_cells(command: Command, settings: list[str], *, is_grid: bool) -> Iterator[Cell]:
     """Yield each cell of the grid that `settings` describe, or the only configuration, composed in this process.
 
-    Commands that need all cells together use it, because Hydra's sweeper composes each cell twice, copies it twice more
-    and may launch it elsewhere. is_grid: whether -m was given; without it, `sweep=NAME` may still define a grid.
+    Commands that need all cells at once use this function, because Hydra's sweeper composes each cell twice, copies it
+    twice more and may launch it elsewhere. is_grid: whether -m was given; without it, `sweep=NAME` may still define a
+    grid.
     """
     with hydra.initialize_config_dir(str(conf_dir()), job_name=f"tinyvlm {command.name}", version_base="1.3"):
         loader: Any = GlobalHydra.instance().config_loader()
@@ -123,7 +124,7 @@ def compose_cells(command: Command, settings: list[str], *, is_grid: bool) -> It
 
 
 def is_cell() -> bool:
-    """Return whether this process runs a grid cell now, so that its messages may be in a log that nobody watches."""
+    """Return whether this process is running a grid cell, whose messages may go to a log that nobody watches."""
     return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
 
 

@@ -1,7 +1,7 @@
-"""Settings on the command line that would have no effect: each one is refused or reported, never dropped silently.
+"""Overrides on the command line that would have no effect: each one is rejected or reported, never silently ignored.
 
-A command sees values, not which of them were typed, so the check belongs to composition. To add a rule, add an entry to
-`_RULES`.
+A command receives values and does not know which of them were typed, so the check is part of composition. To add a
+rule, add an entry to `_RULES`.
 """
 
 import logging
@@ -17,44 +17,46 @@ from tinyvlm_cli.errors import UserError, raise_findings
 log = logging.getLogger(__name__)
 
 PARTS_OF_RUN = ("llm", "vision", "connector")  # groups that start=RUN sets
-Rule = Callable[[Any, str, str], str | None]  # (settings, stage or split or part, part) -> why there is no effect
+Rule = Callable[[Any, str, str], str | None]  # (settings, the pattern's groups) -> why there is no effect, or None
 
 
-def with_effect(config: Any, command: str, words: Iterable[str]) -> Any:
+def with_effect(config: Any, command: str, overrides: Iterable[str]) -> Any:
     """Return the settings of a command after checking that each override has an effect.
 
-    With start=RUN, the settings of the run's parts are taken over. Words that contradict them raise a UserError, and
-    other words without an effect are reported in a warning.
+    With start=RUN, the settings of that run's parts are used. Overrides that contradict them raise a UserError, and
+    other overrides without an effect are reported in a warning.
     """
-    words = list(words)
+    overrides = list(overrides)
     if isinstance(config, Train) and config.start is not None:
-        config = _continued(config, words)
-    for finding in without_effect(config, command, words):
+        config = _continued(config, overrides)
+    for finding in without_effect(config, command, overrides):
         _warn_once(finding)
     return config
 
 
-def check_repeated(words: Iterable[str]) -> None:
-    """Raise UserError for settings that are given more than once, of which Hydra would use only the last."""
-    counts = Counter(map(key_of, words))
+def check_repeated(overrides: Iterable[str]) -> None:
+    """Raise UserError if a setting is given more than once, because Hydra would use only the last value."""
+    counts = Counter(map(key_of, overrides))
     raise_findings([f"{key}: given {count} times; give it once" for key, count in counts.items() if count > 1])
 
 
-def key_of(word: str) -> str:
+def key_of(override: str) -> str:
     """Return the setting of an override such as `++llm.max_length=20`."""
-    return re.split(r"[=@]", word.lstrip("+~"), maxsplit=1)[0]
+    return re.split(r"[=@]", override.lstrip("+~"), maxsplit=1)[0]
 
 
-def _continued(config: Train, words: list[str]) -> Train:
-    """Return the configuration with the parts of the run `start`; overrides that contradict them are a UserError."""
+def _continued(config: Train, overrides: list[str]) -> Train:
+    """Return the configuration with the parts of the run `start`. Raises UserError if overrides contradict them."""
     from tinyvlm_cli.train.stages import continued
 
-    keys = {key_of(word): word for word in words}
+    keys = {key_of(override): override for override in overrides}
     given = config
     config = continued(config, typed=keys)
     findings = []
     for group in PARTS_OF_RUN:
-        typed = [word for key, word in keys.items() if key.partition(".")[0] == group and key != "llm.max_length"]
+        typed = [
+            override for key, override in keys.items() if key.partition(".")[0] == group and key != "llm.max_length"
+        ]
         if typed and _compared(getattr(given, group)) != _compared(getattr(config, group)):
             findings.append(
                 f"{', '.join(typed)}: has no effect with start={config.start}, which keeps the {group} of that run; "
@@ -65,20 +67,20 @@ def _continued(config: Train, words: list[str]) -> Train:
 
 
 def _compared(part: Any) -> dict[str, Any]:
-    """Return the settings of a part that start=RUN takes over."""
+    """Return the settings of a part that are taken from the run with start=RUN."""
     values = dict(part if isinstance(part, dict) else vars(part))
     return {key: value for key, value in values.items() if key not in ("name", "label", "max_length", "architecture")}
 
 
-def without_effect(config: Any, command: str, words: Iterable[str]) -> list[str]:
+def without_effect(config: Any, command: str, overrides: Iterable[str]) -> list[str]:
     """Return a message for each override that has no effect on this run."""
     findings = []
-    for word in words:
+    for override in overrides:
         for commands, pattern, rule in _RULES:
-            match = re.fullmatch(pattern, key_of(word)) if command in commands.split() else None
+            match = re.fullmatch(pattern, key_of(override)) if command in commands.split() else None
             names = [*(match.groups() if match else ()), "", ""]
             if match and (reason := rule(config, names[0], names[1])):
-                findings.append(f"{word}: has no effect, because {reason}")
+                findings.append(f"{override}: has no effect, because {reason}")
                 break
     return findings
 

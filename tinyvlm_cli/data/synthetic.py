@@ -1,4 +1,4 @@
-"""Synthetic training samples and photographs, with which speed is measured."""
+"""Synthetic training samples and photographs for measuring speed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The image that a user names: a file, a URL, standard input or an image in memory."""
+"""Images that a user passes to a command or a function: a file, a URL, standard input or an image in memory."""
 
 import http.client
 import io

@@ -4,7 +4,7 @@ prepare() writes:
   images/             the training images
   captions.json       short captions, for connector pretraining
   captions_long.json  captions of two or three sentences, for the share recipe's caption pretraining
-  instruct.json       two conversations per image, for instruction tuning
+  instruct.json       three conversations per image, for instruction tuning
   eval/               nine benchmarks on the package's test images
   validation/         the same on 500 of its training images, on which the demo's settings were chosen
 

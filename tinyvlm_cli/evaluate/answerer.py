@@ -1,4 +1,4 @@
-"""What evaluation requires of a model that answers questions, and the loading of images in advance."""
+"""The interface of models that answer questions, and threads that load images in advance."""
 
 import os
 from abc import ABC, abstractmethod

@@ -23,7 +23,7 @@ from tinyvlm_cli.heartbeat import note_progress
 from tinyvlm_cli.model.attention.cached import TRASH, Piece, tiled
 from tinyvlm_cli.model.vlm import VLM
 
-Part = tuple[Span, int, int]  # a span, the first of its tokens in a row, and their number
+Part = tuple[Span, int, int]  # a span, the index of its first token in a row, and the number of its tokens there
 
 
 class Decoder:
@@ -53,7 +53,7 @@ class Decoder:
         """
         incoming = self._encoded(iter(groups), max_new_tokens)
         self.places = Places(TRASH + 1, self.passes.num_tokens)
-        waiting: deque[Asked] = deque()  # not or only partly computed
+        waiting: deque[Asked] = deque()  # not computed, or only in part
         started: Started | None = None  # the row on the GPU
         growing: list[Asked] = []
         last_row = (0, 0)  # questions completed by the previous row, and positions allocated for it
@@ -141,9 +141,8 @@ class Decoder:
             size = len(ids) + max_new_tokens
             if position + size >= self.passes.num_tokens:
                 raise UserError(
-                    f"a question of {position + size:,} tokens with its answer does not fit into the "
-                    f"{self.passes.num_tokens:,} tokens that this device's free memory holds; use a device with more "
-                    "memory"
+                    f"a question with its answer needs {position + size:,} tokens, but this device's free memory has "
+                    f"room for only {self.passes.num_tokens:,}; use a device with more memory"
                 )
             yield Asked(ids, position, size, key=prompt.key, prefix=prefix)
 

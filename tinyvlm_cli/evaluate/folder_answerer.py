@@ -94,7 +94,7 @@ class FolderAnswerer(Answerer):
     def _batch(
         self, asked: Sequence[tuple[Question, list[Image]]], config: GenerationConfig, streamer: Streamer | None = None
     ) -> dict[str, list[int]]:
-        """Return the answers by Question.key. In a batch of a processor, all texts have an image, or none has."""
+        """Return the answers by Question.key. A processor's batch needs images for all of its texts or for none."""
         answers: dict[str, list[int]] = {}
         for has_image in (True, False):
             batch = [(q, images) for q, images in asked if bool(images) == has_image]

@@ -1,4 +1,4 @@
-"""What a benchmark's folder has: the number of questions and images, and missing or invalid files."""
+"""The inventory of a benchmark's folder: the number of questions and images, and missing or invalid files."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

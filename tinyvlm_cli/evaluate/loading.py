@@ -1,4 +1,4 @@
-"""Loads a model that answers questions: a run of `tinyvlm train`, or a model folder in Hugging Face format."""
+"""Load a model that answers questions: a run of `tinyvlm train`, or a model folder in Hugging Face format."""
 
 import logging
 from collections.abc import Sequence

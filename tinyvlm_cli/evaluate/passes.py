@@ -1,7 +1,7 @@
-"""The forward passes of decoding: of images, of rows of prompts, and of steps that extend answers by one token.
+"""The forward passes of decoding: for images, for rows of prompts, and for steps that extend answers by one token.
 
-On a GPU, each of them has fixed shapes and is recorded as a CUDA graph, so its result for a token is bitwise the same
-in any batch. On a CPU, nothing is padded.
+On a GPU, each pass has fixed shapes and is recorded as a CUDA graph, so its result for a token is bitwise identical in
+any batch. On a CPU, nothing is padded.
 
 Shapes: I images, S pixels per edge, M connector tokens per image, D hidden size, T tokens per row, R questions.
 """
@@ -28,8 +28,8 @@ MAX_CPU_TOKENS = 2**18  # in the cache on a CPU
 class Passes:
     """The forward passes of a model with a key-value cache.
 
-    image_size: pixels per edge. cache_tokens: size of the cache; None for as many as fit into memory. is_trained: the
-    model is being trained, so its modules are used as they are.
+    image_size: pixels per edge. cache_tokens: size of the cache; None for as many tokens as fit into memory.
+    is_trained: whether the model is being trained, so that its modules must not be changed.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Passes:
         return tokens.to(self.cache.dtype)
 
     def _next_step(self, fields: Tensor) -> Tensor:
-        """Return the next tokens, [R]. fields: [R, 9] last token, position id, cache position and `Piece` of each."""
+        """Return the next tokens, [R]. fields: [R, 9] last token, position id, cache position and `Piece`."""
         ids, positions, write_at = fields[:, :3].unbind(1)
         embeds = self.model.llm.get_input_embeddings()(ids)
         last = torch.arange(len(fields), device=self.device)

@@ -1,4 +1,4 @@
-"""Answers of a model of `tinyvlm train`."""
+"""Answers of a model that `tinyvlm train` trained."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -24,10 +24,10 @@ from tinyvlm_cli.model.vlm import VLM
 
 
 class RunAnswerer(Answerer):
-    """A model of `tinyvlm train`.
+    """A model that `tinyvlm train` trained.
 
-    stage: the last stage it was trained in. upright: images are turned as their Exif orientation states. is_trained:
-    the model is being trained, so its modules are used as they are.
+    stage: the last stage of its training. upright: whether images are turned as their Exif orientation states.
+    is_trained: whether the model is being trained, so that its modules must not be changed.
     """
 
     def __init__(

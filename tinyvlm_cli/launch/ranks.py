@@ -28,8 +28,8 @@ POLL_S = 0.2
 FAILED_S = 5.0  # time for all ranks to fail together
 DONE_S = 1800.0  # time for the other ranks to finish a job, PyTorch's limit for collective operations
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_numbers = count()  # of the messages of the first rank; the same in all ranks
-_out_of_step: list[str] = []  # why the other ranks take no more jobs
+_numbers = count()  # numbers of the first rank's messages, the same in all ranks
+_out_of_step: list[str] = []  # why no further job can be run
 
 Work = Callable[[str, Path], None]
 
@@ -45,15 +45,16 @@ def num_ranks() -> int:
 
 
 def run_on_ranks(command: Callable[[], int], work: Work, settings: Iterable[str]) -> int:
-    """Run a command in the first rank, and work on its jobs in the others. Returns the exit code.
+    """Run a command in the first rank, and work on its jobs in the others. Return the exit code.
 
-    work: runs a rank's share of a job. settings: arguments of the command. Without ranks, this only runs the command.
+    work: runs a rank's share of a job. settings: arguments of the command. A process that is not one of several ranks
+    just runs the command.
     """
     if not is_rank():
         return command()
     for setting in settings:
         if setting.startswith("hydra/launcher="):
-            raise UserError(f"{setting}: not supported in ranks that torchrun or srun started; remove it")
+            raise UserError(f"{setting}: not supported by ranks that torchrun or srun started; remove it")
     if num_ranks() == 1:
         return command()
     if os.environ["RANK"] != "0":
@@ -65,7 +66,8 @@ def run_on_ranks(command: Callable[[], int], work: Work, settings: Iterable[str]
 def lead(work: Work, job: str, folder: Path) -> None:
     """Run a job in all ranks, and return when all of them have finished it.
 
-    Raises the error of this rank's share. If the other ranks do not fail with it, no further job can be run.
+    Raises the error of this rank's share, or WorkerError if other ranks do not finish theirs. If they neither finish
+    nor fail, no further job can be run.
     """
     if num_ranks() == 1:
         work(job, folder)
@@ -81,7 +83,8 @@ def lead(work: Work, job: str, folder: Path) -> None:
             _out_of_step.append("some ranks are still in the last job, which failed; run the same command again")
         raise
     if not _have_left(number, DONE_S):
-        raise WorkerError(f"some ranks did not finish within {DONE_S:.0f} s; run the same command again")
+        _out_of_step.append(f"some ranks did not finish within {DONE_S:.0f} s; run the same command again")
+        raise WorkerError(_out_of_step[0])
 
 
 def end(code: int) -> None:
@@ -115,9 +118,9 @@ def _follow(work: Work) -> int:
 
 @contextmanager
 def _ends_with_first_rank(number: int) -> Iterator[None]:
-    """Exit if the first rank ends during the block: collective operations would wait for it.
+    """Exit if the first rank ends during the block, because collective operations would wait for it.
 
-    number: of the next message.
+    number: number of the next message.
     """
     has_ended = threading.Event()
 
@@ -159,12 +162,12 @@ def _message(number: int) -> Any:
 
 
 def _have_left(number: int, seconds: float) -> bool:
-    """Wait until the other ranks have left a job. Returns False if some have not after this many seconds."""
+    """Wait until the other ranks have left a job. Return False if some have not done so in time."""
     return _within(seconds, lambda: _store().add(f"left {number}", 0) == num_ranks() - 1)
 
 
 def _within(seconds: float, condition: Callable[[], bool]) -> bool:
-    """Wait until a condition is true. Returns False if it is not after this many seconds."""
+    """Wait until a condition is true. Return False if it does not become true in time."""
     deadline = time.monotonic() + seconds
     while not (is_true := condition()) and time.monotonic() < deadline:
         time.sleep(POLL_S)

@@ -1,6 +1,6 @@
 """The command lines that reproduce a table: those that trained its runs, evaluated them and printed it.
 
-Records may come from someone else: only `tinyvlm` commands are shown, and each argument is quoted for a shell.
+Records may come from someone else, so only `tinyvlm` commands are shown, and each argument is quoted for a shell.
 """
 
 import re
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyvlm_cli.config.build import conf_dir
+from tinyvlm_cli.console import printable
 from tinyvlm_cli.report.scores import OURS
 from tinyvlm_cli.report.sheet import Sheet
 from tinyvlm_cli.results.folder import Results
@@ -23,8 +24,8 @@ OF_FOLDER = re.compile(r"results_dir=[^$]*")  # unless it depends on other setti
 def command_lines(sheet: Sheet, runs: Iterable[Run], scores: Iterable[ScoreRow], root: Path, report: str) -> list[str]:
     """Return comments with the versions that trained the runs, then the commands in order.
 
-    runs, scores: those of the table, and others. root: the results folder, which all commands use, because it may have
-    been moved. report: the command that makes the page.
+    runs, scores: may include others than those of the table. root: the results folder, which all commands use because
+    it may have been moved. report: the command that makes the page.
     """
     members = {run.folder.name: run for run in runs if run.folder.name in sheet.runs}
     made = sorted((run.made_with for run in members.values()), key=lambda one: str(one.get("time")))
@@ -35,7 +36,7 @@ def command_lines(sheet: Sheet, runs: Iterable[Run], scores: Iterable[ScoreRow],
         if commit or version:
             parts = [f"# tinyvlm {version}".rstrip(), f"commit {commit.rstrip('+')}" if commit else ""]
             parts += ["uncommitted changes"] if commit.endswith("+") else []
-            versions[" ".join(", ".join(filter(None, parts)).split())] = None
+            versions[printable(" ".join(", ".join(filter(None, parts)).split()))] = None
 
     shown = sheet.records[sheet.records["origin"] == OURS]
     scored = set(zip(shown["run"], shown["stage"], shown["benchmark"], strict=True))
@@ -54,7 +55,7 @@ def command_lines(sheet: Sheet, runs: Iterable[Run], scores: Iterable[ScoreRow],
             words = [word for word in shlex.split(command) if not OF_FOLDER.fullmatch(word)]
         except ValueError:  # an earlier version recorded it without quotes
             continue
-        if words[:1] == ["tinyvlm"]:
+        if words[:1] == ["tinyvlm"] and command == printable(command):  # a terminal would obey control characters
             is_set = any(word.startswith("results_dir=") for word in words) or root == Path("results")
             lines[shlex.join([*words, *([] if is_set else [f"results_dir={root}"])])] = None
     return [*versions, *lines]

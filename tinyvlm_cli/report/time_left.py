@@ -1,4 +1,4 @@
-"""The time that stages still take, from the speed and the start-up of the stages in a results folder."""
+"""The remaining time of stages, estimated from the speed and the start-up time of stages in a results folder."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ class StageSpeeds:
 
     @cached_property
     def overheads(self) -> dict[str, float]:
-        """Seconds, by stage folder, that the last process of a completed stage spent on other things than steps.
+        """Seconds, by stage folder, that the last process of a completed stage spent outside its training steps.
 
-        These are loading and compiling the model and saving the weights. The process has written config.yaml first.
+        It spent them on loading and compiling the model and on saving the weights. It wrote config.yaml at its start.
         """
         found = {}
         for folder, trace in self.traces.items():
@@ -49,9 +49,9 @@ class StageSpeeds:
 
         The speed is that of the stage itself, or else of the most similar stages: the names of the stage, the vision
         encoder, the connector and the LLM in the folder names are compared, and the stage and the LLM, on which the
-        time depends most, must be equal. A stage that is not running, or has no speed yet, starts first.
+        time depends most, must be equal. The start-up time is added if the stage is not running or has no speed yet.
 
-        stage: folder. done: number of completed steps. total: number of steps if it is known.
+        stage: stage folder. done: number of completed steps. total: number of steps, or None if it is unknown.
         """
         parts = stage.split("-")[:-1]
         others = {folder: folder.split("-")[:-1] for folder in self.traces if folder != stage}

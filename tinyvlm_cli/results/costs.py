@@ -38,8 +38,10 @@ class Session:
     peak_gib: float | None = None
 
     def __post_init__(self) -> None:
-        if not (self.processes >= 1 and math.isfinite(self.seconds) and self.seconds >= 0):
+        if not (1 <= self.processes < 2**31 and math.isfinite(self.seconds) and self.seconds >= 0):
             raise ValueError(f"{self.processes} processes and {self.seconds} seconds")
+        if not (0 <= self.first < 2**63 and 0 <= self.last < 2**63):
+            raise ValueError(f"steps {self.first} to {self.last}")
 
 
 @dataclass(frozen=True)

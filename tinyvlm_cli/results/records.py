@@ -122,11 +122,12 @@ class ScoreRow:
         for name in ("processes", "parameters", "tokens_per_image"):
             if isinstance(number := getattr(self, name), int) and not 0 < number < 2**63:
                 raise ValueError(f"{name} is {number}; expected a positive number")
-        limits = {"value": 100.0 if self.metric in PERCENTAGES else math.inf, "valid": 1.0}
+        limits = {"value": 100.0 if self.metric in PERCENTAGES else math.inf, "valid": 1.0, "answers_per_s": math.inf}
         for name, limit in limits.items():
             number = getattr(self, name)
             if isinstance(number, int | float) and not (math.isfinite(number) and number <= limit + 1e-6):
-                raise ValueError(f"{name} is {number}; expected a finite number of at most {limit:g}")
+                most = f" of at most {limit:g}" if limit < math.inf else ""
+                raise ValueError(f"{name} is {number}; expected a finite number{most}")
 
     @property
     def state(self) -> str:
@@ -238,7 +239,7 @@ def read_record(kind: type[R], values: Any, path: Path, advice: str, **given: An
         for one in fields(kind):  # type: ignore[arg-type] # a dataclass
             if not _has_type(value := getattr(record, one.name), one.type):
                 raise TypeError(f"{one.name} is {value!r}")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: not a valid record ({error}); {advice}") from None
     return record
 

@@ -25,6 +25,12 @@ class SourceCounts:
     tokens: int | None  # in these samples, including image tokens, from a mean length; None if that is unknown
     is_counted: bool = True  # False for an upper limit of `usable`, before the conditions are evaluated
 
+    def __post_init__(self) -> None:
+        for name in ("records", "usable", "share", "samples", "tokens"):
+            number = getattr(self, name)
+            if isinstance(number, int | float) and not 0 <= number < 2**63:
+                raise ValueError(f"{name} is {number}; expected a number of at least 0")
+
     @property
     def times(self) -> float:
         """Return how often the stage uses each usable record, on average."""

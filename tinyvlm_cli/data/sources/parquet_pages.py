@@ -1,7 +1,7 @@
-"""The places of images in the pages of a parquet file, which pyarrow does not report.
+"""Find the places of images in the pages of a parquet file, which pyarrow does not report.
 
-Only what image columns need is supported: plain and dictionary pages of byte arrays, in versions 1 and 2 of the format
-(apache/parquet-format, README.md and parquet.thrift).
+Only the pages of image columns are supported: plain and dictionary pages of byte arrays, in versions 1 and 2 of the
+format (apache/parquet-format, README.md and parquet.thrift).
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from tinyvlm_cli.data.sources.places import MAX_BYTES, Method, Place
 
 HEADER = 2**16  # bytes in which the header of a page is expected; statistics can make it longer
 BLOCK = 2**16  # bytes that snappy compresses independently of others
-INCOMPRESSIBLE = 0.9  # compressed size of images. The blocks of other data have too many elements to list
+INCOMPRESSIBLE = 0.9  # minimum relative size of compressed images; other data has too many elements to list
 DATA, DICTIONARY, DATA_V2 = 0, 2, 3  # types of pages
 DETAILS = {DATA: 5, DICTIONARY: 7, DATA_V2: 8}  # field of the header by type
 PLAIN, PLAIN_DICTIONARY = 0, 2  # encodings of values
@@ -142,7 +142,7 @@ class _Page:
         """Offsets of the blocks of `data` that can be decompressed independently, and its length.
 
         Snappy data consists of its length, literals, and copies of earlier bytes (google/snappy,
-        format_description.txt). If its blocks are not independent, or if listing them takes long, all is one block.
+        format_description.txt). If its blocks are not independent, or listing them would be slow, there is one block.
         """
         data = self.data
         if self.codec != Method.snappy.name:
@@ -164,7 +164,7 @@ class _Page:
 
 
 def _element(data: bytes, at: int) -> tuple[int, int, int]:
-    """Return the bytes that an element of snappy data makes, how far back it copies them from, and its length."""
+    """Return the number of bytes that an element of snappy data produces, its copy offset, and its own length."""
     tag = data[at]
     kind, number = tag & 3, tag >> 2
     if kind == 0:

@@ -28,7 +28,7 @@ from tinyvlm_cli.files import write_text
 
 MAX_BYTES = 2**29  # of an encoded image
 MAX_OPEN = 256  # files that a process keeps open
-CHUNK = 2**18  # bytes that are decompressed at once to skip them
+CHUNK = 2**18  # bytes that are decompressed at once while skipping
 ZIP_HEADER = 30  # bytes of a local header before the name
 
 
@@ -90,7 +90,7 @@ class Places:
 
     @staticmethod
     def write(folder: Path, files: Sequence[tuple[Path, str]], found: Iterable[tuple[str, Place]]) -> None:
-        """Write the table of named places. Of equal names, the last one counts, as in unpacking."""
+        """Write the table of named places. If a name occurs more than once, the last place counts, as in unpacking."""
         keys, places = array("Q"), bytearray()
         row = np.zeros(1, PLACE)
         for name, place in found:
@@ -192,8 +192,8 @@ def _page(path: str, method: Method, offset: int, stored: int) -> "_Page":
 class _Page:
     """A page of a parquet file, decompressed from its start to the image that is read.
 
-    Any part of a page can depend on all that precedes it. Bytes that are not part of an image are not kept, because
-    the memory for a page of many images would take longer to obtain than they take to decompress.
+    Any part of a page can depend on everything before it. Bytes outside the image are not kept, because allocating
+    memory for a page of many images takes longer than decompressing it.
     """
 
     def __init__(self, path: str, method: Method, offset: int, stored: int) -> None:
@@ -225,7 +225,7 @@ def _decompressed(path: str, method: Method, offset: int, stored: int) -> Any:
 
 
 class _Section(RawIOBase):
-    """Part of a file, which is read without moving a position that other processes share."""
+    """Part of a file, which is read without moving the file position, which processes share after a fork."""
 
     def __init__(self, path: str, offset: int, size: int) -> None:
         self._path, self._at, self._end = path, offset, offset + size
