@@ -21,8 +21,8 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.answerer import Answerer
 from tinyvlm_cli.evaluate.benchmark import Question
 from tinyvlm_cli.evaluate.generation import Decoding
+from tinyvlm_cli.evaluate.load_answerer import load_answerer
 from tinyvlm_cli.evaluate.loaded import IGNORE, Loaded, TrainingSample
-from tinyvlm_cli.evaluate.loading import load_answerer
 from tinyvlm_cli.evaluate.runner import by_image
 from tinyvlm_cli.model.attention.packed import register
 from tinyvlm_cli.model.vlm import VLM

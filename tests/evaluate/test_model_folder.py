@@ -13,7 +13,7 @@ from support.llava_folder import write_llava_folder
 import tinyvlm_cli
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Question
-from tinyvlm_cli.evaluate.loading import load_answerer
+from tinyvlm_cli.evaluate.load_answerer import load_answerer
 from tinyvlm_cli.evaluate.runner import by_image
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import find_runs_to_score

@@ -12,6 +12,8 @@ from tinyvlm_cli.config.commands import Mix
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.data.index import Sample
 
+SHORTEST, LONGEST = 8, 2000  # length limits of a synthetic text in tokens
+
 
 def write_jpegs(folder: Path, sizes: Sequence[Sequence[int]], *, count: int, seed: int) -> list[str]:
     """Write `count` random JPEGs of blurred shapes, with file sizes typical of photographs. Return their names.
@@ -29,9 +31,6 @@ def write_jpegs(folder: Path, sizes: Sequence[Sequence[int]], *, count: int, see
         names.append(f"{number}.jpg")
         Image.fromarray(noisy).save(folder / names[-1], quality=90)
     return names
-
-
-SHORTEST, LONGEST = 8, 2000  # length limits of a synthetic text in tokens
 
 
 @dataclass(frozen=True)

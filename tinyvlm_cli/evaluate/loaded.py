@@ -27,7 +27,7 @@ from tinyvlm_cli.data.user_images import image_source
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.benchmark import Question
 from tinyvlm_cli.evaluate.generation import Decoding
-from tinyvlm_cli.evaluate.loading import load_answerer
+from tinyvlm_cli.evaluate.load_answerer import load_answerer
 from tinyvlm_cli.evaluate.run_answerer import RunAnswerer
 from tinyvlm_cli.model.attention.packed import register
 from tinyvlm_cli.model.pretrained import DTYPES

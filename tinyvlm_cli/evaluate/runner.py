@@ -158,7 +158,7 @@ def answer_all(job: EvalJob) -> None:
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    from tinyvlm_cli.evaluate.loading import load_answerer
+    from tinyvlm_cli.evaluate.load_answerer import load_answerer
     from tinyvlm_cli.evaluate.run_answerer import RunAnswerer
     from tinyvlm_cli.model.pretrained import device_name
 

@@ -41,8 +41,8 @@ def existing_answers(
     """Return the existing answers, by Question.key.
 
     asked: Question.key -> text of the question. Answers to a different text or with a different token limit are
-    ignored. is_current: whether the image of a question still is in the recorded state; called only with states
-    that are recorded, which those of earlier versions are not.
+    ignored. is_current: returns whether the image of a question is still in its recorded state. It is not called for
+    answers of earlier versions, which have no recorded state.
     """
     answers: dict[str, Answer] = {}
     for path in sorted(answers_dir.glob("answers-*.jsonl")):
@@ -71,13 +71,13 @@ def answered_benchmarks(run: Run) -> dict[str, Path]:
 
 
 def write_per_question(answers_dir: Path, scores: dict[str, float], benchmark: dict[str, Any]) -> None:
-    """Write the score, 0..1, of each Question.key, and the configuration of the benchmark."""
+    """Write the score of each question, from 0 to 1, by Question.key, and the configuration of the benchmark."""
     write_text(answers_dir / "per_question.json", json.dumps(scores))
     write_text(answers_dir / "benchmark.yaml", yaml.safe_dump(benchmark, sort_keys=False))
 
 
 def read_per_question(answers_dir: Path) -> dict[str, float]:
-    """Return the score, 0..1, of each Question.key."""
+    """Return the score of each question, from 0 to 1, by Question.key."""
     path = answers_dir / "per_question.json"
     text = read_text(path, "delete it and run `tinyvlm eval` again")
     try:
@@ -87,7 +87,7 @@ def read_per_question(answers_dir: Path) -> dict[str, float]:
 
 
 def find_answers(answers_dir: Path, keys: Iterable[str] | None = None) -> dict[str, Answer]:
-    """Return the answers with these keys, without parsing the other lines, which are usually far more.
+    """Return the answers with these keys, without parsing the other lines, which are usually far more numerous.
 
     keys: None for all answers.
     """
