@@ -103,7 +103,8 @@ def last_result(job: StageJob, mix: Mix | None, parameters: dict[str, int]) -> R
         if measured is None:
             continue
         other, mixes = measured
-        if _work(other, mix and mixes.get(other.stage.split)) == _work(job, mix):
+        is_same_data = other.stage.split == job.stage.split and (mix and mixes.get(other.stage.split)) == mix
+        if is_same_data and _model(other) == _model(job):
             same.append(result)
     return max(same, key=lambda result: str(result.made_with["time"]), default=None)
 
@@ -149,11 +150,6 @@ def _measured(path: Path) -> tuple[StageJob, dict[str, Mix]] | None:
         return stage_job(config, config.stage), config.mixes
     except (UserError, OSError, KeyError, ValueError, yaml.YAMLError):
         return None  # incompatible version or corrupt: `tinyvlm bench` replaces it
-
-
-def _work(job: StageJob, mix: Mix | None) -> tuple[Any, ...]:
-    """Return the settings that determine a stage's training time. mix: sample lengths; None to ignore them."""
-    return (_model(job), job.stage.split, mix)
 
 
 def _model(job: StageJob) -> dict[str, Any]:
