@@ -1,4 +1,4 @@
-"""The commands that reproduce a table; tests/cli/commands/test_reproduction.py runs them."""
+"""The commands that reproduce a table; tests/cli/commands/test_report_commands.py runs them."""
 
 from pathlib import Path
 from typing import Any
