@@ -138,7 +138,8 @@ def write_result(*words: str, **changes: Any) -> None:
     record = dict.fromkeys((f.name for f in fields(Result)), 1) | {
         "llm": config.llm.name, "vision": config.vision.name, "connector": config.connector["name"],
         "stage": config.stage, "split": stage.split, "trains": trains(stage), "device": "Some GPU", "gpus": 2,
-        "samples_per_s": 100.0, "made_with": {"time": "2026-01-02"}, "parameters": {},
+        "recipe": config.recipe.name, "samples_per_s": 100.0, "step_s": [], "losses": [],
+        "made_with": {"time": "2026-01-02"}, "parameters": {},
     }  # fmt: skip
     folder = Path("results/bench/any")
     folder.mkdir(parents=True)
@@ -164,7 +165,8 @@ def test_evaluations_during_training_are_counted_once_per_stage(capsys: pytest.C
     """POPE at 100 questions per second on two GPUs, of which 500 are asked: 10 GPU-seconds, and 8 for the setup."""
     config: Bench = composed("bench", "action=eval", *TINY)
     record = dict.fromkeys((f.name for f in fields(EvalResult)), 1) | {
-        "device": "Some GPU", "gpus": 2, "made_with": {"time": "2026-01-02"}, "setup_s": 4.0,
+        "llm": "l", "vision": "v", "connector": "c", "device": "Some GPU", "gpus": 2,
+        "made_with": {"time": "2026-01-02"}, "setup_s": 4.0,
         "rates": {name: dict.fromkeys(("questions", "floor_per_s"), 1) | {"per_s": 100.0, "total": 8910}
                   for name in ("pope", "gqa")},
     }  # fmt: skip
@@ -201,6 +203,10 @@ def test_evaluations_during_training_are_counted_once_per_stage(capsys: pytest.C
         (["recipe.stages.finetune.train.vision=full"], {}, False),
         ([], {"parameters": {"vision": 1, "connector": 1, "llm": 1}}, False),
         ([], {"samples_per_step": None, "surplus": 1}, False),  # a file of another version
+        ([], {"samples_per_s": 0.0}, False),
+        ([], {"gpus": 10**400}, False),
+        ([], {"device": []}, False),
+        ([], {"made_with": {}}, False),
     ],
 )
 def test_measured_hours_are_those_of_the_same_work(measured: list[str], changes: dict[str, Any], is_same: bool) -> None:

@@ -1,6 +1,6 @@
 """The measurements of `tinyvlm bench train` and `bench eval`: their files, and the latest one of the same work."""
 
-import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from tinyvlm_cli.config.saved import from_yaml
 from tinyvlm_cli.config.schema import Stage
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.results.costs import model_settings
+from tinyvlm_cli.results.records import read_record
 from tinyvlm_cli.train.stages import StageJob, stage_job
-from tinyvlm_cli.untrusted import JSON_ERRORS
+from tinyvlm_cli.untrusted import read_json
 
 RESULT = "bench.json"
 EVAL_RESULT = "eval.json"
@@ -50,6 +51,9 @@ class Result:
     made_with: dict[str, Any]
     parameters: dict[str, int] = field(default_factory=dict)  # of each part; empty if written by an older version
 
+    def __post_init__(self) -> None:
+        _check(self, "samples_per_s", "gpus")
+
     def gpu_hours(self, samples: int) -> float:
         """Return the GPU-hours of training on this number of samples."""
         return samples / self.samples_per_s * self.gpus / 3600
@@ -63,6 +67,9 @@ class EvalRate:
     per_s: float  # questions per second
     floor_per_s: float  # as many as the hardware's peak rates allow
     total: int  # questions of the benchmark
+
+    def __post_init__(self) -> None:
+        _check(self, "per_s", "floor_per_s", "total")
 
     @property
     def seconds(self) -> float:
@@ -86,6 +93,9 @@ class EvalResult:
     rates: dict[str, EvalRate]  # by workload
     made_with: dict[str, Any]
     setup_s: float = 0.0  # of the decoder, once the layers are compiled; 0 if written by an older version
+
+    def __post_init__(self) -> None:
+        _check(self, "gpus")
 
 
 def last_result(job: StageJob, mix: Mix | None, parameters: dict[str, int]) -> Result | None:
@@ -127,20 +137,33 @@ def trains(stage: Stage) -> dict[str, str]:
 def read_result(path: Path) -> Result | None:
     """Return the measurement in a file, or None if the file is corrupt or has an incompatible version."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return Result(**record)
-    except (*JSON_ERRORS, TypeError):
+        return read_record(Result, read_json(path, ""), path, "")
+    except UserError:
         return None
 
 
 def read_eval_result(path: Path) -> EvalResult | None:
     """Return the measurement in a file, or None if the file is corrupt or has an incompatible version."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        rates = {name: EvalRate(**rate) for name, rate in record.pop("rates").items()}
-        return EvalResult(**record, rates=rates)
-    except (*JSON_ERRORS, TypeError, KeyError, AttributeError):
+        record = read_json(path, "")
+        rates = record.get("rates") if isinstance(record, dict) else None
+        if not isinstance(rates, dict):
+            return None
+        found = {name: read_record(EvalRate, rate, path, "") for name, rate in rates.items()}
+        return read_record(EvalResult, {**record, "rates": found}, path, "")
+    except UserError:
         return None
+
+
+def _check(record: Any, *names: str) -> None:
+    """Raise ValueError unless these fields are finite positive numbers, and the time of the measurement is known."""
+    for name in names:
+        number = getattr(record, name)
+        if isinstance(number, int | float) and not (math.isfinite(number) and number > 0):
+            raise ValueError(f"{name} is {number}")
+    made_with = getattr(record, "made_with", {"time": ""})
+    if isinstance(made_with, dict) and not isinstance(made_with.get("time"), str):
+        raise ValueError("made_with has no time")
 
 
 def _measured(path: Path) -> tuple[StageJob, dict[str, Mix]] | None:
