@@ -1,4 +1,4 @@
-"""What servers and disks do wrong is one sentence, or waited for; nothing incomplete gets its final name."""
+"""Failures of servers and disks are retried or reported in one sentence; only complete files get their final name."""
 
 import errno
 import os

@@ -33,7 +33,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def planned(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
-    """What `plan` prints, each run of blanks as one."""
+    """Return what `plan` prints, with each run of blanks replaced by a single one."""
     capsys.readouterr()
     assert main(["plan", *words]) == code
     return "\n".join(" ".join(line.split()) for line in capsys.readouterr().out.splitlines())

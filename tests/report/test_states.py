@@ -141,7 +141,7 @@ def test_a_folder_shows_trained_runs_then_attempts_then_other_stages(tmp_path: P
 
 
 def test_the_time_left_is_that_of_the_most_similar_stages(tmp_path: Path) -> None:
-    """Of stages of the same name with the same LLM; shared stages count once, and the end is that of two processes."""
+    """They have the same name and LLM. Shared stages count once, and the end is that of two processes."""
     write_steps(tmp_path / "stages/pretrain-clip-mlp-tiny-0", 100, step_s=1.0)
     write_steps(tmp_path / "stages/pretrain-siglip-mlp-phi2-1", 100, step_s=50.0)
     done(tmp_path, "pretrain-clip-mlp-tiny-0", "pretrain-siglip-mlp-phi2-1")
@@ -162,7 +162,7 @@ def test_the_time_left_is_that_of_the_most_similar_stages(tmp_path: Path) -> Non
 
 
 def test_the_time_left_includes_the_start_up_of_similar_stages(tmp_path: Path) -> None:
-    """That is the time of a completed stage's last process without its steps, here those after the first 40."""
+    """It is the time of a completed stage's last process, excluding its steps, here those after the first 40."""
     stages, now = tmp_path / "stages", 1_800_000_000.0
     names = {"done": "pretrain-clip-mlp-tiny-0", "resumed": "pretrain-siglip-mlp-tiny-1",
              "begun": "pretrain-clip-mlp-tiny-2", "todo": "pretrain-clip-mlp-tiny-3"}  # fmt: skip

@@ -1,4 +1,4 @@
-"""What training and answering took, as recorded in a results folder."""
+"""The cost of training and of answering is recorded in a results folder."""
 
 import json
 from pathlib import Path

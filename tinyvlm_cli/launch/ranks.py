@@ -80,7 +80,7 @@ def lead(work: Work, job: str, folder: Path) -> None:
     except BaseException:
         _store().set(f"failed {number}", "")
         if not _have_left(number, FAILED_S):
-            _out_of_step.append("some ranks are still in the last job, which failed; run the same command again")
+            _out_of_step.append("some ranks are still running the last job, which failed; run the same command again")
         raise
     if not _have_left(number, DONE_S):
         _out_of_step.append(f"some ranks did not finish within {DONE_S:.0f} s; run the same command again")

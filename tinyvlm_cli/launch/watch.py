@@ -1,4 +1,4 @@
-"""Watches the heartbeats of the workers on this machine, and kills one that hangs, which ends the job.
+"""Watch the heartbeats of the workers on this machine, and kill one that hangs, which ends the job.
 
 PyTorch's launcher ends a job when a worker exits, but it does not notice a worker that is stopped or waits forever.
 """

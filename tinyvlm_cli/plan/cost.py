@@ -64,7 +64,7 @@ class PlannedStage:
     """A stage and its estimated cost."""
 
     job: StageJob
-    state: str  # DONE, TO_RESUME or TO_DO
+    state: str  # DONE, STOPPED, TO_RESUME or TO_DO
     estimate: Estimate
     measured: Result | None  # the latest measurement of the same work
     assumed: Assumed
@@ -109,7 +109,7 @@ class PlannedRun:
 
     @property
     def evaluation_hours(self) -> tuple[float, float]:
-        """GPU-hours of the evaluation after training, and of one during training, which includes its setup."""
+        """GPU-hours of the evaluation after training, and of one evaluation during training, including its setup."""
         settings = self.run.config.evaluate
         limit = settings.limit if settings and settings.benchmarks else None
         seconds = sum(min(rate.total, limit or rate.total) / rate.per_s for rate in self.chosen_rates.values())
@@ -117,7 +117,7 @@ class PlannedRun:
         return seconds * gpus / 3600, (seconds + setup_s) * gpus / 3600
 
     def num_evaluations(self, stages: Iterable[PlannedStage]) -> int:
-        """Return the number of evaluations during these stages, without those that are trained."""
+        """Return the number of evaluations during the training of these stages, excluding stages that have ended."""
         settings = self.run.config.evaluate
         every = settings.every if settings and settings.benchmarks else None
         to_do = (one.estimate.steps for one in stages if one.state not in (DONE, STOPPED))

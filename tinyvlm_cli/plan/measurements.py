@@ -1,6 +1,7 @@
 """The measurements of `tinyvlm bench train` and `bench eval`: their files, and the latest one of the same work."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class Result:
     parameters: dict[str, int] = field(default_factory=dict)  # of each part; empty if written by an older version
 
     def __post_init__(self) -> None:
-        _check(self, "samples_per_s", "gpus")
+        _check(self, "samples_per_s", "gpus", finite=("memory_gib",))
 
     def gpu_hours(self, samples: int) -> float:
         """Return the GPU-hours of training on this number of samples."""
@@ -95,7 +96,7 @@ class EvalResult:
     setup_s: float = 0.0  # of the decoder, once the layers are compiled; 0 if written by an older version
 
     def __post_init__(self) -> None:
-        _check(self, "gpus")
+        _check(self, "gpus", finite=("setup_s",))
 
 
 def last_result(job: StageJob, mix: Mix | None, parameters: dict[str, int]) -> Result | None:
@@ -155,11 +156,11 @@ def read_eval_result(path: Path) -> EvalResult | None:
         return None
 
 
-def _check(record: Any, *names: str) -> None:
-    """Raise ValueError unless these fields are finite positive numbers, and the time of the measurement is known."""
-    for name in names:
+def _check(record: Any, *positive: str, finite: Iterable[str] = ()) -> None:
+    """Raise ValueError if numbers are not finite, or not positive, or if the time of the measurement is unknown."""
+    for name in (*positive, *finite):
         number = getattr(record, name)
-        if isinstance(number, int | float) and not (math.isfinite(number) and number > 0):
+        if isinstance(number, int | float) and not (math.isfinite(number) and (number > 0 or name in finite)):
             raise ValueError(f"{name} is {number}")
     made_with = getattr(record, "made_with", {"time": ""})
     if isinstance(made_with, dict) and not isinstance(made_with.get("time"), str):

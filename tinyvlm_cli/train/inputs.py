@@ -1,4 +1,4 @@
-"""What a stage trains on: its samples, its number of steps and the processes that load its images."""
+"""The inputs of a stage: its samples, its number of steps, and the processes that load its images."""
 
 import os
 

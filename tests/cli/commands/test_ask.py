@@ -33,7 +33,7 @@ def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def answers(image: str, *questions: str, is_talk: bool = False) -> list[str]:
-    """What a notebook gets, as it is printed: the random weights also write control characters."""
+    """A command prints what a notebook gets. The random weights also produce control characters."""
     model = tinyvlm_cli.load("small", device="cpu")
     history: list[tuple[str, str]] = []
     for question in questions:

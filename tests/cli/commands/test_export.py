@@ -1,4 +1,4 @@
-"""What keeps `tinyvlm export` from writing is said before a model is loaded."""
+"""`tinyvlm export` reports everything that prevents an export before it loads a model."""
 
 from dataclasses import replace
 from pathlib import Path

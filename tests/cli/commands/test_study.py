@@ -157,7 +157,7 @@ def test_train_eval_ask_report(study: Path) -> None:
 
 
 def answers(folder: Path) -> dict[str, str]:
-    """Of all runs below `folder`."""
+    """Return the text of each answer of all runs in a folder, by key."""
     lines = [line for path in folder.rglob("answers-*.jsonl") for line in path.read_text("utf-8").splitlines()]
     return {record["key"]: record["text"] for record in map(json.loads, lines)}
 
