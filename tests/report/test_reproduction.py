@@ -7,6 +7,7 @@ import pytest
 from support.score_rows import built, row
 
 from tinyvlm_cli.report.reproduction import command_lines
+from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Run
 
 REPORT = "tinyvlm report table=demo"
@@ -55,3 +56,15 @@ def test_settings_of_scores_without_a_command_follow_from_the_scores() -> None:
     assert lines({}, stage="pretrain", judge="gpt")[0] == (
         "tinyvlm eval run=r1 stage=pretrain judge.model=gpt benchmark=gqa"
     )
+
+
+def test_runs_that_a_run_continues_are_trained_first(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    stages = {"a": ({"pretrain": "p"}, []), "b": ({"finetune": "f"}, ["p"]), "c": ({"tune": "t"}, ["p", "f"]),
+              "other": ({"pretrain": "p", "finetune": "f2"}, [])}  # fmt: skip
+    for place, (name, (own, before)) in enumerate(stages.items()):
+        made = {"command": f"tinyvlm train {name}=1", "time": f"2026-01-0{place + 1}"}
+        Results.write_run(Run(results.run_dir(name), "n", "l", "v", "c", "d", "r", 0, own, made, before=before))
+    one = row(run="c", stage="tune", command="tinyvlm eval")
+    found = command_lines(built("runs", [one]), results.runs(), [one], tmp_path, REPORT)
+    assert [line.split()[2] for line in found[:3]] == ["a=1", "b=1", "c=1"] and len(found) == 5

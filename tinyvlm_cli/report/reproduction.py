@@ -5,7 +5,7 @@ Records may come from someone else, so only `tinyvlm` commands are shown, and ea
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ def command_lines(sheet: Sheet, runs: Iterable[Run], scores: Iterable[ScoreRow],
     it may have been moved. report: the command that makes the page.
     """
     members = {run.folder.name: run for run in runs if run.folder.name in sheet.runs}
-    made = sorted((run.made_with for run in members.values()), key=lambda one: str(one.get("time")))
+    trained = {run.folder: run for run in (*members.values(), *_continued(members.values(), root))}
+    made = sorted((run.made_with for run in trained.values()), key=lambda one: str(one.get("time")))
     versions: dict[str, None] = {}
     for one in made:
         packages, commit = one.get("packages"), str(one.get("commit") or "")
@@ -59,6 +60,18 @@ def command_lines(sheet: Sheet, runs: Iterable[Run], scores: Iterable[ScoreRow],
             is_set = any(word.startswith("results_dir=") for word in words) or root == Path("results")
             lines[shlex.join([*words, *([] if is_set else [f"results_dir={root}"])])] = None
     return [*versions, *lines]
+
+
+def _continued(runs: Iterable[Run], root: Path) -> Iterator[Run]:
+    """Yield the runs that these runs continue (start=RUN), which must be trained first."""
+    continuing = [run for run in runs if run.before]
+    known = [run for run in Results(root).runs() if run.stages] if continuing else []
+    for run in continuing:
+        first: Run | None = run
+        while first is not None and first.before:
+            first = next((one for one in known if [*one.before, *one.stages.values()] == first.before), None)
+            if first is not None:
+                yield first
 
 
 def _evaluations(rows: Iterable[ScoreRow], runs: Mapping[str, Run]) -> list[str]:
