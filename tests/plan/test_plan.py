@@ -157,7 +157,7 @@ def test_done_stages_and_measured_hours_are_shown(capsys: pytest.CaptureFixture[
     assert "TinyLLaVA-demo_share-tiny-tiny shared to do to do" in shown
     assert "stages 5 1 4 1 3" in shown and "GPU-hours of 2 stages measured on Some GPU" in shown
     assert "\nto do: 1 stage, " in planned(capsys, *TINY, "recipe=demo")
-    hours = f"{200 * 32 / 100 * 2 / 3600:.3g} GPU-hours on Some GPU, 1 GiB (measured 2026-01-02)"
+    hours = f"{260 * 32 / 100 * 2 / 3600:.3g} GPU-hours on Some GPU, 1 GiB (measured 2026-01-02)"
     assert hours in " ".join(planned(capsys, *TINY, "recipe=demo").split())
 
 
