@@ -1,19 +1,28 @@
 """Questions are shared between ranks, batched, shuffled and resumed."""
 
+import multiprocessing
 import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from support.from_conf import node_of, write_lines
+from support.ranks import free_port, variables
 from torch.distributed import HashStore
+from torch.distributed.rendezvous import rendezvous
 
+from tinyvlm_cli.evaluate import load_answerer
 from tinyvlm_cli.evaluate.benchmark import Question
 from tinyvlm_cli.evaluate.runner import (
     EvalJob,
     Task,
+    answer_all,
     answered,
     asked_questions,
     by_image,
@@ -23,8 +32,9 @@ from tinyvlm_cli.evaluate.runner import (
     unanswered,
 )
 from tinyvlm_cli.evaluate.sources import StoredImage
-from tinyvlm_cli.results.answers import append_answers
-from tinyvlm_cli.results.records import Answer
+from tinyvlm_cli.results.answers import append_answers, find_answers
+from tinyvlm_cli.results.folder import Results
+from tinyvlm_cli.results.records import Answer, Run
 
 QUESTIONS = [
     Question(f"q{i}", f"q{i}", "word " * (i % 5 + 1), Path(f"{i // 4}.png"), f"{i // 4}.png") for i in range(22)
@@ -59,6 +69,52 @@ def test_ranks_share_all_groups(ranks: int) -> None:
                 queues.remove(queue)
             taken += group or []
     assert sorted(q.key for q in taken) == sorted(q.key for q in QUESTIONS * 4)
+
+
+def answer_rank(rank: int, port: int, job: EvalJob, mark: Path) -> None:
+    """Work on a job as one of two ranks, of which the first has a model only after the second has claimed questions."""
+    os.environ.update(variables(rank, port))
+
+    def answers(groups: Iterable[Sequence[Question]], *, max_new_tokens: int) -> Iterator[tuple[Question, str]]:
+        for group in groups:
+            mark.touch()
+            yield from ((question, "yes") for question in group)
+
+    def load(*_: object) -> Any:
+        while rank == 0 and not mark.exists():
+            time.sleep(0.01)
+        return SimpleNamespace(model=torch.nn.Linear(1, 1), device=torch.device("cpu"), answers=answers)
+
+    load_answerer.load_answerer = load
+    store = next(iter(rendezvous("env://")))  # its server would end with the first rank's share of the job
+    answer_all(job)
+    ended = mark.with_name("ended")
+    if rank:
+        ended.touch()
+    while store and not ended.exists():
+        time.sleep(0.01)
+    os._exit(0)
+
+
+def test_a_rank_writes_its_answers_although_the_first_rank_has_none(tmp_path: Path) -> None:
+    for split in ("adversarial", "popular", "random"):
+        line = {"question_id": 0, "image": "0.jpg", "text": "Is it?", "label": "yes"}
+        write_lines(tmp_path / f"pope/coco/coco_pope_{split}.json", [line])
+    (tmp_path / "pope/val2014").mkdir()
+    Image.new("RGB", (1, 1)).save(tmp_path / "pope/val2014/0.jpg")
+    run = Run(Results(tmp_path).run_dir("r"), "r", "l", "v", "c", "d", "r", 0, {}, {})
+    Results.write_run(run)
+    task = Task(node_of("pope", tmp_path / "pope"), "real", str(tmp_path / "answers"))
+    job = EvalJob(str(run.folder), "finetune", [], limit=None, seed=0, tasks=[task])
+    context, port = multiprocessing.get_context("fork"), free_port()
+    ranks = [context.Process(target=answer_rank, args=(rank, port, job, tmp_path / "mark")) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout=30)
+        process.kill()
+    assert [process.exitcode for process in ranks] == [0, 0]
+    assert len(find_answers(tmp_path / "answers")) == 3
 
 
 def test_the_blind_control_gives_no_image_its_own_questions() -> None:

@@ -206,6 +206,7 @@ def answer_all(job: EvalJob) -> None:
                     folder, rank
                 )
             end_progress()
+    _await_check(checked, store, rank)  # the other ranks wait for the first one, even if it has answered nothing
 
 
 def _await_check(checked: "Future[None]", store: "Store", rank: int) -> float:
