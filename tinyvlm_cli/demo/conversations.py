@@ -98,7 +98,7 @@ class Turn:
 def turn_about(picture: Picture, kind: str, draw: random.Random, *, is_plain: bool = False) -> Turn:
     """Return a question of one kind about a picture whose colour and shape are known.
 
-    is_plain: the question is in lower case, has no negation and is about only one of the two
+    is_plain: the question is in lower case, has no negation and is not about both the colour and the shape.
     """
     assert picture.colour is not None and picture.shape is not None
     if kind == "yes/no":
@@ -167,7 +167,7 @@ def instruct_records(picture: Picture) -> list[dict[str, Any]]:
 
 
 def cased(question: str, draw: random.Random, is_plain: bool = False) -> str:
-    """Return the question in one of the letter cases, sometimes without its final mark. is_plain: in lower case"""
+    """Return the question in a random letter case, or in lower case if `is_plain`, sometimes without its last mark."""
     if draw.random() < BARE:
         question = question.rstrip("?.")
     return question.lower() if is_plain else draw.choices(tuple(CASES), tuple(CASES.values()))[0](question)
