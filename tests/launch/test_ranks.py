@@ -87,6 +87,17 @@ def test_ranks_start_no_launcher(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "hydra/launcher=joblib: not supported" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "value"), [("RANK", "first"), ("WORLD_SIZE", ""), ("MASTER_PORT", "1.5")])
+def test_an_invalid_variable_is_a_mistake(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for one, number in variables(0, 1).items():
+        monkeypatch.setenv(one, number)
+    monkeypatch.setenv(name, value)
+    assert main(["eval", "run=all"]) == MISTAKE
+    assert f"{name}: " in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 POLL_S = 0.2
 FAILED_S = 5.0  # time for all ranks to fail together
 DONE_S = 1800.0  # time for the other ranks to finish a job, PyTorch's limit for collective operations
-VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _numbers = count()  # numbers of the first rank's messages, the same in all ranks
 _out_of_step: list[str] = []  # why no further job can be run
 
@@ -52,6 +52,10 @@ def run_on_ranks(command: Callable[[], int], work: Work, settings: Iterable[str]
     """
     if not is_rank():
         return command()
+    for name in VARIABLES:
+        value = os.environ.get(name, "0")
+        if name != "MASTER_ADDR" and not (value.isascii() and value.isdecimal()):
+            raise UserError(f"{name}: found '{value}', expected a number; start ranks with torchrun")
     for setting in settings:
         if setting.startswith("hydra/launcher="):
             raise UserError(f"{setting}: not supported by ranks that torchrun or srun started; remove it")
