@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -211,7 +212,7 @@ def test_missing_images_are_found_before_the_first_step(study: Path) -> None:
     (broken / "easyvqa/images").mkdir()
     done = tinyvlm("train", *TINY, *SHORT, "data_dir=broken-data", "results_dir=none", folder=study)
     assert done.returncode == 2
-    assert "3,542 of 3,542 images are missing" in done.stderr.splitlines()[-1]
+    assert re.search(r"[^\d,]([\d,]+) of \1 images are missing", done.stderr.splitlines()[-1])
     assert not list((study / "none/stages").glob("[a-z]*")) and not (study / "none/runs").exists()
 
 
