@@ -1,11 +1,14 @@
 """The shipped tiny parts are what their YAML describes, and what scripts/make_tiny_parts.py makes."""
 
 import json
-import runpy
 from pathlib import Path
 
+import numpy as np
 import torch
+from make_tiny_parts import settings
 from support.composed import composed
+from tiny_llm import tokenizer_texts, train_tokenizer
+from tiny_vision import Namer, cut_out, redrawn
 
 from tinyvlm_cli.config.build import PACKAGE
 from tinyvlm_cli.config.schema import Train
@@ -14,7 +17,6 @@ from tinyvlm_cli.model.llm import load_llm, load_tokenizer
 from tinyvlm_cli.model.pretrained import part_config
 from tinyvlm_cli.model.vision import load_vision, vision_config
 
-SCRIPT = Path(__file__).parents[2] / "scripts/make_tiny_parts.py"
 OF_THE_FILE = ("architectures", "dtype", "transformers_version", "_name_or_path")
 
 
@@ -43,24 +45,22 @@ def test_answer_words_are_single_tokens_after_a_start_token() -> None:
 
 
 def test_the_script_makes_the_shipped_tokenizer() -> None:
-    script = runpy.run_path(str(SCRIPT))
     llm = composed("train", "llm=tiny", "vision=tiny").llm
     chat = {"user": llm.chat.user, "assistant": llm.chat.assistant, "end": llm.chat.end}
-    texts = script["tokenizer_texts"]([picture for picture in read_pictures("train") if picture.caption], chat)
-    tokenizer = script["train_tokenizer"](texts, llm.architecture["vocab_size"])
+    texts = tokenizer_texts([picture for picture in read_pictures("train") if picture.caption], chat)
+    tokenizer = train_tokenizer(texts, llm.architecture["vocab_size"])
     shipped = json.loads((PACKAGE / "tiny_parts/llm/tokenizer.json").read_text(encoding="utf-8"))
     assert json.loads(tokenizer.backend_tokenizer.to_str()) == shipped
 
 
 def test_the_script_draws_images_of_the_encoders_size() -> None:
-    script = runpy.run_path(str(SCRIPT))
-    spec = script["settings"]("vision/tiny.yaml")
-    cut_outs = [script["cut_out"](picture) for picture in read_pictures("train")[:40] if picture.caption]
+    spec = settings("vision/tiny.yaml")
+    cut_outs = [cut_out(picture) for picture in read_pictures("train")[:40] if picture.caption]
     one, other = cut_outs[:2]
-    image = script["redrawn"](one, other, spec["image_size"], script["np"].random.default_rng(0))
+    image = redrawn(one, other, spec["image_size"], np.random.default_rng(0))
     assert image.shape == (64, 64, 3)
     assert (image != other.background).any(-1).sum() >= one.is_shape.sum() // 2
-    loss = script["Namer"](spec)(torch.from_numpy(image).permute(2, 0, 1)[None], torch.tensor([one.labels]))
+    loss = Namer(spec)(torch.from_numpy(image).permute(2, 0, 1)[None], torch.tensor([one.labels]))
     assert loss.isfinite()
 
 

@@ -17,7 +17,6 @@ from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import SHUFFLED, Run, ScoreRow
 from tinyvlm_cli.untrusted import read_yaml
 
-EVAL_DIR = Path("data/eval")  # default of `tinyvlm eval`
 OF_FOLDER = re.compile(r"results_dir=[^$]*")  # unless it depends on other settings
 
 
@@ -92,7 +91,7 @@ def _evaluations(rows: Iterable[ScoreRow], runs: Mapping[str, Run]) -> list[str]
         words += [f"stage={row.stage}"] if row.stage in list(run.stages)[:-1] else []
         words += [f"judge.model={row.judge}"] if row.judge else []
         words += ["blind=true"] if (*key, row.benchmark) in blind else []
-        words += [f"eval_dir={places[key]}"] if places[key] not in (None, EVAL_DIR) else []
+        words += [f"eval_dir={places[key]}"] if places[key] is not None else []
         groups.setdefault(tuple(words), []).append(row.benchmark)
     lists = {words: names[0] if len(names) == 1 else f"[{','.join(names)}]" for words, names in groups.items()}
     return [shlex.join([*words, f"benchmark={names}"]) for words, names in lists.items()]
