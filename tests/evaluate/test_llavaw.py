@@ -195,4 +195,4 @@ def test_missing_files_and_images_are_named(bench: Any, tmp_path: Path) -> None:
     llavaw = bench()
     assert "2 of 2 images are missing" in findings(llavaw)
     (tmp_path / "context.jsonl").unlink()
-    assert findings(llavaw).startswith("context.jsonl not in ")
+    assert findings(llavaw).startswith(f"{llavaw.folder} does not contain context.jsonl; get ")

@@ -126,7 +126,7 @@ def test_a_category_without_labels_is_noted(bench: Any, tmp_path: Path) -> None:
     (tmp_path / "coco/coco_pope_random.json").unlink()
     assert bench.questions[-1].key == "20000002"  # the numbers stay
     assert bench.score(answers(ALL_RIGHT)).n == 5
-    assert findings(bench).startswith("coco/coco_pope_random.json not in ")
+    assert findings(bench).startswith(f"{tmp_path} does not contain coco/coco_pope_random.json; get ")
 
 
 def test_a_limited_run_is_scored_on_what_was_asked(bench: Any) -> None:

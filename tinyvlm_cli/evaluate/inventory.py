@@ -32,7 +32,7 @@ def take_inventory(benchmark: Benchmark, *, decoded: int | None = 0) -> Inventor
     names = [str(path.relative_to(benchmark.folder)) for path in benchmark.files() if not path.exists()]
     if (names or not benchmark.files()) and not benchmark.parquet_files():
         missing = ", ".join(names) or benchmark.parquet
-        return Inventory(0, 0, 0, (f"{missing} not in {benchmark.folder}; get {benchmark.source}",))
+        return Inventory(0, 0, 0, (f"{benchmark.folder} does not contain {missing}; get {benchmark.source}",))
     try:
         questions = benchmark.questions
         if not benchmark.server:
