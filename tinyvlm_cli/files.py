@@ -117,8 +117,11 @@ def use_own_temporary_folder() -> None:
 
     Libraries delete some of their temporary files late or never. The folder is locked while this process runs, so
     unlocked folders were left by killed commands. They are deleted too. Nothing changes if the path would be too long
-    for the sockets of multiprocessing, which have at most 107 characters.
+    for the sockets of multiprocessing, which have at most 107 characters. Must be called before PyTorch is imported.
     """
+    # PyTorch would choose a folder for compiled layers within the temporary one when it is imported.
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "tinyvlm" / "compiled"))
     if len(tempfile.gettempdir()) > MAX_TEMPORARY_CHARS:
         return
     for path in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):

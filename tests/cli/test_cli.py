@@ -35,6 +35,18 @@ def test_help_imports_neither_torch_nor_hydra() -> None:
     assert all(f"\n  {name} " in done.stdout for name in COMMANDS)
 
 
+def test_compiled_layers_are_kept(tmp_path: Path) -> None:
+    """Importing PyTorch chooses a folder for them, which must not be in the command's temporary folder."""
+    code = (
+        "import sys; sys.argv = ['tinyvlm', 'train', '--help']; from tinyvlm_cli.cli.main import main; main(); import "
+        "torch._dynamo.package; from torch._inductor.runtime.cache_dir_utils import cache_dir; print(cache_dir())"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "tinyvlm" / "compiled")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_shows_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0

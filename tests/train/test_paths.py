@@ -1,13 +1,14 @@
 """The fast path (packed, compiled, logits in pieces) equals the plain one (padded, masked, all logits)."""
 
 import copy
+from functools import partialmethod
 from typing import Any
 
 import pytest
 import torch
 from support.engine_ranks import OPTIM
 from support.small import FAMILIES, LLAMA, micro_batches, small_vlm
-from torch import Tensor
+from torch import Tensor, fx, nn
 from torch.nn.functional import cross_entropy, pad
 
 from tinyvlm_cli.config.schema import PARTS, Precision
@@ -59,6 +60,23 @@ def test_fast_equals_plain(family: str, monkeypatch: pytest.MonkeyPatch) -> None
         loss.backward()
         expected.backward()
     torch.testing.assert_close(gradients(fast), gradients(slow), rtol=1e-5, atol=1e-5)
+
+
+def test_constants_of_compiled_layers_are_not_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As inputs, they are tensors in float64 on the CPU, and each layer is traced twice."""
+    inputs: list[Any] = []
+
+    def record(module: fx.GraphModule, given: list[Any]) -> Any:
+        inputs.extend(given)
+        return module.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=record))
+    model = small_vlm("connector")
+    compile_layers(model)
+    model.eval()(micro_batches(0, 1)[0][0][0])
+    assert {given.dtype for given in inputs if isinstance(given, Tensor) and not given.ndim} <= {torch.int64}
+    assert len(inputs) > 20
 
 
 LARGER: dict[str, Any] = {

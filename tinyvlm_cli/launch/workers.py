@@ -153,9 +153,6 @@ def _set_environment(count: int) -> None:
     # Spinning threads cost nothing on an idle CPU, but make a step ten times slower on a busy one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # avoids fragmentation from varying lengths
-    # By default, PyTorch caches compiled layers in /tmp, which a reboot clears.
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "tinyvlm" / "compiled"))
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # hides warnings from libraries
 
 

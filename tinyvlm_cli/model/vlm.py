@@ -223,6 +223,9 @@ def compile_layers(model: VLM) -> None:
 
     # The limit counts all kinds of layers: of two vision encoders and an LLM, each with and without gradients.
     torch._dynamo.config.recompile_limit = 64
+    # Constants of a layer, such as the scale of low-rank adapters, would be inputs on the CPU. Each layer would be
+    # traced twice, and operations on these inputs compiled by a C++ compiler, which takes 25 s.
+    torch._dynamo.config.specialize_float = True
     # PyTorch's random numbers for dropout equal those of eager mode and are faster than Inductor's.
     torch._inductor.config.fallback_random = True
     for layers in map(layers_of, (*model.vision.models, model.llm)):
