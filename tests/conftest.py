@@ -18,6 +18,12 @@ def _nothing_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINYVLM_TRUST", "")
 
 
+@pytest.fixture(autouse=True)
+def _workers_are_not_preloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of commands that run in this process have its environment and output, not those of an earlier test."""
+    monkeypatch.setattr("tinyvlm_cli.cli.run_command.preload", lambda: None)
+
+
 @pytest.fixture
 def small_llm() -> LLM:
     return LLM(

@@ -1,6 +1,5 @@
 """Atomic writes of files and folders, JSON Lines, locks, temporary files and content hashes."""
 
-import atexit
 import codecs
 import errno
 import fcntl
@@ -15,6 +14,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,8 @@ def use_own_temporary_folder() -> None:
     if _lock_folder(folder) is None:
         return  # another process is deleting it, because it was not locked yet
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    # After the folder that multiprocessing puts into it, and deletes with priority -100.
+    Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=-200)
 
 
 def _lock_folder(folder: Path) -> int | None:

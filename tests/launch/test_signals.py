@@ -1,5 +1,6 @@
-"""Signals that stop a training, in the worker and in the parent process."""
+"""Signals that stop a training, in the worker and in the parent process, and errors of workers."""
 
+import json
 import os
 import signal
 import subprocess
@@ -125,35 +126,29 @@ def test_checkpoints_are_deleted_after_a_kill_between_done_and_their_removal(
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_the_rank_that_was_killed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The others fail because of it: with an error of their connection, or stopped by the launcher."""
-    first, killed, stopped = (ProcessFailure(rank, 100 + rank, code, "") for rank, code in enumerate((1, -9, -15)))
-    for second, failure in enumerate((first, stopped, killed)):
-        object.__setattr__(failure, "timestamp", second)
-
-    def fail(config: Any, _: str) -> Callable[..., None]:
-        def start(*words: str) -> None:
-            raise ChildFailedError("worker", {0: first, 1: killed, 2: stopped})
-
-        return start
-
-    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", fail)
-    with pytest.raises(WorkerError, match=r"worker 1 failed .*SIGKILL"):
-        workers.run("train", tmp_path, gpus=1)
-
-
-def test_only_the_traceback_of_the_rank_that_failed_first_is_printed(
+def test_only_the_error_of_the_rank_that_failed_first_is_printed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    failures = [ProcessFailure(rank, 100 + rank, 1, "") for rank in range(2)]
-    for rank, failure in enumerate(failures):
-        object.__setattr__(failure, "timestamp", 2 - rank)
-        found = {"message": f"RuntimeError: {rank}", "extraInfo": {"py_callstack": f"Traceback of {rank}"}}
-        object.__setattr__(failure, "message", found)
+    """The launcher reports any of the ranks that have ended, and a rank may be stopped while it records its error."""
+    paths = [tmp_path / str(rank) / "error.json" for rank in range(3)]
+    texts = [
+        json.dumps(
+            {
+                "message": {
+                    "message": f"RuntimeError: {rank}",
+                    "extraInfo": {"py_callstack": f"Traceback of {rank}", "timestamp": str(9 - rank)},
+                }
+            }
+        )
+        for rank in range(2)
+    ]
+    for path, text in zip(paths, [*texts, texts[1][:20]], strict=True):
+        path.parent.mkdir()
+        path.write_text(text, encoding="utf-8")
 
-    def fail(config: Any, _: str) -> Callable[..., None]:
-        def start(*words: str) -> None:
-            raise ChildFailedError("worker", dict(enumerate(failures)))
+    def fail(config: Any, _: Any) -> Callable[..., None]:
+        def start(*arguments: Any) -> None:
+            raise ChildFailedError("worker", {0: ProcessFailure(0, 100, 1, str(paths[0]))})
 
         return start
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.tiny_study import EVAL, TINY, assert_no_temporary_files, by_hand, processes, start
+from support.tiny_study import EVAL, TINY, assert_no_temporary_files, processes, start
 
 HANG_S = 15  # a busy machine may not run a process for some seconds
 TRAIN = [
@@ -34,10 +34,7 @@ CASES: dict[str, tuple[list[str], Callable[[Path], bool], signal.Signals, str]] 
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(
-    "case",
-    ["stopped training", "stopped evaluation", pytest.param("killed training", marks=by_hand("TINYVLM_TRIALS"))],
-)
+@pytest.mark.parametrize("case", CASES)
 def test_a_rank_that_stops_ends_the_command(
     case: str, study: tuple[Path, dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,6 +59,6 @@ def test_a_rank_that_stops_ends_the_command(
 
 def rank_1(folder: Path) -> int:
     for pid, command in processes(folder):
-        if "launch.worker" in command and b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes():
+        if "tinyvlm rank 1" in command:
             return pid
     raise AssertionError("rank 1 is not running")

@@ -74,7 +74,7 @@ def kill(kind: str, process: subprocess.Popen[str], folder: Path, *, after_s: fl
         return ENDED
     if kind == WORKER:
         for pid, command in processes(folder):
-            if "tinyvlm_cli.launch.worker" in command:
+            if "tinyvlm rank" in command:
                 os.kill(pid, signal.SIGKILL)
                 process.communicate(timeout=60)
                 assert process.returncode == 1

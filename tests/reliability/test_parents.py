@@ -11,7 +11,7 @@ from support.tiny_study import STEPS, TINY, TRAIN, assert_no_temporary_files, fi
 
 
 def is_training(folder: Path) -> bool:
-    return any("launch.worker" in command for _, command in processes(folder))
+    return any("tinyvlm rank" in command for _, command in processes(folder))
 
 
 @pytest.mark.e2e

@@ -4,6 +4,7 @@ Arguments: ZeRO stage, precision, what is trained (full or connector), output fi
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -13,7 +14,6 @@ import torch.distributed as dist
 from support.small import STEPS, micro_batches, small_vlm
 from tinyvlm_cli.config.schema import PARTS, Optim, Precision
 from tinyvlm_cli.config.schema import Engine as EngineSettings
-from tinyvlm_cli.launch.worker import leave
 from tinyvlm_cli.train.engine import Engine, start_process_group
 
 OPTIM = Optim(betas=[0.9, 0.999], eps=1e-8, weight_decay=0.0, warmup_ratio=0.0, max_grad_norm=1.0)
@@ -37,4 +37,5 @@ if __name__ == "__main__":
     traces = {zero: losses(int(zero), precision, trained) for zero in zeros.split(",")}
     if dist.get_rank() == 0:
         Path(output).write_text(json.dumps(traces), encoding="utf-8")
-    leave()
+    dist.barrier()
+    os._exit(0)  # gloo may abort at interpreter shutdown

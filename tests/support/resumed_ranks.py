@@ -4,6 +4,7 @@ Arguments: JSON of the segments (folder, zero, precision, steps), output file fo
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from support.engine_ranks import OPTIM
 from support.small import micro_batches, small_vlm
 from tinyvlm_cli.config.schema import PARTS, Precision
 from tinyvlm_cli.config.schema import Engine as EngineSettings
-from tinyvlm_cli.launch.worker import leave
 from tinyvlm_cli.train.checkpoint import Checkpoints
 from tinyvlm_cli.train.engine import Engine, start_process_group
 
@@ -42,4 +42,5 @@ if __name__ == "__main__":
     traces = [segment(**settings) for settings in json.loads(segments)]
     if dist.get_rank() == 0:
         Path(output).write_text(json.dumps(traces), encoding="utf-8")
-    leave()
+    dist.barrier()
+    os._exit(0)  # gloo may abort at interpreter shutdown

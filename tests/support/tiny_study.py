@@ -78,13 +78,16 @@ def succeed(process: subprocess.Popen[str]) -> str:
 
 
 def processes(folder: Path) -> list[tuple[int, str]]:
-    """Return the process IDs and command lines of all processes of a study, which have its temporary folder."""
+    """Return the process IDs, and names and command lines, of all processes of a study.
+
+    They have its temporary folder. The processes of ranks are named "tinyvlm rank 0" and so on.
+    """
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             if f"TMPDIR={temporary(folder)}".encode() in (path / "environ").read_bytes():
-                command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                found.append((int(path.name), command))
+                command = (path / "comm").read_bytes() + (path / "cmdline").read_bytes().replace(b"\0", b" ")
+                found.append((int(path.name), command.decode(errors="replace")))
         except OSError:
             continue  # the process has ended
     return found

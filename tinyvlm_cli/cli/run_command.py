@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import shlex
 import shutil
@@ -28,7 +29,7 @@ from tinyvlm_cli.config.ranges import ranges
 from tinyvlm_cli.console import printable, set_up_logging
 from tinyvlm_cli.errors import FAILED, MISTAKE, UserError, WorkerError, system_error
 from tinyvlm_cli.files import folder_of_process, use_own_temporary_folder, write_text
-from tinyvlm_cli.launch.workers import this_node
+from tinyvlm_cli.launch.workers import preload, this_node
 from tinyvlm_cli.results.records import COMMAND, command_line
 from tinyvlm_cli.signals import end_with_parent
 
@@ -108,6 +109,8 @@ class Job:
         value: float | None = None
         cell = Cell(COMMANDS[self.name], composed, HydraConfig.get())
         os.environ["HYDRA_FULL_ERROR"] = self.full_error
+        if cell.command.has_workers:
+            preload()
         try:
             if cell.command.takes_grid:
                 (outcome,) = cell.command.run(iter([cell]))
@@ -137,6 +140,7 @@ class Job:
         """Restore the job in a process started by a launcher, and set up Hydra and logging there."""
         self.__dict__ = {**state, "is_launched": True}
         end_with_parent()
+        multiprocessing.set_start_method("spawn", force=True)  # not the one that joblib defines for itself
         use_own_temporary_folder()  # on another machine, that of the parent does not exist
         trust(self.trusted)
         os.environ[COMMAND] = self.typed

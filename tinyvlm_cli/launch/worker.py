@@ -1,24 +1,32 @@
-"""Run a worker process, which workers.py starts as `python -m tinyvlm_cli.launch.worker JOB FOLDER`.
+"""The function that runs in each worker process, which workers.py starts.
 
-FOLDER contains the complete description of the job.
+The job's folder contains its complete description.
 """
 
 import ctypes
 import logging
+import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
+from collections.abc import Mapping
+from importlib import import_module
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from tinyvlm_cli.errors import system_error
 from tinyvlm_cli.heartbeat import start_heartbeat, stop_heartbeat
+from tinyvlm_cli.signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from tinyvlm_cli.evaluate.steps import StepScorer
     from tinyvlm_cli.train.stages import StageJob
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PR_SET_NAME = 15  # linux/prctl.h
+CAUSE_S = 0.5  # a rank that failed ends later than one that was killed, which may be the cause
 
 
 def work(job: str, folder: Path) -> None:
@@ -68,41 +76,63 @@ def step_scorer(job: "StageJob") -> "StepScorer | None":
     )
 
 
-def main() -> None:
-    """Run the worker process, and record its error for the parent process."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # exit silently, because the parent reports interruptions
-    if sys.platform == "linux":  # exit with the parent, which holds the lock on the stage folder
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def main(job: str, folder: Path, environment: Mapping[str, str]) -> None:
+    """Run a job in a worker process, and record its error for the parent process.
+
+    environment: variables that differ from those of the process that this one was forked from.
+    """
+    os.environ.update(environment)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)  # exit silently, because the parent reports interruptions
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_NAME, f"tinyvlm rank {os.environ['RANK']}".encode())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     start_heartbeat()
+    import torch
     from torch.distributed.elastic.multiprocessing.errors import record
 
+    if torch.cuda.is_available():  # the compiler is needed once the weights are loaded
+        threading.Thread(target=import_module, args=("torch._inductor.compile_fx",), daemon=True).start()
+    threads = max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"]))
+    torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", str(threads))))
     try:
-        record(_main)()
+        record(_main)(job, folder)
     except Exception:  # the parent process reports the error of the rank that failed first
+        time.sleep(CAUSE_S if int(os.environ["WORLD_SIZE"]) > 1 else 0)
         _exit(1)
+    # When the parent has noticed the end of all ranks.
+    Finalize(None, _exit, args=(0,), exitpriority=1000)
 
 
-def _main() -> None:
+def _main(job: str, folder: Path) -> None:
+    from torch import distributed
+
     from tinyvlm_cli.console import set_up_logging
 
-    job, folder = sys.argv[1:]
-    set_up_logging(is_main=os.environ.get("RANK", "0") == "0")
+    set_up_logging(is_main=os.environ["RANK"] == "0")
     try:
-        work(job, Path(folder))
+        work(job, folder)
     except OSError as error:
         if error.errno is None:
             raise
         raise system_error(error) from error
-    leave()
-
-
-def leave() -> NoReturn:
-    """Exit when all ranks are done."""
-    from torch import distributed
-
     if distributed.is_initialized():
         distributed.barrier()
-    _exit(0)
+
+
+def _end_with_parent() -> None:
+    """Exit when the parent process has ended, even by SIGKILL: it holds the lock on the job's folder."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def can_use_gpu() -> None:
+    """Exit with an error if this forked process cannot use the GPU, because an import has initialized CUDA."""
+    import torch
+
+    sys.exit(torch.cuda._is_in_bad_fork())
 
 
 def _exit(code: int) -> NoReturn:
@@ -112,7 +142,3 @@ def _exit(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,15 @@
 """Start one worker process per GPU with PyTorch's elastic launcher.
 
 The parent process composes the configuration and writes it to a folder, which the workers read. Each job gets new
-workers, so that no GPU memory or process group persists between jobs.
+workers, so that no GPU memory or process group persists between jobs. They are forked from a process that has already
+imported their modules.
 
 Several nodes of a Slurm job step can train one job: `srun` (or submitit) starts the same command on each node. The
 first node writes the records, and the others join it for training. See "Output environment variables" in
 https://slurm.schedmd.com/srun.html.
 """
 
+import json
 import logging
 import os
 import signal
@@ -15,8 +17,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +27,8 @@ from tinyvlm_cli.console import silence
 from tinyvlm_cli.errors import StoppedError, UserError, WorkerError
 from tinyvlm_cli.launch.ranks import is_rank, lead, num_ranks
 from tinyvlm_cli.launch.watch import watched
-from tinyvlm_cli.signals import STOP_S
+from tinyvlm_cli.launch.worker import can_use_gpu, main
+from tinyvlm_cli.signals import STOP_S, ignored
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -34,6 +38,7 @@ log = logging.getLogger(__name__)
 FIRST_PORT, NUM_PORTS = 20_000, 20_000
 OPEN, OVER = "open", "over"
 POLL_S = 0.5
+_preloaded: dict[str, str] = {}  # environment of the process that workers are forked from
 # Signals that the launcher forwards to the workers.
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
@@ -70,8 +75,24 @@ def num_workers(gpus: int | None) -> int:
     return gpus or visible or 1
 
 
+def preload() -> None:
+    """Start the process that workers are forked from. It imports their modules while this process does other work."""
+    if _preloaded or is_rank():
+        return
+    # Spinning threads cost nothing on an idle CPU, but make a step ten times slower on a busy one.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # avoids fragmentation from varying lengths
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # hides warnings from libraries
+    # Imports that ask whether there is a GPU would otherwise initialize CUDA, which forked processes then cannot use.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    _preloaded.update(os.environ)
+    forkserver.set_forkserver_preload([f"{__package__}.preloaded"])
+    with ignored():
+        forkserver.ensure_running()
+
+
 def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None:
-    """Run `tinyvlm_cli.launch.worker <job> <folder>` on each GPU and wait for it to finish.
+    """Run a job (`worker.work`) in a worker process on each GPU and wait for it to finish.
 
     node: this node. If several nodes run the job together, each of them calls this function.
     Raises UserError with the message of a worker's UserError, KeyboardInterrupt if the workers were asked to stop, and
@@ -107,14 +128,15 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
         max_restarts=0,
         monitor_interval=0.1,
         signals_to_handle=",".join(number.name for number in handlers),
+        start_method=_start_method(),
     )
     if hasattr(config, "shutdown_timeout"):  # torch 2.11 always gives workers 30 s to stop
         config.shutdown_timeout = STOP_S
-    _set_environment(count)
     hung: list[str] = []
     try:
         with watched() as hung:
-            elastic_launch(config, sys.executable)("-P", "-m", "tinyvlm_cli.launch.worker", job, str(folder))
+            changed = os.environ.items() - _preloaded.items() if _preloaded else ()
+            elastic_launch(config, main)(job, folder, dict(changed))
     except SignalException as stop:  # Ctrl-C or the scheduler; only KeyboardInterrupt also ends a grid
         if stop.sigval == signal.SIGUSR2:
             handlers[signal.SIGUSR2](signal.SIGUSR2, None)
@@ -131,11 +153,15 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
 
 def _error_of(failed: "ChildFailedError") -> BaseException:
     """Return the error of the worker that failed first, as the error that `run` raises."""
-    failures = failed.failures.values()
-    # If a rank is killed, the others lose their connection to it, and the launcher stops them with SIGTERM.
-    killed = [failure for failure in failures if -signal.SIGTERM != failure.exitcode < 0]
-    failure = min(killed or failures, key=lambda failure: failure.timestamp)
+    failure = next(iter(failed.failures.values()))
     found: Any = failure.message  # a string after a signal, a dict after an exception
+    rank = failure.local_rank
+    if isinstance(found, dict):  # the error of another rank may be the cause of this one
+        errors = [(found, rank)]
+        for path in Path(failure.error_file).parents[1].glob("*/error.json"):
+            with suppress(ValueError):  # the rank was stopped while it wrote the file
+                errors.append((json.loads(path.read_text(encoding="utf-8"))["message"], int(path.parent.name)))
+        found, rank = min(errors, key=lambda error: float(error[0]["extraInfo"]["timestamp"]))
     message = str(found["message"] if isinstance(found, dict) else found)
     kind, _, text = message.partition(": ")
     if kind == UserError.__name__:
@@ -144,16 +170,17 @@ def _error_of(failed: "ChildFailedError") -> BaseException:
         return KeyboardInterrupt()
     if isinstance(found, dict):  # the other ranks fail because of this one, so only its traceback is printed
         print(found.get("extraInfo", {}).get("py_callstack", ""), file=sys.stderr)
-    return WorkerError(f"worker {failure.local_rank} failed (exit code {failure.exitcode}): {message}")
+    return WorkerError(f"worker {rank} failed (exit code {failure.exitcode}): {message}")
 
 
-def _set_environment(count: int) -> None:
-    """Set environment variables of the workers that the user has not set. count: number of workers on this node."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    # Spinning threads cost nothing on an idle CPU, but make a step ten times slower on a busy one.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # avoids fragmentation from varying lengths
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # hides warnings from libraries
+def _start_method() -> str:
+    """Return how workers are started: forked, unless they could not use the GPU then."""
+    if not _preloaded:
+        return "spawn"
+    process = get_context("forkserver").Process(target=can_use_gpu)
+    process.start()
+    process.join()
+    return "spawn" if process.exitcode else "forkserver"
 
 
 def this_node() -> Node:

@@ -27,8 +27,8 @@ KINDS = ("weight", "exp_avg", "exp_avg_sq")  # master weights, and Adam's moment
 BUCKET = 200_000_000  # gradient elements that are reduced together
 
 
-def start_process_group() -> torch.device:
-    """Join the process group defined by the environment variables and return this rank's device."""
+def import_deepspeed() -> None:
+    """Import DeepSpeed, which reads environment variables when it is imported."""
     cuda = torch.cuda.is_available()
     os.environ["DS_ACCELERATOR"] = "cuda" if cuda else "cpu"
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # no library may unpickle code from another person's folder
@@ -38,6 +38,14 @@ def start_process_group() -> torch.device:
     if not cuda:
         # Otherwise DeepSpeed compiles a shared-memory all-reduce, which takes a minute and requires a C++ compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def start_process_group() -> torch.device:
+    """Join the process group defined by the environment variables and return this rank's device."""
+    import_deepspeed()
+    import deepspeed
+
+    cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
