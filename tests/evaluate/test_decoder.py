@@ -1,18 +1,22 @@
 """The decoder gives the tokens of `generate` on one question at a time, whatever is asked beside it."""
 
 from collections.abc import Sequence
+from functools import partialmethod
 
 import numpy as np
 import pytest
 import torch
 from support.small import FAMILIES, LLAMA, small_vlm
+from torch import nn
+from torch._dynamo.utils import counters
 
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.decoder import Decoder
 from tinyvlm_cli.evaluate.generation import Decoding, generate, generation_config
+from tinyvlm_cli.evaluate.passes import ROWS, Passes, _rounded
 from tinyvlm_cli.evaluate.spans import Group, Places, Prompt
-from tinyvlm_cli.model.vlm import VLM
+from tinyvlm_cli.model.vlm import VLM, compile_layers
 
 NEW_TOKENS = 12
 ENDS = (2,)
@@ -90,6 +94,27 @@ def test_places_that_are_free_again_become_one_gap() -> None:
     assert places.gaps == [(1, 7)]
     places.free(7, 4)
     assert places.gaps == [(1, 11)] and places.take(10) == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_and_decoding_steps_have_the_same_compiled_layers(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
+    model = small_vlm("full", llm_config={**LLAMA, "model_type": family, **FAMILIES[family]}).eval()
+    passes = Passes(model, image_size=16, cache_tokens=100)
+    passes.tiles = 500
+    compile_layers(model)
+    with torch.inference_mode(), passes.cache.in_use():
+        passes._image_tokens(*passes._blank_images())
+        passes._next_tokens(*passes._blank_row())
+        passes._next_step(torch.zeros(ROWS, 9, dtype=torch.int64))
+    assert counters["stats"]["unique_graphs"] == 2, "one for the vision encoder's layers, and one for the LLM's"
+
+
+def test_the_cache_has_the_same_size_if_a_little_more_memory_is_free() -> None:
+    assert {_rounded(size) for size in range(10**6, 10**6 + 10**4, 999)} == {30 * 2**15}
+    assert _rounded(21) == 21
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -41,7 +41,7 @@ class Passes:
         self.cache = Cache(model.llm)
         self.tile = max(1, TILE_ROWS // self.cache.group) if self.is_fixed else TOKENS
         self.tiles = TOKENS // self.tile + 2 * ROWS + 2  # per row at most; each span can end with a partly filled one
-        self.num_tokens = cache_tokens or self._cache_size()
+        self.num_tokens = cache_tokens or _rounded(self._cache_size())
         self.cache.allocate(self.num_tokens)
         self.image_tokens: Callable[..., Tensor] = self._image_tokens
         self.next_tokens: Callable[..., Tensor] = self._next_tokens
@@ -118,9 +118,16 @@ class Passes:
         """Return inputs of `_next_tokens` on the GPU, for a row without questions."""
         width = self.model.llm.get_input_embeddings().weight.shape[1]
         embeds = torch.zeros(TOKENS, width, dtype=self.cache.dtype, device=self.device)
-        positions, write_at = torch.zeros(2, TOKENS, dtype=torch.int64, device=self.device)
+        # Views of one tensor would be compiled for this length only, because the second one starts at TOKENS.
+        positions, write_at = (torch.zeros(TOKENS, dtype=torch.int64, device=self.device) for _ in range(2))
         table = torch.zeros(self.tiles, 6, dtype=torch.int32, device=self.device)
         return embeds, positions, write_at, table, torch.zeros(ROWS, dtype=torch.int64, device=self.device)
+
+
+def _rounded(size: int) -> int:
+    """Round down to five significant bits. Layers are compiled for one size of the cache, and free memory varies."""
+    unit = 2 ** max(0, size.bit_length() - 5)
+    return size // unit * unit
 
 
 class Captured:
