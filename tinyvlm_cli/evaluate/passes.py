@@ -126,7 +126,7 @@ class Passes:
 
 def _rounded(size: int) -> int:
     """Round down to five significant bits. Layers are compiled for one size of the cache, and free memory varies."""
-    unit = 2 ** max(0, size.bit_length() - 5)
+    unit = 1 << max(0, size.bit_length() - 5)
     return size // unit * unit
 
 

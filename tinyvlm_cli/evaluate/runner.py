@@ -152,7 +152,8 @@ def unanswered(task: Task, benchmark: Benchmark, job: EvalJob) -> int:
 def answer_all(job: EvalJob) -> None:
     """Answer the unanswered questions of every task. Ranks share a queue of images; each writes its own file.
 
-    The first rank compares the hashes of the weights in the meantime. No answer is written before that.
+    While the model is loaded, the first benchmark is read, and the first rank compares the hashes of the weights. No
+    answer is written before that.
     """
     import torch
     from torch.distributed.distributed_c10d import PrefixStore
@@ -167,18 +168,20 @@ def answer_all(job: EvalJob) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     run, stage_dirs = Results.read_run(Path(job.run_dir)), [Path(folder) for folder in job.stage_dirs]
-    checked = ThreadPoolExecutor(1).submit(check_weights, stage_dirs, hashed=rank == 0)
+    meanwhile = ThreadPoolExecutor(2)
+    checked = meanwhile.submit(check_weights, stage_dirs, hashed=rank == 0)
+    first = meanwhile.submit(_read_benchmark, job.tasks[0])
     answerer = load_answerer(run, job.stage, stage_dirs)
     if isinstance(answerer, RunAnswerer):
         _ = answerer.decoder  # compiles the model, which is not part of the time for the first benchmark
     parameters = sum(one.numel() for one in answerer.model.parameters())
     tokens_per_image = getattr(answerer.model, "tokens_per_image", None)
-    benchmarks: dict[str, Benchmark] = {}  # the blind control has the same questions
+    benchmarks = {job.tasks[0].benchmark["name"]: first.result()}  # the blind control has the same questions
     with ProgressDisplay(shown=rank == 0) as progress:
         for number, task in enumerate(job.tasks):
             name = task.benchmark["name"]
             if name not in benchmarks:
-                benchmarks = {name: build(task.benchmark, Benchmark)}
+                benchmarks = {name: _read_benchmark(task)}
             benchmark, folder = benchmarks[name], Path(task.folder)
             questions = asked_questions(task, benchmark, job)
             done = answered(folder, questions, max_new_tokens=benchmark.max_new_tokens)
@@ -207,6 +210,12 @@ def answer_all(job: EvalJob) -> None:
                 )
             end_progress()
     _await_check(checked, store, rank)  # the other ranks wait for the first one, even if it has answered nothing
+
+
+def _read_benchmark(task: Task) -> Benchmark:
+    benchmark: Benchmark = build(task.benchmark, Benchmark)
+    _ = benchmark.questions
+    return benchmark
 
 
 def _await_check(checked: "Future[None]", store: "Store", rank: int) -> float:
