@@ -35,6 +35,7 @@ def work(job: str, folder: Path) -> None:
         from tinyvlm_cli.train.loop import train_stage
         from tinyvlm_cli.train.stages import read_job
 
+        _import_compiler()
         stage_job = read_job(folder)
         train_stage(stage_job, step_scorer(stage_job))
     elif job == "bench":
@@ -49,7 +50,16 @@ def work(job: str, folder: Path) -> None:
         assert job == "eval", job
         from tinyvlm_cli.evaluate.runner import EvalJob, answer_all
 
+        _import_compiler()
         answer_all(EvalJob.read(folder))
+
+
+def _import_compiler() -> None:
+    """Import PyTorch's compiler in the background, if there is a GPU. It is needed once the weights are loaded."""
+    import torch
+
+    if torch.cuda.is_available():
+        threading.Thread(target=import_module, args=("torch._inductor.compile_fx",), daemon=True).start()
 
 
 def step_scorer(job: "StageJob") -> "StepScorer | None":
@@ -91,8 +101,6 @@ def main(job: str, folder: Path, environment: Mapping[str, str]) -> None:
     import torch
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    if torch.cuda.is_available():  # the compiler is needed once the weights are loaded
-        threading.Thread(target=import_module, args=("torch._inductor.compile_fx",), daemon=True).start()
     threads = max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"]))
     torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", str(threads))))
     try:

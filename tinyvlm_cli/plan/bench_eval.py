@@ -92,7 +92,9 @@ def bench_eval(folder: Path) -> None:
         Single(device_name(device), first_token_s, (peak - peak_before) / 2**30, now()).write(folder)
     dist.barrier()
     flops_per_s, bytes_per_s = matmul_ceiling(device) * 1e12, read_rate(device)
+    began = time.perf_counter()
     decoder = Decoder(model, (), image_size=job.vision.image_size)
+    first_setup_s = time.perf_counter() - began
     floor = Floor(
         training_flops(model), flops_per_s, bytes_per_s, model.tokens_per_image,
         sum(p.numel() * p.element_size() for p in model.llm.parameters()), decoder.passes.cache.bytes_per_token,
@@ -124,7 +126,7 @@ def bench_eval(folder: Path) -> None:
             device=device_name(device), gpus=ranks,
             ceiling_tflops=flops_per_s / 1e12, read_gb_per_s=bytes_per_s / 1e9, first_answer_s=first_answer_s,
             memory_gib=torch.cuda.max_memory_reserved(device) / 2**30 if device.type == "cuda" else 0.0,
-            rates=rates, made_with=provenance(), setup_s=setup_s,
+            rates=rates, made_with=provenance(), setup_s=setup_s, first_setup_s=first_setup_s,
         )  # fmt: skip
         write_text(folder / EVAL_RESULT, json.dumps(asdict(result), indent=1) + "\n")
 

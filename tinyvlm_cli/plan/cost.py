@@ -108,20 +108,25 @@ class PlannedRun:
         return {name: rate for name, rate in rates.items() if name in chosen}
 
     @property
-    def evaluation_hours(self) -> tuple[float, float]:
-        """GPU-hours of the evaluation after training, and of one evaluation during training, including its setup."""
+    def evaluation_hours(self) -> float:
+        """GPU-hours of the evaluation after training, with the limit of `evaluate`; 0 if not measured."""
         settings = self.run.config.evaluate
         limit = settings.limit if settings and settings.benchmarks else None
         seconds = sum(min(rate.total, limit or rate.total) / rate.per_s for rate in self.chosen_rates.values())
-        gpus, setup_s = (self.evaluation.gpus, self.evaluation.setup_s) if self.evaluation else (1, 0.0)
-        return seconds * gpus / 3600, (seconds + setup_s) * gpus / 3600
+        return seconds * self.evaluation.gpus / 3600 if self.evaluation else 0.0
 
-    def num_evaluations(self, stages: Iterable[PlannedStage]) -> int:
-        """Return the number of evaluations during the training of these stages, excluding stages that have ended."""
-        settings = self.run.config.evaluate
-        every = settings.every if settings and settings.benchmarks else None
-        to_do = (one.estimate.steps for one in stages if one.state not in (DONE, STOPPED))
-        return sum(steps // every for steps in to_do) if every else 0
+    def during_training(self, stages: Iterable[PlannedStage]) -> tuple[int, float]:
+        """Return the number and GPU-hours of evaluations during these stages, excluding stages that have ended.
+
+        Each evaluation sets up the decoder, and the first one of a stage compiles its layers.
+        """
+        settings, measured = self.run.config.evaluate, self.evaluation
+        if not settings or not settings.benchmarks or not settings.every or measured is None:
+            return 0, 0.0
+        to_do = [one.estimate.steps // settings.every for one in stages if one.state not in (DONE, STOPPED)]
+        compiling_s = max(0.0, measured.first_setup_s - measured.setup_s) * sum(map(bool, to_do))
+        seconds = sum(to_do) * measured.setup_s + compiling_s
+        return sum(to_do), sum(to_do) * self.evaluation_hours + seconds * measured.gpus / 3600
 
 
 def plan_run(config: Plan, models: "Models") -> PlannedRun:

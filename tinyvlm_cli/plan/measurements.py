@@ -93,10 +93,12 @@ class EvalResult:
     memory_gib: float  # peak of one GPU, including the cache, which takes all free memory
     rates: dict[str, EvalRate]  # by workload
     made_with: dict[str, Any]
-    setup_s: float = 0.0  # of the decoder, once the layers are compiled; 0 if written by an older version
+    # Of the decoder during training, and of the first one, for which the layers are compiled. Older versions: 0.
+    setup_s: float = 0.0
+    first_setup_s: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self, "gpus", finite=("setup_s",))
+        _check(self, "gpus", finite=("setup_s", "first_setup_s"))
 
 
 def last_result(job: StageJob, mix: Mix | None, parameters: dict[str, int]) -> Result | None:

@@ -93,7 +93,7 @@ def _eval(config: Bench, folder: Path) -> tuple[str, dict[str, str]]:
         "large copy, in the same process",
         "peak memory": f"{found.memory_gib:.1f} GiB per GPU" if found.memory_gib else "not measured on a CPU",
         "time to first answer": f"{found.first_answer_s:.0f} s",
-        "setup during training": f"{found.setup_s:.1f} s for each evaluation",
+        "setup during training": f"{found.setup_s:.1f} s per evaluation, {found.first_setup_s:.1f} s for the first",
         "one question at a time": f"{1000 * single.first_token_s:.3g} ms to the first token, "
         f"{single.memory_gib:.3g} GiB for the weights and the question",
         "result": f"{folder / EVAL_RESULT}, {SINGLE}",

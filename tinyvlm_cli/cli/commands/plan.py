@@ -138,13 +138,10 @@ def _evaluation(planned: PlannedRun) -> str:
     result, config = planned.evaluation, planned.run.config
     if result is None:
         return f"evaluation: not measured yet; run: tinyvlm bench eval {_choices(config, 'llm', 'vision', 'connector')}"
-    rates, (hours, hours_in_training) = ", ".join(planned.chosen_rates), planned.evaluation_hours
-    line = (
-        f"evaluation: {hours:.3g} GPU-hours for {rates} on {result.device} (measured {result.made_with['time'][:10]})"
-    )
-    if number := planned.num_evaluations(planned.stages):
-        line += f"; during training: {number * hours_in_training:.3g} GPU-hours for {number} evaluations"
-    return line
+    rates, date = ", ".join(planned.chosen_rates), result.made_with["time"][:10]
+    line = f"evaluation: {planned.evaluation_hours:.3g} GPU-hours for {rates} on {result.device} (measured {date})"
+    number, hours = planned.during_training(planned.stages)
+    return f"{line}; during training: {hours:.3g} GPU-hours for {number} evaluations" if number else line
 
 
 def _choices(config: Train, *groups: str) -> str:

@@ -47,7 +47,7 @@ def print_power(runs: Sequence[PlannedRun], config: Plan) -> None:
             one.seed,
             planned.stages[-1].job.name,
             {stage.job.folder.name: stage.gpu_hours for stage in planned.stages},
-            planned.evaluation_hours[0] if planned.evaluation else None,
+            planned.evaluation_hours if planned.evaluation else None,
         )
         for planned, one in ((planned, planned.run.config) for planned in runs)
     ]  # fmt: skip
@@ -134,8 +134,7 @@ def _evaluations(runs: Sequence[PlannedRun]) -> list[str]:
     for planned in runs:
         new = [one for one in planned.stages if one.job.folder not in seen]
         seen |= {one.job.folder for one in new}
-        after, during = planned.evaluation_hours
-        hours += after + during * planned.num_evaluations(new)
+        hours += planned.evaluation_hours + planned.during_training(new)[1]
     devices = ", ".join(sorted({one.device for one in measured}))
     return [
         f"evaluation of {len(measured)} of {len(runs)} runs: {short(hours)} GPU-hours, measured on {devices} "
