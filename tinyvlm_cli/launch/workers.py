@@ -174,11 +174,14 @@ def _error_of(failed: "ChildFailedError") -> BaseException:
 
 
 def _start_method() -> str:
-    """Return how workers are started: forked, unless they could not use the GPU then."""
+    """Return how workers are started: forked, unless they could not use the GPU then, or an import failed."""
     if not _preloaded:
         return "spawn"
     process = get_context("forkserver").Process(target=can_use_gpu)
-    process.start()
+    try:
+        process.start()
+    except (EOFError, OSError):
+        return "spawn"
     process.join()
     return "spawn" if process.exitcode else "forkserver"
 
