@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver, get_context
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tinyvlm_cli.console import silence
@@ -134,7 +135,7 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
         config.shutdown_timeout = STOP_S
     hung: list[str] = []
     try:
-        with watched() as hung:
+        with watched() as hung, _without_script():
             changed = os.environ.items() - _preloaded.items() if _preloaded else ()
             elastic_launch(config, main)(job, folder, dict(changed))
     except SignalException as stop:  # Ctrl-C or the scheduler; only KeyboardInterrupt also ends a grid
@@ -179,11 +180,23 @@ def _start_method() -> str:
         return "spawn"
     process = get_context("forkserver").Process(target=can_use_gpu)
     try:
-        process.start()
+        with _without_script():
+            process.start()
     except (EOFError, OSError):
         return "spawn"
     process.join()
     return "spawn" if process.exitcode else "forkserver"
+
+
+@contextmanager
+def _without_script() -> Iterator[None]:
+    """Let processes that are started in the block not import the script that runs here: it may start more of them."""
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def this_node() -> Node:
