@@ -303,6 +303,15 @@ def test_modules_of_a_results_folder_are_not_found(
 
 
 @pytest.mark.e2e
+def test_a_file_in_the_working_folder_replaces_no_package(tmp_path: Path) -> None:
+    for name in ("torch", "hydra", "yaml", "deepspeed", "gzip"):
+        (tmp_path / f"{name}.py").write_text("print('executed')\nraise SystemExit(7)\n", encoding="utf-8")
+    command = [sys.executable, "-m", "tinyvlm_cli", "bench", "train", "llm=tiny", "vision=tiny", "steps=1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "executed" not in done.stdout + done.stderr, done.stderr
+
+
+@pytest.mark.e2e
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "local"])
 def test_workers_find_a_module_in_the_working_folder(study: Path, launcher: str) -> None:
     words = ["action=train", "-m", *TINY, "steps=1", "seed=1", f"hydra/launcher={launcher}"]
