@@ -20,12 +20,15 @@ from tinyvlm_cli.errors import StoppedError, WorkerError
 from tinyvlm_cli.launch import worker, workers
 from tinyvlm_cli.signals import STOP_SIGNALS, StopRequest
 
-CHILD = "import time; from tinyvlm_cli.signals import end_with_parent; end_with_parent(); time.sleep(60)"
-PARENT = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {CHILD!r}]).pid, flush=True); input()"
+LAUNCHED = "import time; from tinyvlm_cli.signals import end_with_parent; end_with_parent(); time.sleep(60)"
+PRELOADING = "import time; import tinyvlm_cli.launch.preloaded; time.sleep(60)"
+PARENT = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {!r}]).pid, flush=True); input()"
 
 
-def test_a_launched_job_ends_with_its_killed_parent() -> None:
-    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("code", [LAUNCHED, PRELOADING])
+def test_a_launched_job_and_the_preloading_process_end_with_their_killed_parent(code: str) -> None:
+    command = [sys.executable, "-c", PARENT.format(code)]
+    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     time.sleep(1)  # so that the child watches its parent
