@@ -281,6 +281,7 @@ def tinyvlm(study: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 TINY = ("llm=tiny", "vision=tiny", "data=easyvqa", "connector=mine")
+SHORT = ("steps=1", "recipe.stages.finetune.samples_per_step=8")
 
 
 def test_a_module_in_the_working_folder_is_found_under_the_console_script(study: Path) -> None:
@@ -306,7 +307,7 @@ def test_modules_of_a_results_folder_are_not_found(
 def test_a_file_in_the_working_folder_replaces_no_package(tmp_path: Path) -> None:
     for name in ("torch", "hydra", "yaml", "deepspeed", "gzip"):
         (tmp_path / f"{name}.py").write_text("print('executed')\nraise SystemExit(7)\n", encoding="utf-8")
-    command = [sys.executable, "-m", "tinyvlm_cli", "bench", "train", "llm=tiny", "vision=tiny", "steps=1"]
+    command = [sys.executable, "-m", "tinyvlm_cli", "bench", "train", "llm=tiny", "vision=tiny", *SHORT]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "executed" not in done.stdout + done.stderr, done.stderr
 
@@ -314,7 +315,7 @@ def test_a_file_in_the_working_folder_replaces_no_package(tmp_path: Path) -> Non
 @pytest.mark.e2e
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "local"])
 def test_workers_find_a_module_in_the_working_folder(study: Path, launcher: str) -> None:
-    words = ["action=train", "-m", *TINY, "steps=1", "seed=1", f"hydra/launcher={launcher}"]
+    words = ["action=train", "-m", *TINY, *SHORT, "seed=1", f"hydra/launcher={launcher}"]
     done = tinyvlm(study, "bench", *words)
     assert done.returncode == 0, done.stderr
     (path,) = (study / "results/bench").glob("*/bench.json")
