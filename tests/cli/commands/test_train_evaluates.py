@@ -76,10 +76,10 @@ def test_training_does_not_depend_on_its_evaluation(study: Path, recipe: str) ->
 
 @pytest.mark.e2e
 def test_a_cell_that_is_far_behind_is_stopped_and_can_be_resumed(study: Path) -> None:
-    """It is never taken for a trained model, and its weights are the same if it is resumed."""
+    """It is never taken for a trained model, and its weights are the same if it is resumed. Both of its ranks stop."""
     benchmarks = [*SCORED[:1], "evaluate.limit=60", SCORED[2], "evaluate.every=2"]
     words = [*TRAIN, "recipe.stages.finetune.max_steps=6", *benchmarks]
-    slow = [*words, "recipe.stages.finetune.lr=1e-5"]
+    slow = [*words, "recipe.stages.finetune.lr=1e-5", "engine.gpus=2"]
     finish([*slow, "results_dir=unstopped"], study)
     finish([*words, "evaluate.stop=5", "results_dir=stopped"], study)
     results = Results(study / "stopped")
