@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from tinyvlm_cli.cli.commands.train import train_one
 from tinyvlm_cli.errors import StoppedError, WorkerError
-from tinyvlm_cli.launch import worker, workers
+from tinyvlm_cli.launch import workers
 from tinyvlm_cli.signals import STOP_SIGNALS, StopRequest
 
 LAUNCHED = "import time; from tinyvlm_cli.signals import end_with_parent; end_with_parent(); time.sleep(60)"
@@ -110,7 +110,7 @@ def test_a_stopped_rank_of_torchrun_is_an_interruption(monkeypatch: pytest.Monke
 
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    monkeypatch.setattr(worker, "work", stop)
+    monkeypatch.setattr(workers, "work", stop)
     with pytest.raises(KeyboardInterrupt):
         workers.run("train", tmp_path, gpus=None)
 

@@ -28,7 +28,7 @@ from tinyvlm_cli.console import silence
 from tinyvlm_cli.errors import StoppedError, UserError, WorkerError
 from tinyvlm_cli.launch.ranks import is_rank, lead, num_ranks
 from tinyvlm_cli.launch.watch import watched
-from tinyvlm_cli.launch.worker import can_use_gpu, main
+from tinyvlm_cli.launch.worker import can_use_gpu, main, work
 from tinyvlm_cli.signals import STOP_S, ignored
 
 if TYPE_CHECKING:
@@ -100,8 +100,6 @@ def run(job: str, folder: Path, *, gpus: int | None, node: Node = ALONE) -> None
     WorkerError for any other failure.
     """
     if is_rank():
-        from tinyvlm_cli.launch.worker import work
-
         try:
             lead(work, job, folder)
         except StoppedError:
