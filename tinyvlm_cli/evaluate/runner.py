@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
     from tinyvlm_cli.evaluate.answerer import Answerer
+    from tinyvlm_cli.evaluate.folder_answerer import FolderAnswerer
+    from tinyvlm_cli.evaluate.run_answerer import RunAnswerer
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +163,6 @@ def answer_all(job: EvalJob) -> None:
 
     from tinyvlm_cli.evaluate.load_answerer import load_answerer
     from tinyvlm_cli.evaluate.run_answerer import RunAnswerer
-    from tinyvlm_cli.model.pretrained import device_name
 
     shared, rank, _ = next(iter(rendezvous("env://")))
     store = PrefixStore(f"answers {next(_numbers)}", shared)
@@ -174,8 +175,6 @@ def answer_all(job: EvalJob) -> None:
     answerer = load_answerer(run, job.stage, stage_dirs)
     if isinstance(answerer, RunAnswerer):
         _ = answerer.decoder  # compiles the model, which is not part of the time for the first benchmark
-    parameters = sum(one.numel() for one in answerer.model.parameters())
-    tokens_per_image = getattr(answerer.model, "tokens_per_image", None)
     benchmarks = {job.tasks[0].benchmark["name"]: first.result()}  # the blind control has the same questions
     with ProgressDisplay(shown=rank == 0) as progress:
         for number, task in enumerate(job.tasks):
@@ -204,15 +203,22 @@ def answer_all(job: EvalJob) -> None:
                 count = len(done) + store.add(f"answered {number}", len(given))
                 bar.advance(min(count, len(questions)) - bar.done)
             if num_given:
-                seconds = round(time.perf_counter() - began - waited_s, 4)
-                Speed(num_given, seconds, device_name(answerer.device), parameters, tokens_per_image).write(
-                    folder, rank
-                )
+                _speed(answerer, num_given, time.perf_counter() - began - waited_s).write(folder, rank)
             end_progress()
     _await_check(checked, store, rank)  # the other ranks wait for the first one, even if it has answered nothing
 
 
+def _speed(answerer: "RunAnswerer | FolderAnswerer", num_answers: int, seconds: float) -> Speed:
+    """Return the record of a rank's speed."""
+    from tinyvlm_cli.model.pretrained import device_name
+
+    parameters = sum(one.numel() for one in answerer.model.parameters())
+    tokens_per_image = getattr(answerer.model, "tokens_per_image", None)
+    return Speed(num_answers, round(seconds, 4), device_name(answerer.device), parameters, tokens_per_image)
+
+
 def _read_benchmark(task: Task) -> Benchmark:
+    """Return the task's benchmark, with its questions already read."""
     benchmark: Benchmark = build(task.benchmark, Benchmark)
     _ = benchmark.questions
     return benchmark

@@ -129,7 +129,10 @@ def _main(job: str, folder: Path) -> None:
 
 
 def _end_with_parent() -> None:
-    """Exit when the parent process has ended, even by SIGKILL: it holds the lock on the job's folder."""
+    """Exit when the command has ended, even by SIGKILL: it holds the lock on the job's folder.
+
+    `signals.end_with_parent` would watch the process that this one was forked from.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
