@@ -21,7 +21,7 @@ def _nothing_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _workers_are_not_preloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers of commands that run in this process have its environment and output, not those of an earlier test."""
-    monkeypatch.setattr("tinyvlm_cli.cli.run_command.preload", lambda: None)
+    monkeypatch.setattr("tinyvlm_cli.cli.run_command.preload", lambda modules: None)
 
 
 @pytest.fixture

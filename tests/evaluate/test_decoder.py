@@ -14,10 +14,12 @@ from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.decoder import Decoder
 from tinyvlm_cli.evaluate.generation import Decoding, generate, generation_config
+from tinyvlm_cli.evaluate.load_answerer import moved
 from tinyvlm_cli.evaluate.passes import ROWS, Passes, _rounded
 from tinyvlm_cli.evaluate.spans import Group, Places, Prompt
 from tinyvlm_cli.model.vlm import VLM, compile_layers
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 NEW_TOKENS = 12
 ENDS = (2,)
 
@@ -117,7 +119,7 @@ def test_the_cache_has_the_same_size_if_a_little_more_memory_is_free() -> None:
     assert _rounded(21) == 21
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_on_a_gpu_answers_do_not_depend_on_the_other_questions() -> None:
     model = spread_out(LLAMA).to("cuda", torch.bfloat16)
     decoder = Decoder(model, (), image_size=16, cache_tokens=20_000)
@@ -133,3 +135,22 @@ def test_on_a_gpu_answers_do_not_depend_on_the_other_questions() -> None:
         for prompt in group.prompts:
             alone = Group(group.prefix, group.pixels, [prompt])
             assert dict(decoder.answers([alone], max_new_tokens=NEW_TOKENS)) == {prompt.key: whole[prompt.key]}
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_weights_that_arrive_while_the_decoder_is_set_up_give_the_same_answers(device: str) -> None:
+    there, arriving = (spread_out({**LLAMA, "tie_word_embeddings": True}) for _ in range(2))
+    arrival = moved(arriving.bfloat16(), torch.device(device), "results/runs/r")
+    decoders = [Decoder(arriving.to(device), ENDS, image_size=16, cache_tokens=20_000)]
+    arrival.result()
+    decoders.append(Decoder(there.to(device, torch.bfloat16), ENDS, image_size=16, cache_tokens=20_000))
+    assert arriving.llm.lm_head.weight is arriving.llm.get_input_embeddings().weight
+    first, second = (dict(one.answers(questions(), max_new_tokens=NEW_TOKENS)) for one in decoders)
+    assert first == second
+
+
+def test_weights_are_checked_when_they_have_arrived() -> None:
+    model = small_vlm("full")
+    model.connector.layers[0].weight.data[0, 0] = float("inf")
+    with pytest.raises(UserError, match=r"run=results/runs/r: 1 tensors .* such as connector\.layers\.0\.weight"):
+        moved(model, torch.device("cpu"), "results/runs/r").result()

@@ -35,6 +35,7 @@ from tinyvlm_cli.evaluate.sources import StoredImage
 from tinyvlm_cli.results.answers import append_answers, find_answers
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Answer, Run
+from tinyvlm_cli.results.weights import hashes_compared
 
 QUESTIONS = [
     Question(f"q{i}", f"q{i}", "word " * (i % 5 + 1), Path(f"{i // 4}.png"), f"{i // 4}.png") for i in range(22)
@@ -71,23 +72,24 @@ def test_ranks_share_all_groups(ranks: int) -> None:
     assert sorted(q.key for q in taken) == sorted(q.key for q in QUESTIONS * 4)
 
 
-def answer_rank(rank: int, port: int, job: EvalJob, mark: Path) -> None:
+def answer_rank(rank: int, port: int, folder: Path) -> None:
     """Work on a job as one of two ranks, of which the first has a model only after the second has claimed questions."""
     os.environ.update(variables(rank, port))
+    mark = folder / "mark"
 
     def answers(groups: Iterable[Sequence[Question]], *, max_new_tokens: int) -> Iterator[tuple[Question, str]]:
         for group in groups:
             mark.touch()
             yield from ((question, "yes") for question in group)
 
-    def load(*_: object) -> Any:
+    def load(*_: object, device: torch.device) -> Any:
         while rank == 0 and not mark.exists():
             time.sleep(0.01)
-        return SimpleNamespace(model=torch.nn.Linear(1, 1), device=torch.device("cpu"), answers=answers)
+        return SimpleNamespace(setup_s=0.0, model=torch.nn.Linear(1, 1), device=device, answers=answers)
 
     load_answerer.load_answerer = load
     store = next(iter(rendezvous("env://")))  # its server would end with the first rank's share of the job
-    answer_all(job)
+    answer_all(folder)
     ended = mark.with_name("ended")
     if rank:
         ended.touch()
@@ -105,14 +107,15 @@ def test_a_rank_writes_its_answers_although_the_first_rank_has_none(tmp_path: Pa
     run = Run(Results(tmp_path).run_dir("r"), "r", "l", "v", "c", "d", "r", 0, {}, {})
     Results.write_run(run)
     task = Task(node_of("pope", tmp_path / "pope"), "real", str(tmp_path / "answers"))
-    job = EvalJob(str(run.folder), "finetune", [], limit=None, seed=0, tasks=[task])
+    EvalJob(str(run.folder), "finetune", [], limit=None, seed=0, tasks=[task]).write(tmp_path)
     context, port = multiprocessing.get_context("fork"), free_port()
-    ranks = [context.Process(target=answer_rank, args=(rank, port, job, tmp_path / "mark")) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(timeout=30)
-        process.kill()
+    ranks = [context.Process(target=answer_rank, args=(rank, port, tmp_path)) for rank in range(2)]
+    with hashes_compared([], tmp_path):
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(timeout=30)
+            process.kill()
     assert [process.exitcode for process in ranks] == [0, 0]
     assert len(find_answers(tmp_path / "answers")) == 3
 

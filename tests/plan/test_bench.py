@@ -55,7 +55,7 @@ def test_bench_eval_measures_every_benchmark(capsys: pytest.CaptureFixture[str])
     assert main(["plan", *TINY]) == 0
     assert "GPU-hours for vqav2, gqa, " in capsys.readouterr().out
     assert rates["pope"] | {"per_s": 0, "floor_per_s": 0} == {
-        "questions": 107, "per_s": 0, "floor_per_s": 0, "total": 8910
+        "questions": 107, "per_s": 0, "floor_per_s": 0, "total": 8910, "images": 500
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.composed import composed
+from support.from_conf import write_lines
 
 from tinyvlm_cli.cli.commands import COMMANDS
 from tinyvlm_cli.cli.commands.plan import run_together
@@ -169,8 +170,8 @@ def test_evaluations_during_training_are_counted_once_per_stage(capsys: pytest.C
     config: Bench = composed("bench", "action=eval", *TINY)
     record = dict.fromkeys((f.name for f in fields(EvalResult)), 1) | {
         "llm": "l", "vision": "v", "connector": "c", "device": "Some GPU", "gpus": 2,
-        "made_with": {"time": "2026-01-02"}, "setup_s": 4.0, "first_setup_s": 10.0,
-        "rates": {name: dict.fromkeys(("questions", "floor_per_s"), 1) | {"per_s": 100.0, "total": 8910}
+        "made_with": {"time": "2026-01-02"}, "setup_s": 4.0, "first_setup_s": 10.0, "image_s": 0.5,
+        "rates": {name: dict.fromkeys(("questions", "floor_per_s"), 1) | {"per_s": 100.0, "total": 8910, "images": 500}
                   for name in ("pope", "gqa")},
     }  # fmt: skip
     folder = Path("results/bench/eval-any")
@@ -188,6 +189,12 @@ def test_evaluations_during_training_are_counted_once_per_stage(capsys: pytest.C
     assert f"evaluation of 2 of 2 runs: {2 * (sum(seconds) + 10) / 3600:.3g} GPU-hours" in both
     two = planned(capsys, "-m", *words, "recipe=demo", "recipe.stages.finetune.lr=1e-3,1e-4")
     assert f"evaluation of 2 of 2 runs: {(2 * sum(seconds) - seconds[0] + 20) / 3600:.3g} GPU-hours" in two
+    for split in ("adversarial", "popular", "random"):
+        lines = [{"question_id": i, "image": f"{i // 6}.jpg", "text": "Is it?", "label": "yes"} for i in range(120)]
+        write_lines(Path(f"data/eval/pope/coco/coco_pope_{split}.json"), lines)
+    fewer = planned(capsys, *words[:-2], "evaluate.limit=18", "recipe=demo")
+    seconds_18 = 18 / 100 + (3 - 18 * 500 / 8910) * 0.5  # three images instead of one
+    assert f"evaluation: {2 * seconds_18 / 3600:.3g} GPU-hours for pope on Some GPU" in fewer
     whole = planned(capsys, *TINY, "recipe=demo")
     assert f"evaluation: {2 * 8910 / 100 * 2 / 3600:.3g} GPU-hours for pope, gqa on Some GPU" in whole
 

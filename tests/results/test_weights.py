@@ -1,5 +1,7 @@
 """The weights of a stage are listed when it is complete, and a missing or changed file is never used."""
 
+import errno
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,11 @@ import pytest
 import torch
 
 from tinyvlm_cli.checkpoint.parts import save_part
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import UserError, WorkerError
+from tinyvlm_cli.results import weights
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Stage
-from tinyvlm_cli.results.weights import check_weights, complete
+from tinyvlm_cli.results.weights import await_hashes, check_weights, complete, hashes_compared
 
 
 def trained(folder: Path, *, before: Sequence[Path] = (), is_listed: bool = True, **modes: str) -> Path:
@@ -100,3 +103,31 @@ def test_weights_without_a_record_or_after_other_stages_are_not_used(tmp_path: P
     check_weights([renamed, second], hashed=False, recorded=False)
     with pytest.raises(UserError, match=r"stage\.yaml: missing.*delete .*finetune-a-2 and train again"):
         check_weights([renamed, second])
+
+
+def test_workers_wait_for_the_comparison_of_hashes(tmp_path: Path) -> None:
+    stage, job = trained(tmp_path / "finetune", connector="full"), tmp_path / "job"
+    job.mkdir()
+    with hashes_compared([stage], job):
+        await_hashes(job)
+    assert not list(job.iterdir())
+    flip(stage / "connector.safetensors")
+    with hashes_compared([stage], job), pytest.raises(UserError, match="the content does not match the SHA-256"):
+        await_hashes(job)
+
+
+def test_an_unexpected_error_reaches_the_workers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "llm.safetensors")
+
+    monkeypatch.setattr(weights, "check_weights", fail)
+    with hashes_compared([], tmp_path), pytest.raises(UserError, match=r"llm\.safetensors: permission denied"):
+        await_hashes(tmp_path)
+
+
+def test_the_result_of_an_earlier_comparison_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / weights.CHECKED).write_text('{"error": ""}', encoding="utf-8")
+    monkeypatch.setattr(weights, "check_weights", lambda _: time.sleep(60))
+    monkeypatch.setattr(weights, "HASHES_S", 0.1)
+    with hashes_compared([], tmp_path), pytest.raises(WorkerError, match="not written within an hour"):
+        await_hashes(tmp_path)

@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = _run(name, rest, is_program=is_program)
     finally:
-        if name in COMMANDS and COMMANDS[name].has_workers:
+        if name in COMMANDS and COMMANDS[name].worker_modules:
             from tinyvlm_cli.launch.ranks import end
 
             end(code)
@@ -78,15 +78,21 @@ def _run(name: str, rest: list[str], *, is_program: bool) -> int:
         if name not in COMMANDS:
             raise UserError(f"unknown command; {suggest(name, COMMANDS)}")
         settings = _name_action(COMMANDS[name].actions, rest)
-        from tinyvlm_cli.cli.run_command import run_command
         from tinyvlm_cli.files import use_own_temporary_folder
         from tinyvlm_cli.launch.ranks import run_on_ranks
         from tinyvlm_cli.launch.worker import work
+        from tinyvlm_cli.launch.workers import preload
 
+        modules = COMMANDS[name].worker_modules
+        os.environ["PYTHONSAFEPATH"] = "1"  # child processes do not import modules from the working directory
         if is_program:
             use_own_temporary_folder()
+            if not any(setting.startswith("-") for setting in settings):  # flags such as --help start no workers here
+                preload(modules)
+        from tinyvlm_cli.cli.run_command import run_command
+
         command = partial(run_command, COMMANDS[name], settings)
-        code = run_on_ranks(command, work, settings) if COMMANDS[name].has_workers else command()
+        code = run_on_ranks(command, work, settings) if modules else command()
     except KeyboardInterrupt:
         print(f"tinyvlm {name}: interrupted; run the same command again to resume", file=sys.stderr)
         code = INTERRUPTED

@@ -50,7 +50,6 @@ def run_command(command: Command, arguments: list[str]) -> int:
     check_repeated(settings)
     results_dir = dict(setting.partition("=")[::2] for setting in settings).get("results_dir", "results")
     trust([*own, *_own_places(Path.cwd(), Path(results_dir.strip("'\"")).expanduser())])
-    os.environ["PYTHONSAFEPATH"] = "1"  # child processes do not import modules from the working directory
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors instead of printing them and exiting
     argv, sys.argv = sys.argv, ["tinyvlm" if "-sc" in flags else f"tinyvlm {command.name}", *flags, *settings]
@@ -109,8 +108,7 @@ class Job:
         value: float | None = None
         cell = Cell(COMMANDS[self.name], composed, HydraConfig.get())
         os.environ["HYDRA_FULL_ERROR"] = self.full_error
-        if cell.command.has_workers:
-            preload()
+        preload(cell.command.worker_modules)
         try:
             if cell.command.takes_grid:
                 (outcome,) = cell.command.run(iter([cell]))

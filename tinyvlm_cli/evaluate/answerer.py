@@ -27,6 +27,7 @@ class Answerer(ABC):
     tokenizer: PreTrainedTokenizerFast
     device: torch.device
     ends: set[int]  # end-of-answer token ids
+    setup_s = 0.0  # time spent on preparing the model for fast answers, in total
 
     @abstractmethod
     def answers(self, groups: Iterable[Sequence[Question]], *, max_new_tokens: int) -> Iterator[tuple[Question, str]]:

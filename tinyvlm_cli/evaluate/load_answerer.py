@@ -1,10 +1,12 @@
 """Load a model that answers questions: a run of `tinyvlm train`, or a model folder in Hugging Face format."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tinyvlm_cli.checkpoint.parts import build_model
 from tinyvlm_cli.checkpoint.tokenizers import compare_tokenizer
@@ -15,9 +17,12 @@ from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.evaluate.folder_answerer import FolderAnswerer
 from tinyvlm_cli.evaluate.run_answerer import RunAnswerer
 from tinyvlm_cli.model.pretrained import DTYPES
+from tinyvlm_cli.model.vlm import VLM
 from tinyvlm_cli.results.records import Run
 
 log = logging.getLogger(__name__)
+
+STAGED = 2**26  # bytes that are copied to the GPU at once
 
 
 def load_answerer(
@@ -27,7 +32,7 @@ def load_answerer(
     """Load the model that a run's stages (first to last) trained, or the one in a run's model folder.
 
     device: None for this rank's GPU, or the CPU if there is no GPU. dtype: None for that of the run or folder.
-    Raises UserError if a weight is not finite.
+    Raises UserError if a weight is not finite, on a GPU once the weights are used.
     """
     if device is None:
         on_gpu = torch.cuda.is_available()
@@ -43,14 +48,54 @@ def load_answerer(
             config.llm, config.vision, config.connector, stage_dirs,
             seed=config.seed, dtype=dtype or DTYPES[config.engine.precision], attention="sdpa",
         )  # fmt: skip
+        arrival = moved(model.eval(), device, str(run.folder)) if device.type == "cuda" else None
         answerer = RunAnswerer(
-            model.to(device).eval(), config.llm, config.vision, config.recipe.stages[stage],
-            upright=config.data.exif is Exif.upright,
+            model.to(device), config.llm, config.vision, config.recipe.stages[stage],
+            upright=config.data.exif is Exif.upright, arrival=arrival,
         )  # fmt: skip
-    weights = answerer.model.named_parameters()
-    if broken := [name for name, weight in weights if not torch.isfinite(weight).all()]:
-        raise UserError(  # the model would give empty or random answers, and get a score
-            f"run={run.model or run.folder}: {len(broken)} tensors have weights that are not finite, such as "
-            f"{broken[0]}; train again, or use an intact model"
-        )
+        if arrival is not None:
+            return answerer
+    _check_finite(dict(answerer.model.named_parameters()), str(run.model or run.folder))
     return answerer
+
+
+def moved(model: VLM, device: torch.device, name: str) -> Future[None]:
+    """Allocate a model's weights on a GPU, and copy them in a thread while the layers are compiled.
+
+    The future is done when they are there. It raises UserError if a weight is not finite. name: of the run.
+    """
+    weights: dict[str, Tensor] = dict(model.named_parameters())
+    sources = [weight.detach() for weight in weights.values()]
+    for weight in weights.values():
+        weight.data = torch.empty_like(weight, device=device)
+
+    def copy() -> None:
+        on_gpu = device.type == "cuda"
+        stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
+        # While memory that is not pinned is copied, other threads could not load kernels.
+        pinned = torch.empty(STAGED, dtype=torch.uint8, pin_memory=on_gpu)
+        with torch.no_grad(), torch.cuda.stream(stream):
+            for weight, source in zip(weights.values(), sources, strict=True):
+                target, values = (one.detach().flatten().view(torch.uint8) for one in (weight, source))
+                for at in range(0, len(values), STAGED):
+                    piece = values[at : at + STAGED]
+                    target[at : at + STAGED].copy_(pinned[: len(piece)].copy_(piece), non_blocking=True)
+                    if stream is not None:
+                        stream.synchronize()
+            _check_finite(weights, name)
+
+    pool = ThreadPoolExecutor(1)
+    try:
+        return pool.submit(copy)
+    finally:
+        pool.shutdown(wait=False)
+
+
+def _check_finite(weights: Mapping[str, Tensor], name: str) -> None:
+    """Raise UserError if a weight is not finite: the model would give empty or random answers, and get a score."""
+    is_finite = torch.stack([torch.isfinite(weight).all() for weight in weights.values()]).tolist()
+    if broken := [one for one, is_whole in zip(weights, is_finite, strict=True) if not is_whole]:
+        raise UserError(
+            f"run={name}: {len(broken)} tensors have weights that are not finite, such as {broken[0]}; train again, "
+            "or use an intact model"
+        )

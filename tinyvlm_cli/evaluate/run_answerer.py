@@ -1,7 +1,10 @@
 """Answers of a model that `tinyvlm train` trained."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 import torch
@@ -27,25 +30,38 @@ class RunAnswerer(Answerer):
     """A model that `tinyvlm train` trained.
 
     stage: the last stage of its training. upright: whether images are turned as their Exif orientation states.
-    is_trained: whether the model is being trained, so that its modules must not be changed.
+    is_trained: whether the model is being trained, so that its modules must not be changed. arrival: done when the
+    weights are on the device; None if they are.
     """
 
     def __init__(
-        self, model: VLM, llm: LLM, vision: Vision, stage: Stage, *, upright: bool, is_trained: bool = False
-    ) -> None:
-        self.model, self.llm, self.vision, self.stage, self.upright = model, llm, vision, stage, upright
-        self.is_trained = is_trained
+        self, model: VLM, llm: LLM, vision: Vision, stage: Stage, *, upright: bool, is_trained: bool = False,
+        arrival: Future[None] | None = None,
+    ) -> None:  # fmt: skip
+        self._model, self.llm, self.vision, self.stage, self.upright = model, llm, vision, stage, upright
+        self.is_trained, self._arrival = is_trained, arrival
         self.tokenizer = load_tokenizer(llm, num_embeddings=model.llm.get_input_embeddings().num_embeddings)
         self.device = model.llm.device
         # Both the chat format's end token and the tokenizer's own end an answer.
         self.ends = {self.tokenizer.convert_tokens_to_ids(llm.chat.end), self.tokenizer.eos_token_id} - {None}
 
+    @property
+    def model(self) -> VLM:
+        """The model, once its weights are on the device."""
+        if self._arrival is not None:
+            self._arrival.result()
+        return self._model
+
     @cached_property
     def decoder(self) -> Decoder:
-        """The decoder for greedy decoding."""
-        if setting := unsupported(self.model.llm.config, self.llm.max_length):
+        """The decoder for greedy decoding. The weights can arrive while it is set up."""
+        began = time.perf_counter()
+        if setting := unsupported(self._model.llm.config, self.llm.max_length):
             raise UserError(f"llm.path: {self.llm.path} uses {setting}, which is not supported; choose another model")
-        return Decoder(self.model, self.ends, image_size=self.vision.image_size, is_trained=self.is_trained)
+        decoder = Decoder(self._model, self.ends, image_size=self.vision.image_size, is_trained=self.is_trained)
+        _ = self.model
+        self.setup_s += time.perf_counter() - began
+        return decoder
 
     def free(self) -> None:
         """Free the decoder's memory, and remove its buffers from the model. The next answers allocate it again."""
@@ -54,7 +70,11 @@ class RunAnswerer(Answerer):
 
     def answers(self, groups: Iterable[Sequence[Question]], *, max_new_tokens: int) -> Iterator[tuple[Question, str]]:
         """See `Answerer.answers`. Answers are independent of the other questions."""
-        for question, tokens in self.decoder.answers(ahead(self._group, groups), max_new_tokens=max_new_tokens):
+        loaded = ahead(self._group, groups)
+        first = next(loaded, None)  # the next images are loaded while the decoder is set up
+        if first is None:
+            return
+        for question, tokens in self.decoder.answers(chain([first], loaded), max_new_tokens=max_new_tokens):
             yield question, self.text(tokens)
 
     def tokens(

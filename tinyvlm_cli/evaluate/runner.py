@@ -10,9 +10,8 @@ import logging
 import os
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -32,11 +31,9 @@ from tinyvlm_cli.results.answers import append_answers, existing_answers
 from tinyvlm_cli.results.costs import Speed
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import SHUFFLED, Answer
-from tinyvlm_cli.results.weights import check_weights
+from tinyvlm_cli.results.weights import await_hashes
 
 if TYPE_CHECKING:
-    from torch.distributed.distributed_c10d import Store
-
     from tinyvlm_cli.evaluate.answerer import Answerer
     from tinyvlm_cli.evaluate.folder_answerer import FolderAnswerer
     from tinyvlm_cli.evaluate.run_answerer import RunAnswerer
@@ -44,7 +41,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CLAIM = 16  # images that a rank takes from the queue at once
-CHECK_TIMEOUT = timedelta(hours=1)  # for reading the weights
 WRITE_EVERY_S = 1.0  # seconds between writes of new answers
 T = TypeVar("T")
 _numbers = itertools.count()  # of the jobs of this process, which are the same in all ranks
@@ -151,39 +147,38 @@ def unanswered(task: Task, benchmark: Benchmark, job: EvalJob) -> int:
     return len({question.key for question in questions} - found.keys())
 
 
-def answer_all(job: EvalJob) -> None:
+def answer_all(folder: Path) -> None:
     """Answer the unanswered questions of every task. Ranks share a queue of images; each writes its own file.
 
-    While the model is loaded, the first benchmark is read, and the first rank compares the hashes of the weights. No
-    answer is written before that.
+    folder: of the job. No answer is written before the hashes of the weights have been compared.
     """
     import torch
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     from tinyvlm_cli.evaluate.load_answerer import load_answerer
-    from tinyvlm_cli.evaluate.run_answerer import RunAnswerer
 
     shared, rank, _ = next(iter(rendezvous("env://")))
     store = PrefixStore(f"answers {next(_numbers)}", shared)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    job = EvalJob.read(folder)
     run, stage_dirs = Results.read_run(Path(job.run_dir)), [Path(folder) for folder in job.stage_dirs]
     meanwhile = ThreadPoolExecutor(2)
-    checked = meanwhile.submit(check_weights, stage_dirs, hashed=rank == 0)
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
+    meanwhile.submit(lambda: torch.zeros(1, device=device))  # CUDA takes a third of a second to start
     first = meanwhile.submit(_read_benchmark, job.tasks[0])
-    answerer = load_answerer(run, job.stage, stage_dirs)
-    if isinstance(answerer, RunAnswerer):
-        _ = answerer.decoder  # compiles the model, which is not part of the time for the first benchmark
+    answerer = load_answerer(run, job.stage, stage_dirs, device=device)
+    if on_gpu:
+        torch.cuda.set_device(device)
     benchmarks = {job.tasks[0].benchmark["name"]: first.result()}  # the blind control has the same questions
     with ProgressDisplay(shown=rank == 0) as progress:
         for number, task in enumerate(job.tasks):
             name = task.benchmark["name"]
             if name not in benchmarks:
                 benchmarks = {name: _read_benchmark(task)}
-            benchmark, folder = benchmarks[name], Path(task.folder)
+            benchmark, answers_dir = benchmarks[name], Path(task.folder)
             questions = asked_questions(task, benchmark, job)
-            done = answered(folder, questions, max_new_tokens=benchmark.max_new_tokens)
+            done = answered(answers_dir, questions, max_new_tokens=benchmark.max_new_tokens)
             label = benchmark.label + (", blind" if task.images == SHUFFLED else "")
             bar = progress.add(label, len(questions), done=len(done))
             # Which answers the ranks find here depends on when they started.
@@ -191,21 +186,21 @@ def answer_all(job: EvalJob) -> None:
                 answerer, questions, partial(store.add, f"claimed {number}"), done=done,
                 max_new_tokens=benchmark.max_new_tokens,
             )  # fmt: skip
-            began, waited_s, num_given = time.perf_counter(), 0.0, 0
+            began, setup_s, waited_s, num_given = time.perf_counter(), answerer.setup_s, 0.0, 0
             for given in written_together(answers):
                 num_given += len(given)
-                waited_s += _await_check(checked, store, rank)
+                waited_s += await_hashes(folder)
                 records = [Answer(q.question_id, q.text, text, q.key) for q, text in given]
                 append_answers(
-                    folder, rank, records, model_id=run.folder.name, max_new_tokens=benchmark.max_new_tokens,
+                    answers_dir, rank, records, model_id=run.folder.name, max_new_tokens=benchmark.max_new_tokens,
                     images={q.key: image_state(q.image) for q, _ in given if q.image is not None},
                 )  # fmt: skip
                 count = len(done) + store.add(f"answered {number}", len(given))
                 bar.advance(min(count, len(questions)) - bar.done)
             if num_given:
-                _speed(answerer, num_given, time.perf_counter() - began - waited_s).write(folder, rank)
+                seconds = time.perf_counter() - began - waited_s - (answerer.setup_s - setup_s)
+                _speed(answerer, num_given, seconds).write(answers_dir, rank)
             end_progress()
-    _await_check(checked, store, rank)  # the other ranks wait for the first one, even if it has answered nothing
 
 
 def _speed(answerer: "RunAnswerer | FolderAnswerer", num_answers: int, seconds: float) -> Speed:
@@ -222,15 +217,6 @@ def _read_benchmark(task: Task) -> Benchmark:
     benchmark: Benchmark = build(task.benchmark, Benchmark)
     _ = benchmark.questions
     return benchmark
-
-
-def _await_check(checked: "Future[None]", store: "Store", rank: int) -> float:
-    """Wait until the first rank has compared the hashes of the weights, and return the seconds that this took."""
-    began = time.perf_counter()
-    checked.result()
-    store.set(f"checked by {rank}", "")
-    store.wait(["checked by 0"], CHECK_TIMEOUT)
-    return time.perf_counter() - began
 
 
 def answer_share(

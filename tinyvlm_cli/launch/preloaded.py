@@ -1,17 +1,25 @@
-"""Imports the modules of the workers, in the process that workers are forked from."""
+"""Prepares the process that workers are forked from, before it imports their modules."""
 
 import ctypes
 import gc
 import signal
 import sys
-from importlib import import_module
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 if sys.platform == "linux":  # end with the command, whose output would otherwise stay open during the imports
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-gc.disable()  # garbage collection takes a fifth of the time of imports, and finds nothing
-for name in ("evaluate.load_answerer", "evaluate.steps", "plan.bench", "plan.bench_eval", "train.loop"):
-    import_module(f"tinyvlm_cli.{name}")
-import_module("tinyvlm_cli.train.engine").import_deepspeed()
-gc.freeze()  # workers would examine all imported objects in each collection
-gc.enable()
+gc.disable()  # garbage collection takes a fifth of the time of imports, and finds nothing; see `worker.main`
+
+# transformers imports these for object detection and speculative decoding, which takes a second. Hide them from it.
+unused = [name for name in ("scipy", "sklearn") if name not in sys.modules]
+sys.modules.update(dict.fromkeys(unused))  # type: ignore[arg-type]
+try:
+    import torch
+    import transformers.generation.candidate_generator
+    import transformers.loss.loss_utils
+    import transformers.modeling_layers  # noqa: F401
+finally:
+    for name in unused:
+        del sys.modules[name]
+if torch.cuda.is_available():
+    import torch._inductor.compile_fx

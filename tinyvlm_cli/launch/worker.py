@@ -4,6 +4,7 @@ The job's folder contains its complete description.
 """
 
 import ctypes
+import gc
 import logging
 import multiprocessing
 import os
@@ -12,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from importlib import import_module
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -35,7 +35,7 @@ def work(job: str, folder: Path) -> None:
         from tinyvlm_cli.train.loop import train_stage
         from tinyvlm_cli.train.stages import read_job
 
-        _import_compiler()
+        _prepare_compiler()
         stage_job = read_job(folder)
         train_stage(stage_job, step_scorer(stage_job))
     elif job == "bench":
@@ -48,18 +48,27 @@ def work(job: str, folder: Path) -> None:
         bench_eval(folder)
     else:
         assert job == "eval", job
-        from tinyvlm_cli.evaluate.runner import EvalJob, answer_all
+        from tinyvlm_cli.evaluate.runner import answer_all
 
-        _import_compiler()
-        answer_all(EvalJob.read(folder))
+        _prepare_compiler()
+        answer_all(folder)
 
 
-def _import_compiler() -> None:
-    """Import PyTorch's compiler in the background, if there is a GPU. It is needed once the weights are loaded."""
+def _prepare_compiler() -> None:
+    """Let PyTorch's compiler hash the installed packages in the background, if there is a GPU.
+
+    It does so once, for the keys of its cache.
+    """
     import torch
 
+    def prepare() -> None:
+        from torch._inductor import codecache
+
+        codecache.torch_key()
+        codecache.CacheBase.get_system()
+
     if torch.cuda.is_available():
-        threading.Thread(target=import_module, args=("torch._inductor.compile_fx",), daemon=True).start()
+        threading.Thread(target=prepare, daemon=True).start()
 
 
 def step_scorer(job: "StageJob") -> "StepScorer | None":
@@ -91,6 +100,8 @@ def main(job: str, folder: Path, environment: Mapping[str, str]) -> None:
 
     environment: variables that differ from those of the process that this one was forked from.
     """
+    gc.freeze()  # each collection would examine all objects of the imported modules
+    gc.enable()
     os.environ.update(environment)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)  # exit silently, because the parent reports interruptions

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver, get_context
@@ -76,9 +76,9 @@ def num_workers(gpus: int | None) -> int:
     return gpus or visible or 1
 
 
-def preload() -> None:
+def preload(modules: Sequence[str]) -> None:
     """Start the process that workers are forked from. It imports their modules while this process does other work."""
-    if _preloaded or is_rank():
+    if _preloaded or is_rank() or not modules:
         return
     # Spinning threads cost nothing on an idle CPU, but make a step ten times slower on a busy one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -87,7 +87,8 @@ def preload() -> None:
     # Imports that ask whether there is a GPU would otherwise initialize CUDA, which forked processes then cannot use.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     _preloaded.update(os.environ)
-    forkserver.set_forkserver_preload([f"{__package__}.preloaded"])
+    package = __package__.rpartition(".")[0]
+    forkserver.set_forkserver_preload([f"{__package__}.preloaded", *(f"{package}.{module}" for module in modules)])
     with ignored():
         forkserver.ensure_running()
 

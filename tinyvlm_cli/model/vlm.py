@@ -213,10 +213,11 @@ def fuse_gelu(model: VLM) -> None:
             linear.__class__, mlp.activation_fn = LinearGELU, nn.Identity()
 
 
-def compile_layers(model: VLM) -> None:
+def compile_layers(model: VLM, *, is_pinned: bool = False) -> None:
     """Compile each layer and the loss separately, for rows of any length.
 
     Identical layers share their compiled code. PyTorch caches it on disk, so later runs start within seconds.
+    is_pinned: whether all processes use the same kernels, although others may be faster.
     """
     import torch._dynamo.config
     import torch._inductor.config  # takes a second, which commands that compile nothing need not wait for
@@ -228,6 +229,8 @@ def compile_layers(model: VLM) -> None:
     torch._dynamo.config.specialize_float = True
     # PyTorch's random numbers for dropout equal those of eager mode and are faster than Inductor's.
     torch._inductor.config.fallback_random = True
+    # Otherwise each process chooses kernels by measuring them, among them some that add numbers in another order.
+    torch._inductor.config.deterministic = is_pinned
     for layers in map(layers_of, (*model.vision.models, model.llm)):
         for layer in layers:
             layer.compile(dynamic=True)

@@ -44,6 +44,7 @@ from tinyvlm_cli.train.engine import start_process_group
 from tinyvlm_cli.train.stages import stage_job
 
 SYSTEM_TOKENS = 35  # before the image, as in Vicuna's prompt
+ONLY_IMAGES = "only images"  # a workload with one token per question
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def bench_eval(folder: Path) -> None:
         sum(p.numel() * p.element_size() for p in model.llm.parameters()), decoder.passes.cache.bytes_per_token,
     )  # fmt: skip
     rates, first_answer_s = {}, 0.0
-    for name, load in config.workloads.items():
+    only_images = Workload(config.images, config.images, prompt_tokens=1, answer_tokens=1)
+    for name, load in {**config.workloads, ONLY_IMAGES: only_images}.items():
         images = min(load.images, config.images)
         questions = round(load.questions * images / load.images)
         load_group = partial(
@@ -115,7 +117,8 @@ def bench_eval(folder: Path) -> None:
         dist.barrier()
         seconds = time.perf_counter() - began
         least = floor.seconds(load, images, questions) / ranks
-        rates[name] = EvalRate(questions, questions / seconds, questions / least, load.questions)
+        rates[name] = EvalRate(questions, questions / seconds, questions / least, load.questions, load.images)
+    image_s = 1 / rates.pop(ONLY_IMAGES).per_s
     decoder.close()
     began = time.perf_counter()
     Decoder(model, (), image_size=job.vision.image_size, is_trained=True)  # as before each evaluation during training
@@ -127,6 +130,7 @@ def bench_eval(folder: Path) -> None:
             ceiling_tflops=flops_per_s / 1e12, read_gb_per_s=bytes_per_s / 1e9, first_answer_s=first_answer_s,
             memory_gib=torch.cuda.max_memory_reserved(device) / 2**30 if device.type == "cuda" else 0.0,
             rates=rates, made_with=provenance(), setup_s=setup_s, first_setup_s=first_setup_s,
+            image_s=image_s,
         )  # fmt: skip
         write_text(folder / EVAL_RESULT, json.dumps(asdict(result), indent=1) + "\n")
 

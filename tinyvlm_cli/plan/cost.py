@@ -4,12 +4,16 @@ Does not import torch: the sizes come from `estimate.py`, which builds the model
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tinyvlm_cli.config.build import build
 from tinyvlm_cli.config.commands import Assumed, Plan
+from tinyvlm_cli.config.evaluation import Evaluate
 from tinyvlm_cli.config.schema import Engine, Precision, Stage
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.plan.measurements import EvalRate, EvalResult, Result, last_eval_result, last_result
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.sources import SourceCounts
@@ -99,6 +103,7 @@ class PlannedRun:
     run: RunJob
     stages: list[PlannedStage]
     evaluation: EvalResult | None  # the latest measurement with the same model
+    images: dict[str, int]  # number of images in the questions of each benchmark with a limit, if its files are here
 
     @property
     def chosen_rates(self) -> dict[str, EvalRate]:
@@ -110,10 +115,15 @@ class PlannedRun:
     @property
     def evaluation_hours(self) -> float:
         """GPU-hours of the evaluation after training, with the limit of `evaluate`; 0 if not measured."""
-        settings = self.run.config.evaluate
+        settings, measured = self.run.config.evaluate, self.evaluation
+        if measured is None:
+            return 0.0
         limit = settings.limit if settings and settings.benchmarks else None
-        seconds = sum(min(rate.total, limit or rate.total) / rate.per_s for rate in self.chosen_rates.values())
-        return seconds * self.evaluation.gpus / 3600 if self.evaluation else 0.0
+        seconds = sum(
+            measured.seconds(name, min(rate.total, limit or rate.total), self.images.get(name))
+            for name, rate in self.chosen_rates.items()
+        )
+        return seconds * measured.gpus / 3600
 
     def during_training(self, stages: Iterable[PlannedStage]) -> tuple[int, float]:
         """Return the number and GPU-hours of evaluations during these stages, excluding stages that have ended.
@@ -164,7 +174,19 @@ def plan_run(config: Plan, models: "Models") -> PlannedRun:
                 written_bytes=written_bytes(estimate, job.stage, job.engine),
             )
         )
-    return PlannedRun(run, stages, last_eval_result(run.stages[-1]))
+    return PlannedRun(run, stages, last_eval_result(run.stages[-1]), _num_images(config.evaluate))
+
+
+def _num_images(settings: Evaluate | None) -> dict[str, int]:
+    """Return `PlannedRun.images`."""
+    counts: dict[str, int] = {}
+    if settings is None or settings.limit is None:
+        return counts
+    for name, node in settings.benchmarks.items():
+        with suppress(UserError):
+            benchmark = build(node, Benchmark)
+            counts[name] = len({key for q in benchmark.questions[: settings.limit] if (key := q.image_key)})
+    return counts
 
 
 def held_bytes(estimate: Estimate, stage: Stage, engine: Engine) -> float | None:

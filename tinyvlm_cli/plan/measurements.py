@@ -68,9 +68,10 @@ class EvalRate:
     per_s: float  # questions per second
     floor_per_s: float  # as many as the hardware's peak rates allow
     total: int  # questions of the benchmark
+    images: int = 0  # of the benchmark. Older versions: 0
 
     def __post_init__(self) -> None:
-        _check(self, "per_s", "floor_per_s", "total")
+        _check(self, "per_s", "floor_per_s", "total", finite=("images",))
 
     @property
     def seconds(self) -> float:
@@ -96,9 +97,19 @@ class EvalResult:
     # Of the decoder during training, and of the first one, for which the layers are compiled. Older versions: 0.
     setup_s: float = 0.0
     first_setup_s: float = 0.0
+    image_s: float = 0.0  # time per image for anything but its questions. Older versions: 0
 
     def __post_init__(self) -> None:
-        _check(self, "gpus", finite=("setup_s", "first_setup_s"))
+        _check(self, "gpus", finite=("setup_s", "first_setup_s", "image_s"))
+
+    def seconds(self, name: str, questions: int, images: int | None) -> float:
+        """Return the time for a number of a benchmark's questions. images: of these questions; None if unknown.
+
+        Consecutive questions can be about more images than as many questions of the benchmark are on average.
+        """
+        rate = self.rates[name]
+        more = 0.0 if images is None else max(0.0, images - questions * rate.images / rate.total)
+        return questions / rate.per_s + more * self.image_s
 
 
 def last_result(job: StageJob, mix: Mix | None, parameters: dict[str, int]) -> Result | None:

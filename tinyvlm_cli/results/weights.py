@@ -4,13 +4,18 @@ A missing file must never go unnoticed: the next stage would start from publishe
 """
 
 import hashlib
+import json
+import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.errors import UserError, WorkerError, system_error
+from tinyvlm_cli.files import write_text
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.losses import loss_warnings
 from tinyvlm_cli.results.records import Stage
@@ -18,6 +23,9 @@ from tinyvlm_cli.results.records import Stage
 FULL, ADAPTERS = ".safetensors", ".lora.safetensors"  # suffixes of a part's full weights and low-rank updates
 PARTS = ("vision", "connector", "llm")
 CHUNK = 2**24  # bytes hashed at once; small chunks would slow down other threads, which wait for the GIL in between
+CHECKED = "weights_checked.json"  # result of a comparison of hashes
+HASHES_S = 3600.0  # for reading the weights
+POLL_S = 0.02
 IMPORT = "import"  # name of the stage of an imported checkpoint, which contains every part
 
 
@@ -72,6 +80,48 @@ def check_weights(stage_dirs: Sequence[Path], *, hashed: bool = True, recorded: 
             findings.append(f"{path}: the content does not match the SHA-256 in stage.yaml; {advice}")
     if findings:
         raise UserError("\n".join(findings))
+
+
+@contextmanager
+def hashes_compared(stage_dirs: Sequence[Path], folder: Path) -> Iterator[None]:
+    """Run `check_weights` in a thread while worker processes use the weights. They call `await_hashes` for the result.
+
+    folder: for the file with the result. No other evaluation may use it at the same time.
+    """
+    path, is_over = folder / CHECKED, threading.Event()
+    path.unlink(missing_ok=True)
+
+    def compare() -> None:
+        found = "the hashes of the weights could not be compared; see the error above"
+        try:
+            check_weights(stage_dirs)
+            found = ""
+        except UserError as error:
+            found = str(error)
+        except OSError as error:
+            found = str(system_error(error))
+        finally:
+            if not is_over.is_set():
+                write_text(path, json.dumps({"error": found}))
+
+    threading.Thread(target=compare, daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        path.unlink(missing_ok=True)
+
+
+def await_hashes(folder: Path) -> float:
+    """Wait for the result of `hashes_compared`, and return the seconds that this took. Raises UserError like it."""
+    path, began = folder / CHECKED, time.perf_counter()
+    while not path.exists():
+        if time.perf_counter() - began > HASHES_S:
+            raise WorkerError(f"{path}: not written within an hour; check the disk, and run the same command again")
+        time.sleep(POLL_S)
+    if error := json.loads(path.read_text(encoding="utf-8"))["error"]:
+        raise UserError(error)
+    return time.perf_counter() - began
 
 
 def _order(stage_dirs: Sequence[Path], *, recorded: bool) -> list[str]:

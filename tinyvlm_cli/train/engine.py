@@ -1,4 +1,4 @@
-"""A thin wrapper around DeepSpeed; no other module of the project imports it.
+"""A thin wrapper around DeepSpeed; only deepspeed_setup.py imports it too.
 
 DeepSpeed shards optimizer state, keeps fp32 master weights for bf16 training and clips gradients.
 The optimizer, the learning rate schedule, gradient accumulation, loss weighting and checkpoints are not DeepSpeed's.
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from tinyvlm_cli.config.schema import Engine as EngineSettings
 from tinyvlm_cli.config.schema import Optim, Precision
-from tinyvlm_cli.console import silence
 from tinyvlm_cli.data.batch import MicroBatch
 from tinyvlm_cli.heartbeat import note_progress
 from tinyvlm_cli.model.tuning import ADAPTER_MARK
@@ -27,23 +26,9 @@ KINDS = ("weight", "exp_avg", "exp_avg_sq")  # master weights, and Adam's moment
 BUCKET = 200_000_000  # gradient elements that are reduced together
 
 
-def import_deepspeed() -> None:
-    """Import DeepSpeed, which reads environment variables when it is imported."""
-    cuda = torch.cuda.is_available()
-    os.environ["DS_ACCELERATOR"] = "cuda" if cuda else "cpu"
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # no library may unpickle code from another person's folder
-    import deepspeed
-
-    silence("DeepSpeed")
-    if not cuda:
-        # Otherwise DeepSpeed compiles a shared-memory all-reduce, which takes a minute and requires a C++ compiler.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
 def start_process_group() -> torch.device:
     """Join the process group defined by the environment variables and return this rank's device."""
-    import_deepspeed()
-    import deepspeed
+    from tinyvlm_cli.train.deepspeed_setup import deepspeed
 
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")

@@ -18,7 +18,7 @@ class Command:
     # Function in the command's module; takes the settings and returns the exit code, or also a value for sweepers.
     function: str = "run"
     actions: tuple[str, ...] = ()  # allowed values of the setting `action`, as in `tinyvlm data check`
-    has_workers: bool = False  # runs jobs on all GPUs
+    worker_modules: tuple[str, ...] = ()  # modules that its workers import; empty if it runs no jobs on all GPUs
     takes_grid: bool = False  # the function takes all cells of a grid and returns one outcome per cell
 
     @property
@@ -34,11 +34,15 @@ class Command:
         return getattr(importlib.import_module(f"{__name__}.{self.name}"), self.function)(argument)
 
 
+_EVAL = ("evaluate.load_answerer", "evaluate.runner")
+_TRAIN = ("train.loop", "evaluate.steps", "train.deepspeed_setup")
+_BENCH = ("plan.bench", "plan.bench_eval")
+
 # fmt: off
 _COMMANDS = (
     Command("train", "train all stages of one run, or of a grid with -m or sweep=NAME", "schema:Train",
-            has_workers=True),
-    Command("eval", "answer benchmarks with trained runs and score the answers", "commands:Eval", has_workers=True),
+            worker_modules=(*_EVAL, *_TRAIN)),
+    Command("eval", "answer benchmarks with trained runs and score the answers", "commands:Eval", worker_modules=_EVAL),
     Command("score", "score an answers file from any source, without a model", "commands:Score"),
     Command("report", "print tables of all scores next to the published ones", "commands:Report"),
     Command("plan", "show what `train` would do with the same arguments, and what it would cost", "commands:Plan",
@@ -52,7 +56,7 @@ _COMMANDS = (
     Command("export", "export a trained run as a Hugging Face LLaVA folder, with a model card, and upload it",
             "commands:Export"),
     Command("bench", "measure the speed of training, image loading or evaluation on this machine", "commands:Bench",
-            actions=("train", "data", "eval"), has_workers=True),
+            actions=("train", "data", "eval"), worker_modules=(*_EVAL, *_TRAIN, *_BENCH)),
     Command("demo", "run a small study from data to tables with bundled models, in minutes on a CPU",
             "commands:Demo"),
 )

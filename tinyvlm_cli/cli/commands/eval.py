@@ -28,7 +28,7 @@ from tinyvlm_cli.results.costs import answering, forget_speeds
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.models import find_runs_to_score, model_of
 from tinyvlm_cli.results.records import REAL, SHUFFLED, Run, ScoreRow, command_line, now
-from tinyvlm_cli.results.weights import check_weights
+from tinyvlm_cli.results.weights import check_weights, hashes_compared
 from tinyvlm_cli.statistics.intervals import interval
 from tinyvlm_cli.statistics.questions import FILE, Questions
 
@@ -70,7 +70,7 @@ def evaluate(config: Eval) -> list[ScoreRow]:
         job = EvalJob(str(one.folder), found.stage, stage_dirs, config.limit, config.seed, tasks)
         jobs.append(job)
     findings = file_findings(benchmarks.values())
-    for job in jobs:  # the workers compare the hashes while they load the model
+    for job in jobs:  # the hashes are compared while the workers load the model
         try:
             check_weights([Path(folder) for folder in job.stage_dirs], hashed=False)
         except UserError as error:
@@ -140,7 +140,8 @@ def _evaluate(
         replace(job, tasks=[task for task in job.tasks if task.folder in before]).write(folder)
         for name in before:
             forget_speeds(Path(name))
-        launch.run("eval", folder, gpus=gpus)
+        with hashes_compared([Path(one) for one in job.stage_dirs], folder):
+            launch.run("eval", folder, gpus=gpus)
         if after := waiting():
             lacking = ", ".join(f"{Path(folder).name}: {count:,}" for folder, count in after.items())
             raise WorkerError(f"{run.folder.name}: some questions have no answer ({lacking}); run the command again")
