@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tinyvlm_cli.evaluate.steps import StepScorer
     from tinyvlm_cli.train.stages import StageJob
 
+NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"  # makes PyTorch look for GPUs without initializing CUDA
 PR_SET_NAME = 15  # linux/prctl.h
 CAUSE_S = 0.5  # a rank that failed ends later than one that was killed, which may be the cause
 
@@ -103,6 +104,7 @@ def main(job: str, folder: Path, environment: Mapping[str, str]) -> None:
     gc.freeze()  # each collection would examine all objects of the imported modules
     gc.enable()
     os.environ.update(environment)
+    os.environ.pop(NVML_CHECK, None)  # it repeats each time, and this process can use CUDA itself
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)  # exit silently, because the parent reports interruptions
     if sys.platform == "linux":
