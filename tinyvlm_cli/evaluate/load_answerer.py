@@ -1,6 +1,7 @@
 """Load a model that answers questions: a run of `tinyvlm train`, or a model folder in Hugging Face format."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -34,12 +35,9 @@ def load_answerer(
     device: None for this rank's GPU, or the CPU if there is no GPU. dtype: None for that of the run or folder.
     Raises UserError if a weight is not finite, on a GPU once the weights are used.
     """
-    if device is None:
-        on_gpu = torch.cuda.is_available()
-        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     answerer: RunAnswerer | FolderAnswerer
     if run.model is not None:
-        answerer = FolderAnswerer(Path(run.model), device, dtype)
+        answerer = FolderAnswerer(Path(run.model), device or _rank_device(), dtype)
     else:
         config = from_yaml(Train, run.folder / "config.yaml")
         for warning in compare_tokenizer(config.llm, stage_dirs)[1]:
@@ -48,6 +46,7 @@ def load_answerer(
             config.llm, config.vision, config.connector, stage_dirs,
             seed=config.seed, dtype=dtype or DTYPES[config.engine.precision], attention="sdpa",
         )  # fmt: skip
+        device = device or _rank_device()  # not earlier, because CUDA may still be starting
         arrival = moved(model.eval(), device, str(run.folder)) if device.type == "cuda" else None
         answerer = RunAnswerer(
             model.to(device), config.llm, config.vision, config.recipe.stages[stage],
@@ -57,6 +56,14 @@ def load_answerer(
             return answerer
     _check_finite(dict(answerer.model.named_parameters()), str(run.model or run.folder))
     return answerer
+
+
+def _rank_device() -> torch.device:
+    """Return this rank's GPU, which becomes the current one, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def moved(model: VLM, device: torch.device, name: str) -> Future[None]:

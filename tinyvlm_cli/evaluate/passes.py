@@ -49,7 +49,7 @@ class Passes:
         if self.is_fixed:
             if not is_trained:
                 fuse_gelu(model)
-                compile_layers(model, is_pinned=True)
+                compile_layers(model, is_fixed=True)
             with torch.inference_mode(), self.cache.in_use():
                 self.image_tokens = Captured(self._image_tokens, *self._blank_images())
                 self.next_tokens = Captured(self._next_tokens, *self._blank_row())

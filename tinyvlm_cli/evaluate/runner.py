@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -152,7 +151,6 @@ def answer_all(folder: Path) -> None:
 
     folder: of the job. No answer is written before the hashes of the weights have been compared.
     """
-    import torch
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
@@ -162,14 +160,8 @@ def answer_all(folder: Path) -> None:
     store = PrefixStore(f"answers {next(_numbers)}", shared)
     job = EvalJob.read(folder)
     run, stage_dirs = Results.read_run(Path(job.run_dir)), [Path(folder) for folder in job.stage_dirs]
-    meanwhile = ThreadPoolExecutor(2)
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
-    meanwhile.submit(lambda: torch.zeros(1, device=device))  # CUDA takes a third of a second to start
-    first = meanwhile.submit(_read_benchmark, job.tasks[0])
-    answerer = load_answerer(run, job.stage, stage_dirs, device=device)
-    if on_gpu:
-        torch.cuda.set_device(device)
+    first = ThreadPoolExecutor(1).submit(_read_benchmark, job.tasks[0])
+    answerer = load_answerer(run, job.stage, stage_dirs)
     benchmarks = {job.tasks[0].benchmark["name"]: first.result()}  # the blind control has the same questions
     with ProgressDisplay(shown=rank == 0) as progress:
         for number, task in enumerate(job.tasks):

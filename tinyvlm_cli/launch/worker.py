@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -36,7 +37,7 @@ def work(job: str, folder: Path) -> None:
         from tinyvlm_cli.train.loop import train_stage
         from tinyvlm_cli.train.stages import read_job
 
-        _prepare_compiler()
+        _prepare_gpu()
         stage_job = read_job(folder)
         train_stage(stage_job, step_scorer(stage_job))
     elif job == "bench":
@@ -51,25 +52,26 @@ def work(job: str, folder: Path) -> None:
         assert job == "eval", job
         from tinyvlm_cli.evaluate.runner import answer_all
 
-        _prepare_compiler()
+        _prepare_gpu()
         answer_all(folder)
 
 
-def _prepare_compiler() -> None:
-    """Let PyTorch's compiler hash the installed packages in the background, if there is a GPU.
-
-    It does so once, for the keys of its cache.
-    """
+def _prepare_gpu() -> None:
+    """Start CUDA in the background, and let PyTorch's compiler hash installed packages for the keys of its cache."""
     import torch
 
     def prepare() -> None:
+        with suppress(OSError):
+            ctypes.CDLL("libcuda.so.1").cuInit(0)  # without Python's global lock, which PyTorch would hold meanwhile
+        if not torch.cuda.is_available():
+            return
+        torch.zeros(1, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
         from torch._inductor import codecache
 
         codecache.torch_key()
         codecache.CacheBase.get_system()
 
-    if torch.cuda.is_available():
-        threading.Thread(target=prepare, daemon=True).start()
+    threading.Thread(target=prepare, daemon=True).start()
 
 
 def step_scorer(job: "StageJob") -> "StepScorer | None":

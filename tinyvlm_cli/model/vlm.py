@@ -213,11 +213,11 @@ def fuse_gelu(model: VLM) -> None:
             linear.__class__, mlp.activation_fn = LinearGELU, nn.Identity()
 
 
-def compile_layers(model: VLM, *, is_pinned: bool = False) -> None:
+def compile_layers(model: VLM, *, is_fixed: bool = False) -> None:
     """Compile each layer and the loss separately, for rows of any length.
 
     Identical layers share their compiled code. PyTorch caches it on disk, so later runs start within seconds.
-    is_pinned: whether all processes use the same kernels, although others may be faster.
+    is_fixed: whether all batches have the same number of images, and all processes use the same kernels.
     """
     import torch._dynamo.config
     import torch._inductor.config  # takes a second, which commands that compile nothing need not wait for
@@ -230,10 +230,10 @@ def compile_layers(model: VLM, *, is_pinned: bool = False) -> None:
     # PyTorch's random numbers for dropout equal those of eager mode and are faster than Inductor's.
     torch._inductor.config.fallback_random = True
     # Otherwise each process chooses kernels by measuring them, among them some that add numbers in another order.
-    torch._inductor.config.deterministic = is_pinned
-    for layers in map(layers_of, (*model.vision.models, model.llm)):
-        for layer in layers:
-            layer.compile(dynamic=True)
+    torch._inductor.config.deterministic = is_fixed
+    for one in (*model.vision.models, model.llm):
+        for layer in layers_of(one):
+            layer.compile(dynamic=one is model.llm or not is_fixed)
     model.token_losses = torch.compile(token_losses, dynamic=True)
     if torch.cuda.is_available():
         # Recomputation runs in autograd's thread, where PyTorch's pin-memory thread has set the number of CPU threads
