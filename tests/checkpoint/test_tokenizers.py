@@ -12,6 +12,7 @@ from support.composed import composed
 
 from tinyvlm_cli.checkpoint.tokenizers import compare_tokenizer
 from tinyvlm_cli.config.build import PACKAGE
+from tinyvlm_cli.model.llm import load_tokenizer
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.records import Stage
 
@@ -44,7 +45,7 @@ def test_another_vocabulary_or_other_merges_are_noticed(
     shutil.copytree(PACKAGE / "tiny_parts/llm", folder)
     here = replace(llm, path=str(folder))
     before, found = compare_tokenizer(here, [])
-    assert (before, found) == (llm.tokenizer, [])
+    assert (before, found) == (llm.tokenizer, []) == compare_tokenizer(here, [], load_tokenizer(here))
     stage_dir = tmp_path / "finetune-x"
     Results.write_stage(stage_dir, Stage("finetune", [], {}, {}, tokenizer=before))
     path = folder / "tokenizer.json"

@@ -24,16 +24,19 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     return hashlib.sha256(json.dumps(_vocab_and_merges(tokenizer), sort_keys=True).encode()).hexdigest()
 
 
-def compare_tokenizer(llm: LLM, stage_dirs: Iterable[Path]) -> tuple[str, list[str]]:
+def compare_tokenizer(
+    llm: LLM, stage_dirs: Iterable[Path], tokenizer: PreTrainedTokenizerFast | None = None
+) -> tuple[str, list[str]]:
     """Return the hash of the tokenizer in the local folder `llm.path`, and a warning for each difference.
 
     It is compared with `llm.tokenizer`, with vocab.json and merges.txt in the same folder, and with the tokenizers that
     the stages in `stage_dirs` were trained with. Both results are empty if the folder contains no tokenizer.
+    tokenizer: None if it is not loaded yet.
     """
     folder = Path(llm.path)
     if not (folder / "tokenizer.json").is_file():
         return "", []
-    tokenizer = read_tokenizer(llm.path, where="llm.path")
+    tokenizer = tokenizer or read_tokenizer(llm.path, where="llm.path")
     digest = tokenizer_hash(tokenizer)
     records = [(stage_dir.name, Results.read_stage(stage_dir)) for stage_dir in stage_dirs]
     others = [record and record.tokenizer for _, record in records]

@@ -40,8 +40,6 @@ def load_answerer(
         answerer = FolderAnswerer(Path(run.model), device or _rank_device(), dtype)
     else:
         config = from_yaml(Train, run.folder / "config.yaml")
-        for warning in compare_tokenizer(config.llm, stage_dirs)[1]:
-            log.warning("%s", warning)
         model = build_model(
             config.llm, config.vision, config.connector, stage_dirs,
             seed=config.seed, dtype=dtype or DTYPES[config.engine.precision], attention="sdpa",
@@ -52,6 +50,8 @@ def load_answerer(
             model.to(device), config.llm, config.vision, config.recipe.stages[stage],
             upright=config.data.exif is Exif.upright, arrival=arrival,
         )  # fmt: skip
+        for warning in compare_tokenizer(config.llm, stage_dirs, answerer.tokenizer)[1]:
+            log.warning("%s", warning)
         if arrival is not None:
             return answerer
     _check_finite(dict(answerer.model.named_parameters()), str(run.model or run.folder))
