@@ -106,7 +106,7 @@ def main(job: str, folder: Path, environment: Mapping[str, str]) -> None:
     gc.freeze()  # each collection would examine all objects of the imported modules
     gc.enable()
     os.environ.update(environment)
-    os.environ.pop(NVML_CHECK, None)  # it repeats each time, and this process can use CUDA itself
+    os.environ.pop(NVML_CHECK, None)  # this process may initialize CUDA, and NVML would be asked again each time
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)  # exit silently, because the parent reports interruptions
     if sys.platform == "linux":

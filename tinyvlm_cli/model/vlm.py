@@ -229,8 +229,8 @@ def compile_layers(model: VLM, *, is_fixed: bool = False) -> None:
     torch._dynamo.config.specialize_float = True
     # PyTorch's random numbers for dropout equal those of eager mode and are faster than Inductor's.
     torch._inductor.config.fallback_random = True
-    # Otherwise each process chooses kernels by measuring them, among them some that add numbers in another order.
-    torch._inductor.config.deterministic = is_fixed
+    if is_fixed:  # otherwise each process chooses kernels by measuring them, even those that add in another order
+        torch._inductor.config.deterministic = True
     for one in (*model.vision.models, model.llm):
         for layer in layers_of(one):
             layer.compile(dynamic=one is model.llm or not is_fixed)
