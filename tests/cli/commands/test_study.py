@@ -72,7 +72,7 @@ def test_a_killed_grid_does_what_is_missing_only(study: Path) -> None:
 def test_a_stopped_stage_writes_a_checkpoint_and_resumes_exactly(study: Path) -> None:
     short = [
         "~recipe.stages.finetune",
-        "recipe.stages.pretrain.max_steps=48",
+        "recipe.stages.pretrain.max_steps=24",
         "recipe.stages.pretrain.samples_per_step=32",
     ]
     words = ["train", *TINY, *short]
@@ -95,15 +95,15 @@ def test_a_stopped_stage_writes_a_checkpoint_and_resumes_exactly(study: Path) ->
         steps += [len(losses(found["pretrain"]))]
         assert (found["pretrain"] / f"checkpoints/step-{steps[-1]}/manifest.json").exists()  # of the step under way
     done = tinyvlm(*words, "results_dir=broken", folder=study)
-    assert done.returncode == 0 and f"resuming after step {steps[-1]}" in done.stderr and steps[0] < steps[1] < 48
+    assert done.returncode == 0 and f"resuming after step {steps[-1]}" in done.stderr and steps[0] < steps[1] < 24
     broken, whole = (stages(study, results)["pretrain"] for results in ("broken", "whole"))
     assert losses(broken) == losses(whole)
     weights = [(folder / "connector.safetensors").read_bytes() for folder in (broken, whole)]
     assert weights[0] == weights[1] and not (broken / "checkpoints").exists()
     parts, at_once = read_cost(broken), read_cost(whole)
     assert parts is not None and at_once is not None
-    assert (parts.samples, parts.tokens) == (at_once.samples, at_once.tokens) == (48 * 32, at_once.tokens)
-    assert [(one.first, one.last) for one in parts.sessions] == [(0, steps[0]), (steps[0], steps[1]), (steps[1], 48)]
+    assert (parts.samples, parts.tokens) == (at_once.samples, at_once.tokens) == (24 * 32, at_once.tokens)
+    assert [(one.first, one.last) for one in parts.sessions] == [(0, steps[0]), (steps[0], steps[1]), (steps[1], 24)]
     assert parts.devices == ["CPU"] and all(one.processes == 1 and one.seconds > 0 for one in parts.sessions)
 
 
