@@ -74,7 +74,7 @@ def moved(model: VLM, device: torch.device, name: str) -> Future[None]:
     weights: dict[str, Tensor] = dict(model.named_parameters())
     sources = [weight.detach() for weight in weights.values()]
     for weight in weights.values():
-        weight.data = torch.empty_like(weight, device=device)
+        weight.data = torch.empty_like(weight, device=device, memory_format=torch.contiguous_format)
 
     def copy() -> None:
         on_gpu = device.type == "cuda"

@@ -59,7 +59,7 @@ class RunAnswerer(Answerer):
         if setting := unsupported(self._model.llm.config, self.llm.max_length):
             raise UserError(f"llm.path: {self.llm.path} uses {setting}, which is not supported; choose another model")
         decoder = Decoder(self._model, self.ends, image_size=self.vision.image_size, is_trained=self.is_trained)
-        _ = self.model
+        _ = self.model  # waits for the weights
         self.setup_s += time.perf_counter() - began
         return decoder
 

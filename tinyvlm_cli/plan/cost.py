@@ -4,16 +4,12 @@ Does not import torch: the sizes come from `estimate.py`, which builds the model
 """
 
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tinyvlm_cli.config.build import build
 from tinyvlm_cli.config.commands import Assumed, Plan
-from tinyvlm_cli.config.evaluation import Evaluate
 from tinyvlm_cli.config.schema import Engine, Precision, Stage
 from tinyvlm_cli.errors import UserError
-from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.plan.measurements import EvalRate, EvalResult, Result, last_eval_result, last_result
 from tinyvlm_cli.results.folder import Results
 from tinyvlm_cli.results.sources import SourceCounts
@@ -174,19 +170,12 @@ def plan_run(config: Plan, models: "Models") -> PlannedRun:
                 written_bytes=written_bytes(estimate, job.stage, job.engine),
             )
         )
-    return PlannedRun(run, stages, last_eval_result(run.stages[-1]), _num_images(config.evaluate))
-
-
-def _num_images(settings: Evaluate | None) -> dict[str, int]:
-    """Return `PlannedRun.images`."""
-    counts: dict[str, int] = {}
-    if settings is None or settings.limit is None:
-        return counts
-    for name, node in settings.benchmarks.items():
-        with suppress(UserError):
-            benchmark = build(node, Benchmark)
-            counts[name] = len({key for q in benchmark.questions[: settings.limit] if (key := q.image_key)})
-    return counts
+    images: dict[str, int] = {}
+    if config.evaluate is not None and config.evaluate.limit is not None:
+        for name, node in config.evaluate.benchmarks.items():
+            if (count := models.num_images(node, config.evaluate.limit)) is not None:
+                images[name] = count
+    return PlannedRun(run, stages, last_eval_result(run.stages[-1]), images)
 
 
 def held_bytes(estimate: Estimate, stage: Stage, engine: Engine) -> float | None:

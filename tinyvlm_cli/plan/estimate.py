@@ -6,10 +6,12 @@ Nothing here requires weights, images or a GPU.
 import copy
 import json
 import math
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
+from tinyvlm_cli.config.build import build
 from tinyvlm_cli.config.commands import Mix
 from tinyvlm_cli.config.schema import PARTS, Stage
 from tinyvlm_cli.data.batch import Work
@@ -17,6 +19,7 @@ from tinyvlm_cli.data.loader import num_steps
 from tinyvlm_cli.data.mixture import is_mixture, known_size
 from tinyvlm_cli.data.shares import epoch_of
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.evaluate.benchmark import Benchmark
 from tinyvlm_cli.model.flops import Flops, is_trained, training_flops
 from tinyvlm_cli.model.tuning import choose_trained
 from tinyvlm_cli.model.vision import layers_of
@@ -45,11 +48,12 @@ class Sizes:
 
 
 class Models:
-    """A cache of models and their sizes, so that stages with equal settings compute them only once."""
+    """A cache of models and their sizes, and of benchmarks, so that equal stages and runs compute them only once."""
 
     def __init__(self) -> None:
         self._models: dict[str, VLM] = {}
         self._sizes: dict[str, Sizes] = {}
+        self._num_images: dict[str, int | None] = {}
 
     def sizes(self, job: StageJob) -> Sizes:
         """Return the sizes of a stage's model. Raises UserError if the stage cannot train the model."""
@@ -64,6 +68,16 @@ class Models:
             except UserError as error:
                 raise UserError(f"recipe.stages.{job.name}: {error}") from None
         return self._sizes[key]
+
+    def num_images(self, benchmark: dict[str, Any], limit: int) -> int | None:
+        """Return the number of images in a benchmark's first `limit` questions; None if its files cannot be read."""
+        key = _as_text(benchmark, limit)
+        if key not in self._num_images:
+            self._num_images[key] = None
+            with suppress(UserError):
+                questions = build(benchmark, Benchmark).questions[:limit]
+                self._num_images[key] = len({question.image_key for question in questions if question.image_key})
+        return self._num_images[key]
 
 
 def sizes(model: VLM, stage: Stage) -> Sizes:
