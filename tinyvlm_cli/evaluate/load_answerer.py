@@ -92,10 +92,9 @@ def moved(model: VLM, device: torch.device, name: str) -> Future[None]:
             _check_finite(weights, name)
 
     pool = ThreadPoolExecutor(1)
-    try:
-        return pool.submit(copy)
-    finally:
-        pool.shutdown(wait=False)
+    arrival = pool.submit(copy)
+    pool.shutdown(wait=False)
+    return arrival
 
 
 def _check_finite(weights: Mapping[str, Tensor], name: str) -> None:

@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from tinyvlm_cli.evaluate.steps import StepScorer
     from tinyvlm_cli.train.stages import StageJob
 
-NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"  # makes PyTorch look for GPUs without initializing CUDA
 PR_SET_NAME = 15  # linux/prctl.h
 CAUSE_S = 0.5  # a rank that failed ends later than one that was killed, which may be the cause
 
@@ -57,21 +55,18 @@ def work(job: str, folder: Path) -> None:
 
 
 def _prepare_gpu() -> None:
-    """Start CUDA in the background, and let PyTorch's compiler hash installed packages for the keys of its cache."""
+    """On a GPU, start CUDA in the background, and hash PyTorch's files for the keys of its compiler's cache."""
     import torch
 
     def prepare() -> None:
-        with suppress(OSError):
-            ctypes.CDLL("libcuda.so.1").cuInit(0)  # without Python's global lock, which PyTorch would hold meanwhile
-        if not torch.cuda.is_available():
-            return
         torch.zeros(1, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
         from torch._inductor import codecache
 
         codecache.torch_key()
         codecache.CacheBase.get_system()
 
-    threading.Thread(target=prepare, daemon=True).start()
+    if torch.cuda.is_available():
+        threading.Thread(target=prepare, daemon=True).start()
 
 
 def step_scorer(job: "StageJob") -> "StepScorer | None":
@@ -106,7 +101,6 @@ def main(job: str, folder: Path, environment: Mapping[str, str]) -> None:
     gc.freeze()  # each collection would examine all objects of the imported modules
     gc.enable()
     os.environ.update(environment)
-    os.environ.pop(NVML_CHECK, None)  # this process may initialize CUDA, and NVML would be asked again each time
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)  # exit silently, because the parent reports interruptions
     if sys.platform == "linux":

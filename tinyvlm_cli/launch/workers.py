@@ -28,7 +28,7 @@ from tinyvlm_cli.console import silence
 from tinyvlm_cli.errors import StoppedError, UserError, WorkerError
 from tinyvlm_cli.launch.ranks import is_rank, lead, num_ranks
 from tinyvlm_cli.launch.watch import watched
-from tinyvlm_cli.launch.worker import NVML_CHECK, can_use_gpu, main, work
+from tinyvlm_cli.launch.worker import can_use_gpu, main, work
 from tinyvlm_cli.signals import STOP_S, ignored
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def preload(modules: Sequence[str]) -> None:
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # avoids fragmentation from varying lengths
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # hides warnings from libraries
     # Imports that ask whether there is a GPU would otherwise initialize CUDA, which forked processes then cannot use.
-    os.environ.setdefault(NVML_CHECK, "1")
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     _preloaded.update(os.environ)
     package = __package__.rpartition(".")[0]
     forkserver.set_forkserver_preload([f"{__package__}.preloaded", *(f"{package}.{module}" for module in modules)])

@@ -170,12 +170,12 @@ def plan_run(config: Plan, models: "Models") -> PlannedRun:
                 written_bytes=written_bytes(estimate, job.stage, job.engine),
             )
         )
-    images: dict[str, int] = {}
-    if config.evaluate is not None and config.evaluate.limit is not None:
+    evaluation, images = last_eval_result(run.stages[-1]), {}
+    if evaluation is not None and config.evaluate is not None and config.evaluate.limit is not None:
         for name, node in config.evaluate.benchmarks.items():
             if (count := models.num_images(node, config.evaluate.limit)) is not None:
                 images[name] = count
-    return PlannedRun(run, stages, last_eval_result(run.stages[-1]), images)
+    return PlannedRun(run, stages, evaluation, images)
 
 
 def held_bytes(estimate: Estimate, stage: Stage, engine: Engine) -> float | None:

@@ -45,7 +45,7 @@ class Engine:
         self, model: VLM, settings: EngineSettings, optim: Optim, device: torch.device, *, rates: dict[str, float]
     ) -> None:
         """Initialize DeepSpeed. rates: each part's learning rate relative to the stage's (`Stage.rate_scales`)."""
-        import deepspeed
+        from tinyvlm_cli.train.deepspeed_setup import deepspeed
 
         self.device = device
         self.ranks = dist.get_world_size()
@@ -241,7 +241,7 @@ class Engine:
         adapters_only: return only the LoRA weights, without the base weights.
         A tensor with two names (an output head tied to the embeddings) is returned once.
         """
-        import deepspeed
+        from tinyvlm_cli.train.deepspeed_setup import deepspeed
 
         module = getattr(self.model, part)
         with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=self.zero == 3):
