@@ -12,6 +12,7 @@ from torch._dynamo.utils import counters
 
 from tinyvlm_cli.data.chat import IMAGE
 from tinyvlm_cli.errors import UserError
+from tinyvlm_cli.evaluate import load_answerer
 from tinyvlm_cli.evaluate.decoder import Decoder
 from tinyvlm_cli.evaluate.generation import Decoding, generate, generation_config
 from tinyvlm_cli.evaluate.load_answerer import moved
@@ -120,8 +121,9 @@ def test_the_cache_has_the_same_size_if_a_little_more_memory_is_free() -> None:
 
 
 @needs_gpu
-def test_on_a_gpu_answers_do_not_depend_on_the_other_questions() -> None:
-    model = spread_out(LLAMA).to("cuda", torch.bfloat16)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_on_a_gpu_answers_do_not_depend_on_the_other_questions(family: str) -> None:
+    model = spread_out({**LLAMA, "model_type": family, **FAMILIES[family]}).to("cuda", torch.bfloat16)
     decoder = Decoder(model, (), image_size=16, cache_tokens=20_000)
     groups = [
         Group(group.prefix, group.pixels, [Prompt((seed, *prompt.key), prompt.ids) for prompt in group.prompts])
@@ -138,7 +140,10 @@ def test_on_a_gpu_answers_do_not_depend_on_the_other_questions() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
-def test_weights_that_arrive_while_the_decoder_is_set_up_give_the_same_answers(device: str) -> None:
+def test_weights_that_arrive_while_the_decoder_is_set_up_give_the_same_answers(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_answerer, "STAGED", 1000)  # smaller than some weights, larger than others
     there, arriving = (spread_out({**LLAMA, "tie_word_embeddings": True}) for _ in range(2))
     arrival = moved(arriving.bfloat16(), torch.device(device), "results/runs/r")
     decoders = [Decoder(arriving.to(device), ENDS, image_size=16, cache_tokens=20_000)]
@@ -154,3 +159,6 @@ def test_weights_are_checked_when_they_have_arrived() -> None:
     model.connector.layers[0].weight.data[0, 0] = float("inf")
     with pytest.raises(UserError, match=r"run=results/runs/r: 1 tensors .* such as connector\.layers\.0\.weight"):
         moved(model, torch.device("cpu"), "results/runs/r").result()
+    model = small_vlm("full", torch.float16)
+    model.connector.layers[0].weight.data.fill_(60_000)  # each is finite, but not their sum
+    moved(model, torch.device("cpu"), "results/runs/r").result()

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -75,20 +75,23 @@ def moved(model: VLM, device: torch.device, name: str) -> Future[None]:
     sources = [weight.detach() for weight in weights.values()]
     for weight in weights.values():
         weight.data = torch.empty_like(weight, device=device, memory_format=torch.contiguous_format)
+    targets = [weight.detach() for weight in weights.values()]
+    batches = list(_batches(*([one.flatten().view(torch.uint8) for one in side] for side in (targets, sources))))
 
     def copy() -> None:
+        # Each call makes the thread that compiles wait for Python's global lock, so there are only a few per batch.
         on_gpu = device.type == "cuda"
         stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
         # While memory that is not pinned is copied, other threads could not load kernels.
         pinned = torch.empty(STAGED, dtype=torch.uint8, pin_memory=on_gpu)
         with torch.no_grad(), torch.cuda.stream(stream):
-            for weight, source in zip(weights.values(), sources, strict=True):
-                target, values = (one.detach().flatten().view(torch.uint8) for one in (weight, source))
-                for at in range(0, len(values), STAGED):
-                    piece = values[at : at + STAGED]
-                    target[at : at + STAGED].copy_(pinned[: len(piece)].copy_(piece), non_blocking=True)
-                    if stream is not None:
-                        stream.synchronize()
+            for to, values in batches:
+                sizes = [len(one) for one in values]
+                staged = pinned[: sum(sizes)].split_with_sizes(sizes)
+                torch._foreach_copy_(staged, values)
+                torch._foreach_copy_(to, staged, non_blocking=True)
+                if stream is not None:
+                    stream.synchronize()
             _check_finite(weights, name)
 
     pool = ThreadPoolExecutor(1)
@@ -97,8 +100,31 @@ def moved(model: VLM, device: torch.device, name: str) -> Future[None]:
     return arrival
 
 
+def _batches(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Divide a copy of byte tensors into batches of STAGED bytes. Yields the parts of targets and of sources."""
+    to: list[Tensor] = []
+    values: list[Tensor] = []
+    room = STAGED
+    for target, source in zip(targets, sources, strict=True):
+        at = 0
+        while at < len(source):
+            end = min(len(source), at + room)
+            to.append(target[at:end])
+            values.append(source[at:end])
+            room -= end - at
+            at = end
+            if not room:
+                yield to, values
+                to, values, room = [], [], STAGED
+    if to:
+        yield to, values
+
+
 def _check_finite(weights: Mapping[str, Tensor], name: str) -> None:
     """Raise UserError if a weight is not finite: the model would give empty or random answers, and get a score."""
+    sums = torch._foreach_norm([weight for weight in weights.values() if weight.is_floating_point()], 1)
+    if torch.isfinite(torch.stack(sums)).all():  # in few calls; a sum may also overflow
+        return
     is_finite = torch.stack([torch.isfinite(weight).all() for weight in weights.values()]).tolist()
     if broken := [one for one, is_whole in zip(weights, is_finite, strict=True) if not is_whole]:
         raise UserError(

@@ -38,6 +38,10 @@ class Passes:
         self.model, self.image_size = model, image_size
         self.device = model.llm.device
         self.is_fixed = self.device.type == "cuda"  # whether all shapes are fixed
+        if self.is_fixed and not is_trained:
+            # Expandable segments avoid fragmentation, which fixed shapes do not cause, and are slow to allocate.
+            torch._C._accelerator_setAllocatorSettings("expandable_segments:False")
+            fuse_gelu(model)  # it waits for the GPU, which is idle here
         self.cache = Cache(model.llm)
         self.tile = max(1, TILE_ROWS // self.cache.group) if self.is_fixed else TOKENS
         self.tiles = TOKENS // self.tile + 2 * ROWS + 2  # per row at most; each span can end with a partly filled one
@@ -48,7 +52,6 @@ class Passes:
         self.next_step: Callable[..., Tensor] = self._next_step
         if self.is_fixed:
             if not is_trained:
-                fuse_gelu(model)
                 compile_layers(model, is_fixed=True)
             with torch.inference_mode(), self.cache.in_use():
                 self.image_tokens = Captured(self._image_tokens, *self._blank_images())

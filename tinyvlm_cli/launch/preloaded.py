@@ -4,6 +4,7 @@ import ctypes
 import gc
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 if sys.platform == "linux":  # end with the command, whose output would otherwise stay open during the imports
@@ -15,11 +16,17 @@ unused = [name for name in ("scipy", "sklearn") if name not in sys.modules]
 sys.modules.update(dict.fromkeys(unused))  # type: ignore[arg-type]
 try:
     import torch
-    import transformers.generation.candidate_generator
-    import transformers.loss.loss_utils
-    import transformers.modeling_layers  # noqa: F401
+
+    with ThreadPoolExecutor(1) as pool:  # the driver takes some tenths of a second to answer
+        has_gpu = pool.submit(torch.cuda.is_available)
+        import transformers.generation.candidate_generator
+        import transformers.loss.loss_utils
+        import transformers.modeling_layers  # noqa: F401
 finally:
     for name in unused:
         del sys.modules[name]
-if torch.cuda.is_available():
+if has_gpu.result():
     import torch._inductor.compile_fx
+
+    # Hashes PyTorch's files for the keys of its compiler's cache. In a thread of a worker, it would take a second.
+    torch._inductor.codecache.torch_key()

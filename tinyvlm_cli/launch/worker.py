@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -55,18 +56,23 @@ def work(job: str, folder: Path) -> None:
 
 
 def _prepare_gpu() -> None:
-    """On a GPU, start CUDA in the background, and hash PyTorch's files for the keys of its compiler's cache."""
-    import torch
+    """On a GPU, start CUDA and its libraries in the background, and hash Triton's files for the compiler's cache."""
 
     def prepare() -> None:
-        torch.zeros(1, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        import torch
+        from torch.nn import functional
+
+        if not torch.cuda.is_available():
+            return
+        with suppress(RuntimeError), torch.no_grad():  # the main thread raises errors
+            one = torch.zeros(1, 8, 8, 8, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}", dtype=torch.bfloat16)
+            functional.linear(one, one[0, 0])  # cuBLAS
+            functional.conv2d(one, one)  # cuDNN
         from torch._inductor import codecache
 
-        codecache.torch_key()
         codecache.CacheBase.get_system()
 
-    if torch.cuda.is_available():
-        threading.Thread(target=prepare, daemon=True).start()
+    threading.Thread(target=prepare, daemon=True).start()
 
 
 def step_scorer(job: "StageJob") -> "StepScorer | None":
