@@ -161,4 +161,5 @@ def test_weights_are_checked_when_they_have_arrived() -> None:
         moved(model, torch.device("cpu"), "results/runs/r").result()
     model = small_vlm("full", torch.float16)
     model.connector.layers[0].weight.data.fill_(60_000)  # each is finite, but not their sum
+    model.connector.layers[2].weight.data = model.connector.layers[2].weight.data.to(torch.float8_e4m3fn)
     moved(model, torch.device("cpu"), "results/runs/r").result()

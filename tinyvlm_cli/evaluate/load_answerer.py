@@ -122,11 +122,11 @@ def _batches(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> Iterator[t
 
 def _check_finite(weights: Mapping[str, Tensor], name: str) -> None:
     """Raise UserError if a weight is not finite: the model would give empty or random answers, and get a score."""
-    sums = torch._foreach_norm([weight for weight in weights.values() if weight.is_floating_point()], 1)
-    if torch.isfinite(torch.stack(sums)).all():  # in few calls; a sum may also overflow
+    checked = {key: one for key, one in weights.items() if one.is_floating_point() and one.itemsize > 1}  # not FP8
+    if torch.isfinite(torch.stack(torch._foreach_norm(list(checked.values()), 1))).all():  # in few calls
         return
-    is_finite = torch.stack([torch.isfinite(weight).all() for weight in weights.values()]).tolist()
-    if broken := [one for one, is_whole in zip(weights, is_finite, strict=True) if not is_whole]:
+    is_finite = torch.stack([torch.isfinite(weight).all() for weight in checked.values()]).tolist()
+    if broken := [one for one, is_whole in zip(checked, is_finite, strict=True) if not is_whole]:  # or a sum overflowed
         raise UserError(
             f"run={name}: {len(broken)} tensors have weights that are not finite, such as {broken[0]}; train again, "
             "or use an intact model"
