@@ -28,6 +28,18 @@ TAKE_ARGUMENT = frozenset(
     | {"--config-name", "--config-path", "--config-dir", "--shell-completion"}
 )
 
+# OmegaConf's errors about a value, and how they are reported.
+VALUE_ERRORS = {
+    r"Value ('.*') of type 'str' could not be converted to Integer": r"found \1; use an integer",
+    r"Value '(.*)' of type '\w+' could not be converted to Integer": r"found \1; use an integer",
+    r"Value ('.*') of type 'str' could not be converted to Float": r"found \1; use a number",
+    r"Value '(.*)' of type '\w+' could not be converted to Float": r"found \1; use a number",
+    r"Value ('.*') is not a valid bool.*": r"found \1; use true or false",
+    r"Cannot convert '\w+' to string: '(.*)'": r"found \1; use a text",
+    r"Invalid value ('.*'), expected one of \[(.*)\]": r"found \1; choose from \2",
+    r"field '.*' is not Optional|Incompatible value 'None' for field.*": "found null; use a value",
+}
+
 
 def read_arguments(arguments: list[str], schema: type) -> tuple[list[str], list[str]]:
     """Split a command's arguments into Hydra flags (with their arguments) and settings in Hydra's override grammar.
@@ -52,8 +64,10 @@ def read_arguments(arguments: list[str], schema: type) -> tuple[list[str], list[
             # Hydra would run a single job per sweep file and ignore the grids in the files.
             raise UserError(f"{setting}: only one sweep per command is supported; run the command once for each sweep")
         key, _, value = setting.partition("=")
-        if key == group and re.match(r"(null|\{.*)$", value) and (options := group_options(key)):
-            raise UserError(f"{setting}: expected a name; choose from {', '.join(options)}")
+        if key == group and (options := group_options(key)):
+            takes_several = key in allowed and allowed[key].metadata.get("several")
+            if re.match(r"(null|\{.*)$" if takes_several else r"(null|[\[{].*)$", value):
+                raise UserError(f"{setting}: expected one name; choose from {', '.join(options)}")
         if key in allowed and allowed[key].metadata.get("text"):
             is_plain = value in ("", "null") or (len(value) > 1 and value[0] + value[-1] in ("''", '""', "[]"))
             value = value if is_plain else _quoted(value)
@@ -141,7 +155,9 @@ def explain(error: Exception, schema: type, settings: list[str]) -> str:  # noqa
         return f"{error.override}: invalid override; put the value in quotes, as in 'KEY=\"VALUE\"'"
     if isinstance(error, MissingConfigException) and "/" in (path := error.missing_cfg_file or ""):
         group, _, name = path.rpartition("/")
-        return f"{group}={name}: '{name}' does not exist; {suggest(name, sorted(error.options or []))}"
+        return (
+            f"{group}={name}: '{name}' does not exist; {suggest(name, sorted(error.options or group_options(group)))}"
+        )
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__ or cause.__context__  # Hydra wraps OmegaConf's errors, some without `from`
@@ -167,19 +183,24 @@ def explain(error: Exception, schema: type, settings: list[str]) -> str:  # noqa
     if match := re.match(r"Cannot merge DictConfig|Invalid (type|value) assigned: \w+ is not a", text):
         is_list = match[1] == "value" or any(re.match(rf"\W*{re.escape(key)}=\{{", setting) for setting in settings)
         return f"{key}: expected {'a list, as in [A,B]' if is_list else 'a mapping, as in {KEY: VALUE}'}"
+    for pattern, sentence in VALUE_ERRORS.items():
+        if match := re.fullmatch(pattern, text):
+            return f"{key}: {match.expand(sentence)}"
     return f"{key}: {text}"
 
 
 def _similar(key: str, error: OmegaConfBaseException, schema: type) -> str:
-    """Return a hint: the most similar sibling of the unknown key, or else the most similar setting elsewhere."""
+    """Return a hint: the most similar sibling of an unknown key, or a similar setting elsewhere, or all siblings."""
     prefix, _, last = key.rpartition(".")
     neighbours = [str(name) for name in error.parent_node] if isinstance(error.parent_node, Mapping) else []
     if near := get_close_matches(last, neighbours, n=1):
         return f"did you mean {prefix}.{near[0]}?"
     paths = list(_paths(schema))
-    ends = get_close_matches(last, {path.rpartition(".")[2] for path in paths}, n=1)
+    ends = get_close_matches(last, {path.rpartition(".")[2] for path in paths}, n=1, cutoff=0.75)
     close = get_close_matches(key, [path for path in paths if path.rpartition(".")[2] in ends], n=1, cutoff=0.0)
-    return f"did you mean {close[0]}?" if close else "use `--cfg job` to show all settings"
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"choose from {', '.join(neighbours)}" if neighbours else "use `--cfg job` to show all settings"
 
 
 def _paths(schema: Any, prefix: str = "") -> Iterator[str]:
