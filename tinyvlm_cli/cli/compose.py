@@ -28,7 +28,7 @@ from tinyvlm_cli.cli.commands import Command
 from tinyvlm_cli.cli.config_files import CachedRepository, CachedSource, Overriding, SweepSource, TinyvlmSearchPath
 from tinyvlm_cli.cli.effects import with_effect
 from tinyvlm_cli.cli.explain import explain
-from tinyvlm_cli.cli.names import name_members, overridden, packaged_overrides, show_differences
+from tinyvlm_cli.cli.names import name_members, overridden, packaged_overrides, show_differences, task_overrides
 from tinyvlm_cli.cli.nested import compose_packaged, insert_benchmarks
 from tinyvlm_cli.config.build import PACKAGE, conf_dir, trust
 from tinyvlm_cli.config.ranges import out_of_range
@@ -55,14 +55,14 @@ class Cell:
     @property
     def overrides(self) -> str:
         """Overrides of the cell, separated by spaces."""
-        return " ".join(self.hydra.overrides.task)
+        return " ".join(task_overrides(self.hydra))
 
     def config(self) -> Any:
         """Return the command's settings. The names of group members include their overrides, see names.py.
 
         Raises UserError if settings are missing, do not match the schema or are out of range.
         """
-        config = with_effect(self._settings(), self.command.name, self.hydra.overrides.task)
+        config = with_effect(self._settings(), self.command.name, task_overrides(self.hydra))
         raise_findings(out_of_range(config))
         return config
 
@@ -76,7 +76,7 @@ class Cell:
             if missing := sorted(OmegaConf.missing_keys(self.composed)):
                 raise UserError("\n".join(f"{key}: not set; add {key}=..." for key in missing))
             overrides = packaged_overrides(self.composed, self.hydra)
-            if not overrides and not any(override.startswith("+") for override in self.hydra.overrides.task):
+            if not overrides and not any(override.startswith("+") for override in task_overrides(self.hydra)):
                 return OmegaConf.to_object(self.composed)
             plain: Any = OmegaConf.to_container(self.composed, resolve=True)
             if overrides:
@@ -110,7 +110,7 @@ def compose_cells(command: Command, settings: list[str], *, is_grid: bool) -> It
                     "jobs in advance, but a search chooses each one after the previous results; use the basic sweeper"
                 )
             grid = [f"{key}={values}" for key, values in (whole.hydra.sweeper.params or {}).items()]
-            parsed = parser.parse_overrides([*grid, *whole.hydra.overrides.task])
+            parsed = parser.parse_overrides([*grid, *task_overrides(whole.hydra)])
             jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
             configs = (loader.load_sweep_config(whole, overrides) for overrides in jobs)
         elif has_several:

@@ -38,6 +38,9 @@ VALUE_ERRORS = {
     r"Cannot convert '\w+' to string: '(.*)'": r"found \1; use a text",
     r"Invalid value ('.*'), expected one of \[(.*)\]": r"found \1; choose from \2",
     r"field '.*' is not Optional|Incompatible value 'None' for field.*": "found null; use a value",
+    r"Interpolation key '(.*)' not found": r"found ${\1}, but there is no such setting; use another one",
+    r".*\"Environment variable '(.*)' not found\"": r"found ${oc.env:\1}, but this variable is not set; set it",
+    r"Unsupported interpolation type (\S+)": r"found ${\1:...}; use ${oc.env:NAME} or ${NAME.OF.A.SETTING}",
 }
 
 
@@ -64,9 +67,9 @@ def read_arguments(arguments: list[str], schema: type) -> tuple[list[str], list[
             # Hydra would run a single job per sweep file and ignore the grids in the files.
             raise UserError(f"{setting}: only one sweep per command is supported; run the command once for each sweep")
         key, _, value = setting.partition("=")
-        if key == group and (options := group_options(key)):
-            takes_several = key in allowed and allowed[key].metadata.get("several")
-            if re.match(r"(null|\{.*)$" if takes_several else r"(null|[\[{].*)$", value):
+        if key.lstrip("+~") == group and (options := group_options(group)):
+            takes_several = group in allowed and allowed[group].metadata.get("several")
+            if setting[0] == "~" or re.match(r"(null|\{.*)$" if takes_several else r"(null|[\[{].*)$", value):
                 raise UserError(f"{setting}: expected one name; choose from {', '.join(options)}")
         if key in allowed and allowed[key].metadata.get("text"):
             is_plain = value in ("", "null") or (len(value) > 1 and value[0] + value[-1] in ("''", '""', "[]"))
@@ -177,7 +180,7 @@ def explain(error: Exception, schema: type, settings: list[str]) -> str:  # noqa
                 if group_options(group):
                     return f"{group}.{key}: '{key}' is not selected; add {group}={key}"
                 return f"{group}.{key}: not an entry; add it in a copy of conf/{group}.yaml in ./conf"
-    text = _first_line(cause)
+    text = re.sub(r"While dereferencing interpolation '.*?': ", "", _first_line(cause))
     if match := re.match(r"MissingMandatoryValue .*: Missing mandatory value: (\S+)", text):
         return f"{match[1]}: not set; add {match[1]}=..."
     if match := re.match(r"Cannot merge DictConfig|Invalid (type|value) assigned: \w+ is not a", text):

@@ -72,7 +72,13 @@ def name_members(composed: DictConfig, hydra: Any) -> None:
 
 def overridden(hydra: Any) -> set[str]:
     """Return the settings on the command line and of the grid cell. hydra: see `name_members`."""
-    return {override.partition("=")[0].lstrip("+") for override in hydra.overrides.task}
+    return {override.partition("=")[0].lstrip("+") for override in task_overrides(hydra)}
+
+
+def task_overrides(hydra: Any) -> list[str]:
+    """Return the overrides on the command line and of the grid cell as they were typed: `${...}` is not resolved."""
+    overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    return list(overrides)
 
 
 @cache
@@ -90,7 +96,7 @@ def packaged_overrides(config: DictConfig, hydra: Any) -> list[str]:
     shipped = {str(conf_dir()), str(sweeps_dir()), "hydra.conf", ""}
     changed = re.compile(rf"[+~]*({'|'.join(GROUPS)})[./@]")
     is_shipped = all(source.path in shipped for source in hydra.runtime.config_sources)
-    if not config.keys() & set(GROUPS) or (is_shipped and not any(map(changed.match, hydra.overrides.task))):
+    if not config.keys() & set(GROUPS) or (is_shipped and not any(map(changed.match, task_overrides(hydra)))):
         return []
     overrides = []
     for group in GROUPS:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 
+from tinyvlm_cli.cli.names import task_overrides
 from tinyvlm_cli.config.build import paper_dir
 from tinyvlm_cli.config.commands import Format, Report
 from tinyvlm_cli.console import Screen
@@ -57,7 +58,7 @@ def _sheets(config: Report, results: Results) -> list[Sheet]:
     scores = all_scores(results.scores(), paper_dir() / "published_scores.csv")
     names = list(config.table)
     if config.only_fitting:  # overriding a table's setting selects the table
-        overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+        overrides = task_overrides(HydraConfig.get()) if HydraConfig.initialized() else []
         changed = {one.split(".")[1] for one in overrides if one.lstrip("+~").startswith("table.")}
         names = [name for name in names if name in changed] or fitting(config.table, scores)
         if not (scores["origin"] == OURS).any() and (runs := results.runs()):

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from tinyvlm_cli.cli.compose import Cell, Outcome
 from tinyvlm_cli.cli.effects import key_of
+from tinyvlm_cli.cli.names import task_overrides
 from tinyvlm_cli.config.commands import Status as Settings
 from tinyvlm_cli.config.commands import StatusFormat
 from tinyvlm_cli.console import Screen, printable
@@ -44,7 +45,7 @@ def run_together(cells: Iterator[Cell]) -> list[Outcome]:
     """Print the state of the runs of a grid, or of all runs if the command line selects none."""
     gc.disable()  # nothing can be freed before exit, and garbage collection takes a quarter of the time
     grid = list(cells)
-    is_chosen = len(grid) > 1 or any(key_of(word) not in OWN for word in grid[0].hydra.overrides.task)
+    is_chosen = len(grid) > 1 or any(key_of(word) not in OWN for word in task_overrides(grid[0].hydra))
     settings: Settings | None = None
     wanted: list[Wanted] = []
     for cell in grid:
