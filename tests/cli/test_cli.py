@@ -35,6 +35,24 @@ def test_help_imports_neither_torch_nor_hydra() -> None:
     assert all(f"\n  {name} " in done.stdout for name in COMMANDS)
 
 
+def test_help_about_a_command_is_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", "plan"]) == 0
+    assert capsys.readouterr().out.startswith("Show what `tinyvlm train` would do")
+    assert main(["help", "plna"]) == 2
+    assert "did you mean 'plan'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--cfg", "job"]])
+def test_output_may_be_cut_off(arguments: list[str]) -> None:
+    """As in `tinyvlm --help | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "tinyvlm_cli", *arguments]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.returncode == 1 and not done.stderr
+
+
 def test_compiled_layers_are_kept(tmp_path: Path) -> None:
     """Importing PyTorch chooses a folder for them, which must not be in the command's temporary folder."""
     code = (

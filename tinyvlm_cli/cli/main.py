@@ -44,7 +44,18 @@ def main(arguments: list[str] | None = None) -> int:
     is_program = arguments is None  # not called by a test
     if is_program:  # garbage collection takes a fifth of the time of imports, which create no garbage
         gc.set_threshold(100_000, 50, 50)
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = _main(sys.argv[1:] if arguments is None else arguments, is_program=is_program)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `tinyvlm report | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILED
+    return code
+
+
+def _main(arguments: list[str], *, is_program: bool) -> int:
+    if arguments[:1] == ["help"] and arguments[1:]:
+        arguments = [arguments[1], "--help"]
     if arguments and arguments[0] in ("-sc", "--shell-completion"):
         return complete(arguments[1:])
     if arguments and arguments[0] == "--version":
@@ -96,8 +107,8 @@ def _run(name: str, rest: list[str], *, is_program: bool) -> int:
     except KeyboardInterrupt:
         print(f"tinyvlm {name}: interrupted; run the same command again to resume", file=sys.stderr)
         code = INTERRUPTED
-    except BrokenPipeError:  # `tinyvlm report | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # see `main`
+        raise
     except (UserError, WorkerError, OSError) as error:
         if wants_traceback or (isinstance(error, OSError) and error.errno is None):
             raise

@@ -72,7 +72,8 @@ def run_command(command: Command, arguments: list[str]) -> int:
         source = str(frame.f_globals.get("__name__")).partition(".")[0]
         if source not in ("tinyvlm_cli", "submitit") and any(outcome.error for outcome in job.outcomes()):
             return _conclude(command, job.done)  # a sweeper such as Optuna's stops after a failed job
-        if isinstance(error, HydraException | OmegaConfBaseException) or source in ("hydra", "omegaconf"):
+        is_theirs = source in ("hydra", "omegaconf") and not isinstance(error, OSError)  # such as a closed pipe
+        if is_theirs or isinstance(error, HydraException | OmegaConfBaseException):
             raise UserError(explain(error, schema, settings)) from error
         if source != "submitit":
             raise
