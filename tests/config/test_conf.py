@@ -96,6 +96,32 @@ def test_the_users_own_files_come_first(tmp_path: Path, monkeypatch: pytest.Monk
     assert (config.llm.name, config.llm.label, config.seed) == ("mine", "Mine", 7)
 
 
+def test_a_sweep_needs_only_the_values_of_its_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "own.yaml").write_text("hydra: {sweeper: {params: {seed: '1,2'}}}", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    prepare_hydra(COMMANDS["train"])
+    cells = compose_cells(COMMANDS["train"], ["sweep=own"], is_grid=False)
+    assert [cell.config().seed for cell in cells] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ("llm: phi2,tiny", "llm: found 'phi2,tiny'; write it below hydra.sweeper.params"),
+        ("hydra: {sweeper: {params: {llm: [phi2, tiny]}}}", "hydra.sweeper.params.llm: found a list; write it as"),
+    ],
+)
+def test_a_sweep_that_hydra_would_misread_is_an_error(
+    content: str, error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "own.yaml").write_text(content, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "sweep=own"]) == 2
+    assert f"sweeps/own.yaml: {error}" in capsys.readouterr().err
+
+
 def test_a_dataset_written_for_an_earlier_version_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "conf" / "data").mkdir(parents=True)
     (tmp_path / "conf" / "data" / "mine.yaml").write_text("name: mine\nlabel: mine\nsplits: {}\n", encoding="utf-8")

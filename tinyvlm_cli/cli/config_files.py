@@ -15,9 +15,10 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf._utils import get_yaml_loader, split_key
 
+from tinyvlm_cli.cli.explain import group_options
 from tinyvlm_cli.config.build import conf_dir, is_results_folder, sweeps_dir
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.untrusted import MAX_YAML_BYTES, read_bytes, read_yaml
@@ -102,7 +103,25 @@ class SweepSource(CachedSource):
         return "sweeps"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        return super().load_config(PurePosixPath(config_path).name)
+        """Return a file. It need not state that its package is `_global_` and, if it has a grid, Hydra's mode MULTIRUN.
+
+        Raises UserError if it chooses members of groups in a way that Hydra does not read.
+        """
+        name = PurePosixPath(config_path).name
+        loaded = super().load_config(name)
+        config: Any = loaded.config
+        where = f"{Path(self.path, self._normalize_file_name(name))}: "
+        for key, value in config.items():
+            if isinstance(value, str) and group_options(key):
+                raise UserError(f"{where}{key}: found '{value}'; write it below hydra.sweeper.params")
+        params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+        for key, value in params.items():
+            if isinstance(value, ListConfig) and group_options(key):
+                raise UserError(f"{where}hydra.sweeper.params.{key}: found a list; write it as {key}: A,B")
+        if params and not config.hydra.get("mode"):
+            config.hydra.mode = "MULTIRUN"
+        loaded.header["package"] = loaded.header.get("package") or "_global_"
+        return loaded
 
     def is_group(self, config_path: str) -> bool:
         return config_path in ("", SWEEP)

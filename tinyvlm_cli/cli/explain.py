@@ -197,7 +197,7 @@ def _similar(key: str, error: OmegaConfBaseException, schema: type) -> str:
     prefix, _, last = key.rpartition(".")
     neighbours = [str(name) for name in error.parent_node] if isinstance(error.parent_node, Mapping) else []
     if near := get_close_matches(last, neighbours, n=1):
-        return f"did you mean {prefix}.{near[0]}?"
+        return f"did you mean {prefix and prefix + '.'}{near[0]}?"
     paths = list(_paths(schema))
     ends = get_close_matches(last, {path.rpartition(".")[2] for path in paths}, n=1, cutoff=0.75)
     close = get_close_matches(key, [path for path in paths if path.rpartition(".")[2] in ends], n=1, cutoff=0.0)
