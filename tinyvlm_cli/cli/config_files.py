@@ -18,7 +18,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf._utils import get_yaml_loader, split_key
 
-from tinyvlm_cli.cli.explain import group_options
+from tinyvlm_cli.cli.explain import SEVERAL, group_options
 from tinyvlm_cli.config.build import conf_dir, is_results_folder, sweeps_dir
 from tinyvlm_cli.errors import UserError
 from tinyvlm_cli.untrusted import MAX_YAML_BYTES, read_bytes, read_yaml
@@ -54,7 +54,10 @@ class CachedSource(FileConfigSource):
         return "cached"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Return a copy of the file's content. Raises UserError if it is not a mapping in YAML."""
+        """Return a copy of the file's content. Raises UserError if it is not a mapping in YAML.
+
+        A member of a group of which several can be chosen has its own name as its key, unless the file states another.
+        """
         path, advice = Path(self.path, self._normalize_file_name(config_path)), "correct the file"
         key = (self.path, config_path, read_bytes(path, advice, limit=MAX_YAML_BYTES))
         if key not in self.parsed:
@@ -70,6 +73,9 @@ class CachedSource(FileConfigSource):
                 for folder, source in (loaded.config.pop("image_sources", None) or {}).items():  # of earlier versions
                     OmegaConf.update(loaded.config, "downloads", {}, force_add=True, merge=True)
                     loaded.config.downloads[folder] = {"name": source, "by_hand": "no address is given"}
+            group, _, name = config_path.removesuffix(".yaml").rpartition("/")
+            if group in SEVERAL and set(content or ()) - {"defaults"}:
+                loaded.header["package"] = loaded.header.get("package") or f"{group}.{name}"
             self.parsed[key] = pickle.dumps(loaded)
         result: ConfigResult = pickle.loads(self.parsed[key])
         return result

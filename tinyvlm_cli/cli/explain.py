@@ -20,6 +20,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from tinyvlm_cli.config.build import conf_dir
 from tinyvlm_cli.errors import UserError, suggest
 
+SEVERAL = ("benchmark", "table")  # groups of which several members can be chosen, as in benchmark=[pope,gqa]
 # Mappings of a report table to which users may add keys.
 OWN_KEYS = re.compile(r"table\.[^.=]+\.(runs|headers|against)[.=]")
 # Hydra flags that take an argument.
@@ -67,10 +68,10 @@ def read_arguments(arguments: list[str], schema: type) -> tuple[list[str], list[
             # Hydra would run a single job per sweep file and ignore the grids in the files.
             raise UserError(f"{setting}: only one sweep per command is supported; run the command once for each sweep")
         key, _, value = setting.partition("=")
-        if key.lstrip("+~") == group and (options := group_options(group)):
-            takes_several = group in allowed and allowed[group].metadata.get("several")
-            if setting[0] == "~" or re.match(r"(null|\{.*)$" if takes_several else r"(null|[\[{].*)$", value):
-                raise UserError(f"{setting}: expected one name; choose from {', '.join(options)}")
+        no_name = r"(null|\{.*)$" if group in SEVERAL else r"(null|[\[{].*)$"
+        is_whole = key.lstrip("+~") == group
+        if is_whole and (setting[0] == "~" or re.match(no_name, value)) and (options := group_options(group)):
+            raise UserError(f"{setting}: expected one name; choose from {', '.join(options)}")
         if key in allowed and allowed[key].metadata.get("text"):
             is_plain = value in ("", "null") or (len(value) > 1 and value[0] + value[-1] in ("''", '""', "[]"))
             value = value if is_plain else _quoted(value)

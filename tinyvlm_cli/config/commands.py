@@ -11,7 +11,6 @@ from tinyvlm_cli.config.evaluation import Judge
 from tinyvlm_cli.config.ranges import integer, number
 from tinyvlm_cli.config.schema import LLM, Precision, Prompt, Train, Vision
 
-SEVERAL = {"several": True}  # metadata of a group of which several members can be chosen, as in benchmark=[pope,gqa]
 TEXT = {"text": True}  # metadata of a free-text setting, which is taken literally, including commas and quotes
 
 
@@ -21,7 +20,7 @@ class Eval:
 
     run: str = MISSING  # a run's name or folder name, "all", or a model folder in Hugging Face format
     stage: str | None = None  # null: the last stage of the run
-    benchmark: dict[str, Any] = field(default=MISSING, metadata=SEVERAL)  # name -> `_target_` and constructor arguments
+    benchmark: dict[str, Any] = MISSING  # name -> `_target_` and constructor arguments
     blind: bool = MISSING  # also answer with images shuffled between questions, as a text-only baseline
     limit: int | None = integer(
         0, default=None
@@ -38,7 +37,7 @@ class Eval:
 class Score:
     """Settings of `tinyvlm score`."""
 
-    benchmark: dict[str, Any] = field(default=MISSING, metadata=SEVERAL)
+    benchmark: dict[str, Any] = MISSING
     answers: str = MISSING  # JSONL file with question_id, prompt and text, or an answers folder of `tinyvlm eval`
     data_dir: str = MISSING  # folder of the benchmark
     partial: bool = MISSING  # accept unanswered questions; the score is marked as not comparable
@@ -158,7 +157,7 @@ class Table:
 class Report:
     """Settings of `tinyvlm report`."""
 
-    table: dict[str, Table] = field(default=MISSING, metadata=SEVERAL)  # table name -> table
+    table: dict[str, Table] = MISSING  # table name -> table
     a: str | None = None  # with table=compare: the baseline run
     b: str | None = None  # with table=compare: the run that is compared with `a`
     format: Format = MISSING  # format of the printed tables; `output` receives all formats
@@ -174,7 +173,7 @@ class DataCommand:
 
     action: str = MISSING  # get, check or prepare
     data: Data | None = None
-    benchmark: dict[str, Any] = field(default_factory=dict, metadata=SEVERAL)
+    benchmark: dict[str, Any] = field(default_factory=dict)
     llm: LLM | None = None
     vision: Vision | None = None
     prompts: dict[str, Prompt] = MISSING  # split -> prompt format of the index that `prepare` builds

@@ -40,8 +40,7 @@ class Shapes(MeanBenchmark):
     def point(self, result):
         return float(result.meaning == result.item.truth)
 '''
-YAML = """# @package benchmark.shapes
-_target_: someones_shapes.Shapes
+YAML = """_target_: someones_shapes.Shapes
 name: shapes
 label: Shapes
 data_dir: ${benchmark_dir:shapes}
