@@ -67,7 +67,7 @@ def build(node: dict[str, Any], kind: type | None, **more: Any) -> Any:
     kind: base class of the target; None: any function or class, for nodes of the user's own configuration only.
     Raises a UserError that lists all unknown and missing keys, or if the target is not a subclass of `kind`.
     """
-    findings = check(node, set(more), where=str(node.get("name", "component")))
+    findings = check(node, set(more), where=str(node.get("name") or (kind.__name__.lower() if kind else "component")))
     raise_findings(findings)
     target = _import(node["_target_"])
     if kind is not None and not (isinstance(target, type) and issubclass(target, kind)):
@@ -147,6 +147,8 @@ def code_hash(module: str) -> str:
 
 def _import(path: str) -> Any:
     module, _, name = path.rpartition(".")
+    if not module:
+        raise UserError(f"cannot import '{path}', because it names no module; write MODULE.CLASS")
     module = FORMER_MODULES.get(module, module)
     _check_trusted(module)
     try:
