@@ -173,6 +173,14 @@ def test_a_class_of_ones_own_is_checked_before_weights_are_loaded(
         meta_model(config.llm, config.vision, config.connector)
 
 
+def test_a_sample_must_hold_an_image_and_text() -> None:
+    config = composed("plan", "llm=tiny", "vision=tiny", "llm.max_length=17")
+    assert meta_model(config.llm, config.vision, config.connector).tokens_per_image == 16
+    config.llm.max_length = 16
+    with pytest.raises(UserError, match=r"llm\.max_length: 16 tokens hold no text beside an image of 16; raise it"):
+        meta_model(config.llm, config.vision, config.connector)
+
+
 def test_identity_needs_equal_widths() -> None:
     features = torch.randn(1, 2, 6)
     assert torch.equal(Identity(6, 6)(features), features)

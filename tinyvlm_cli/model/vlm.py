@@ -159,12 +159,15 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
 def meta_model(llm: LLM, vision: Vision, connector: dict[str, Any]) -> VLM:
     """Build the whole model on the meta device, without allocating memory.
 
-    Raises UserError if the parts do not fit each other. The tokenizer is checked too, if it is in a local folder.
+    Raises UserError if the parts do not fit each other, or a sample of `llm.max_length` tokens does not hold an image
+    and text. The tokenizer is checked too, if it is in a local folder.
     """
     model = random_model(llm, vision, connector, torch.device("meta"), dtype=torch.float32, attention="sdpa")
     findings: list[str] = []
     with collected(findings):
         model.check_shapes(vision)
+        if llm.max_length <= (size := model.tokens_per_image):
+            raise UserError(f"llm.max_length: {llm.max_length} tokens hold no text beside an image of {size}; raise it")
     if (Path(llm.path) / "tokenizer.json").is_file():
         with collected(findings):
             load_tokenizer(llm, num_embeddings=model.llm.get_input_embeddings().num_embeddings)
