@@ -177,7 +177,7 @@ def test_a_sample_must_hold_an_image_and_text() -> None:
     config = composed("plan", "llm=tiny", "vision=tiny", "llm.max_length=17")
     assert meta_model(config.llm, config.vision, config.connector).tokens_per_image == 16
     config.llm.max_length = 16
-    with pytest.raises(UserError, match=r"llm\.max_length: 16 tokens hold no text beside an image of 16; raise it"):
+    with pytest.raises(UserError, match=r"llm\.max_length: found 16, but an image takes 16 tokens; use more"):
         meta_model(config.llm, config.vision, config.connector)
 
 

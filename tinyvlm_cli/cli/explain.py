@@ -36,7 +36,7 @@ VALUE_ERRORS = {
     r"Value ('.*') of type 'str' could not be converted to Float": r"found \1; use a number",
     r"Value '(.*)' of type '\w+' could not be converted to Float": r"found \1; use a number",
     r"Value ('.*') is not a valid bool.*": r"found \1; use true or false",
-    r"Cannot convert '\w+' to string: '(.*)'": r"found \1; use a text",
+    r"Cannot convert '\w+' to string: '(.*)'": r"found \1; use text",
     r"Invalid value ('.*'), expected one of \[(.*)\]": r"found \1; choose from \2",
     r"field '.*' is not Optional|Incompatible value 'None' for field.*": "found null; use a value",
     r"Interpolation key '(.*)' not found": r"found ${\1}, but there is no such setting; use another one",

@@ -167,7 +167,7 @@ def meta_model(llm: LLM, vision: Vision, connector: dict[str, Any]) -> VLM:
     with collected(findings):
         model.check_shapes(vision)
         if llm.max_length <= (size := model.tokens_per_image):
-            raise UserError(f"llm.max_length: {llm.max_length} tokens hold no text beside an image of {size}; raise it")
+            raise UserError(f"llm.max_length: found {llm.max_length}, but an image takes {size} tokens; use more")
     if (Path(llm.path) / "tokenizer.json").is_file():
         with collected(findings):
             load_tokenizer(llm, num_embeddings=model.llm.get_input_embeddings().num_embeddings)

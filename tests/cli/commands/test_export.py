@@ -42,7 +42,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("run=one", "results/stages/f: a stage of one is not trained"),
         ("run=one stage=share", "stage=share: one has no such stage; choose from pretrain, finetune"),
         ("run=one stage=pretrain output=results", "output=results: already exists"),
-        ("run=one format=onnx", "choose from llava, parts"),
+        ("run=one format=onnx", "format: found 'onnx'; choose from llava, parts"),
     ],
 )
 def test_a_mistake_is_one_sentence(words: str, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
